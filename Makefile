@@ -1,0 +1,55 @@
+# Everything a newcomer needs: `make demo` runs the main job, `make test` passes the tests; both do all the set-up.
+PYTHON ?= python3
+VENV ?= .venv
+# On Linux PyPI's torch is the CUDA build. For the smaller CPU build:
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test lint format bench nvcc cuda-check clean
+
+demo: $(VENV)/.built
+	$(BIN)/unlearnx run poison-digits
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(VENV)/.built
+	$(BIN)/python -m pytest benchmarks
+
+lint: $(VENV)/.built $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/mypy
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# The CUDA compiler alone (271 MB, no GPU needed), for the tests that compile the kernels.
+nvcc: $(VENV)/.torch
+	$(BIN)/pip install -q "cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==13.0.2"
+
+# Builds and imports the full CUDA extension beside a CUDA torch, in an environment that is thrown away.
+cuda-check:
+	tests/cuda_check.sh $(PYTHON)
+
+clean:
+	rm -rf build *.egg-info unlearnx/_C*.so $(VENV)/.built
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip "setuptools>=77" ninja
+	$(BIN)/pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -e ".[experiments,test]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q clang-format==23.1.5 mypy==2.4.1 ruff==0.17.5
+	touch $@

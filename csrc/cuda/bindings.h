@@ -1,0 +1,52 @@
+// What every binding needs between a tensor and a launcher.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "cuda/interface.h"
+
+namespace unlearnx::cuda {
+
+inline DType dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble:
+      return DType::Double;
+    case at::kHalf:
+      return DType::Half;
+    case at::kBFloat16:
+      return DType::BFloat16;
+    default:
+      return DType::Float;
+  }
+}
+
+/// Three paired lists as launches of equal dtypes: calls launch(table, dtype of a, dtype of b and c). Where b and c
+/// differ in dtype, both take the wider one.
+template <typename Launch>
+void for_each_table(const std::vector<at::Tensor>& a, std::vector<at::Tensor> b, std::vector<at::Tensor> c,
+                    const Launch& launch) {
+  std::map<std::pair<DType, DType>, TensorTable<3>> tables;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i].numel() == 0) continue;
+    const auto common = c10::promoteTypes(b[i].scalar_type(), c[i].scalar_type());
+    b[i] = b[i].to(common);
+    c[i] = c[i].to(common);
+    const auto key = std::pair(dtype_of(a[i]), dtype_of(b[i]));
+    auto& table = tables[key];
+    table.add(static_cast<int>(i), a[i].numel(), {a[i].data_ptr(), b[i].data_ptr(), c[i].data_ptr()});
+    if (table.full()) {
+      launch(table, key.first, key.second);
+      table = {};
+    }
+  }
+  for (const auto& [key, table] : tables) launch(table, key.first, key.second);
+}
+
+}  // namespace unlearnx::cuda

@@ -1,0 +1,278 @@
+// Executes CUDA kernels on the CPU: one block at a time, each of its threads a fiber.
+//
+// Finds indexing, bounds (under AddressSanitizer) and barrier errors. Shared memory starts out poisoned, since
+// zeroed memory hides missing barriers, and the order in which fibers run is random. Does not model races between
+// blocks, tensor-core or asynchronous-copy instructions: kernels that use those keep a plain path beside them.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "cuda/interface.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct uint3 {
+  unsigned x, y, z;
+};
+
+using __half = _Float16;
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+  __nv_bfloat16() = default;
+  explicit __nv_bfloat16(float value) {
+    uint32_t b;
+    std::memcpy(&b, &value, 4);
+    bits = static_cast<uint16_t>((b + 0x7fff + ((b >> 16) & 1)) >> 16);
+  }
+  explicit operator double() const { return static_cast<float>(*this); }
+  explicit operator float() const {
+    const uint32_t b = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &b, 4);
+    return value;
+  }
+};
+
+namespace emu {
+
+constexpr size_t kStack = 64 * 1024;
+
+enum class State { Running, AtBlockBarrier, AtWarpBarrier, Done };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(kStack);
+  void* shadow_stack = nullptr;  // AddressSanitizer's, while the fiber is not running
+  uint3 thread;
+  int linear;
+  State state;
+  unsigned mask;  // lanes the fiber waits for at a warp barrier
+  int phase;      // of the exchange slots: two take turns, so that a fast lane does not overwrite a slow one's value
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<uint64_t> slots;
+  int threads = 0;
+  uint3 index;
+  dim3 size, grid;
+  uint64_t generation = 0;  // of shared memory: another block, another generation
+  Fiber* current = nullptr;
+  const std::function<void()>* body = nullptr;
+  ucontext_t scheduler;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_size = 0;
+  std::mt19937 random{0};
+};
+inline Block block;
+
+[[noreturn]] inline void die(const char* what) {
+  std::fprintf(stderr, "cuda_emu: %s in block (%u, %u, %u)\n", what, block.index.x, block.index.y, block.index.z);
+  std::abort();
+}
+
+/// Seed of the order in which the fibers of all later blocks run.
+inline void seed(unsigned value) {
+  block.random.seed(value);
+}
+
+// AddressSanitizer is told of every switch of stacks.
+inline void leave(void** save, const void* bottom, size_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(save, bottom, size);
+#else
+  (void)save, (void)bottom, (void)size;
+#endif
+}
+inline void arrive(void* saved, const void** bottom, size_t* size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(saved, bottom, size);
+#else
+  (void)saved, (void)bottom, (void)size;
+#endif
+}
+
+inline void to_scheduler(bool finished = false) {
+  Fiber& self = *block.current;
+  leave(finished ? nullptr : &self.shadow_stack, block.scheduler_stack, block.scheduler_size);
+  swapcontext(&self.context, &block.scheduler);
+  arrive(self.shadow_stack, nullptr, nullptr);
+}
+
+inline void to_fiber(Fiber& fiber) {
+  block.current = &fiber;
+  void* shadow = nullptr;
+  leave(&shadow, fiber.stack.data(), kStack);
+  swapcontext(&block.scheduler, &fiber.context);
+  arrive(shadow, nullptr, nullptr);
+}
+
+inline void run_fiber() {
+  arrive(nullptr, &block.scheduler_stack, &block.scheduler_size);
+  (*block.body)();
+  block.current->state = State::Done;
+  to_scheduler(true);
+}
+
+/// True where every live lane named by the waiting lanes' masks has arrived.
+inline bool warp_complete(int warp) {
+  unsigned needed = 0, waiting = 0, live = 0;
+  for (int i = warp * 32; i < std::min(warp * 32 + 32, block.threads); ++i) {
+    const Fiber& fiber = block.fibers[i];
+    const unsigned lane = 1u << (i % 32);
+    if (fiber.state != State::Done) live |= lane;
+    if (fiber.state == State::AtWarpBarrier) waiting |= lane, needed |= fiber.mask;
+  }
+  return waiting && !(needed & live & ~waiting);
+}
+
+inline bool release_warps() {
+  bool released = false;
+  for (int warp = 0; warp * 32 < block.threads; ++warp) {
+    if (!warp_complete(warp)) continue;
+    for (int i = warp * 32; i < std::min(warp * 32 + 32, block.threads); ++i)
+      if (block.fibers[i].state == State::AtWarpBarrier) block.fibers[i].state = State::Running;
+    released = true;
+  }
+  return released;
+}
+
+inline int count(State state) {
+  return static_cast<int>(
+      std::count_if(block.fibers.begin(), block.fibers.end(), [&](const Fiber& f) { return f.state == state; }));
+}
+
+inline bool release_block() {
+  const int waiting = count(State::AtBlockBarrier);
+  if (!waiting || waiting + count(State::Done) != block.threads) return false;
+  for (auto& fiber : block.fibers)
+    if (fiber.state == State::AtBlockBarrier) fiber.state = State::Running;
+  return true;
+}
+
+inline void run_block() {
+  ++block.generation;
+  for (int i = 0; i < block.threads; ++i) {
+    Fiber& fiber = block.fibers[i];
+    const unsigned n = static_cast<unsigned>(i), x = block.size.x, y = block.size.y;
+    fiber.thread = {n % x, n / x % y, n / (x * y)};
+    fiber.linear = i;
+    fiber.state = State::Running;
+    fiber.phase = 0;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, run_fiber, 0);
+  }
+  std::vector<int> order(block.threads);
+  for (int i = 0; i < block.threads; ++i) order[i] = i;
+  while (count(State::Done) != block.threads) {
+    std::shuffle(order.begin(), order.end(), block.random);
+    bool progress = false;
+    for (int i : order)
+      if (block.fibers[i].state == State::Running) to_fiber(block.fibers[i]), progress = true;
+    progress |= release_warps();
+    progress |= release_block();
+    if (!progress && count(State::Done) != block.threads) die("barrier divergence (deadlock)");
+  }
+}
+
+inline void launch(dim3 grid, dim3 size, const std::function<void()>& body) {
+  block.threads = static_cast<int>(size.x * size.y * size.z);
+  if (block.threads < 1 || block.threads > 1024) die("bad block size");
+  block.fibers.resize(block.threads);
+  block.slots.assign(2 * block.threads, 0);
+  block.size = size;
+  block.grid = grid;
+  block.body = &body;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        block.index = {x, y, z};
+        run_block();
+      }
+}
+
+/// Shared memory of one UX_SHARED: a heap block of exactly its size, poisoned anew for every CUDA block.
+template <typename T, int Id>
+T* shared(size_t n) {
+  static std::vector<T> memory;
+  static uint64_t generation = 0;
+  if (generation != block.generation) {
+    memory.resize(n);
+    memory.shrink_to_fit();
+    std::memset(static_cast<void*>(memory.data()), 0xff, n * sizeof(T));
+    generation = block.generation;
+  }
+  return memory.data();
+}
+
+inline void wait_warp(unsigned mask) {
+  Fiber& self = *block.current;
+  if (!(mask >> (self.linear & 31) & 1)) die("lane not in its own mask");
+  self.mask = mask;
+  self.state = State::AtWarpBarrier;
+  to_scheduler();
+}
+
+template <typename T>
+T exchange(unsigned mask, T value, int source) {
+  static_assert(sizeof(T) <= 8, "");
+  Fiber& self = *block.current;
+  const int base = self.linear & ~31;
+  uint64_t* slots = &block.slots[(self.phase ^= 1) * block.threads];
+  std::memcpy(&slots[self.linear], &value, sizeof(T));
+  wait_warp(mask);
+  if (base + source >= block.threads || !(mask >> source & 1)) return value;
+  T result;
+  std::memcpy(&result, &slots[base + source], sizeof(T));
+  return result;
+}
+
+}  // namespace emu
+
+#define threadIdx (emu::block.current->thread)
+#define blockIdx (emu::block.index)
+#define blockDim (emu::block.size)
+#define gridDim (emu::block.grid)
+
+inline void __syncthreads() {
+  emu::block.current->state = emu::State::AtBlockBarrier;
+  emu::to_scheduler();
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+  const int lane = emu::block.current->linear & 31, source = lane + static_cast<int>(delta);
+  return emu::exchange(mask, value, source < 32 ? source : lane);
+}
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address = old + value;
+  return old;
+}
+using std::pow;

@@ -1,0 +1,58 @@
+import json
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from unlearnx.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def test_info():
+    result = run("info")
+    assert result.exit_code == 0
+    for word in ("torch", "compiler", "cpu level", "threads"):
+        assert word in result.output
+
+
+def test_poison_digits(tmp_path):
+    result = run(
+        "run", "poison-digits", "--seeds", 1, "--epochs", 20, "--out", tmp_path, "--name", "x", "--no-progress"
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "x" / "result.json").read_text())
+    (only,) = found["runs"]
+    assert only["clean"]["accuracy"] > only["poisoned"]["accuracy"]
+    assert found["flipped_labels"] == 287
+    assert max(s["restored"] for s in found["summary"].values()) >= 0.5
+    for entry in only["methods"].values():
+        assert sum(map(sum, entry["confusion"])) == found["test_images"]
+        assert entry["gradient_evaluations"] > 0
+    report = (tmp_path / "x" / "report.html").read_text()
+    assert "fine-tuning, last block" in report
+    assert not re.search(r'(src|href)="(?!data:)', report)
+    saved = sorted(f.name for f in (tmp_path / "x" / "seed-0").iterdir())
+    assert {"clean.pt", "poisoned.pt", "poison.npz", "ssd.pt", "first-order.pt"} <= set(saved)
+    assert torch.load(tmp_path / "x" / "seed-0" / "ssd.pt", weights_only=True).keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "poison-mnist"], "no such experiment"),
+        (["run", "poison-cifar"], "--data-root is missing"),
+        (["run", "poison-digits", "--preset", "fast"], "preset is 'fast'"),
+        (["run", "poison-cifar", "--data-root", "."], "no CIFAR-10 found"),
+        (["run", "poison-cifar", "--data-root", ".", "--clean", "a.pt"], "come together"),
+        (["run", "poison-cifar", "--data-root", ".", "--clean", "a", "--poisoned", "b/c"], "holds 0 files"),
+    ],
+)
+def test_clear_errors(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

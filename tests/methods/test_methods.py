@@ -1,0 +1,231 @@
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unlearnx import Outcome, Request
+from unlearnx._data import materialize
+from unlearnx.curvature import CurvatureOperator, LiSSA, fisher_diagonal, grad_difference
+from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain, SecondOrder
+from unlearnx.metrics import accuracy, mean_loss
+from unlearnx.models import Training
+
+METHODS = [
+    SSD(alpha=2.0),
+    FirstOrder(),
+    FirstOrder(points="forget"),
+    FirstOrder(params="last:2", points_per_step=5),
+    SecondOrder(),
+    SecondOrder(kind="hessian", params="last:2", damping=0.1),
+    FineTune(epochs=10, lr=1e-2),
+    FineTune(epochs=10, lr=1e-2, anchor=1e-3, params="last:2"),
+    Retrain(epochs=30),
+]
+
+
+@pytest.fixture(scope="module")
+def study():
+    """A trained poisoned model, the request to correct it, and test data: three separable clusters."""
+    generator = torch.Generator().manual_seed(0)
+    centers = 3 * torch.eye(3, 6)
+    y = torch.randint(3, (400,), generator=generator)
+    x = centers[y] + torch.randn(400, 6, generator=generator)
+    given = y.clone()
+    given[:60] = (y[:60] + 1) % 3
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.BatchNorm1d(64), nn.Dropout(0.1), nn.Linear(64, 3))
+    model.train()
+    Training(120, lr=1e-2, batch_size=50).run(model, (x[:300], given[:300]))
+    request = Request.correct((x[:300], given[:300]), (x[:300], y[:300]))
+    return model.eval(), request, (x[300:], y[300:])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{type(m).__name__}-{m.params}")
+def test_corrects_without_touching_the_model(study, method):
+    model, request, test = study
+    before = copy.deepcopy(model.state_dict())
+    outcome = method(model, request)
+    assert isinstance(outcome, Outcome)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in [*model.parameters(), *outcome.model.parameters()])
+    assert not any(m.training for m in outcome.model.modules())
+    assert outcome.seconds > 0
+    assert outcome.gradient_evaluations > 0
+    assert mean_loss(outcome.model, F.cross_entropy, request.target) <= mean_loss(
+        model, F.cross_entropy, request.target
+    )
+    if not isinstance(method, SSD):
+        assert outcome.info["applied"]
+        assert accuracy(outcome.model, test) > accuracy(model, test) + 0.02
+
+
+@pytest.mark.parametrize("method", METHODS[:-1], ids=lambda m: f"{type(m).__name__}-{m.params}")
+def test_removes(study, method):
+    model, request, _ = study
+    outcome = method(model, Request.remove_class(request.dataset, 1))
+    assert all(p.isfinite().all() for p in outcome.model.parameters())
+    if outcome.info["applied"] and not isinstance(method, SSD):
+        old, new = outcome.info["corrected_loss"]
+        assert new <= old
+
+
+def test_parameters_outside_of_params_stay(study):
+    model, request, _ = study
+    for method in (FirstOrder(params="last:2"), SecondOrder(params="last:2"), FineTune(params="last:2")):
+        changed = method(model, request).model
+        for name, p in changed.named_parameters():
+            assert torch.equal(p, model.get_parameter(name)) == (not name.startswith("4."))
+
+
+@pytest.mark.parametrize("params", [None, "last:2"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        FirstOrder(tau=1e3),
+        FirstOrder(tau=1e30),
+        SecondOrder(step=1e4),
+        SecondOrder(LiSSA(damping=0.0, scale=1e-4, recursion_depth=30)),
+        FineTune(lr=1e3),
+        FineTune(lr=1e20),
+        SSD(alpha=0.0, lam=0.0),
+    ],
+    ids=["tau", "huge tau", "step", "scale", "lr", "huge lr", "alpha"],
+)
+def test_harm_is_noticed_and_not_applied(study, method, params):
+    model, request, _ = study
+    outcome = dataclasses.replace(method, params=params)(model, request)
+    assert not outcome.info["applied"]
+    assert outcome.info["reason"]
+    for name, t in outcome.model.state_dict().items():
+        assert torch.equal(t, model.state_dict()[name])
+
+
+def test_first_order_step_is_the_published_one(study):
+    model, request, _ = study
+    model = copy.deepcopy(model).double()
+    (x, y), (_, y_new) = materialize(request.dataset), materialize(request.target)
+    request = Request.correct((x.double(), y), (x.double(), y_new))
+    tau = 1e-4
+    changed = FirstOrder(tau, steps=1, points="forget")(model, request).model
+    d = grad_difference(model, F.cross_entropy, request.forget_set, request.correction)
+    for name, p in changed.named_parameters():
+        torch.testing.assert_close(p, model.get_parameter(name) - tau * d[name])
+
+
+def test_second_order_step_is_the_published_one(study):
+    model, request, _ = study
+    solver = LiSSA(damping=0.05, scale=20.0, batch_size=None, recursion_depth=200)
+    outcome = SecondOrder(solver, steps=1, points="forget", step=1.0, params="last:2", curvature_samples=None)(
+        model, request
+    )
+    d = grad_difference(model, F.cross_entropy, request.forget_set, request.correction, params="last:2")
+    operator = CurvatureOperator(model, F.cross_entropy, request.target, params="last:2")
+    x = solver.solve(operator, {k: t / 300 for k, t in d.items()})
+    step = outcome.info["steps"][0]
+    assert step["residual"] == pytest.approx(x.residual, abs=1e-6)
+    if outcome.info["applied"]:
+        for name, t in x.x.items():
+            expected = model.get_parameter(name) - t
+            torch.testing.assert_close(outcome.model.get_parameter(name), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_removal_steps_up_the_loss_of_the_forget_set(study):
+    model, request, _ = study
+    removal = Request.remove(request.dataset, range(60))
+    outcome = FirstOrder(tau=1e-6, steps=1)(model, removal)
+    assert outcome.info["applied"]
+    assert mean_loss(outcome.model, F.cross_entropy, removal.forget_set) > mean_loss(
+        model, F.cross_entropy, removal.forget_set
+    )
+
+
+def published_ssd(model, full, forget, alpha, lam):
+    """The public code's rule (exponent 1, bound 1), operation by operation."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            oimp, fimp = full[name], forget[name]
+            locations = torch.where(fimp > oimp.mul(alpha))
+            update = (oimp.mul(lam).div(fimp)).pow(1)[locations]
+            update[torch.where(update > 1)] = 1
+            p[locations] = p[locations].mul(update)
+
+
+def test_ssd_batch_is_the_published_rule(study):
+    model, request, _ = study
+    removal = Request.remove_class(request.dataset, 2)
+    options = dict(fisher_type="batch", batch_size=50)
+    full = fisher_diagonal(model, F.cross_entropy, removal.dataset, **options)
+    forget = fisher_diagonal(model, F.cross_entropy, removal.forget_set, **options)
+    theirs = copy.deepcopy(model)
+    published_ssd(theirs, full, forget, 1.5, 0.8)
+    ours = SSD(1.5, 0.8, fisher_type="batch", batch_size=50)(model, removal)
+    assert ours.info["dampened_share"] > 0
+    for name, p in ours.model.named_parameters():
+        torch.testing.assert_close(p, theirs.get_parameter(name), rtol=1e-6, atol=0)
+
+
+def test_ssd_refuses_nan(study):
+    model, request, _ = study
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken[4].bias[0] = math.nan
+    with pytest.raises(ValueError, match=r"Fisher diagonal of '0\.weight'"):
+        SSD()(broken, request)
+
+
+@pytest.mark.parametrize("method", [SSD(), FirstOrder(), SecondOrder()], ids=lambda m: type(m).__name__)
+def test_train_mode_is_refused_where_it_matters(study, method):
+    model, request, _ = study
+    with pytest.raises(ValueError, match="BatchNorm1d '2' is in train mode"):
+        method(copy.deepcopy(model).train(), request)
+
+
+def test_results_depend_on_the_seed_alone(study):
+    model, request, _ = study
+    for method in (FineTune(seed=1), FirstOrder(points_per_step=10, seed=1), Retrain(epochs=2, seed=1)):
+        a, b = (method(model, request).model.state_dict() for _ in range(2))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_random_state_is_left_alone(study):
+    model, request, _ = study
+    before = torch.get_rng_state()
+    for method in (Retrain(epochs=1), FineTune(), FirstOrder(steps=1), SecondOrder()):
+        method(model, request)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_retrain_with_a_factory(study):
+    _, request, _ = study
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.layer = nn.Parameter(torch.ones(6)), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.layer(self.scale * x)
+
+    with pytest.raises(ValueError, match="Scaled '' has parameters and no reset_parameters"):
+        Retrain(epochs=1)(Scaled(), request)
+    assert accuracy(Retrain(epochs=20, lr=1e-2, factory=Scaled)(Scaled(), request).model, request.target) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FirstOrder(tau=-1.0), "tau is -1.0, expected a number > 0 or 'auto'"),
+        (lambda: FirstOrder(steps=0), "steps is 0"),
+        (lambda: FirstOrder(points="all"), "points is 'all', expected 'predicted' or 'forget'"),
+        (lambda: SecondOrder(step=math.nan), "step is nan"),
+        (lambda: Training(0), "epochs is 0"),
+        (lambda: Training(1, lr=-1.0), "lr is -1.0"),
+    ],
+)
+def test_clear_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

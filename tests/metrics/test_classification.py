@@ -1,0 +1,45 @@
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix as sklearn_confusion
+from sklearn.metrics import precision_recall_fscore_support
+from torch import nn
+from torch.nn import functional as F
+
+from unlearnx.metrics import accuracy, confusion_matrix, mean_loss, per_class_report, predict
+
+
+@pytest.fixture
+def study():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 4)).train()
+    return model, torch.randn(50, 4), torch.randint(3, (50,))  # class 3 has no labels
+
+
+def test_against_scikit_learn(study):
+    model, x, y = study
+    predicted = predict(model, (x, y), batch_size=7)
+    assert torch.equal(predicted, model.eval()(x).argmax(1))
+    assert accuracy(model, (x, y)) == pytest.approx((predicted == y).float().mean().item())
+    matrix = confusion_matrix(model, (x, y), classes=4)
+    assert (matrix.numpy() == sklearn_confusion(y, predicted, labels=range(4))).all()
+    report = per_class_report(model, (x, y), classes=4)
+    precision, recall, f1, support = precision_recall_fscore_support(y, predicted, labels=range(4), zero_division=0)
+    for ours, theirs in zip(
+        (report.precision, report.recall, report.f1, report.support), (precision, recall, f1, support), strict=True
+    ):
+        assert ours.tolist() == pytest.approx(theirs.tolist())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_mean_loss_does_not_depend_on_batches(study, reduction):
+    model, x, y = study
+    expected = F.cross_entropy(model.eval()(x), y).item()
+    for batch_size in (1, 7, 50):
+        loss = mean_loss(model, lambda o, t: F.cross_entropy(o, t, reduction=reduction), (x, y), batch_size=batch_size)
+        assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_modes_are_given_back(study):
+    model, x, y = study
+    model[2].eval()
+    accuracy(model, (x, y))
+    assert [m.training for m in model.modules()] == [True, True, True, False, True]

@@ -1,0 +1,105 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unlearnx.metrics import accuracy
+from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
+
+
+def test_vgg_is_the_published_one():
+    model = vgg_cifar10()
+    assert sum(p.numel() for p in model.parameters()) == 1_798_282
+    assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_vgg_takes_published_checkpoints(real_data):
+    checkpoint = real_data.parent / "models" / "cifar10-vgg-clean.pt"
+    if not checkpoint.exists():
+        pytest.skip(f"{checkpoint.name} does not lie beside UNLEARNX_DATA")
+    vgg_cifar10().load_state_dict(torch.load(checkpoint, weights_only=True))
+
+
+def problem(n=120):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (n,), generator=generator)
+    return 2 * torch.eye(3, 6)[y] + torch.randn(n, 6, generator=generator), y
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+
+def test_learns_and_returns_seconds():
+    model, data = network(), problem()
+    before = accuracy(model, data)
+    assert Training(20, lr=1e-2, batch_size=16).run(model, data) > 0
+    assert accuracy(model, data) > max(0.8, before)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resumes_where_it_was_cut(tmp_path):
+    data, training = problem(), Training(6, lr=1e-2, batch_size=16)
+    whole = network()
+    training.run(whole, data)
+    file, cut, calls = tmp_path / "model.checkpoint", network(), []
+
+    def loss(output, y):
+        calls.append(1)
+        if len(calls) == 4 * 8 + 3:
+            raise Interrupted
+        return F.cross_entropy(output, y)
+
+    with pytest.raises(Interrupted):
+        Training(6, lr=1e-2, batch_size=16, loss_fn=loss).run(cut, data, checkpoint=file)
+    resumed = network()
+    training.run(resumed, data, checkpoint=file)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert [f.name for f in tmp_path.iterdir()] == ["model.checkpoint"]
+
+
+def test_checkpoint_of_another_training_is_refused(tmp_path):
+    file = tmp_path / "model.checkpoint"
+    Training(1).run(network(), problem(), checkpoint=file)
+    with pytest.raises(ValueError, match="belongs to another training"):
+        Training(2).run(network(), problem(), checkpoint=file)
+
+
+def test_anchor_keeps_parameters_near():
+    def distance(anchor):
+        model = network()
+        start = copy.deepcopy(model)
+        Training(10, lr=1e-2, batch_size=16, anchor=anchor, weight_decay=0.0).run(model, problem())
+        pairs = zip(model.parameters(), start.parameters(), strict=True)
+        return sum((a - b).square().sum() for a, b in pairs).item()
+
+    assert distance(10.0) < 0.1 * distance(0.0)
+
+
+def test_chosen_parameters_alone_move():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    Training(1, params="last:2").run(model, problem())
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name]) == name.startswith("0.")
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_overflow_is_an_error():
+    with pytest.raises(FloatingPointError, match="the training loss of epoch . is not finite"):
+        Training(2, lr=1e20).run(network(), problem())
+
+
+@pytest.mark.skipif(fast_dtype("cpu") is None, reason="this processor has no AMX")
+def test_autocast_on_images():
+    torch.manual_seed(0)
+    model, x, y = digits_cnn(), torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+    Training(30, lr=1e-2, batch_size=32, autocast=fast_dtype("cpu")).run(model, (x, y))
+    assert accuracy(model, (x, y)) > 0.8
+    assert all(p.dtype == torch.float32 for p in model.parameters())

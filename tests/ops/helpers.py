@@ -1,0 +1,27 @@
+"""What the tests of all ops share."""
+
+import torch
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+# Rounding of one stored value; sums are held in float32 or better.
+TOLERANCE = {
+    torch.float64: dict(rtol=1e-12, atol=1e-12),
+    torch.float32: dict(rtol=1e-5, atol=1e-6),
+    torch.bfloat16: dict(rtol=1e-2, atol=1e-2),
+    torch.float16: dict(rtol=2e-3, atol=2e-3),
+}
+
+SHAPES = [(1,), (3,), (129, 7), (0,), (2, 0, 3), (), (40_000,), (5, 3, 3, 3)]
+
+
+def tensors(shapes, dtype=torch.float32, device="cpu", low=-1.0, high=1.0):
+    return [torch.empty(s, dtype=dtype, device=device).uniform_(low, high) for s in shapes]
+
+
+def copies(tensors_):
+    return [t.clone(memory_format=torch.preserve_format) for t in tensors_]
+
+
+def assert_close(actual, expected, dtype):
+    torch.testing.assert_close(actual.double(), expected.double(), **TOLERANCE[dtype])

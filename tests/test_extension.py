@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import unlearnx
+from unlearnx import _extension
+
+
+def test_build_info():
+    info = unlearnx.build_info()
+    assert info["torch"] == torch.__version__
+    assert info["version"] == unlearnx.__version__
+    assert "+pt" in info["version"]
+    assert (info["cuda"] is None) == info["version"].endswith("cpu")
+    assert info["threads"] == torch.get_num_threads()
+
+
+def test_parallel_loops_see_two_threads():
+    code = "import torch; torch.set_num_threads(2); import unlearnx; print(unlearnx.build_info()['threads'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "2"
+
+
+def test_another_torch_is_named(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(ImportError, match=r"unlearnx was built for torch \S+, but this is torch 2.9.1\+cu128: rebuild"):
+        _extension._load()
+
+
+def test_a_module_that_does_not_load_says_what_it_was_built_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "unlearnx._C", None)
+    monkeypatch.delattr(unlearnx, "_C", raising=False)
+    with pytest.raises(
+        ImportError, match=r"unlearnx is built as pt\d+\w+ and does not load \(.*\); this is torch .*: rebuild"
+    ):
+        _extension._load()
+
+
+@pytest.mark.parametrize(
+    ("environment", "hidden", "message"),
+    [
+        ({"UNLEARNX_CUDA": "1"}, [], "the installed torch is a CPU build"),
+        ({"FORCE_CUDA": "1"}, [], "the installed torch is a CPU build"),
+        ({"UNLEARNX_CUDA": "maybe"}, [], "UNLEARNX_CUDA is 'maybe', expected auto, 1 or 0"),
+        ({}, ["torch"], "building needs torch"),
+    ],
+)
+def test_setup_stops_with_one_sentence(environment, hidden, message, tmp_path, pytestconfig):
+    import os
+
+    if torch.version.cuda and "CUDA" in str(environment):
+        pytest.skip("torch is a CUDA build")
+    for name in hidden:
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=pytestconfig.rootpath,
+        env={**os.environ, **environment, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_needs_torch_and_numpy_alone():
+    """`import unlearnx` does not pull in what only the experiments need."""
+    code = (
+        "import sys; before = set(sys.modules); import torch; import unlearnx; "
+        "print([m for m in ('rich', 'typer', 'sklearn', 'matplotlib', 'jinja2', 'PIL') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

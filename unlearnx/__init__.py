@@ -1,0 +1,16 @@
+"""unlearnx: make trained PyTorch models forget, fast, and prove with numbers that they did."""
+
+from unlearnx import curvature, methods, metrics, ops
+from unlearnx._extension import __version__, build_info  # first: it registers the ops
+from unlearnx.methods import Outcome, Request
+
+__all__ = [
+    "Outcome",
+    "Request",
+    "__version__",
+    "build_info",
+    "curvature",
+    "methods",
+    "metrics",
+    "ops",
+]

@@ -1,0 +1,5 @@
+"""``python -m unlearnx`` is the command line."""
+
+from unlearnx.cli import main
+
+main()

@@ -1,0 +1,82 @@
+"""Checks of models and parameter sets, with errors that name what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+Params = str | Sequence[str] | None
+
+
+def select_params(model: nn.Module, params: Params) -> list[str]:
+    """Names of the parameters that `params` stands for, in the order of ``named_parameters()``.
+
+    Args:
+        params: None for all that require gradients, a list of names, or ``"last:K"`` for the last K tensors.
+
+    Raises:
+        ValueError: nothing is selected, a name is unknown, or K is out of range.
+    """
+    available = [name for name, _ in model.named_parameters()]
+    if params is None:
+        chosen = [name for name, p in model.named_parameters() if p.requires_grad]
+    elif isinstance(params, str):
+        kind, _, number = params.partition(":")
+        if kind != "last" or not number.isdigit() or not 1 <= int(number) <= len(available):
+            raise ValueError(
+                f"params is {params!r}, expected 'last:K' with K from 1 to {len(available)}, a list of names or None"
+            )
+        chosen = available[-int(number) :]
+    else:
+        unknown = [name for name in params if name not in available]
+        if unknown:
+            raise ValueError(f"params: the model has no parameter {unknown[0]!r}; it has {', '.join(available)}")
+        chosen = [name for name in available if name in set(params)]
+    if not chosen:
+        raise ValueError("params: selects no parameter; the model has none that requires gradients")
+    return chosen
+
+
+def _reason_samples_interact(module: nn.Module) -> str | None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.running_mean is None:
+            return "normalises by the statistics of the batch"
+        return "is in train mode: it normalises by the statistics of the batch" if module.training else None
+    random = isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
+    rate = getattr(module, "p", None) if random else getattr(module, "dropout", None)
+    if isinstance(module, nn.RReLU):
+        rate = 1.0
+    elif not random and not isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return None
+    return "is in train mode: its output is random" if module.training and rate else None
+
+
+def check_deterministic(model: nn.Module) -> None:
+    """Refuse a model whose samples do not have losses of their own.
+
+    Raises:
+        ValueError: a BatchNorm uses batch statistics or a dropout is active; the message names the module.
+    """
+    for name, module in model.named_modules():
+        reason = _reason_samples_interact(module)
+        if reason:
+            label = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+            raise ValueError(f"model: {label} {reason}; call model.eval() first")
+
+
+def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse values that are not finite.
+
+    Raises:
+        ValueError: one is NaN or infinite; the message names its tensor.
+    """
+    for name, tensor in tensors:
+        if not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise ValueError(f"{what} of {name!r}: {bad} of {tensor.numel()} values are NaN or infinite")
+
+
+def model_device(model: nn.Module):
+    """Device of the model's parameters."""
+    return next(model.parameters()).device

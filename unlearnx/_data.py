@@ -1,0 +1,94 @@
+"""Data as the engines take it: an (x, y) pair of tensors, a Dataset or a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+
+Data = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
+
+BATCH_SIZE = 256
+
+
+def _tensors(data: Data) -> tuple[Tensor, Tensor] | None:
+    """The whole of `data` without reading it sample by sample, where its type allows that."""
+    if isinstance(data, (tuple, list)):
+        pair = tuple(data)
+    elif isinstance(data, TensorDataset):
+        pair = data.tensors
+    elif isinstance(data, Subset):
+        base = _tensors(data.dataset)
+        if base is None:
+            return None
+        index = torch.as_tensor(data.indices)
+        pair = tuple(t[index] for t in base)
+    else:
+        return None
+    if len(pair) != 2 or not all(isinstance(t, Tensor) for t in pair):
+        raise ValueError(f"data: expected a pair (x, y) of tensors, got {[type(t).__name__ for t in pair]}")
+    x, y = pair
+    if len(x) != len(y):
+        raise ValueError(f"data: x has {len(x)} samples, but y has {len(y)}")
+    return x, y
+
+
+def size(data: Data) -> int:
+    """Number of samples, which is never zero.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if isinstance(data, DataLoader):
+        n = len(data.dataset)  # type: ignore[arg-type]
+    else:
+        n = len(data[0]) if isinstance(data, (tuple, list)) else len(data)  # type: ignore[arg-type]
+    if n == 0:
+        raise ValueError("data: is empty, expected at least one sample")
+    return n
+
+
+def _collate(dataset: Dataset[Any], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    batch = default_collate([dataset[i] for i in indices])
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise ValueError(f"data: expected samples (x, y), got {type(dataset[indices[0]]).__name__}")
+    return batch[0], batch[1]
+
+
+def materialize(data: Data) -> tuple[Tensor, Tensor]:
+    """All of `data` as one pair of tensors; no copy where it is one already."""
+    size(data)
+    pair = _tensors(data)
+    if pair is not None:
+        return pair
+    parts = list(batches(data))
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def batches(
+    data: Data, batch_size: int | None = None, device: torch.device | str | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over (x, y) batches on `device`, in the order of the data.
+
+    Raises:
+        ValueError: the data is empty or not made of (x, y) pairs, or a DataLoader came with a batch size.
+    """
+    n = size(data)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    if isinstance(data, DataLoader):
+        if batch_size is not None:
+            raise ValueError("batch_size: a DataLoader has its own; pass its dataset to choose another")
+        parts: Iterator[tuple[Tensor, Tensor]] = iter(data)
+    else:
+        step, pair = batch_size or BATCH_SIZE, _tensors(data)
+        starts = range(0, n, step)
+        if pair is not None:
+            parts = ((pair[0][i : i + step], pair[1][i : i + step]) for i in starts)
+        else:
+            parts = (_collate(data, range(i, min(i + step, n))) for i in starts)  # type: ignore[arg-type]
+    for x, y in parts:
+        yield x.to(device), y.to(device)

@@ -1,0 +1,64 @@
+"""Losses whatever their reduction: the engines count in sums of per-sample losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class SampleLoss:
+    """The loss of every sample, from a `loss_fn(output, y)` that returns losses per sample, their mean or sum.
+
+    A scalar is recognised by comparing two samples with each of them alone, so that any callable will do.
+    """
+
+    def __init__(self, loss_fn: Loss):
+        self.loss_fn = loss_fn
+        self._reduction: str | None = None
+
+    def total(self, output: Tensor, y: Tensor) -> Tensor:
+        """Sum of the per-sample losses of a batch, a 0-d tensor.
+
+        Raises:
+            ValueError: the loss is neither per sample nor the mean or sum of such losses.
+        """
+        value = self.loss_fn(output, y)
+        if value.dim() > 0:
+            if value.shape[0] != output.shape[0]:
+                raise ValueError(
+                    f"loss_fn: returned shape {list(value.shape)} for {output.shape[0]} samples, "
+                    "expected one loss a sample, or their mean or sum"
+                )
+            return value.sum()
+        if output.shape[0] == 1:
+            return value
+        if self._reduction is None:
+            self._reduction = self._recognise(output.detach(), y)
+        return value if self._reduction == "sum" else value * output.shape[0]
+
+    def _recognise(self, output: Tensor, y: Tensor) -> str | None:
+        """The reduction, "mean" or "sum"; None where the losses are not finite and tell nothing."""
+        with torch.no_grad():
+            noise = torch.Generator().manual_seed(0)
+            for _ in range(2):  # losses of exactly zero tell nothing: look again at other outputs
+                first, second, both = (self.loss_fn(output[s], y[s]).item() for s in (slice(1), slice(1, 2), slice(2)))
+                total = first + second
+                if total != 0:
+                    break
+                output = output + torch.randn(output.shape, generator=noise).to(output)
+        if not math.isfinite(total):
+            return None
+        slack = 1e-3 * max(abs(first), abs(second))
+        if abs(both - total / 2) <= slack:
+            return "mean"
+        if abs(both - total) <= slack:
+            return "sum"
+        raise ValueError(
+            f"loss_fn: two samples of loss {first:.6g} and {second:.6g} together give {both:.6g}, neither their mean "
+            'nor their sum; return one loss a sample (reduction="none")'
+        )

@@ -1,0 +1,8 @@
+"""Data of the experiments: embedded digits, CIFAR-10 as its users have it, label poisoning."""
+
+from unlearnx.data.cifar10 import load_cifar10
+from unlearnx.data.digits import load_digits
+from unlearnx.data.poison import Poison, flip_labels
+from unlearnx.data.splits import Splits
+
+__all__ = ["Poison", "Splits", "flip_labels", "load_cifar10", "load_digits"]

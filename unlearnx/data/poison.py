@@ -1,0 +1,77 @@
+"""Label poisoning: a budget of labels flipped between pairs of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnx._files import write_atomically
+
+
+@dataclass(frozen=True)
+class Poison:
+    """Which training points were given which wrong label.
+
+    Attributes:
+        indices: of the flipped points, ascending, int64.
+        given: the wrong labels they were given.
+        true: the labels they should have.
+    """
+
+    indices: Tensor
+    given: Tensor
+    true: Tensor
+
+    def apply(self, labels: Tensor) -> Tensor:
+        """A copy of the clean `labels` with the wrong ones in place.
+
+        Raises:
+            ValueError: the labels are not those that were poisoned.
+        """
+        if len(self.indices) and int(self.indices.max()) >= len(labels):
+            raise ValueError(f"poison: point {int(self.indices.max())} is not among {len(labels)} labels")
+        if not torch.equal(labels[self.indices], self.true):
+            raise ValueError("poison: the clean labels differ from those recorded with the poison")
+        poisoned = labels.clone()
+        poisoned[self.indices] = self.given
+        return poisoned
+
+    def save(self, path: Path) -> None:
+        """Write an .npz file that :meth:`load` reads."""
+        arrays = {k: getattr(self, k).numpy() for k in ("indices", "given", "true")}
+        write_atomically(path, lambda file: np.savez(file, **arrays))
+
+    @classmethod
+    def load(cls, path: Path) -> Poison:
+        """Read an .npz file with the arrays indices, given and true."""
+        with np.load(path) as arrays:
+            return cls(*(torch.from_numpy(arrays[k].astype(np.int64)) for k in ("indices", "given", "true")))
+
+
+def flip_labels(labels: Tensor, budget: int, *, classes: int = 10, seed: int = 42) -> Poison:
+    """Choose `budget` points, as many of every class, and swap the labels of paired classes among them.
+
+    Class c is paired with ``classes - 1 - c``; with an odd number of classes the middle one keeps its labels.
+
+    Raises:
+        ValueError: the budget is negative or larger than the classes can give.
+
+    Source: Warnecke et al., NDSS 2023, public code.
+    """
+    sources = [c for c in range(classes) if c != classes - 1 - c]
+    each, extra = divmod(budget, len(sources))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = []
+    for k, c in enumerate(sources):
+        members = order[labels[order] == c]
+        wanted = each + (k < extra)
+        if not 0 <= wanted <= len(members):
+            raise ValueError(f"budget is {budget}: class {c} would give {wanted} labels and has {len(members)}")
+        chosen.append(members[:wanted])
+    indices = torch.cat(chosen).sort().values
+    true = labels[indices].clone()
+    return Poison(indices, classes - 1 - true, true)

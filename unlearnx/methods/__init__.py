@@ -1,0 +1,10 @@
+"""Unlearning methods: small dataclasses, called as ``method(model, request) -> Outcome``."""
+
+from unlearnx.methods.base import Method, Outcome
+from unlearnx.methods.fine_tune import FineTune
+from unlearnx.methods.influence import FirstOrder, SecondOrder
+from unlearnx.methods.request import Request
+from unlearnx.methods.retrain import Retrain
+from unlearnx.methods.ssd import SSD
+
+__all__ = ["SSD", "FineTune", "FirstOrder", "Method", "Outcome", "Request", "Retrain", "SecondOrder"]

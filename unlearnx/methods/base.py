@@ -1,0 +1,119 @@
+"""What every method has in common: the input model is left alone, and nothing harmful is applied."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unlearnx._checks import Params, select_params
+from unlearnx._losses import Loss
+from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.methods.request import Request
+from unlearnx.metrics import mean_loss
+
+
+@dataclass
+class Outcome:
+    """What a method made of a model.
+
+    Attributes:
+        model: the new model, in the modes of the old one.
+        seconds: wall-clock time of the whole call.
+        gradient_evaluations: per-sample gradients taken, counted with repetition; a curvature product counts one
+            for each of its samples.
+        info: what else the method has to say. ``applied`` tells whether the model was changed; where not,
+            ``reason`` tells why. ``corrected_loss`` holds the mean loss on the corrected data before and after.
+    """
+
+    model: nn.Module
+    seconds: float
+    gradient_evaluations: int
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class NotApplied(Exception):
+    """A method found that its result would do harm; the message is the reason that the outcome reports."""
+
+
+@dataclass(kw_only=True)
+class Method:
+    """An unlearning method: ``method(model, request) -> Outcome``.
+
+    Args:
+        loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
+        params: parameters that may change: names, ``"last:K"``, or None for all that require gradients. The part
+            of the model before them runs once.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it (see :func:`unlearnx.models.fast_dtype`); None computes
+            in the model's own.
+        seed: of every random choice.
+        progress: show progress bars (needs ``unlearnx[experiments]``).
+    """
+
+    loss_fn: Loss = F.cross_entropy
+    params: Params = None
+    batch_size: int = 256
+    autocast: torch.dtype | None = None
+    seed: int = 0
+    progress: bool = False
+
+    def __call__(self, model: nn.Module, request: Request) -> Outcome:
+        """Apply the method to a copy of `model`.
+
+        Raises:
+            ValueError: an argument does not fit, or importances or gradients are not finite.
+        """
+        start = time.perf_counter()
+        working = copy.deepcopy(model)
+        names = select_params(working, self.params)
+        cut = FrozenPrefix(working, names)
+        work = Work(self, cut.head, request.features(cut, batch_size=self.batch_size), names)
+        before = {name: t.clone() for name, t in cut.head.state_dict().items()}
+        info: dict[str, Any] = {}
+        try:
+            self._apply(work, info)
+            self._judge(work, info)
+        except NotApplied as reason:
+            cut.head.load_state_dict(before)
+            info.update(applied=False, reason=str(reason))
+        else:
+            info.setdefault("applied", True)
+        return Outcome(working, time.perf_counter() - start, work.gradient_evaluations, info)
+
+    def _apply(self, work: Work, info: dict[str, Any]) -> None:
+        """Change ``work.model`` in place; raise NotApplied to leave it as it was."""
+        raise NotImplementedError
+
+    def _judge(self, work: Work, info: dict[str, Any]) -> None:
+        """Refuse a result that is worse than the input on the corrected data."""
+        loss = work.corrected_loss()
+        info["corrected_loss"] = [work.initial_loss, loss]
+        if not math.isfinite(loss) or loss > work.initial_loss:
+            raise NotApplied(f"the loss on the corrected data would go from {work.initial_loss:.6g} to {loss:.6g}")
+
+
+class Work:
+    """The head of a model at work on a request, with what has been spent."""
+
+    def __init__(self, method: Method, model: nn.Module, request: Request, names: list[str]):
+        self.method, self.model, self.request, self.names = method, model, request, names
+        self.gradient_evaluations = 0
+        self.target = request.target
+        self.initial_loss = self.corrected_loss()
+
+    def corrected_loss(self) -> float:
+        """Mean loss of the model, as it is now, on the corrected data."""
+        return mean_loss(
+            self.model,
+            self.method.loss_fn,
+            self.target,
+            batch_size=self.method.batch_size,
+            autocast=self.method.autocast,
+        )

@@ -1,0 +1,79 @@
+"""Training anew without the points to forget: the standard that every other method is measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlearnx._data import size
+from unlearnx.methods.base import Method, Work
+from unlearnx.models.training import Training
+
+
+def reset_parameters(model: nn.Module) -> None:
+    """Give every module fresh parameters and statistics, by its own ``reset_parameters()``.
+
+    Raises:
+        ValueError: a module has parameters and no such method.
+    """
+    for name, module in model.named_modules():
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise ValueError(
+                f"model: {type(module).__name__} {name!r} has parameters and no reset_parameters(); "
+                "give Retrain a factory that builds an untrained model"
+            )
+
+
+@dataclass
+class Retrain(Method):
+    """Train a fresh copy of the model on the corrected data, or on the points that stay.
+
+    Args:
+        epochs: passes over the data.
+        lr: peak learning rate of AdamW's one-cycle schedule.
+        weight_decay: of AdamW.
+        factory: builds an untrained model; None resets the modules of a copy of the given one.
+    """
+
+    epochs: int = 30
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    factory: Callable[[], nn.Module] | None = None
+    batch_size: int = 128
+
+    def _apply(self, work: Work, info: dict[str, Any]) -> None:
+        if self.params is not None:
+            raise ValueError(f"params is {self.params!r}, but Retrain trains the whole model")
+        modes = [module.training for module in work.model.modules()]
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            if self.factory is not None:
+                work.model.load_state_dict(self.factory().state_dict())
+            else:
+                reset_parameters(work.model)
+        work.model.train()
+        training = Training(
+            self.epochs,
+            self.lr,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+            loss_fn=self.loss_fn,
+            autocast=self.autocast,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        info["training_seconds"] = training.run(work.model, work.target)
+        work.gradient_evaluations += self.epochs * size(work.target)
+        for module, mode in zip(work.model.modules(), modes, strict=True):
+            module.training = mode
+
+    def _judge(self, work: Work, info: dict[str, Any]) -> None:
+        """Retraining is the standard: it stands whatever its loss."""
+        info["corrected_loss"] = [work.initial_loss, work.corrected_loss()]

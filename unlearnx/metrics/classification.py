@@ -1,0 +1,135 @@
+"""Measures of a classifier on labelled data. The model is read in eval mode and left in the mode it was in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._checks import model_device
+from unlearnx._data import Data, batches, size
+from unlearnx._losses import Loss, SampleLoss
+
+
+@contextmanager
+def evaluating(model: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
+    """The model in eval mode, without gradients; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(model_device(model).type, autocast, enabled=autocast is not None),
+        ):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _outputs(
+    model: nn.Module, data: Data, batch_size: int | None, autocast: torch.dtype | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    device = model_device(model)
+    with evaluating(model, autocast):
+        for x, y in batches(data, batch_size, device):
+            if x.dim() == 4 and device.type == "cpu":
+                x = x.contiguous(memory_format=torch.channels_last)
+            yield model(x), y
+
+
+def predict(
+    model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
+) -> Tensor:
+    """Predicted class of every sample, int64 (N,), on the model's device.
+
+    Args:
+        model: maps x to class scores (N, classes).
+        data: pairs (x, y); the labels are not read.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+    """
+    return torch.cat([output.argmax(1) for output, _ in _outputs(model, data, batch_size, autocast)])
+
+
+def mean_loss(
+    model: nn.Module,
+    loss_fn: Loss,
+    data: Data,
+    *,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> float:
+    """Mean of the per-sample losses, in nats for cross-entropy; see :func:`predict` for the arguments."""
+    loss = SampleLoss(loss_fn)
+    total = sum(
+        loss.total(o.float() if autocast else o, y).double() for o, y in _outputs(model, data, batch_size, autocast)
+    )
+    return float(total) / size(data)
+
+
+def _labels(data: Data) -> Tensor:
+    return torch.cat([y for _, y in batches(data)])
+
+
+def accuracy(
+    model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
+) -> float:
+    """Share of samples whose highest score is that of their label, in [0, 1]; arguments as for :func:`predict`."""
+    predicted = predict(model, data, batch_size=batch_size, autocast=autocast).cpu()
+    return (predicted == _labels(data).cpu()).double().mean().item()
+
+
+def confusion_matrix(
+    model: nn.Module,
+    data: Data,
+    *,
+    classes: int | None = None,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """Counts int64 (classes, classes): row = label, column = prediction; arguments as for :func:`predict`.
+
+    Args:
+        classes: number of classes; None for the largest label or prediction plus one.
+    """
+    predicted = predict(model, data, batch_size=batch_size, autocast=autocast).cpu()
+    labels = _labels(data).cpu()
+    k = classes or int(torch.stack([predicted.max(), labels.max()]).max()) + 1
+    return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """Precision, recall and F1 of every class, each (classes,); 0 where undefined. ``support`` counts labels."""
+
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+    support: Tensor
+
+    @classmethod
+    def from_confusion(cls, matrix: Tensor) -> ClassReport:
+        """The report that a confusion matrix (row = label) implies."""
+        hits, labelled, predicted = matrix.diagonal().double(), matrix.sum(1), matrix.sum(0)
+        precision = hits / predicted.clamp(min=1)
+        recall = hits / labelled.clamp(min=1)
+        f1 = 2 * hits / (labelled + predicted).clamp(min=1)
+        return cls(precision, recall, f1, labelled)
+
+
+def per_class_report(
+    model: nn.Module,
+    data: Data,
+    *,
+    classes: int | None = None,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> ClassReport:
+    """Precision, recall and F1 of every class; arguments as for :func:`confusion_matrix`."""
+    return ClassReport.from_confusion(
+        confusion_matrix(model, data, classes=classes, batch_size=batch_size, autocast=autocast)
+    )

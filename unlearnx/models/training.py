@@ -1,0 +1,186 @@
+"""Training: what a model costs when nothing is unlearned."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unlearnx._checks import Params, model_device, select_params
+from unlearnx._data import Data, materialize
+from unlearnx._files import write_atomically
+from unlearnx._losses import Loss, SampleLoss
+from unlearnx._progress import progress_bar
+
+
+def fast_dtype(device: torch.device | str) -> torch.dtype | None:
+    """bfloat16 where the device multiplies it several times faster than float32 (AMX, CUDA), else None."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
+
+
+@dataclass
+class Training:
+    """AdamW under a one-cycle schedule: the recipe for training, retraining and fine-tuning alike.
+
+    Attributes:
+        epochs: passes over the data.
+        lr: peak learning rate.
+        batch_size: samples a step.
+        weight_decay: of AdamW.
+        warmup: share of the steps in which the learning rate rises.
+        anchor: weight of ``anchor / 2 * ||theta - theta_0||^2``, added to the mean loss.
+        loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
+        params: parameters to train, as in :func:`unlearnx.curvature.fisher_diagonal`.
+        autocast: dtype of the layers that gain from it; None for float32 throughout.
+        seed: of the order of samples and of dropout.
+        progress: show a progress bar (needs ``unlearnx[experiments]``).
+    """
+
+    epochs: int
+    lr: float = 1e-3
+    batch_size: int = 128
+    weight_decay: float = 1e-4
+    warmup: float = 0.2
+    anchor: float = 0.0
+    loss_fn: Loss = F.cross_entropy
+    params: Params = None
+    autocast: torch.dtype | None = None
+    seed: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("lr", "weight_decay", "anchor"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number >= 0")
+
+    def run(self, model: nn.Module, data: Data, *, checkpoint: Path | None = None) -> float:
+        """Train `model` in place.
+
+        Every module keeps the mode it came in: a BatchNorm in eval mode keeps its statistics. Random numbers come
+        from a fork of torch's generators, which are left as they were.
+
+        Args:
+            model: the model; call ``train()`` on it first where that is wanted.
+            data: pairs (x, y); held in memory as tensors.
+            checkpoint: file to save to after each epoch and to resume from; written to a temporary name first.
+
+        Returns:
+            Seconds of training, those before a resumption included.
+
+        Raises:
+            ValueError: the checkpoint belongs to another training.
+            FloatingPointError: the loss of an epoch is not finite.
+        """
+        x, y = materialize(data)
+        device = model_device(model)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            return _Run(self, model, x, y).finish(checkpoint)
+
+
+class _Run:
+    """One training in progress: everything that a checkpoint has to remember."""
+
+    def __init__(self, training: Training, model: nn.Module, x: Tensor, y: Tensor):
+        self.training, self.model, self.x, self.y = training, model, x, y
+        self.device = model_device(model)
+        self.loss = SampleLoss(training.loss_fn)
+        own = dict(model.named_parameters())
+        self.names = select_params(model, training.params)
+        self.chosen = [own[name] for name in self.names]
+        self.origin = [p.detach().clone() for p in self.chosen] if training.anchor else []
+        self.optimizer = torch.optim.AdamW(self.chosen, lr=training.lr, weight_decay=training.weight_decay)
+        self.batches = -(-len(x) // training.batch_size)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            training.lr,
+            total_steps=max(2, self.batches * training.epochs),
+            pct_start=training.warmup,
+        )
+        self.epoch, self.seconds = 0, 0.0
+        self.key = f"{training.epochs} {training.lr} {training.batch_size} {training.seed} {len(x)} {self.names}"
+
+    def finish(self, checkpoint: Path | None) -> float:
+        if checkpoint is not None and checkpoint.exists():
+            self._load(checkpoint)
+        total = self.training.epochs * self.batches
+        frozen = [p for n, p in self.model.named_parameters() if n not in set(self.names) and p.requires_grad]
+        for p in frozen:
+            p.requires_grad_(False)
+        try:
+            with progress_bar("training", total, self.training.progress) as advance:
+                advance(self.epoch * self.batches)
+                while self.epoch < self.training.epochs:
+                    self._run_epoch(advance)
+                    if checkpoint is not None:
+                        write_atomically(checkpoint, lambda file: torch.save(self._state(), file))
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+        return self.seconds
+
+    def _run_epoch(self, advance) -> None:
+        start = time.perf_counter()
+        order = torch.randperm(len(self.x))
+        mean = torch.zeros((), device=self.device)
+        for i in range(0, len(order), self.training.batch_size):
+            index = order[i : i + self.training.batch_size]
+            mean += self._step(self.x[index].to(self.device), self.y[index].to(self.device))
+            advance(1)
+        self.optimizer.zero_grad(set_to_none=True)
+        if not mean.isfinite():
+            raise FloatingPointError(
+                f"the training loss of epoch {self.epoch + 1} is not finite at lr={self.training.lr}"
+            )
+        self.epoch += 1
+        self.seconds += time.perf_counter() - start
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.dim() == 4 and self.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        dtype = self.training.autocast
+        with torch.enable_grad():
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                output = self.model(x)
+            mean = self.loss.total(output.float() if dtype else output, y) / len(x)
+            objective = mean
+            for p, p0 in zip(self.chosen, self.origin, strict=False):
+                objective = objective + self.training.anchor / 2 * (p - p0).square().sum()
+            self.optimizer.zero_grad(set_to_none=True)
+            objective.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return mean.detach()
+
+    def _state(self) -> dict:
+        return {
+            "key": self.key,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "origin": self.origin,
+            "random": torch.get_rng_state(),
+        }
+
+    def _load(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        if state["key"] != self.key:
+            raise ValueError(f"checkpoint: {checkpoint} belongs to another training ({state['key']}); remove it")
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.origin = state["origin"]
+        torch.set_rng_state(state["random"].cpu())

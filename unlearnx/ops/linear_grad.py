@@ -1,0 +1,139 @@
+"""Weight gradients of linear layers from their inputs and output gradients."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+__all__ = ["linear_grad_diff"]
+
+
+def linear_grad_diff(
+    x: Tensor,
+    dy: Tensor,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "sum",
+) -> Tensor:
+    """Differences of per-sample weight gradients of a linear layer.
+
+    The gradient of sample i is ``g_i = sum_t dy[i, t] (outer) x[i, t]`` over its positions t. With a second pair
+    the difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``.
+
+    Args:
+        x: inputs of the layer, (N, ..., I).
+        dy: gradients of the per-sample losses with respect to its outputs, (N, ..., O).
+        x_new, dy_new: the same after the change, shaped like ``x`` and ``dy``; both or neither.
+        weight: factors w_i of the samples, (N,).
+        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for every ``w_i d_i``.
+
+    Returns:
+        (O, I), or (N, O, I) with ``reduction="none"``, in the dtype of ``x``; sums are taken in float32 or better.
+        Differentiable, also under ``torch.func`` transforms and ``torch.compile``.
+
+    Raises:
+        TypeError: a tensor is not floating, or the dtypes differ.
+        ValueError: shapes or devices do not belong together, or ``reduction`` is unknown.
+    """
+    # torch.compile does not trace functions with a custom jvp; it takes the formula registered below.
+    call = torch.ops.unlearnx.linear_grad_diff if torch.compiler.is_compiling() else _LinearGradDiff.apply
+    return call(x, dy, x_new, dy_new, weight, reduction)
+
+
+@torch.library.register_fake("unlearnx::linear_grad_diff")
+def _(x, dy, x_new=None, dy_new=None, weight=None, reduction="sum"):
+    shape = (dy.shape[-1], x.shape[-1])
+    return x.new_empty(shape if reduction == "sum" else (x.shape[0], *shape))
+
+
+def _rows(t: Tensor) -> Tensor:
+    """(N, ..., K) as (N, T, K)."""
+    return t.reshape(t.shape[0], prod(t.shape[1:-1]), t.shape[-1])
+
+
+def _cotangents(x: Tensor, dy: Tensor, weight: Tensor | None, grad: Tensor, sign: int):
+    """Gradients of <grad, sign * w_i dy_i^T x_i> with respect to x and dy, and each sample's <grad, sign * g_i>."""
+    grad = sign * (grad if grad.dim() == 3 else grad.expand(x.shape[0], *grad.shape))
+    along_x = _rows(dy) @ grad
+    dot = (along_x * _rows(x)).sum((1, 2))
+    along_dy = _rows(x) @ grad.mT
+    if weight is not None:
+        w = weight.to(x.dtype).view(-1, 1, 1)
+        along_x, along_dy = w * along_x, w * along_dy
+    return along_x.reshape(x.shape), along_dy.reshape(dy.shape), dot
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.reduction = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):
+    x, dy, x_new, dy_new, weight = ctx.saved_tensors
+    paired = x_new is not None
+    grad_x, grad_dy, dot = _cotangents(x, dy, weight, grad, -1 if paired else 1)
+    grad_x_new = grad_dy_new = None
+    if paired:
+        grad_x_new, grad_dy_new, dot_new = _cotangents(x_new, dy_new, weight, grad, 1)
+        dot = dot + dot_new
+    grad_weight = None if weight is None else dot.to(weight.dtype)
+    return grad_x, grad_dy, grad_x_new, grad_dy_new, grad_weight, None
+
+
+class _LinearGradDiff(torch.autograd.Function):
+    """Bilinear in each (x, dy) pair and linear in the weights, so every derivative is the op itself or a product."""
+
+    @staticmethod
+    def forward(x, dy, x_new, dy_new, weight, reduction):
+        return torch.ops.unlearnx.linear_grad_diff(x, dy, x_new, dy_new, weight=weight, reduction=reduction)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:5])
+
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def jvp(ctx, x_t, dy_t, x_new_t, dy_new_t, weight_t, _):
+        x, dy, x_new, dy_new, weight = ctx.saved_tensors
+        paired = x_new is not None
+
+        def product(a, b, w, sign):
+            if a is None or b is None:
+                return 0
+            return sign * linear_grad_diff(a, b, weight=w, reduction=ctx.reduction)
+
+        tangent = product(x_t, dy, weight, -1 if paired else 1) + product(x, dy_t, weight, -1 if paired else 1)
+        if paired:
+            tangent = tangent + product(x_new_t, dy_new, weight, 1) + product(x_new, dy_new_t, weight, 1)
+        if weight_t is not None:
+            tangent = tangent + linear_grad_diff(x, dy, x_new, dy_new, weight=weight_t, reduction=ctx.reduction)
+        return tangent
+
+    @staticmethod
+    def vmap(info, in_dims, x, dy, x_new, dy_new, weight, reduction):
+        batch = info.batch_size
+
+        def batched(t, dim):
+            return None if t is None else t.movedim(dim, 0) if dim is not None else t.expand(batch, *t.shape)
+
+        x, dy, x_new, dy_new, weight = map(batched, (x, dy, x_new, dy_new, weight), in_dims[:5])
+        if reduction == "none":  # samples of all batches side by side
+            fold = [None if t is None else t.flatten(0, 1) for t in (x, dy, x_new, dy_new, weight)]
+            result = _LinearGradDiff.apply(*fold, "none")
+            return result.unflatten(0, (batch, x.shape[1])), 0
+        if weight is not None:  # a batch becomes one sample, its samples become positions
+
+            def scaled(t):
+                return t * weight.to(t.dtype).view(*weight.shape, *[1] * (t.dim() - 2))
+
+            dy, dy_new = scaled(dy), None if dy_new is None else scaled(dy_new)
+        return linear_grad_diff(x, dy, x_new, dy_new, reduction="none"), 0
+
+
+torch.library.register_autograd("unlearnx::linear_grad_diff", _backward, setup_context=_setup_context)

@@ -1,0 +1,62 @@
+"""Selective synaptic dampening of parameters, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["ssd_dampen_"]
+
+
+def ssd_dampen_(
+    params: Sequence[Tensor],
+    importance_full: Sequence[Tensor],
+    importance_forget: Sequence[Tensor],
+    alpha: float,
+    lam: float,
+    *,
+    exponent: float = 1.0,
+    bound: float = 1.0,
+) -> Tensor:
+    """Dampen, in place, every parameter that matters more to the forget set than to the whole training set.
+
+    An entry with ``forget > alpha * full`` is multiplied by ``min((lam * full / forget) ** exponent, bound)``;
+    all others, those with a NaN importance among them, keep their value. One pass over memory; autograd records
+    nothing, as in an optimizer step, but notices that the parameters changed.
+
+    Args:
+        params: tensors to dampen, of any shapes.
+        importance_full: importances over the training set, shaped like ``params``.
+        importance_forget: importances over the forget set, shaped like ``params``.
+        alpha: selection threshold, >= 0.
+        lam: dampening constant, >= 0.
+        exponent: power of the dampening factor, >= 0.
+        bound: largest factor, >= 0; 1 keeps parameters from growing.
+
+    Returns:
+        How many entries were dampened, one count a tensor: int64 of shape ``(len(params),)``. Reading it is the
+        only synchronisation.
+
+    Raises:
+        TypeError: a tensor is not float32, float64, float16 or bfloat16.
+        ValueError: the lists do not pair up (length, shape, device), or a number is negative or not finite.
+
+    Source: Foster, Schoepf and Brintrup, "Fast Machine Unlearning Without Retraining Through Selective Synaptic
+    Dampening", AAAI 2024, eqs. 3 and 4.
+    """
+    return torch.ops.unlearnx.ssd_dampen_(
+        list(params),
+        list(importance_full),
+        list(importance_forget),
+        alpha,
+        lam,
+        exponent=exponent,
+        bound=bound,
+    )
+
+
+@torch.library.register_fake("unlearnx::ssd_dampen_")
+def _(params, importance_full, importance_forget, alpha, lam, exponent=1.0, bound=1.0):
+    return torch.empty(len(params), dtype=torch.int64, device=params[0].device if params else "cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 try:
@@ -99,25 +100,19 @@ def _print(result: dict[str, Any]) -> None:
     for column in ("test accuracy", "restored", "seconds", "speedup", "gradients"):
         table.add_column(column, justify="right")
     for label, key in (("clean", "clean"), ("poisoned", "poisoned")):
-        table.add_row(label, _percent(_median([r[key]["accuracy"] for r in result["runs"]])), "", "", "", "")
+        table.add_row(label, _percent(median([r[key]["accuracy"] for r in result["runs"]])), "", "", "", "")
     for name, s in result["summary"].items():
         note = "" if first["methods"][name]["info"]["applied"] else " (not applied)"
         cells = (_percent(s["accuracy"]), _percent(s["restored"]), f"{s['total_seconds']:.2f}", f"{s['speedup']:.0f}x")
         table.add_row(name + note, *cells, f"{s['gradient_evaluations']:,.0f}")
-    seconds = _median([r["retrained"]["seconds"] for r in result["runs"]])
-    accuracy = _percent(_median([r["retrained"]["accuracy"] for r in result["runs"]]))
+    seconds = median([r["retrained"]["seconds"] for r in result["runs"]])
+    accuracy = _percent(median([r["retrained"]["accuracy"] for r in result["runs"]]))
     table.add_row(f"retrained ({result['retraining']})", accuracy, "", f"{seconds:.2f}", "1x", "")
     console.print(table)
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f} %"
-
-
-def _median(values: list[float]) -> float:
-    from statistics import median
-
-    return median(values)
 
 
 def main() -> None:

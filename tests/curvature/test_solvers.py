@@ -108,6 +108,20 @@ def test_divergence_is_reported():
     assert not math.isfinite(long.history[-1])
 
 
+def test_auto_scale_grows_until_batches_with_large_curvature_converge():
+    """One sample in nine has a hundred times the curvature of the others: the mean says little about its batches."""
+    model, x, y = build("mlp")
+    x = x.clone()
+    x[4] *= 30
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), params=["0.weight", "0.bias"])
+    v = {k: torch.randn_like(model.get_parameter(k)) for k in operator.names}
+    tops = [b.top_eigenvalue() for b, _ in zip(operator.minibatches(1), range(9), strict=False)]
+    assert max(tops) > 2 * 1.1 * operator.top_eigenvalue()
+    solution = LiSSA(damping=0.05, batch_size=1, recursion_depth=200, patience=200).solve(operator, v)
+    assert not solution.diverged
+    assert solution.scale > 2 * operator.top_eigenvalue()
+
+
 def test_repetitions_are_averaged():
     operator, v = problem()
     one = [LiSSA(0.05, 2.0, 3, 30, seed=0).solve(operator, v)]

@@ -53,7 +53,7 @@ def fisher_diagonal(
         reduction: ``"mean"`` or ``"sum"`` over samples (over batches for ``"batch"``).
         batch_size: samples a pass; only ``"batch"`` depends on it.
         compute_dtype: run forward and backward in this dtype by autocast; sums stay in the parameters' dtype.
-        generator: of the labels that ``"mc"`` draws.
+        generator: of the labels that ``"mc"`` draws, on the CPU.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Returns:
@@ -110,7 +110,8 @@ def _labels(
         )
     probabilities = output.softmax(1, dtype=torch.float64 if output.dtype == torch.float64 else torch.float32)
     if fisher_type == "mc":
-        yield torch.multinomial(probabilities, 1, generator=generator).squeeze(1), None
+        drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)  # the same labels on every device
+        yield drawn.squeeze(1).to(y.device), None
         return
     for c in range(output.shape[1]):
         yield torch.full_like(y, c), probabilities[:, c]

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import TensorDataset
 
 from unlearnx._checks import Params, model_device, select_params
-from unlearnx._data import Data, batches
+from unlearnx._data import Data, batches, channels_last
 
 
 class FrozenPrefix:
@@ -62,7 +62,7 @@ class FrozenPrefix:
         device = model_device(self.head)
         with torch.no_grad():
             for x, y in batches(data, batch_size, device):
-                xs.append(prefix(x if dtype is None or not x.is_floating_point() else x.to(dtype)))
+                xs.append(prefix(channels_last(x.to(dtype) if dtype and x.is_floating_point() else x)))
                 ys.append(y)
         return TensorDataset(torch.cat(xs), torch.cat(ys))
 

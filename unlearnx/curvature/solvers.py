@@ -12,6 +12,9 @@ from unlearnx.curvature.gradients import split_values
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.ops.lissa_step import lissa_step_
 
+ATTEMPTS = 5  # scales that "auto" tries
+GROWTH = 4.0  # from one of them to the next
+
 
 @dataclass
 class Solution:
@@ -19,12 +22,12 @@ class Solution:
 
     Attributes:
         x: the estimate, a tensor for each parameter.
-        iterations: curvature products taken on the way.
+        iterations: curvature products taken on the way, those of diverged attempts included.
         residual: ``||(C + lambda I) x - b|| / ||b||`` over all of the operator's data: 0 is exact, 1 is no better
             than x = 0; NaN or infinite where the iteration overflowed.
         converged: the residual is at most the solver's tolerance.
         history: L1 norms of the changes of the estimate, one an iteration.
-        scale: LiSSA's scale, as given or found.
+        scale: LiSSA's scale, as given or found; 0 where there was nothing to solve.
     """
 
     x: Vector
@@ -48,7 +51,8 @@ class LiSSA:
 
     Args:
         damping: coefficient of the iteration, without unit; as a Tikhonov term it is ``damping * scale``.
-        scale: in units of the curvature, or ``"auto"`` for 1.1 times the largest eigenvalue.
+        scale: in units of the curvature, or ``"auto"`` for 1.1 times the largest eigenvalue over all the data. Batches
+            may have far larger ones: a run that diverges for that is repeated with four times the scale, and so on.
         batch_size: samples in one product; None for all of them.
         recursion_depth: most iterations; None for 100 passes over the data, as published.
         num_repeat: independent runs to average.
@@ -85,23 +89,37 @@ class LiSSA:
             ValueError: keys or shapes of `v` are not those of the operator's parameters.
         """
         check_like("v", v, split_values(operator.model, operator.names)[0])
-        generator = torch.Generator().manual_seed(self.seed)
-        # A flat curvature has no scale of its own; any positive one solves it.
-        auto = self.scale == "auto"
-        scale = (1.1 * operator.top_eigenvalue(generator=generator) or 1.0) if auto else float(self.scale)
-        x = {name: torch.zeros_like(t) for name, t in v.items()}
-        history: list[float] = []
         size = norm(v)
         if size == 0:
-            return Solution(x, 0, 0.0, True, history, scale)
+            return Solution({k: torch.zeros_like(t) for k, t in v.items()}, 0, 0.0, True, [], 0.0)
+        generator = torch.Generator().manual_seed(self.seed)
+        scale = self._scale(operator, generator)
+        history: list[float] = []
+        for attempt in range(ATTEMPTS if self.scale == "auto" else 1):
+            scale *= GROWTH if attempt else 1
+            x = self._average(operator, v, scale, history, generator)
+            image = added(operator.matvec(x), x, self.damping * scale)
+            residual = norm(added(image, v, -1.0)) / size
+            solution = Solution(x, len(history), residual, residual <= self.tolerance, history, scale)
+            if not solution.diverged:
+                break
+        return solution
+
+    def _scale(self, operator: CurvatureOperator, generator: torch.Generator) -> float:
+        if self.scale != "auto":
+            return float(self.scale)
+        top = operator.top_eigenvalue(generator=generator)
+        return 1.1 * top if top > 0 else 1.0  # without positive curvature there is no scale to speak of
+
+    def _average(
+        self, operator: CurvatureOperator, v: Vector, scale: float, history: list[float], generator: torch.Generator
+    ) -> Vector:
+        x = {name: torch.zeros_like(t) for name, t in v.items()}
         for _ in range(self.num_repeat):
-            h = self._run(operator, v, scale, history, generator)
-            x = added(x, h, 1 / (scale * self.num_repeat))
+            x = added(x, self._run(operator, v, scale, history, generator), 1 / (scale * self.num_repeat))
             if not math.isfinite(history[-1]):
                 break
-        image = added(operator.matvec(x), x, self.damping * scale)
-        residual = norm(added(image, v, -1.0)) / size
-        return Solution(x, len(history), residual, residual <= self.tolerance, history, scale)
+        return x
 
     def _run(
         self,

@@ -8,6 +8,7 @@ import json
 import platform
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,44 +30,49 @@ def environment() -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:
-    """Write `result` as result.json and report.html under `folder`; returns the path of the report."""
-    text = json.dumps(result, indent=1)
-    write_atomically(folder / "result.json", lambda file: file.write(text.encode()))
-    report = folder / "report.html"
-    page = _render(result)
-    write_atomically(report, lambda file: file.write(page.encode()))
-    return report
+    """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
+    best = max(result["summary"], key=lambda name: result["summary"][name]["accuracy"])
+    plots = {"restored": _restored_plot(result), "confusion": _confusion_plot(result, best)}
+    contents = {"result.json": json.dumps(result, indent=1), "report.html": _render(result, best, plots)}
+    contents.update({f"{name}.svg": svg for name, svg in plots.items()})
+    for name, text in contents.items():
+        _write(folder / name, text)
+    return folder / "report.html"
 
 
-def _render(result: dict[str, Any]) -> str:
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _render(result: dict[str, Any], best: str, plots: dict[str, str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     template = files("unlearnx.experiments").joinpath("report.html").read_text()
     engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    first = result["runs"][0]
-    best = max(result["summary"], key=lambda name: result["summary"][name]["accuracy"])
     return engine.from_string(template).render(
         result=result,
-        first=first,
+        first=result["runs"][0],
         best=best,
-        clean=_median_of(result, "clean"),
-        poisoned=_median_of(result, "poisoned"),
-        retrained=_median_of(result, "retrained"),
-        retraining_seconds=sorted(run["retrained"]["seconds"] for run in result["runs"])[len(result["runs"]) // 2],
-        restored_plot=_restored_plot(result),
-        confusion_plot=_confusion_plot(result, best),
+        clean=_median(result, "clean", "accuracy"),
+        poisoned=_median(result, "poisoned", "accuracy"),
+        retrained=_median(result, "retrained", "accuracy"),
+        retraining_seconds=_median(result, "retrained", "seconds"),
+        **{f"{name}_plot": _inline(svg) for name, svg in plots.items()},
     )
 
 
-def _median_of(result: dict[str, Any], which: str) -> float:
-    values = sorted(run[which]["accuracy"] for run in result["runs"])
-    return values[len(values) // 2]
+def _median(result: dict[str, Any], which: str, key: str) -> float:
+    return median(run[which][key] for run in result["runs"])
 
 
-def _inline(figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _svg(figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _inline(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def _figure(width: float, height: float):
@@ -87,12 +93,16 @@ def _restored_plot(result: dict[str, Any]) -> str:
     axes.axvline(5, color="0.6", lw=1, ls=":")
     axes.text(5, 2, " 1/20 of retraining", color="0.4", fontsize=8, va="bottom")
     axes.set_xscale("log")
+    axes.set_xlim(0.6 * min(100 / s["speedup"] for s in result["summary"].values()), 110)
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if t >= axes.get_xlim()[0]]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("time, % of retraining")
     axes.set_ylabel("lost accuracy restored, %")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _inline(figure)
+    return _svg(figure)
 
 
 def _confusion_plot(result: dict[str, Any], best: str) -> str:
@@ -115,4 +125,4 @@ def _confusion_plot(result: dict[str, Any], best: str) -> str:
                     axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=7, color=color)
         if k == 0:
             axes.set_ylabel("label", fontsize=9)
-    return _inline(figure)
+    return _svg(figure)

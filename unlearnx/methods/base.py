@@ -72,7 +72,7 @@ class Method:
         """
         start = time.perf_counter()
         working = copy.deepcopy(model)
-        names = select_params(working, self.params)
+        names = self._names(working)
         cut = FrozenPrefix(working, names)
         work = Work(self, cut.head, request.features(cut, batch_size=self.batch_size), names)
         before = {name: t.clone() for name, t in cut.head.state_dict().items()}
@@ -86,6 +86,10 @@ class Method:
         else:
             info.setdefault("applied", True)
         return Outcome(working, time.perf_counter() - start, work.gradient_evaluations, info)
+
+    def _names(self, model: nn.Module) -> list[str]:
+        """Parameters that the method may change."""
+        return select_params(model, self.params)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         """Change ``work.model`` in place; raise NotApplied to leave it as it was."""

@@ -19,6 +19,7 @@ from unlearnx.methods.base import Method, NotApplied, Work
 from unlearnx.metrics import mean_loss, predict
 
 SEARCH_SAMPLES = 10_000  # of the corrected data, for the line search; every step is then checked on all of it
+BACKTRACKS = 4  # halvings of a searched step that fails this check
 
 
 @dataclass(kw_only=True)
@@ -71,11 +72,16 @@ class _InfluenceUpdate(Method):
                 try:
                     direction = self._direction(work, self._difference(work, old, new), record)
                     step = self._fixed_step()
+                    searched = step is None
                     if step is None:
                         step = line_search(partial(position.loss_after, search_loss, start, direction), guess)
                         guess = step or guess / 64
-                    position.write(start, direction, step)
-                    reached = work.corrected_loss()
+                    reached = position.loss_after(work.corrected_loss, start, direction, step)
+                    for _ in range(BACKTRACKS if searched else 0):
+                        if reached < loss:
+                            break
+                        step /= 2  # what was best for the sample overshoots on all of the data
+                        reached = position.loss_after(work.corrected_loss, start, direction, step)
                     record.update(step=step, loss=reached)
                     if not math.isfinite(reached) or reached >= loss:
                         raise NotApplied(
@@ -226,9 +232,10 @@ class SecondOrder(_InfluenceUpdate):
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 7.
     """
 
-    solver: LiSSA = field(default_factory=lambda: LiSSA(damping=1e-2, batch_size=None, recursion_depth=40))
+    solver: LiSSA = field(default_factory=lambda: LiSSA(damping=1e-2, batch_size=None, recursion_depth=20))
     kind: str = "ggn"
     damping: float = 0.0
+    steps: int = field(default=3, kw_only=True)
     step: float | str = "auto"
     curvature_samples: int | None = 10_000
 

@@ -87,7 +87,7 @@ class Request:
             relabelled = (y != y_new).reshape(len(y), -1).any(1)
             shared = x_new.data_ptr() == x.data_ptr()
             differs.append(relabelled if shared else relabelled | (x != x_new).reshape(len(x), -1).any(1))
-        forget = torch.cat(differs).nonzero().flatten()
+        forget = torch.cat(differs).nonzero().flatten().cpu()
         if len(forget) == 0:
             raise ValueError("corrected: equals dataset, expected at least one point that differs")
         return cls(data, forget, fixed)

@@ -48,9 +48,12 @@ class Retrain(Method):
     factory: Callable[[], nn.Module] | None = None
     batch_size: int = 128
 
-    def _apply(self, work: Work, info: dict[str, Any]) -> None:
+    def _names(self, model: nn.Module) -> list[str]:
         if self.params is not None:
             raise ValueError(f"params is {self.params!r}, but Retrain trains the whole model")
+        return [name for name, _ in model.named_parameters()]
+
+    def _apply(self, work: Work, info: dict[str, Any]) -> None:
         modes = [module.training for module in work.model.modules()]
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)

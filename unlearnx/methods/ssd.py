@@ -53,6 +53,8 @@ class SSD(Method):
             counts = ssd_dampen_(
                 chosen, [full[k] for k in work.names], [forget[k] for k in work.names], self.alpha, self.lam
             )
+        if not counts.any():
+            raise NotApplied(f"no parameter matters more than alpha={self.alpha} times as much to the forget set")
         info["dampened"] = dict(zip(work.names, counts.tolist(), strict=True))
         info["dampened_share"] = int(counts.sum()) / sum(p.numel() for p in chosen)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._checks import model_device
-from unlearnx._data import Data, batches, size
+from unlearnx._data import Data, batches, channels_last, size
 from unlearnx._losses import Loss, SampleLoss
 
 
@@ -36,9 +36,7 @@ def _outputs(
     device = model_device(model)
     with evaluating(model, autocast):
         for x, y in batches(data, batch_size, device):
-            if x.dim() == 4 and device.type == "cpu":
-                x = x.contiguous(memory_format=torch.channels_last)
-            yield model(x), y
+            yield model(channels_last(x)), y
 
 
 def predict(

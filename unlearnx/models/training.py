@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._checks import Params, model_device, select_params
-from unlearnx._data import Data, materialize
+from unlearnx._data import Data, channels_last, materialize
 from unlearnx._files import write_atomically
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
@@ -94,6 +94,8 @@ class _Run:
     def __init__(self, training: Training, model: nn.Module, x: Tensor, y: Tensor):
         self.training, self.model, self.x, self.y = training, model, x, y
         self.device = model_device(model)
+        if x.dim() == 4:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = SampleLoss(training.loss_fn)
         own = dict(model.named_parameters())
         self.names = select_params(model, training.params)
@@ -146,12 +148,10 @@ class _Run:
         self.seconds += time.perf_counter() - start
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.dim() == 4 and self.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)
         dtype = self.training.autocast
         with torch.enable_grad():
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                output = self.model(x)
+                output = self.model(channels_last(x))
             mean = self.loss.total(output.float() if dtype else output, y) / len(x)
             objective = mean
             for p, p0 in zip(self.chosen, self.origin, strict=False):

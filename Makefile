@@ -51,5 +51,5 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install -q clang-format==23.1.5 mypy==2.4.1 ruff==0.17.5
+	$(BIN)/pip install -q --group lint
 	touch $@

@@ -7,6 +7,7 @@ TORCH_CUDA_ARCH_LIST   GPU generations to compile for, as for every torch extens
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,22 +34,35 @@ def stop(sentence: str) -> None:
     sys.exit(f"unlearnx: {sentence}")
 
 
-def find_cuda_home() -> Path | None:
-    """Folder of the CUDA toolkit: $CUDA_HOME, that of the nvcc on the path, or the toolkit that PyPI installs."""
-    if "CUDA_HOME" in os.environ:
-        return Path(os.environ["CUDA_HOME"])
-    nvcc = shutil.which("nvcc")
-    if nvcc:
-        # The nvcc on the path may be a link or a script: the compiler itself knows where it lives.
-        dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
-        for line in dry_run.stderr.splitlines():
-            if line.startswith("#$ TOP="):
-                return Path(line.removeprefix("#$ TOP=")).resolve()
+def nvcc_says(nvcc: Path, *arguments: str) -> str:
+    """What an nvcc prints; nothing where it cannot be run."""
+    try:
+        run = subprocess.run([nvcc, *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return run.stdout + run.stderr
+
+
+def find_nvcc() -> Path | None:
+    """nvcc of $CUDA_HOME, of the path, of the toolkit that PyPI installs, or of the usual folder."""
     nvidia = importlib.util.find_spec("nvidia")
-    for folder in nvidia.submodule_search_locations or [] if nvidia else []:
-        for nvcc_file in Path(folder).glob("cu*/bin/nvcc"):
-            return nvcc_file.parents[1]
-    return None
+    installed = [Path(f) for f in nvidia.submodule_search_locations or []] if nvidia else []
+    on_path = shutil.which("nvcc")
+    candidates = [
+        *([Path(os.environ["CUDA_HOME"], "bin", "nvcc")] if "CUDA_HOME" in os.environ else []),
+        *([Path(on_path)] if on_path else []),
+        *(nvcc for folder in installed for nvcc in folder.glob("cu*/bin/nvcc")),
+        Path("/usr/local/cuda/bin/nvcc"),
+    ]
+    return next((nvcc for nvcc in candidates if nvcc.is_file()), None)
+
+
+def toolkit_of(nvcc: Path) -> Path:
+    """Folder of the toolkit. The nvcc on the path may be a link or a script: the compiler knows where it lives."""
+    for line in nvcc_says(nvcc, "--dryrun", "-x", "cu", os.devnull).splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=")).resolve()
+    return nvcc.resolve().parents[1]
 
 
 def choose_cuda(torch_cuda: str | None) -> bool:
@@ -57,14 +71,23 @@ def choose_cuda(torch_cuda: str | None) -> bool:
         stop(f"UNLEARNX_CUDA is {choice!r}, expected auto, 1 or 0.")
     if choice == "0":
         return False
-    home = find_cuda_home()
-    if home:
-        os.environ["CUDA_HOME"] = str(home)  # read when torch.utils.cpp_extension is imported
-    if choice == "1" and not torch_cuda:
-        stop("UNLEARNX_CUDA=1 but the installed torch is a CPU build: install a CUDA build of torch first.")
-    if choice == "1" and not home:
-        stop(f"UNLEARNX_CUDA=1 but nvcc was not found: install the CUDA {torch_cuda} toolkit or set CUDA_HOME.")
-    return bool(home and torch_cuda)
+    nvcc = find_nvcc()
+    release = re.search(r"release (\d+)\.", nvcc_says(nvcc, "--version")) if nvcc else None
+    if not torch_cuda:
+        obstacle = "the installed torch is a CPU build: install a CUDA build of torch"
+    elif not nvcc or not release:
+        obstacle = f"nvcc was not found: install the CUDA {torch_cuda} toolkit or set CUDA_HOME"
+    elif release[1] != torch_cuda.split(".")[0]:
+        obstacle = (
+            f"{nvcc} is of CUDA {release[1]}, but torch of CUDA {torch_cuda}: set CUDA_HOME to a matching toolkit"
+        )
+    else:
+        os.environ["CUDA_HOME"] = str(toolkit_of(nvcc))  # read when torch.utils.cpp_extension is imported
+        return True
+    if choice == "1":
+        stop(f"UNLEARNX_CUDA=1, but {obstacle}.")
+    print(f"unlearnx: building for the CPU only; {obstacle} for CUDA kernels.", file=sys.stderr)
+    return False
 
 
 def default_arch_list(torch_cuda: str) -> str:

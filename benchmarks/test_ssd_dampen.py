@@ -33,7 +33,7 @@ def expression(p, full, forget):
 @pytest.mark.benchmark(group="ssd_dampen_")
 def test_ssd_dampen(compare, device):
     full = torch.rand(N, device=device)
-    forget = 12 * torch.rand(N, device=device)  # about half of the entries that exceed the threshold at all
+    forget = torch.rand(N, device=device)  # one entry in twenty exceeds the threshold
     compiled = torch.compile(lambda p, a, b: p.copy_(expression(p, a, b)))
     params = [torch.randn(N, device=device) for _ in range(4)]
     ratios = compare.run(

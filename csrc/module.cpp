@@ -4,9 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <atomic>
+#include <algorithm>
 #include <map>
 #include <string>
+#include <vector>
+
+#include "common/clones.h"
 
 #ifndef UNLEARNX_ARCHS
 #define UNLEARNX_ARCHS ""
@@ -16,7 +19,7 @@ namespace {
 
 /// The clone that UX_CLONES functions resolve to on this processor.
 std::string cpu_level() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef UX_CPU_LEVELS
   __builtin_cpu_init();
   if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4";
   if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3";
@@ -26,10 +29,9 @@ std::string cpu_level() {
 
 /// Threads that a parallel loop of this module really gets: 1 where OpenMP was left out of the build.
 int threads_seen() {
-  std::atomic<uint64_t> seen{0};
-  at::parallel_for(0, at::get_num_threads(), 1,
-                   [&](int64_t, int64_t) { seen |= uint64_t{1} << (at::get_thread_num() % 64); });
-  return __builtin_popcountll(seen);
+  std::vector<char> seen(at::get_num_threads(), 0);
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { seen[at::get_thread_num()] = 1; });
+  return static_cast<int>(std::count(seen.begin(), seen.end(), 1));
 }
 
 std::map<std::string, std::string> build_info() {

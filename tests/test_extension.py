@@ -41,7 +41,7 @@ def test_a_module_that_does_not_load_says_what_it_was_built_for(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "hidden", "message"),
     [
-        ({"UNLEARNX_CUDA": "1"}, [], "the installed torch is a CPU build"),
+        ({"UNLEARNX_CUDA": "1"}, [], "UNLEARNX_CUDA=1, but the installed torch is a CPU build"),
         ({"FORCE_CUDA": "1"}, [], "the installed torch is a CPU build"),
         ({"UNLEARNX_CUDA": "maybe"}, [], "UNLEARNX_CUDA is 'maybe', expected auto, 1 or 0"),
         ({}, ["torch"], "building needs torch"),

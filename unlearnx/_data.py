@@ -18,9 +18,9 @@ def _tensors(data: Data) -> tuple[Tensor, Tensor] | None:
     """The whole of `data` without reading it sample by sample, where its type allows that."""
     if isinstance(data, (tuple, list)):
         pair = tuple(data)
-    elif isinstance(data, TensorDataset):
+    elif type(data) is TensorDataset:  # a subclass may transform its items
         pair = data.tensors
-    elif isinstance(data, Subset):
+    elif type(data) is Subset:
         base = _tensors(data.dataset)
         if base is None:
             return None
@@ -68,6 +68,12 @@ def materialize(data: Data) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
 
+def _split(loader: DataLoader[Any], batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in loader:
+        step = batch_size or len(x)
+        yield from ((x[i : i + step], y[i : i + step]) for i in range(0, len(x), step))
+
+
 def channels_last(x: Tensor) -> Tensor:
     """Images on the CPU in the memory order that its convolutions are fastest in; anything else as it is."""
     images = x.dim() == 4 and x.device.type == "cpu"
@@ -77,18 +83,16 @@ def channels_last(x: Tensor) -> Tensor:
 def batches(
     data: Data, batch_size: int | None = None, device: torch.device | str | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over (x, y) batches on `device`, in the order of the data.
+    """Iterate over (x, y) batches on `device`, in the order of the data; a DataLoader's batches are split, not joined.
 
     Raises:
-        ValueError: the data is empty or not made of (x, y) pairs, or a DataLoader came with a batch size.
+        ValueError: the data is empty or not made of (x, y) pairs.
     """
     n = size(data)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     if isinstance(data, DataLoader):
-        if batch_size is not None:
-            raise ValueError("batch_size: a DataLoader has its own; pass its dataset to choose another")
-        parts: Iterator[tuple[Tensor, Tensor]] = iter(data)
+        parts: Iterator[tuple[Tensor, Tensor]] = _split(data, batch_size)
     else:
         step, pair = batch_size or BATCH_SIZE, _tensors(data)
         starts = range(0, n, step)

@@ -8,13 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+PROBED = 64  # samples of the first batch that a scalar loss is recognised by
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class SampleLoss:
     """The loss of every sample, from a `loss_fn(output, y)` that returns losses per sample, their mean or sum.
 
-    A scalar is recognised by comparing two samples with each of them alone, so that any callable will do.
+    A scalar is recognised by comparing samples of the first batch with each of them alone: any callable will do.
     """
 
     def __init__(self, loss_fn: Loss):
@@ -38,27 +40,27 @@ class SampleLoss:
         if output.shape[0] == 1:
             return value
         if self._reduction is None:
-            self._reduction = self._recognise(output.detach(), y)
+            self._reduction = self._recognise(output.detach()[:PROBED], y[:PROBED])
         return value if self._reduction == "sum" else value * output.shape[0]
 
     def _recognise(self, output: Tensor, y: Tensor) -> str | None:
-        """The reduction, "mean" or "sum"; None where the losses are not finite and tell nothing."""
+        """The reduction, "mean" or "sum", of a batch; None where the losses are not finite and tell nothing."""
         with torch.no_grad():
             noise = torch.Generator().manual_seed(0)
             for _ in range(2):  # losses of exactly zero tell nothing: look again at other outputs
-                first, second, both = (self.loss_fn(output[s], y[s]).item() for s in (slice(1), slice(1, 2), slice(2)))
-                total = first + second
+                single = [self.loss_fn(output[i : i + 1], y[i : i + 1]).item() for i in range(len(output))]
+                together, total = self.loss_fn(output, y).item(), sum(single)
                 if total != 0:
                     break
                 output = output + torch.randn(output.shape, generator=noise).to(output)
         if not math.isfinite(total):
             return None
-        slack = 1e-3 * max(abs(first), abs(second))
-        if abs(both - total / 2) <= slack:
+        slack = 1e-3 * sum(map(abs, single))
+        if abs(together * len(single) - total) <= slack:
             return "mean"
-        if abs(both - total) <= slack:
+        if abs(together - total) <= slack:
             return "sum"
         raise ValueError(
-            f"loss_fn: two samples of loss {first:.6g} and {second:.6g} together give {both:.6g}, neither their mean "
-            'nor their sum; return one loss a sample (reduction="none")'
+            f"loss_fn: {len(single)} samples with losses of {total:.6g} in all together give {together:.6g}, neither "
+            'their mean nor their sum; return one loss a sample (reduction="none")'
         )

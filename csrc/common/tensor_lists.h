@@ -1,6 +1,7 @@
 // In-place ops on lists of tensors walk raw memory; these helpers lay the memory out so that they may.
 #pragma once
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/TensorImpl.h>
@@ -35,11 +36,12 @@ class Written {
   /// Copies back what was worked on in copies and tells autograd that the tensors changed: a schema's
   /// Tensor(a!) alone does not bump the version when a kernel writes through a raw pointer.
   void finish() const {
+    const at::AutoDispatchBelowAutograd unrecorded;
     for (size_t i = 0; i < originals_.size(); ++i) {
       if (dense_[i].is_same(originals_[i]))
         originals_[i].unsafeGetTensorImpl()->bump_version();
       else
-        originals_[i].copy_(dense_[i]);
+        originals_[i].copy_(dense_[i]);  // bumps the version itself
     }
   }
 

@@ -4,6 +4,7 @@
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include "common/clones.h"
@@ -66,6 +67,7 @@ at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const std
                             const std::optional<at::Tensor>& dy_new, const std::optional<at::Tensor>& weight,
                             c10::string_view reduction) {
   constexpr auto op = "linear_grad_diff";
+  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
   const auto problem = check_linear_grad(op, x, dy, x_new, dy_new, weight);
   if (!keeps_samples(op, reduction)) return linear_grad_sum(problem);
   if (problem.positions != 1) return batched_products(problem);

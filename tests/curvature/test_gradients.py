@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from zoo import ZOO, build, sample_gradients
 
 from unlearnx.curvature import grad_difference, per_sample_grad_difference
@@ -84,6 +84,30 @@ def as_list_dataset(items):
             return items[i]
 
     return Items()
+
+
+def test_loaders_that_shuffle_do_not_pair_up():
+    model, x, y = build("mlp")
+    old, new = (DataLoader(TensorDataset(x, labels), batch_size=2, shuffle=True) for labels in (y, 2 - y))
+    with pytest.raises(ValueError, match="old: is a DataLoader that shuffles"):
+        grad_difference(model, F.cross_entropy, old, new)
+    ordered = [DataLoader(d.dataset, batch_size=2) for d in (old, new)]
+    expected = per_sample_grad_difference(model, F.cross_entropy, (x, y), (x, 2 - y))
+    assert_equal(per_sample_grad_difference(model, F.cross_entropy, *ordered), expected)
+
+
+def test_datasets_with_items_of_their_own():
+    """A subclass of TensorDataset or Subset may transform what it holds."""
+
+    class Doubled(TensorDataset):
+        def __getitem__(self, i):
+            a, b = super().__getitem__(i)
+            return 2 * a, b
+
+    model, x, y = build("mlp")
+    expected = grad_difference(model, F.cross_entropy, (2 * x, y))
+    assert_equal(grad_difference(model, F.cross_entropy, Doubled(x, y)), expected)
+    assert_equal(grad_difference(model, F.cross_entropy, Subset(Doubled(x, y), range(9))), expected)
 
 
 def test_model_is_left_alone():

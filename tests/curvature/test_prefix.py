@@ -1,15 +1,18 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from zoo import ZOO, build
 
-from unlearnx.curvature import FrozenPrefix
+from unlearnx import Request
+from unlearnx.curvature import FrozenPrefix, fisher_diagonal, grad_difference
+from unlearnx.methods import FirstOrder
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_head_after_prefix_is_the_model(name):
     model, x, y = build(name)
-    cut = FrozenPrefix(model, "last:2")
+    cut = FrozenPrefix(model, "last:2", (x, y))
     features, labels = cut.features((x, y), batch_size=4).tensors if cut.prefix else (x, y)
     torch.testing.assert_close(cut.head(features), model(x))
     assert torch.equal(labels, y)
@@ -17,8 +20,8 @@ def test_head_after_prefix_is_the_model(name):
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "embedding", "residual", "unknown", "attention"])
 def test_there_is_a_prefix(name):
-    model, _, _ = build(name)
-    cut = FrozenPrefix(model, "last:2")
+    model, x, y = build(name)
+    cut = FrozenPrefix(model, "last:2", (x, y))
     assert cut.prefix is not None
     last = list(dict(model.named_parameters()))[-2:]
     assert [n for n, _ in cut.head.named_parameters()] == last
@@ -27,18 +30,20 @@ def test_there_is_a_prefix(name):
 
 def test_all_parameters_leave_no_prefix():
     model, x, y = build("mlp")
-    cut = FrozenPrefix(model, None)
+    cut = FrozenPrefix(model, None, (x, y))
     assert cut.prefix is None
     assert cut.head is model
     assert cut.features((x, y))[0] is x
 
 
-class Dynamic(nn.Module):
-    """Control flow that cannot be traced."""
-
+class TwoLayers(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+
+class Dynamic(TwoLayers):
+    """Control flow that cannot be traced."""
 
     def forward(self, x):
         h = self.a(x)
@@ -47,35 +52,115 @@ class Dynamic(nn.Module):
         return self.b(h)
 
 
-class SkipsAhead(nn.Module):
+class SkipsAhead(TwoLayers):
     """The head reads the input besides the features."""
+
+    def forward(self, x):
+        return self.b(self.a(x) + x) + self.b(x)
+
+
+class TypeDependent(TwoLayers):
+    """Does something else under tracing."""
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h.relu() if isinstance(h, torch.Tensor) else h)
+
+
+class Overwrites(TwoLayers):
+    """The head changes its features in place."""
+
+    def forward(self, x):
+        return self.b(self.a(x).add_(self.b.weight.sum()))
+
+
+class Remembers(TwoLayers):
+    """The forward leaves things in the module."""
+
+    def forward(self, x):
+        self.seen = self.a(x) + torch.ones(6)
+        return self.b(self.seen)
+
+
+class Tied(nn.Module):
+    """The decoder's weight is the embedding's: the embedding does not belong to a prefix."""
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.decoder, self.embedding = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.up = nn.Linear(3, 6)
+        self.embedding.weight = self.decoder.weight
 
     def forward(self, x):
-        return self.b(self.a(x) + x).sum(-1, keepdim=True) + self.b(x)
+        return self.decoder(self.up(self.embedding(x)))
 
 
-@pytest.mark.parametrize("model", [Dynamic(), SkipsAhead()], ids=["dynamic", "skips ahead"])
-def test_models_that_cannot_be_cut_stay_whole(model):
-    cut = FrozenPrefix(model, "last:2")
+@pytest.mark.parametrize("kind", [Dynamic, SkipsAhead, TypeDependent, Overwrites, Remembers])
+def test_models_that_cannot_be_cut_stay_whole(kind):
+    model, data = kind(), (torch.randn(9, 6), torch.zeros(9))
+    attributes = set(vars(model))
+    cut = FrozenPrefix(model, "last:2", data)
     assert cut.prefix is None
     assert cut.head is model
+    assert set(vars(model)) == attributes
 
 
-def test_modes_are_kept():
-    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(), nn.Linear(5, 3), nn.Dropout().eval())
+def test_tied_parameters_stay_together():
+    model, data = Tied(), (torch.randn(9, 6), torch.zeros(9))
+    assert FrozenPrefix(model, ["decoder.weight"], data).prefix is None
+
+
+class Optional(TwoLayers):
+    """An argument that is not given."""
+
+    def forward(self, x, scale=None):
+        h = self.a(x)
+        return self.b(h if scale is None else h * scale)
+
+
+def test_optional_arguments_take_their_defaults():
+    model, x = Optional(), torch.randn(9, 6)
+    cut = FrozenPrefix(model, "last:2", (x, x))
+    assert cut.prefix is not None
+    torch.testing.assert_close(cut.head(cut.prefix(x)), model(x))
+
+
+class Auxiliary(TwoLayers):
+    """A parameter that takes no part in the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+def test_unused_parameters_have_zero_gradient():
+    model, x, y = Auxiliary(), torch.randn(9, 6), torch.randint(3, (9,))
+    gradient = grad_difference(model, F.cross_entropy, (x, y), params="last:4")
+    assert gradient["unused.weight"].abs().max() == 0
+    assert gradient["b.weight"].abs().max() > 0
+    fisher = fisher_diagonal(model, F.cross_entropy, (x, y), params="last:4")
+    assert fisher["unused.weight"].abs().max() == 0
+    assert FirstOrder(params="last:4")(model, Request.correct((x, y), (x, 2 - y))).info["applied"]
+
+
+def test_prefix_runs_in_eval_mode_and_modes_are_kept():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3), nn.Dropout().eval())
     modes = [m.training for m in model.modules()]
-    FrozenPrefix(model, "last:2")
+    x = torch.randn(9, 6)
+    cut = FrozenPrefix(model, "last:2", (x, x))
+    features = cut.features((x, x)).tensors[0]
     assert [m.training for m in model.modules()] == modes
+    assert torch.equal(features, model.eval()[:3](x))
+    assert model[1].num_batches_tracked == 0
 
 
 def test_features_in_bfloat16():
     model, x, y = build("mlp")
     model, x = model.float(), x.float()
-    cut = FrozenPrefix(model, "last:2")
+    cut = FrozenPrefix(model, "last:2", (x, y))
     exact, fast = cut.features((x, y)).tensors[0], cut.features((x, y), dtype=torch.bfloat16).tensors[0]
     assert fast.dtype == torch.bfloat16
     assert model[0].weight.dtype == torch.float32

@@ -162,7 +162,7 @@ def test_ssd_batch_is_the_published_rule(study):
     forget = fisher_diagonal(model, F.cross_entropy, removal.forget_set, **options)
     theirs = copy.deepcopy(model)
     published_ssd(theirs, full, forget, 1.5, 0.8)
-    ours = SSD(1.5, 0.8, fisher_type="batch", batch_size=50)(model, removal)
+    ours = SSD(1.5, 0.8, fisher_type="batch", max_increase=100, batch_size=50)(model, removal)
     assert ours.info["dampened_share"] > 0
     for name, p in ours.model.named_parameters():
         torch.testing.assert_close(p, theirs.get_parameter(name), rtol=1e-6, atol=0)
@@ -177,11 +177,41 @@ def test_ssd_refuses_nan(study):
         SSD()(broken, request)
 
 
+def test_ssd_does_not_destroy_the_model(study):
+    model, request, _ = study
+    removal = Request.remove_class(request.target, 0)
+    outcome = SSD(alpha=0.0, lam=0.0)(model, removal)
+    assert not outcome.info["applied"]
+    assert "max_increase=0.5" in outcome.info["reason"]
+    assert not SSD(alpha=1.1, max_increase=0.0)(model, removal).info["applied"]
+    assert SSD(alpha=1.1, max_increase=10.0)(model, removal).info["applied"]
+
+
+def test_corrected_features_are_corrected(study):
+    """The model may predict right on features that are to be corrected: there is something to do all the same."""
+    model, request, _ = study
+    x, y = materialize(request.target)
+    x_new = x.clone()
+    x_new[:, 0] = 0
+    for method in (FirstOrder(), SecondOrder()):
+        outcome = method(model, Request.correct((x, y), (x_new, y)))
+        assert outcome.info["applied"]
+        assert outcome.info["steps"][0]["points"] == 300
+
+
+def test_curvature_products_are_counted(study):
+    model, request, _ = study
+    outcome = SecondOrder(LiSSA(scale=20.0, batch_size=None, recursion_depth=7), steps=1)(model, request)
+    points = outcome.info["steps"][0]["points"]
+    assert outcome.gradient_evaluations == points + (7 + 1) * 300  # and one product for the residual
+
+
+@pytest.mark.parametrize("params", [None, "last:2"])
 @pytest.mark.parametrize("method", [SSD(), FirstOrder(), SecondOrder()], ids=lambda m: type(m).__name__)
-def test_train_mode_is_refused_where_it_matters(study, method):
+def test_train_mode_is_refused_where_it_matters(study, method, params):
     model, request, _ = study
     with pytest.raises(ValueError, match="BatchNorm1d '2' is in train mode"):
-        method(copy.deepcopy(model).train(), request)
+        dataclasses.replace(method, params=params)(copy.deepcopy(model).train(), request)
 
 
 def test_results_depend_on_the_seed_alone(study):
@@ -222,6 +252,9 @@ def test_retrain_with_a_factory(study):
         (lambda: FirstOrder(steps=0), "steps is 0"),
         (lambda: FirstOrder(points="all"), "points is 'all', expected 'predicted' or 'forget'"),
         (lambda: SecondOrder(step=math.nan), "step is nan"),
+        (lambda: SSD(alpha="auto"), "alpha is 'auto', expected a finite number >= 0"),
+        (lambda: SSD(lam=-1.0), "lam is -1.0"),
+        (lambda: SSD(fisher_type="true"), "fisher_type is 'true'"),
         (lambda: Training(0), "epochs is 0"),
         (lambda: Training(1, lr=-1.0), "lr is -1.0"),
     ],

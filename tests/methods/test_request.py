@@ -23,7 +23,7 @@ def test_remove():
 
 def test_remove_class():
     x, y = data()
-    for dataset in ((x, y), TensorDataset(x, y), DataLoader(TensorDataset(x, y), batch_size=3)):
+    for dataset in ((x, y), TensorDataset(x, y), DataLoader(TensorDataset(x, y), batch_size=3, shuffle=True)):
         assert Request.remove_class(dataset, 1).forget.tolist() == [1, 4, 7]
 
 
@@ -37,12 +37,14 @@ def test_correct_finds_changed_labels_and_features():
     assert torch.equal(materialize(request.correction)[0], x_new[[3, 5]])
     assert materialize(request.forget_set)[1].tolist() == y[[3, 5]].tolist()
     assert request.target is request.corrected
+    assert not request.labels_only
+    assert Request.correct((x, y), (x.clone(), y_new)).labels_only
 
 
 def test_features_of_a_request():
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).eval()
-    cut = FrozenPrefix(model, "last:2")
     x, y = data()
+    cut = FrozenPrefix(model, "last:2", (x, y))
     x_new, y_new = x.clone(), y.clone()
     x_new[3] += 1
     y_new[5] = 0

@@ -4,6 +4,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from unlearnx.metrics import accuracy, confusion_matrix, mean_loss, per_class_report, predict
 
@@ -36,6 +37,21 @@ def test_mean_loss_does_not_depend_on_batches(study, reduction):
     for batch_size in (1, 7, 50):
         loss = mean_loss(model, lambda o, t: F.cross_entropy(o, t, reduction=reduction), (x, y), batch_size=batch_size)
         assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_loaders_that_shuffle(study):
+    model, x, y = study
+    loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+    assert accuracy(model, loader) == accuracy(model, (x, y))
+    assert torch.equal(confusion_matrix(model, loader, classes=4), confusion_matrix(model, (x, y), classes=4))
+
+
+def test_an_error_leaves_no_mode_behind(study):
+    model, x, y = study
+    with pytest.raises(IndexError):
+        mean_loss(model, F.cross_entropy, (x, y + 10))
+    assert torch.is_grad_enabled()
+    assert all(m.training for m in model.modules())
 
 
 def test_modes_are_given_back(study):

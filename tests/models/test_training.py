@@ -67,8 +67,10 @@ def test_resumes_where_it_was_cut(tmp_path):
 def test_checkpoint_of_another_training_is_refused(tmp_path):
     file = tmp_path / "model.checkpoint"
     Training(1).run(network(), problem(), checkpoint=file)
-    with pytest.raises(ValueError, match="belongs to another training"):
-        Training(2).run(network(), problem(), checkpoint=file)
+    x, y = problem()
+    for training, labels in ((Training(2), y), (Training(1, weight_decay=0.1), y), (Training(1), 2 - y)):
+        with pytest.raises(ValueError, match="belongs to another training"):
+            training.run(network(), (x, labels), checkpoint=file)
 
 
 def test_anchor_keeps_parameters_near():

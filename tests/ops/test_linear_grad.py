@@ -79,6 +79,14 @@ def test_small_difference_of_large_sums_survives_16_bits(device):
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_autocast_does_not_lower_the_precision(reduction, device):
+    args = arguments((64, 3), 5, 7, dtype=torch.float32, device=device)
+    expected = linear_grad_diff(*args[:4], weight=args[4], reduction=reduction)
+    with torch.autocast(device, torch.bfloat16):
+        assert torch.equal(linear_grad_diff(*args[:4], weight=args[4], reduction=reduction), expected)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_equals_autograd(reduction):
     layer = torch.nn.Linear(4, 3, bias=False).double()
     x = torch.randn(6, 5, 4, dtype=torch.float64)

@@ -98,6 +98,17 @@ def test_non_contiguous(device):
     assert torch.equal(base[:, 1::2], untouched)
 
 
+def test_leaves_need_no_no_grad(device):
+    """As in an optimizer step, autograd records nothing: neither for dense parameters nor for strided ones."""
+    dense = torch.ones(4, device=device, requires_grad=True)
+    strided = torch.ones(4, 2, device=device)[:, 0].requires_grad_()
+    for p in (dense, strided):
+        ssd_dampen_([p], [torch.zeros(4, device=device)], [torch.ones(4, device=device)], 1.0, 1.0)
+        assert p.abs().max() == 0
+        assert p.is_leaf
+        assert p._version == 1
+
+
 def test_empty_list():
     counts = ssd_dampen_([], [], [], 1.0, 1.0)
     assert counts.shape == (0,)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
@@ -71,21 +72,22 @@ def fisher_diagonal(
         raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
     check_deterministic(model)
     names = select_params(model, params)
-    cut = FrozenPrefix(model, names)
+    cut = FrozenPrefix(model, names, data)
     loss, device = SampleLoss(loss_fn), model_device(model)
+    if batch_size is None and isinstance(data, DataLoader):
+        batch_size = data.batch_size
     data = cut.features(data, batch_size=batch_size)
     own = dict(model.named_parameters())
     total = {name: torch.zeros_like(own[name]) for name in names}
-    engine: _BatchSquares | _SampleSquares | None = None
+    engine: _Engine | None = None
     parts, n = 0, size(data)
     with progress_bar("Fisher diagonal", n, progress) as advance:
         for x, y in batches(data, batch_size, device):
-            with torch.autocast(device.type, compute_dtype, enabled=compute_dtype is not None):
-                if engine is None:
-                    kind = _BatchSquares if fisher_type == "batch" else _SampleSquares
-                    engine = kind(cut.head, loss, names, x, y)
-                for labels, w in _labels(cut.head, fisher_type, x, y, generator):
-                    engine.add(total, x, labels, w)
+            if engine is None:
+                kind = _BatchSquares if fisher_type == "batch" else _SampleSquares
+                engine = kind(cut.head, loss, names, x, y, compute_dtype)
+            for labels, w in _labels(cut.head, fisher_type, x, y, generator):
+                engine.add(total, x, labels, w)
             parts += 1 if fisher_type == "batch" else len(x)
             advance(len(x))
     check_finite("Fisher diagonal", total.items())
@@ -117,16 +119,42 @@ def _labels(
         yield torch.full_like(y, c), probabilities[:, c]
 
 
-class _BatchSquares:
+class _Engine:
+    """Adds squares of gradients to a total; forward and backward run in `dtype`, the squares do not."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: SampleLoss,
+        names: list[str],
+        x: Tensor,
+        y: Tensor,
+        dtype: torch.dtype | None,
+    ):
+        self.model, self.loss, self.dtype = model, loss, dtype
+        self._prepare(names, x, y)
+
+    def _prepare(self, names: list[str], x: Tensor, y: Tensor) -> None:
+        """Decide, on the first batch, how each parameter is to be treated."""
+        raise NotImplementedError
+
+    def add(self, total: dict[str, Tensor], x: Tensor, y: Tensor, w: Tensor | None) -> None:
+        """Add the squares of a batch, its samples weighted by `w`."""
+        raise NotImplementedError
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None)
+
+
+class _BatchSquares(_Engine):
     """Squares of the gradient of the batch's mean loss."""
 
-    def __init__(self, model: nn.Module, loss: SampleLoss, names: list[str], x: Tensor, y: Tensor):
-        self.model, self.loss, self.names = model, loss, names
-        self.values, self.rest = split_values(model, names)
+    def _prepare(self, names: list[str], x: Tensor, y: Tensor) -> None:
+        self.values, self.rest = split_values(self.model, names)
 
     def add(self, total: dict[str, Tensor], x: Tensor, y: Tensor, w: Tensor | None) -> None:
         values = {name: v.requires_grad_() for name, v in self.values.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), self._autocast(x):
             objective = self.loss.total(functional_call(self.model, (values, self.rest), (x,)), y) / len(x)
             gradients = torch.autograd.grad(objective, list(values.values()), allow_unused=True)
         for name, gradient in zip(values, gradients, strict=True):
@@ -134,16 +162,15 @@ class _BatchSquares:
                 total[name].addcmul_(gradient, gradient)
 
 
-class _SampleSquares:
+class _SampleSquares(_Engine):
     """Sums of squared per-sample gradients: known layers by their rules, the rest by vmap(grad)."""
 
-    def __init__(self, model: nn.Module, loss: SampleLoss, names: list[str], x: Tensor, y: Tensor):
-        self.model, self.loss = model, loss
+    def _prepare(self, names: list[str], x: Tensor, y: Tensor) -> None:
         # Nothing of the model requires gradients: the batch's weight gradients are never computed.
-        self.frozen, _ = split_values(model, [name for name, _ in model.named_parameters()])
+        self.frozen, _ = split_values(self.model, [name for name, _ in self.model.named_parameters()])
         self.layers = self._trusted_layers(names, x[:2], y[:2])
         known = {f"{layer}.{p}" if layer else p for layer, ps in self.layers.items() for p in ps}
-        self.values, self.rest = split_values(model, [name for name in names if name not in known])
+        self.values, self.rest = split_values(self.model, [name for name in names if name not in known])
 
     def add(self, total: dict[str, Tensor], x: Tensor, y: Tensor, w: Tensor | None) -> None:
         if self.layers:
@@ -152,7 +179,8 @@ class _SampleSquares:
         if self.values:
             for start in range(0, len(x), CHUNK):
                 s = slice(start, start + CHUNK)
-                rows = vmap(grad(self._sample_loss), in_dims=(None, 0, 0))(self.values, x[s], y[s])
+                with self._autocast(x):
+                    rows = vmap(grad(self._sample_loss), in_dims=(None, 0, 0))(self.values, x[s], y[s])
                 for name, row in rows.items():
                     squares = row.square()
                     total[name] += squares.sum(0) if w is None else torch.tensordot(w[s].to(squares), squares, 1)
@@ -162,7 +190,7 @@ class _SampleSquares:
 
     def _by_rules(self, layers: dict[str, list[str]], x: Tensor, y: Tensor, w: Tensor | None) -> Squares:
         """Squares of the parameters of `layers`; a layer that was not called, or not covered, is left out."""
-        with torch.enable_grad(), _Recorder(self.model, layers) as recorder:
+        with torch.enable_grad(), self._autocast(x), _Recorder(self.model, layers) as recorder:
             objective = self.loss.total(functional_call(self.model, self.frozen, (x,)), y)
             if recorder.sources:
                 torch.autograd.grad(objective, recorder.sources, allow_unused=True)
@@ -198,13 +226,13 @@ class _SampleSquares:
         expected = {name: torch.zeros_like(v) for name, v in values.items()}
         for i in range(len(x)):
             leaves = {name: v.requires_grad_() for name, v in values.items()}
-            with torch.enable_grad():
+            with torch.enable_grad(), self._autocast(x):
                 objective = sample_loss(self.model, self.loss, leaves, rest, x[i], y[i])
                 gradients = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
             for name, gradient in zip(leaves, gradients, strict=True):
                 if gradient is not None:
                     expected[name] += gradient.square()
-        tolerance = 1e-2 if torch.is_autocast_enabled(x.device.type) else 1e-3
+        tolerance = 1e-2 if self.dtype else 1e-3
         trusted = {n for n in by_rules if (by_rules[n] - expected[n]).norm() <= tolerance * expected[n].norm()}
         chosen = {
             layer: [p for p in ps if (f"{layer}.{p}" if layer else p) in trusted] for layer, ps in candidates.items()

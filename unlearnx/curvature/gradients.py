@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.utils.data import DataLoader, RandomSampler
 
 from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
-from unlearnx._data import Data, batches, size
+from unlearnx._data import Data, batches, channels_last, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.curvature.prefix import FrozenPrefix
 
@@ -26,6 +27,9 @@ def _pairs(
         for batch in batches(old, batch_size, device):
             yield batch, None
         return
+    for name, data in (("old", old), ("new", new)):
+        if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
+            raise ValueError(f"{name}: is a DataLoader that shuffles, whose samples do not pair up; pass its dataset")
     if size(old) != size(new):
         raise ValueError(f"new: has {size(new)} samples, expected {size(old)} as old")
     yield from zip(batches(old, batch_size, device), batches(new, batch_size, device), strict=True)
@@ -67,7 +71,7 @@ def grad_difference(
     """
     check_deterministic(model)
     names = select_params(model, params)
-    cut = FrozenPrefix(model, names)
+    cut = FrozenPrefix(model, names, old)
     loss = SampleLoss(loss_fn)
     own = dict(model.named_parameters())
     values = {name: p.detach().requires_grad_(name in names) for name, p in own.items()}
@@ -77,7 +81,7 @@ def grad_difference(
     def output(x: Tensor) -> Tensor:
         if cut.prefix is not None:
             with torch.no_grad():
-                x = cut.prefix(x)
+                x = cut.prefix(channels_last(x))
         return functional_call(cut.head, {n: v for n, v in values.items() if n in head_names}, (x,))
 
     head_names = {name for name, _ in cut.head.named_parameters()}

@@ -49,7 +49,7 @@ class CurvatureOperator:
         batch_size: samples a pass; products do not depend on it.
 
     Raises:
-        ValueError: an unknown kind, a negative damping, empty data or samples that interact.
+        ValueError: an unknown kind, a negative damping, a batch size below 1, empty data or samples that interact.
 
     Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994; Schraudolph, "Fast curvature
     matrix-vector products for second-order gradient descent", 2002.
@@ -77,16 +77,24 @@ class CurvatureOperator:
             raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
         if not damping >= 0:
             raise ValueError(f"damping is {damping}, expected a number >= 0")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         check_deterministic(model)
         self.kind, self.damping, self.batch_size = kind, damping, batch_size or BATCH_SIZE
         self.names = select_params(model, params)
-        cut = FrozenPrefix(model, self.names)
+        self._evaluations = [0]  # shared with the operators of mini-batches
+        cut = FrozenPrefix(model, self.names, data)
         self.model, self.loss = cut.head, SampleLoss(loss_fn)
         self.x, self.y = materialize(cut.features(data, batch_size=batch_size))
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.x)
+
+    @property
+    def evaluations(self) -> int:
+        """Samples in all products so far, those of its mini-batches included."""
+        return self._evaluations[0]
 
     def matvec(self, v: Vector) -> Vector:
         """Product with `v`, a tensor for each parameter.
@@ -97,6 +105,7 @@ class CurvatureOperator:
         values, rest = split_values(self.model, self.names)
         check_like("v", v, values)
         total = {name: torch.zeros_like(p) for name, p in values.items()}
+        self._evaluations[0] += len(self)
         product = self._ggn if self.kind == "ggn" else self._hessian
         device = model_device(self.model)
         with _differentiable_attention():

@@ -10,38 +10,43 @@ from torch.utils.data import TensorDataset
 
 from unlearnx._checks import Params, model_device, select_params
 from unlearnx._data import Data, batches, channels_last
+from unlearnx._modes import evaluating
 
 
 class FrozenPrefix:
     """A model cut in two: ``prefix``, which depends on none of the chosen parameters, and ``head``, the rest.
 
-    The cut is found by tracing (``torch.fx``). The head keeps the parameter names of the model and shares its
-    parameters. Where the model cannot be traced, or no single tensor joins the two parts, there is no prefix and
-    the head is the model itself: correct all the same, only slower.
+    The cut is found by tracing (``torch.fx``) and checked on samples of the data. The head keeps the parameter names
+    of the model and shares its parameters. Where the model cannot be traced, no single tensor joins the two parts,
+    or the parts together are not the model, there is no prefix and the head is the model itself: correct all the
+    same, only slower.
 
     Args:
-        model: the model; put it into eval mode first if its prefix behaves differently there.
+        model: the model; it is left as it is.
         params: the parameters that will change, as in :func:`unlearnx.curvature.fisher_diagonal`.
+        data: pairs (x, y) to check the cut on; two samples are read.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-        >>> cut = FrozenPrefix(model, "last:2")
-        >>> features = cut.features((torch.randn(10, 8), torch.zeros(10)))
-        >>> cut.head(features.tensors[0]).shape
+        >>> data = (torch.randn(10, 8), torch.zeros(10))
+        >>> cut = FrozenPrefix(model, "last:2", data)
+        >>> cut.head(cut.features(data).tensors[0]).shape
         torch.Size([10, 2])
     """
 
-    def __init__(self, model: nn.Module, params: Params):
+    def __init__(self, model: nn.Module, params: Params, data: Data):
         names = select_params(model, params)
         self.prefix: nn.Module | None = None
         self.head: nn.Module = model
         if len(names) < len(list(model.named_parameters())):
-            cut = _cut(model, set(names))
-            if cut is not None:
-                self.prefix, self.head = cut
+            parts = _cut(model, set(names), data)
+            if parts is not None:
+                self.prefix, self.head = parts
 
     def features(self, data: Data, *, batch_size: int | None = None, dtype: torch.dtype | None = None) -> Data:
         """What the head takes in place of the images: `data` itself where there is no prefix.
+
+        The prefix runs in eval mode: it is frozen, and so are its statistics.
 
         Args:
             data: pairs (x, y).
@@ -54,44 +59,79 @@ class FrozenPrefix:
         """
         if self.prefix is None:
             return data
-        prefix = self.prefix
-        if dtype is not None:
-            prefix = copy.deepcopy(prefix).to(dtype)
+        prefix = self.prefix if dtype is None else copy.deepcopy(self.prefix).to(dtype)
         xs: list[Tensor] = []
         ys: list[Tensor] = []
-        device = model_device(self.head)
-        with torch.no_grad():
-            for x, y in batches(data, batch_size, device):
+        with evaluating(prefix):
+            for x, y in batches(data, batch_size, model_device(self.head)):
                 xs.append(prefix(channels_last(x.to(dtype) if dtype and x.is_floating_point() else x)))
                 ys.append(y)
         return TensorDataset(torch.cat(xs), torch.cat(ys))
 
 
-def _cut(model: nn.Module, names: set[str]) -> tuple[nn.Module, nn.Module] | None:
+class _OneInput(nn.Module):
+    """The model as a function of its input alone: tracing then sees the defaults of everything else."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+_SCOPE = "model."  # of names inside _OneInput
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy without hooks that shares parameters and buffers: what tracing and checking do to it does not matter."""
+    twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
+
+
+def _cut(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Module, nn.Module] | None:
     try:
-        graph = fx.Tracer().trace(model)
-    except Exception:  # tracing runs the user's forward on proxies, which may raise anything
+        twin = _twin(model)
+        graph = fx.Tracer().trace(_OneInput(twin))
+    except Exception:  # this copies and runs the user's code, on proxies, which may raise anything
         return None
+    named = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    if any(not str(node.target).startswith(_SCOPE) for node in named):
+        return None  # the model itself is one piece, or its forward makes tensors of its own
+    for node in named:
+        node.target = str(node.target).removeprefix(_SCOPE)
     head = _dependents(model, graph, names)
     boundary = [node for node in graph.nodes if node not in head and any(user in head for user in node.users)]
-    if len(boundary) != 1 or boundary[0].op == "placeholder" or boundary[0].op == "get_attr":
+    if len(boundary) != 1 or boundary[0].op in ("placeholder", "get_attr"):
         return None
-    return _part(model, graph, head, boundary[0], first=True), _part(model, graph, head, boundary[0], first=False)
+    if not _is_the_model(twin, *_parts(twin, graph, head, boundary[0]), data):
+        return None
+    parts = _parts(model, graph, head, boundary[0])
+    # A chosen parameter that takes no part in the output is in neither.
+    return parts if names <= {name for name, _ in parts[1].named_parameters()} else None
 
 
 def _dependents(model: nn.Module, graph: fx.Graph, names: set[str]) -> set[fx.Node]:
-    """Nodes whose value changes with one of the parameters."""
+    """Nodes whose value changes with one of the parameters, under whatever name they use it."""
+    chosen = {id(p) for name, p in model.named_parameters() if name in names}
+    owned = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     dependents: set[fx.Node] = set()
     for node in graph.nodes:
         own = False
         if node.op == "call_module":
-            module = model.get_submodule(str(node.target))
-            own = any(f"{node.target}.{name}" in names for name, _ in module.named_parameters())
+            own = any(id(p) in chosen for p in model.get_submodule(str(node.target)).parameters())
         elif node.op == "get_attr":
-            own = str(node.target) in names
+            own = owned.get(str(node.target)) in chosen
         if own or node.op == "output" or any(a in dependents for a in node.all_input_nodes):
             dependents.add(node)
     return dependents
+
+
+def _parts(model: nn.Module, graph: fx.Graph, head: set[fx.Node], boundary: fx.Node) -> tuple[nn.Module, nn.Module]:
+    return _part(model, graph, head, boundary, first=True), _part(model, graph, head, boundary, first=False)
 
 
 def _part(model: nn.Module, graph: fx.Graph, head: set[fx.Node], boundary: fx.Node, *, first: bool) -> nn.Module:
@@ -107,3 +147,15 @@ def _part(model: nn.Module, graph: fx.Graph, head: set[fx.Node], boundary: fx.No
     module = fx.GraphModule(model, part)
     module.training = model.training  # not train(): the children are the model's own and keep their mode
     return module
+
+
+def _is_the_model(model: nn.Module, prefix: nn.Module, head: nn.Module, data: Data) -> bool:
+    """Whether the parts give what the model gives, on any pass over the same features."""
+    x = next(iter(batches(data, 2, model_device(model))))[0]
+    with evaluating(model):
+        expected, features = model(x), prefix(x)
+        if not isinstance(features, Tensor) or features.shape[:1] != x.shape[:1]:
+            return False
+        kept = features.clone()
+        passes = [head(features), head(features)]
+    return torch.equal(features, kept) and all(torch.allclose(p, expected, rtol=1e-4, atol=1e-5) for p in passes)

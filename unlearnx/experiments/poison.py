@@ -25,6 +25,11 @@ from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 TIMED_STEPS = 20  # of training, where retraining is only estimated
 
 
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A method as the study runs it.
@@ -80,6 +85,8 @@ class PoisonStudy:
         recipes: the methods, by the names of the report.
         checkpoints: trained models to start from; retraining is then estimated from a few steps.
         progress: show progress bars.
+        device: where networks are trained and changed.
+        log: is called with a line for each thing that happens.
     """
 
     name: str
@@ -90,6 +97,7 @@ class PoisonStudy:
     recipes: dict[str, Recipe]
     checkpoints: Checkpoints | None = None
     progress: bool = True
+    device: torch.device = field(default_factory=default_device)
     log: Callable[[str], None] = field(default=lambda line: None)
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
@@ -145,7 +153,7 @@ class PoisonStudy:
         self.log(f"{title} ({self.training.epochs} epochs, {len(labels)} images)")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = self.network()
+            model = self.network().to(self.device)
         checkpoint = None if file is None else file.with_suffix(".checkpoint")
         training = replace(self.training, seed=seed, progress=self.progress)
         model.train()
@@ -158,17 +166,16 @@ class PoisonStudy:
 
     def _estimate_training(self, seed: int) -> float:
         """Seconds of the whole training, from a few of its steps."""
-        n = TIMED_STEPS * self.training.batch_size
+        n = min(TIMED_STEPS * self.training.batch_size, len(self.splits.train_x))
         data = (self.splits.train_x[:n], self.splits.train_y[:n])
-        model = self.network()
-        model.train()
+        model = self.network().to(self.device).train()
         training = replace(self.training, epochs=1, seed=seed)
         training.run(model, (data[0][: self.training.batch_size], data[1][: self.training.batch_size]))  # warms up
         return training.run(model, data) * self.training.epochs * len(self.splits.train_x) / n
 
     def _load(self, file: Path) -> nn.Module:
-        model = self.network()
-        model.load_state_dict(torch.load(file, weights_only=True))
+        model = self.network().to(self.device)
+        model.load_state_dict(torch.load(file, map_location=self.device, weights_only=True))
         return model.eval()
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -215,7 +222,7 @@ class _Bench:
         key = (str(recipe.method.params), recipe.mirrored)
         if key not in self._shared:
             start = time.perf_counter()
-            cut = FrozenPrefix(self.model, recipe.method.params)
+            cut = FrozenPrefix(self.model, recipe.method.params, self.request.dataset)
             dtype = self.study.training.autocast if cut.prefix is not None else None
             request = self.request
             if recipe.mirrored:
@@ -231,7 +238,7 @@ class _Bench:
 def _mirror(request: Request) -> Request:
     (x, y), (_, y_new) = materialize(request.dataset), materialize(request.target)
     mirrored = x.flip(-1)
-    return Request(TensorDataset(mirrored, y), request.forget, TensorDataset(mirrored, y_new))
+    return Request(TensorDataset(mirrored, y), request.forget, TensorDataset(mirrored, y_new), labels_only=True)
 
 
 def _joined(first: Request, second: Request, cut: FrozenPrefix, dtype: torch.dtype | None) -> Request:
@@ -241,13 +248,13 @@ def _joined(first: Request, second: Request, cut: FrozenPrefix, dtype: torch.dty
     x = torch.cat([old[0] for old, _ in pairs])
     y, y_new = (torch.cat([pair[k][1] for pair in pairs]) for k in (0, 1))
     forget = torch.cat([parts[0].forget, parts[1].forget + len(pairs[0][0][0])])
-    return Request(TensorDataset(x, y), forget, TensorDataset(x, y_new))
+    return Request(TensorDataset(x, y), forget, TensorDataset(x, y_new), labels_only=True)
 
 
 def _as_float(request: Request) -> Request:
     (x, y), (_, y_new) = materialize(request.dataset), materialize(request.target)
     x = x.float()
-    return Request(TensorDataset(x, y), request.forget, TensorDataset(x, y_new))
+    return Request(TensorDataset(x, y), request.forget, TensorDataset(x, y_new), labels_only=True)
 
 
 def _save(model: nn.Module, file: Path) -> None:
@@ -319,7 +326,7 @@ def poison_cifar(
     """
     splits = load_cifar10(root, limit=limit)
     n = len(splits.train_x)
-    fast = fast_dtype("cpu" if not torch.cuda.is_available() else "cuda")
+    fast = fast_dtype(default_device())
     presets: dict[str, dict[str, Recipe]] = {
         "default": {
             "SSD": Recipe(SSD(params="last:6")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import platform
 from importlib.resources import files
 from pathlib import Path
@@ -33,11 +34,23 @@ def write(result: dict[str, Any], folder: Path) -> Path:
     """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
     best = max(result["summary"], key=lambda name: result["summary"][name]["accuracy"])
     plots = {"restored": _restored_plot(result), "confusion": _confusion_plot(result, best)}
-    contents = {"result.json": json.dumps(result, indent=1), "report.html": _render(result, best, plots)}
+    contents = {
+        "result.json": json.dumps(_finite(result), indent=1, allow_nan=False),
+        "report.html": _render(result, best, plots),
+    }
     contents.update({f"{name}.svg": svg for name, svg in plots.items()})
     for name, text in contents.items():
         _write(folder / name, text)
     return folder / "report.html"
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

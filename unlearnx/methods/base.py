@@ -6,13 +6,15 @@ import copy
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
-from unlearnx._checks import Params, select_params
+from unlearnx._checks import Params, check_deterministic, select_params
+from unlearnx._data import materialize
 from unlearnx._losses import Loss
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.request import Request
@@ -29,7 +31,8 @@ class Outcome:
         gradient_evaluations: per-sample gradients taken, counted with repetition; a curvature product counts one
             for each of its samples.
         info: what else the method has to say. ``applied`` tells whether the model was changed; where not,
-            ``reason`` tells why. ``corrected_loss`` holds the mean loss on the corrected data before and after.
+            ``reason`` tells why. ``corrected_loss`` holds the mean loss on the corrected data of the old and of the
+            new model.
     """
 
     model: nn.Module
@@ -57,6 +60,8 @@ class Method:
         progress: show progress bars (needs ``unlearnx[experiments]``).
     """
 
+    _needs_eval: ClassVar[bool] = True
+
     loss_fn: Loss = F.cross_entropy
     params: Params = None
     batch_size: int = 256
@@ -68,23 +73,26 @@ class Method:
         """Apply the method to a copy of `model`.
 
         Raises:
-            ValueError: an argument does not fit, or importances or gradients are not finite.
+            ValueError: an argument does not fit, the model is in a mode that changes the answer, or importances or
+                gradients are not finite.
         """
         start = time.perf_counter()
+        if self._needs_eval:
+            check_deterministic(model)
         working = copy.deepcopy(model)
         names = self._names(working)
-        cut = FrozenPrefix(working, names)
+        cut = FrozenPrefix(working, names, request.dataset)
         work = Work(self, cut.head, request.features(cut, batch_size=self.batch_size), names)
         before = {name: t.clone() for name, t in cut.head.state_dict().items()}
         info: dict[str, Any] = {}
         try:
             self._apply(work, info)
-            self._judge(work, info)
+            loss = self._judge(work)
         except NotApplied as reason:
             cut.head.load_state_dict(before)
-            info.update(applied=False, reason=str(reason))
+            info.update(applied=False, reason=str(reason), corrected_loss=[work.initial_loss] * 2)
         else:
-            info.setdefault("applied", True)
+            info.update(applied=True, corrected_loss=[work.initial_loss, loss])
         return Outcome(working, time.perf_counter() - start, work.gradient_evaluations, info)
 
     def _names(self, model: nn.Module) -> list[str]:
@@ -95,12 +103,12 @@ class Method:
         """Change ``work.model`` in place; raise NotApplied to leave it as it was."""
         raise NotImplementedError
 
-    def _judge(self, work: Work, info: dict[str, Any]) -> None:
-        """Refuse a result that is worse than the input on the corrected data."""
+    def _judge(self, work: Work) -> float:
+        """Loss on the corrected data after the change; refuse one that is worse than before."""
         loss = work.corrected_loss()
-        info["corrected_loss"] = [work.initial_loss, loss]
         if not math.isfinite(loss) or loss > work.initial_loss:
             raise NotApplied(f"the loss on the corrected data would go from {work.initial_loss:.6g} to {loss:.6g}")
+        return loss
 
 
 class Work:
@@ -109,7 +117,7 @@ class Work:
     def __init__(self, method: Method, model: nn.Module, request: Request, names: list[str]):
         self.method, self.model, self.request, self.names = method, model, request, names
         self.gradient_evaluations = 0
-        self.target = request.target
+        self.target = TensorDataset(*materialize(request.target))
         self.initial_loss = self.corrected_loss()
 
     def corrected_loss(self) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from unlearnx._data import size
+from unlearnx._modes import modes_kept
 from unlearnx.methods.base import Method, NotApplied, Work
 from unlearnx.models.training import Training
 
@@ -20,9 +21,11 @@ class FineTune(Method):
         anchor: weight of ``anchor / 2 * ||theta - theta_0||^2``, which keeps the parameters near their old values.
         weight_decay: of AdamW.
 
-    The parameters that are trained run in train mode: their dropout is active and their BatchNorm statistics
-    follow the data. A frozen prefix stays in the mode it came in.
+    Modules whose parameters are all trained run in train mode meanwhile: dropout is active, BatchNorm statistics follow
+    the data. A frozen prefix runs in eval mode.
     """
+
+    _needs_eval: ClassVar[bool] = False
 
     epochs: int = 1
     lr: float = 1e-3
@@ -30,8 +33,6 @@ class FineTune(Method):
     weight_decay: float = 1e-4
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        modes = [module.training for module in work.model.modules()]
-        work.model.train()
         training = Training(
             self.epochs,
             self.lr,
@@ -44,11 +45,13 @@ class FineTune(Method):
             seed=self.seed,
             progress=self.progress,
         )
-        try:
-            info["training_seconds"] = training.run(work.model, work.target)
-        except FloatingPointError as error:
-            raise NotApplied(str(error)) from error
-        finally:
-            for module, mode in zip(work.model.modules(), modes, strict=True):
-                module.training = mode
+        with modes_kept(work.model):
+            chosen = set(work.names)
+            for name, module in work.model.named_modules():
+                own = {f"{name}.{p}" if name else p for p, _ in module.named_parameters()}
+                module.training = own <= chosen  # also where there are none: dropout
+            try:
+                info["training_seconds"] = training.run(work.model, work.target)
+            except FloatingPointError as error:
+                raise NotApplied(str(error)) from error
         work.gradient_evaluations += self.epochs * size(work.target)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from unlearnx._data import Data, materialize, size
+from unlearnx._data import Data, size
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import CurvatureOperator, LiSSA, grad_difference
@@ -72,15 +72,15 @@ class _InfluenceUpdate(Method):
                 try:
                     direction = self._direction(work, self._difference(work, old, new), record)
                     step = self._fixed_step()
-                    searched = step is None
+                    halvings = 0
                     if step is None:
                         step = line_search(partial(position.loss_after, search_loss, start, direction), guess)
-                        guess = step or guess / 64
+                        if step == 0:
+                            raise NotApplied("no step along the direction lowers the corrected loss")
+                        guess, halvings = step, BACKTRACKS
                     reached = position.loss_after(work.corrected_loss, start, direction, step)
-                    for _ in range(BACKTRACKS if searched else 0):
-                        if reached < loss:
-                            break
-                        step /= 2  # what was best for the sample overshoots on all of the data
+                    while halvings and not reached < loss:
+                        step, halvings = step / 2, halvings - 1  # best for the sample, too far for all of the data
                         reached = position.loss_after(work.corrected_loss, start, direction, step)
                     record.update(step=step, loss=reached)
                     if not math.isfinite(reached) or reached >= loss:
@@ -103,8 +103,8 @@ class _InfluenceUpdate(Method):
 
     def _search_loss(self, work: Work, generator: torch.Generator) -> Callable[[], float]:
         n = size(work.target)
-        chosen = torch.randperm(n, generator=generator)[:SEARCH_SAMPLES].tolist()
-        sample = work.target if n <= SEARCH_SAMPLES else TensorDataset(*materialize(Subset(work.target, chosen)))
+        chosen = torch.randperm(n, generator=generator)[:SEARCH_SAMPLES]
+        sample = TensorDataset(*work.target[chosen]) if n > SEARCH_SAMPLES else work.target
 
         def loss() -> float:
             return mean_loss(work.model, self.loss_fn, sample, batch_size=self.batch_size, autocast=self.autocast)
@@ -154,14 +154,15 @@ def line_search(loss_at: Callable[[float], float], first: float, *, most: int = 
 def _points(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:
     """The points of one step as they were learned, possibly none, and as they should be."""
     request = work.request
-    if request.corrected is None or kind == "forget":
+    x, y = work.target.tensors
+    # A prediction can stand for an old label, but not for old features or a number.
+    if kind == "forget" or not request.labels_only or y.is_floating_point():
         old, new = request.forget_set, request.correction
         if limit is None or limit >= size(old):
             return old, new
         chosen = torch.randperm(size(old), generator=generator)[:limit].tolist()
         return Subset(old, chosen), None if new is None else Subset(new, chosen)
-    x, y = materialize(request.corrected)
-    predicted = predict(work.model, (x, y), batch_size=work.method.batch_size, autocast=work.method.autocast)
+    predicted = predict(work.model, work.target, batch_size=work.method.batch_size, autocast=work.method.autocast)
     predicted = predicted.to(y.device)
     wrong = (predicted != y).nonzero().flatten()
     if limit is not None and limit < len(wrong):
@@ -186,9 +187,9 @@ class FirstOrder(_InfluenceUpdate):
     Args:
         tau: step size, or ``"auto"`` for a line search on the corrected loss at every step.
         steps: most steps to take.
-        points: which points a step corrects. ``"predicted"``: all corrected points that the model gets wrong, its
-            own prediction standing for the old label, chosen anew at every step. ``"forget"``: the points of the
-            request with the labels they were given. A removal always takes the latter.
+        points: which points a step corrects. ``"predicted"``: all points that the model gets wrong by the corrected
+            labels, its own prediction standing for the old label, chosen anew at every step. ``"forget"``: the points
+            of the request as they were given; removals and corrections of features always take these.
         points_per_step: most points of one step, drawn at random; None for all of them.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 6; ``"predicted"`` as in
@@ -260,8 +261,7 @@ class SecondOrder(_InfluenceUpdate):
             batch_size=max(self.batch_size, 1024),
         )
         solution = self.solver.solve(operator, scaled(difference, 1 / size(work.request.dataset)))
-        samples = min(getattr(self.solver, "batch_size", None) or len(operator), len(operator))
-        work.gradient_evaluations += solution.iterations * samples
+        work.gradient_evaluations += operator.evaluations
         record.update(
             residual=solution.residual,
             converged=solution.converged,
@@ -280,5 +280,4 @@ class SecondOrder(_InfluenceUpdate):
         if self.curvature_samples is None or self.curvature_samples >= n:
             return work.target
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(n, generator=generator)[: self.curvature_samples].tolist()
-        return Subset(work.target, chosen)
+        return work.target[torch.randperm(n, generator=generator)[: self.curvature_samples]]

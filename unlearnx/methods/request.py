@@ -24,11 +24,13 @@ class Request:
         dataset: what the model was trained on.
         forget: indices of the points to forget, ascending, int64.
         corrected: the same data with those points as they should have been, or None for a removal.
+        labels_only: whether the correction leaves all features as they are.
     """
 
     dataset: Dataset[Any]
     forget: Tensor
     corrected: Dataset[Any] | None = None
+    labels_only: bool = False
 
     @classmethod
     def remove(cls, dataset: Data, indices: Sequence[int] | Tensor) -> Request:
@@ -62,11 +64,12 @@ class Request:
         Raises:
             ValueError: no point has that label, or all have.
         """
-        labels = torch.cat([y for _, y in batches(dataset)])
+        data = _dataset(dataset)  # a DataLoader may shuffle: indices are those of its dataset
+        labels = torch.cat([y for _, y in batches(data)])
         members = (labels == c).nonzero().flatten()
         if len(members) == 0:
             raise ValueError(f"c: no point has label {c}; the labels are {sorted(labels.unique().tolist())}")
-        return cls.remove(dataset, members)
+        return cls.remove(data, members)
 
     @classmethod
     def correct(cls, dataset: Data, corrected: Data) -> Request:
@@ -78,19 +81,22 @@ class Request:
         data, fixed = _dataset(dataset), _dataset(corrected)
         if size(data) != size(fixed):
             raise ValueError(f"corrected: has {size(fixed)} points, expected {size(data)} as dataset")
-        differs = []
+        relabelled, moved = [], []
         for (x, y), (x_new, y_new) in zip(batches(data), batches(fixed), strict=True):
             if x.shape != x_new.shape or y.shape != y_new.shape:
                 raise ValueError(
                     f"corrected: has points of shape {list(x_new.shape[1:])}, expected {list(x.shape[1:])} as dataset"
                 )
-            relabelled = (y != y_new).reshape(len(y), -1).any(1)
-            shared = x_new.data_ptr() == x.data_ptr()
-            differs.append(relabelled if shared else relabelled | (x != x_new).reshape(len(x), -1).any(1))
-        forget = torch.cat(differs).nonzero().flatten().cpu()
+            relabelled.append((y != y_new).reshape(len(y), -1).any(1).cpu())
+            shared = x_new.data_ptr() == x.data_ptr() and x_new.stride() == x.stride()
+            moved.append(
+                torch.zeros(len(x), dtype=torch.bool) if shared else (x != x_new).reshape(len(x), -1).any(1).cpu()
+            )
+        changes_features = torch.cat(moved)
+        forget = (torch.cat(relabelled) | changes_features).nonzero().flatten()
         if len(forget) == 0:
             raise ValueError("corrected: equals dataset, expected at least one point that differs")
-        return cls(data, forget, fixed)
+        return cls(data, forget, fixed, labels_only=not bool(changes_features.any()))
 
     @property
     def retain(self) -> Tensor:
@@ -131,12 +137,12 @@ class Request:
         if self.corrected is None or correction is None:
             return Request(before, self.forget)
         x, _ = before.tensors
-        if not torch.equal(materialize(self.forget_set)[0], materialize(correction)[0]):
+        if not self.labels_only:
             changed, _ = materialize(cut.features(correction, batch_size=batch_size, dtype=dtype))
             x = x.clone()
             x[self.forget.to(x.device)] = changed
         labels = torch.cat([y for _, y in batches(self.corrected)])
-        return Request(before, self.forget, TensorDataset(x, labels.to(x.device)))
+        return Request(before, self.forget, TensorDataset(x, labels.to(x.device)), self.labels_only)
 
 
 def _dataset(data: Data) -> Dataset[Any]:

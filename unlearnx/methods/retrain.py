@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from unlearnx._data import size
+from unlearnx._modes import modes_kept
 from unlearnx.methods.base import Method, Work
 from unlearnx.models.training import Training
 
@@ -20,7 +21,7 @@ def reset_parameters(model: nn.Module) -> None:
     Raises:
         ValueError: a module has parameters and no such method.
     """
-    for name, module in model.named_modules():
+    for name, module in reversed(list(model.named_modules())):  # what a parent does to its children comes last
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()
@@ -40,7 +41,12 @@ class Retrain(Method):
         lr: peak learning rate of AdamW's one-cycle schedule.
         weight_decay: of AdamW.
         factory: builds an untrained model; None resets the modules of a copy of the given one.
+
+    Raises:
+        FloatingPointError: the training loss is not finite.
     """
+
+    _needs_eval: ClassVar[bool] = False
 
     epochs: int = 30
     lr: float = 2e-3
@@ -54,29 +60,28 @@ class Retrain(Method):
         return [name for name, _ in model.named_parameters()]
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        modes = [module.training for module in work.model.modules()]
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             if self.factory is not None:
                 work.model.load_state_dict(self.factory().state_dict())
             else:
                 reset_parameters(work.model)
-        work.model.train()
         training = Training(
             self.epochs,
             self.lr,
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
             loss_fn=self.loss_fn,
+            params=work.names,
             autocast=self.autocast,
             seed=self.seed,
             progress=self.progress,
         )
-        info["training_seconds"] = training.run(work.model, work.target)
+        with modes_kept(work.model):
+            work.model.train()
+            info["training_seconds"] = training.run(work.model, work.target)
         work.gradient_evaluations += self.epochs * size(work.target)
-        for module, mode in zip(work.model.modules(), modes, strict=True):
-            module.training = mode
 
-    def _judge(self, work: Work, info: dict[str, Any]) -> None:
+    def _judge(self, work: Work) -> float:
         """Retraining is the standard: it stands whatever its loss."""
-        info["corrected_loss"] = [work.initial_loss, work.corrected_loss()]
+        return work.corrected_loss()

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from unlearnx._checks import check_deterministic
 from unlearnx._data import Data, size
 from unlearnx._vectors import Vector
-from unlearnx.curvature import fisher_diagonal
+from unlearnx.curvature.fisher import FISHER_TYPES, fisher_diagonal
 from unlearnx.methods.base import Method, NotApplied, Work
 from unlearnx.ops.ssd_dampen import ssd_dampen_
 
@@ -20,14 +19,19 @@ from unlearnx.ops.ssd_dampen import ssd_dampen_
 class SSD(Method):
     """Dampen the parameters that matter much more to the forget set than to the training set.
 
-    A removal is judged by the forget set, so a small loss on the retained data is its price and only a loss that
-    is not finite keeps it from being applied; a correction must not make the corrected data worse.
+    Dampening costs a little on the retained data: a removal may raise their mean loss by ``max_increase``, and is not
+    applied beyond that. A correction must not raise the loss on the corrected data at all.
 
     Args:
         alpha: how many times more important to the forget set a parameter has to be.
         lam: dampening constant.
         fisher_type: of the importances, as in :func:`unlearnx.curvature.fisher_diagonal`; ``"batch"`` is what the
             published code computes, and depends on ``batch_size``.
+        max_increase: largest rise of the mean loss on the retained data that a removal may cost, in the unit of the
+            loss (nats for cross-entropy).
+
+    Raises:
+        ValueError: a number is negative or not finite, or ``fisher_type`` is unknown.
 
     Source: Foster, Schoepf and Brintrup, AAAI 2024.
     """
@@ -35,9 +39,17 @@ class SSD(Method):
     alpha: float = 10.0
     lam: float = 1.0
     fisher_type: str = "empirical"
+    max_increase: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "lam", "max_increase"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}, expected a finite number >= 0")
+        if self.fisher_type not in FISHER_TYPES:
+            raise ValueError(f"fisher_type is {self.fisher_type!r}, expected one of {', '.join(FISHER_TYPES)}")
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        check_deterministic(work.model)
         request, n = work.request, size(work.request.dataset)
         if self.fisher_type == "batch":
             full = self._importance(work, request.dataset, "mean")
@@ -73,11 +85,13 @@ class SSD(Method):
             progress=self.progress,
         )
 
-    def _judge(self, work: Work, info: dict[str, Any]) -> None:
+    def _judge(self, work: Work) -> float:
         if work.request.corrected is not None:
-            return super()._judge(work, info)
+            return super()._judge(work)
         loss = work.corrected_loss()
-        info["corrected_loss"] = [work.initial_loss, loss]
-        if not math.isfinite(loss):
-            raise NotApplied("the loss on the retained data would not be finite")
-        return None
+        if not loss <= work.initial_loss + self.max_increase:
+            raise NotApplied(
+                f"the loss on the retained data would go from {work.initial_loss:.6g} to {loss:.6g}, by more than "
+                f"max_increase={self.max_increase}"
+            )
+        return loss

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,31 +11,29 @@ from torch import Tensor, nn
 from unlearnx._checks import model_device
 from unlearnx._data import Data, batches, channels_last, size
 from unlearnx._losses import Loss, SampleLoss
+from unlearnx._modes import evaluating
 
 
-@contextmanager
-def evaluating(model: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
-    """The model in eval mode, without gradients; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(model_device(model).type, autocast, enabled=autocast is not None),
-        ):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _outputs(
-    model: nn.Module, data: Data, batch_size: int | None, autocast: torch.dtype | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _each_batch(
+    model: nn.Module,
+    data: Data,
+    batch_size: int | None,
+    autocast: torch.dtype | None,
+    measure: Callable[[Tensor, Tensor], Tensor],
+) -> list[Tensor]:
+    """What `measure(output, y)` gives for every batch, in one pass over the data."""
     device = model_device(model)
-    with evaluating(model, autocast):
-        for x, y in batches(data, batch_size, device):
-            yield model(channels_last(x)), y
+    with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        return [measure(model(channels_last(x)), y) for x, y in batches(data, batch_size, device)]
+
+
+def _predictions(
+    model: nn.Module, data: Data, batch_size: int | None, autocast: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Predicted classes and labels, in the order in which the data came."""
+    pairs = _each_batch(model, data, batch_size, autocast, lambda output, y: torch.stack([output.argmax(1), y]))
+    predicted, labels = torch.cat(pairs, 1)
+    return predicted, labels
 
 
 def predict(
@@ -50,7 +47,7 @@ def predict(
         batch_size: samples a pass.
         autocast: dtype of the layers that gain from it; None computes in the model's own.
     """
-    return torch.cat([output.argmax(1) for output, _ in _outputs(model, data, batch_size, autocast)])
+    return torch.cat(_each_batch(model, data, batch_size, autocast, lambda output, y: output.argmax(1)))
 
 
 def mean_loss(
@@ -63,22 +60,19 @@ def mean_loss(
 ) -> float:
     """Mean of the per-sample losses, in nats for cross-entropy; see :func:`predict` for the arguments."""
     loss = SampleLoss(loss_fn)
-    total = sum(
-        loss.total(o.float() if autocast else o, y).double() for o, y in _outputs(model, data, batch_size, autocast)
-    )
-    return float(total) / size(data)
 
+    def total(output: Tensor, y: Tensor) -> Tensor:
+        return loss.total(output.float() if autocast else output, y).double()
 
-def _labels(data: Data) -> Tensor:
-    return torch.cat([y for _, y in batches(data)])
+    return float(sum(_each_batch(model, data, batch_size, autocast, total))) / size(data)
 
 
 def accuracy(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> float:
     """Share of samples whose highest score is that of their label, in [0, 1]; arguments as for :func:`predict`."""
-    predicted = predict(model, data, batch_size=batch_size, autocast=autocast).cpu()
-    return (predicted == _labels(data).cpu()).double().mean().item()
+    predicted, labels = _predictions(model, data, batch_size, autocast)
+    return (predicted == labels).double().mean().item()
 
 
 def confusion_matrix(
@@ -94,8 +88,7 @@ def confusion_matrix(
     Args:
         classes: number of classes; None for the largest label or prediction plus one.
     """
-    predicted = predict(model, data, batch_size=batch_size, autocast=autocast).cpu()
-    labels = _labels(data).cpu()
+    predicted, labels = (t.cpu() for t in _predictions(model, data, batch_size, autocast))
     k = classes or int(torch.stack([predicted.max(), labels.max()]).max()) + 1
     return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from unlearnx._progress import progress_bar
 def fast_dtype(device: torch.device | str) -> torch.dtype | None:
     """bfloat16 where the device multiplies it several times faster than float32 (AMX, CUDA), else None."""
     if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
 
 
@@ -110,7 +111,9 @@ class _Run:
             pct_start=training.warmup,
         )
         self.epoch, self.seconds = 0, 0.0
-        self.key = f"{training.epochs} {training.lr} {training.batch_size} {training.seed} {len(x)} {self.names}"
+        recipe = {k: v for k, v in vars(training).items() if k not in ("loss_fn", "params", "progress")}
+        labels = zlib.crc32(y.detach().cpu().contiguous().numpy().tobytes())
+        self.key = f"{recipe}, {len(x)} samples, labels {labels:08x}, parameters {', '.join(self.names)}"
 
     def finish(self, checkpoint: Path | None) -> float:
         if checkpoint is not None and checkpoint.exists():
@@ -172,6 +175,7 @@ class _Run:
             "schedule": self.schedule.state_dict(),
             "origin": self.origin,
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def _load(self, checkpoint: Path) -> None:
@@ -184,3 +188,5 @@ class _Run:
         self.schedule.load_state_dict(state["schedule"])
         self.origin = state["origin"]
         torch.set_rng_state(state["random"].cpu())
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)

@@ -57,7 +57,7 @@ def _rows(t: Tensor) -> Tensor:
 
 def _cotangents(x: Tensor, dy: Tensor, weight: Tensor | None, grad: Tensor, sign: int):
     """Gradients of <grad, sign * w_i dy_i^T x_i> with respect to x and dy, and each sample's <grad, sign * g_i>."""
-    grad = sign * (grad if grad.dim() == 3 else grad.expand(x.shape[0], *grad.shape))
+    grad = sign * grad  # (O, I) or (N, O, I); products with a batch of rows broadcast
     along_x = _rows(dy) @ grad
     dot = (along_x * _rows(x)).sum((1, 2))
     along_dy = _rows(x) @ grad.mT

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from unlearnx._data import size
-from unlearnx._modes import modes_kept
-from unlearnx.methods.base import Method, NotApplied, Work
-from unlearnx.models.training import Training
+from unlearnx.methods.base import NotApplied, Work
+from unlearnx.methods.trained import TrainedMethod
 
 
 @dataclass
-class FineTune(Method):
+class FineTune(TrainedMethod):
     """Train on with the corrected data, or with the points that stay: the baseline to beat.
 
     Args:
@@ -25,33 +23,12 @@ class FineTune(Method):
     the data. A frozen prefix runs in eval mode.
     """
 
-    _needs_eval: ClassVar[bool] = False
-
     epochs: int = 1
     lr: float = 1e-3
     anchor: float = 0.0
-    weight_decay: float = 1e-4
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        training = Training(
-            self.epochs,
-            self.lr,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            anchor=self.anchor,
-            loss_fn=self.loss_fn,
-            params=work.names,
-            autocast=self.autocast,
-            seed=self.seed,
-            progress=self.progress,
-        )
-        with modes_kept(work.model):
-            chosen = set(work.names)
-            for name, module in work.model.named_modules():
-                own = {f"{name}.{p}" if name else p for p, _ in module.named_parameters()}
-                module.training = own <= chosen  # also where there are none: dropout
-            try:
-                info["training_seconds"] = training.run(work.model, work.target)
-            except FloatingPointError as error:
-                raise NotApplied(str(error)) from error
-        work.gradient_evaluations += self.epochs * size(work.target)
+        try:
+            self._train(work, info, self.epochs, self.lr, self.anchor)
+        except FloatingPointError as error:
+            raise NotApplied(str(error)) from error

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from unlearnx._data import size
-from unlearnx._modes import modes_kept
-from unlearnx.methods.base import Method, Work
-from unlearnx.models.training import Training
+from unlearnx.methods.base import Work
+from unlearnx.methods.trained import TrainedMethod
 
 
 def reset_parameters(model: nn.Module) -> None:
@@ -33,7 +31,7 @@ def reset_parameters(model: nn.Module) -> None:
 
 
 @dataclass
-class Retrain(Method):
+class Retrain(TrainedMethod):
     """Train a fresh copy of the model on the corrected data, or on the points that stay.
 
     Args:
@@ -46,11 +44,8 @@ class Retrain(Method):
         FloatingPointError: the training loss is not finite.
     """
 
-    _needs_eval: ClassVar[bool] = False
-
     epochs: int = 30
     lr: float = 2e-3
-    weight_decay: float = 1e-4
     factory: Callable[[], nn.Module] | None = None
     batch_size: int = 128
 
@@ -66,21 +61,7 @@ class Retrain(Method):
                 work.model.load_state_dict(self.factory().state_dict())
             else:
                 reset_parameters(work.model)
-        training = Training(
-            self.epochs,
-            self.lr,
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            loss_fn=self.loss_fn,
-            params=work.names,
-            autocast=self.autocast,
-            seed=self.seed,
-            progress=self.progress,
-        )
-        with modes_kept(work.model):
-            work.model.train()
-            info["training_seconds"] = training.run(work.model, work.target)
-        work.gradient_evaluations += self.epochs * size(work.target)
+        self._train(work, info, self.epochs, self.lr)
 
     def _judge(self, work: Work) -> float:
         """Retraining is the standard: it stands whatever its loss."""

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
@@ -127,12 +128,16 @@ class CurvatureOperator:
         return dict(zip(leaves, product, strict=True))
 
     def _ggn(self, values: Vector, rest: Vector, v: Vector, x: Tensor, y: Tensor) -> Vector:
-        def network(values: Vector) -> Tensor:
-            return functional_call(self.model, (values, rest), (x,))
-
-        tangent = jvp(network, (values,), (v,))[1]
-        output, pull_back, *_ = vjp(network, values)
-        return pull_back(self._loss_hessian(output.detach(), y, tangent.detach()))[0]
+        leaves = {name: p.requires_grad_() for name, p in values.items()}
+        # One forward pass carries the tangent and leaves the graph that the backward pass needs.
+        with torch.enable_grad(), forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(p, v[name]) for name, p in leaves.items()}
+            output, tangent = forward_ad.unpack_dual(functional_call(self.model, (duals, rest), (x,)))
+        if tangent is None:  # an output that does not depend on the parameters
+            return {name: torch.zeros_like(p) for name, p in values.items()}
+        direction = self._loss_hessian(output.detach(), y, tangent.detach())
+        product = torch.autograd.grad(output, list(leaves.values()), direction, materialize_grads=True)
+        return dict(zip(leaves, product, strict=True))
 
     def _loss_hessian(self, output: Tensor, y: Tensor, tangent: Tensor) -> Tensor:
         leaf = output.requires_grad_()

@@ -17,6 +17,14 @@ def device(request):
     return request.param
 
 
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Keep what a result depends on, not whose machine it was."""
+    for key in ("node", "release", "python_build"):
+        output_json["machine_info"].pop(key, None)
+    for entry in output_json["benchmarks"]:
+        entry["stats"].pop("data", None)
+
+
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["unlearnx"] = build_info()
     machine_info["torch"] = torch.__version__

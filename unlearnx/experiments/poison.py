@@ -119,36 +119,38 @@ class PoisonStudy:
 
     def _run_seed(self, seed: int, folder: Path) -> dict[str, Any]:
         s = self.splits
-        if self.checkpoints is not None:
-            poison = Poison.load(self.checkpoints.poison)
-            clean, poisoned = (self._load(f) for f in (self.checkpoints.clean, self.checkpoints.poisoned))
-            estimate = self._estimate_training(seed)
-        else:
-            poison = flip_labels(s.train_y, self.budget, classes=len(s.classes), seed=42 + seed)
-            clean, _ = self._train(s.train_y, seed, folder / "clean.pt", "training on clean labels")
-            poisoned, _ = self._train(
-                poison.apply(s.train_y), seed, folder / "poisoned.pt", "training on poisoned labels"
-            )
+        estimates = [self._estimate_training(seed)] if self.checkpoints else []
+        poison, clean, poisoned = self._start(seed, folder)
         poison.save(folder / "poison.npz")
         before = {"clean": self._evaluate(clean), "poisoned": self._evaluate(poisoned)}
         request = Request.correct((s.train_x, poison.apply(s.train_y)), (s.train_x, s.train_y))
         methods = _Bench(self, poisoned, request).run(seed)
-        if self.checkpoints is None:
-            retrained, training_seconds = self._train(s.train_y, seed + 1000, None, "retraining")
-            retraining = {"accuracy": self._evaluate(retrained)["accuracy"]}
+        if self.checkpoints:  # estimated before and after the methods: the faster counts
+            seconds = min(*estimates, self._estimate_training(seed))
+            retraining = {"accuracy": before["clean"]["accuracy"], "seconds": seconds}
         else:
-            retraining = {"accuracy": before["clean"]["accuracy"]}
-            training_seconds = min(estimate, self._estimate_training(seed))  # before and after: the faster counts
-        retraining["seconds"] = training_seconds
+            retrained, seconds = self._train(s.train_y, seed + 1000, None, "retraining")
+            retraining = {"accuracy": self._evaluate(retrained)["accuracy"], "seconds": seconds}
         lost = before["clean"]["accuracy"] - before["poisoned"]["accuracy"]
         for name, result in methods.items():
             model = result.pop("model")
             _save(model, folder / f"{_slug(name)}.pt")
             result.update(self._evaluate(model))
             result["restored"] = (result["accuracy"] - before["poisoned"]["accuracy"]) / lost if lost else None
-            result["speedup"] = training_seconds / result["total_seconds"]
+            result["speedup"] = seconds / result["total_seconds"]
             self.log(f"{name}: {100 * result['accuracy']:.2f} % after {result['total_seconds']:.1f} s")
         return {"seed": seed, **before, "methods": methods, "retrained": retraining}
+
+    def _start(self, seed: int, folder: Path) -> tuple[Poison, nn.Module, nn.Module]:
+        """The poison, the clean and the poisoned model, loaded or trained."""
+        if self.checkpoints:
+            clean, poisoned = (self._load(f) for f in (self.checkpoints.clean, self.checkpoints.poisoned))
+            return Poison.load(self.checkpoints.poison), clean, poisoned
+        labels = self.splits.train_y
+        poison = flip_labels(labels, self.budget, classes=len(self.splits.classes), seed=42 + seed)
+        clean, _ = self._train(labels, seed, folder / "clean.pt", "training on clean labels")
+        poisoned, _ = self._train(poison.apply(labels), seed, folder / "poisoned.pt", "training on poisoned labels")
+        return poison, clean, poisoned
 
     def _train(self, labels: Tensor, seed: int, file: Path | None, title: str) -> tuple[nn.Module, float]:
         self.log(f"{title} ({self.training.epochs} epochs, {len(labels)} images)")

@@ -38,6 +38,11 @@ def select_params(model: nn.Module, params: Params) -> list[str]:
     return chosen
 
 
+def qualified(module: str, parameter: str) -> str:
+    """Name of a module's parameter in ``named_parameters()`` of the model."""
+    return f"{module}.{parameter}" if module else parameter
+
+
 def _reason_samples_interact(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if module.running_mean is None:

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
-from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
+from unlearnx._checks import Params, check_deterministic, check_finite, model_device, qualified, select_params
 from unlearnx._data import Data, batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
@@ -156,10 +156,9 @@ class _BatchSquares(_Engine):
         values = {name: v.requires_grad_() for name, v in self.values.items()}
         with torch.enable_grad(), self._autocast(x):
             objective = self.loss.total(functional_call(self.model, (values, self.rest), (x,)), y) / len(x)
-            gradients = torch.autograd.grad(objective, list(values.values()), allow_unused=True)
+            gradients = torch.autograd.grad(objective, list(values.values()), materialize_grads=True)
         for name, gradient in zip(values, gradients, strict=True):
-            if gradient is not None:
-                total[name].addcmul_(gradient, gradient)
+            total[name].addcmul_(gradient, gradient)
 
 
 class _SampleSquares(_Engine):
@@ -169,7 +168,7 @@ class _SampleSquares(_Engine):
         # Nothing of the model requires gradients: the batch's weight gradients are never computed.
         self.frozen, _ = split_values(self.model, [name for name, _ in self.model.named_parameters()])
         self.layers = self._trusted_layers(names, x[:2], y[:2])
-        known = {f"{layer}.{p}" if layer else p for layer, ps in self.layers.items() for p in ps}
+        known = {qualified(layer, p) for layer, ps in self.layers.items() for p in ps}
         self.values, self.rest = split_values(self.model, [name for name in names if name not in known])
 
     def add(self, total: dict[str, Tensor], x: Tensor, y: Tensor, w: Tensor | None) -> None:
@@ -201,26 +200,21 @@ class _SampleSquares(_Engine):
             squares = RULES[type(module)](module, inputs, dy, weights) or {}
             for p in layers[layer]:
                 if p in squares:
-                    result[f"{layer}.{p}" if layer else p] = squares[p]
+                    result[qualified(layer, p)] = squares[p]
         return result
 
     def _trusted_layers(self, names: list[str], x: Tensor, y: Tensor) -> dict[str, list[str]]:
         """Layers, with their parameters among `names`, whose rules agree with autograd on the first samples."""
         candidates: dict[str, list[str]] = {}
         for layer, module in self.model.named_modules():
-            own = [p for p, _ in module.named_parameters(recurse=False)]
-            own = [p for p in own if (f"{layer}.{p}" if layer else p) in names]
+            own = [p for p, _ in module.named_parameters(recurse=False) if qualified(layer, p) in names]
             if own and type(module) in RULES:
                 candidates[layer] = own
         if not candidates:
             return {}
         try:
             by_rules = self._by_rules(candidates, x, y, None)
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ):  # a forward that does unusual things with a known layer
+        except (RuntimeError, ValueError, IndexError):  # a forward that does unusual things with a known layer
             return {}
         values, rest = split_values(self.model, list(by_rules))
         expected = {name: torch.zeros_like(v) for name, v in values.items()}
@@ -228,15 +222,12 @@ class _SampleSquares(_Engine):
             leaves = {name: v.requires_grad_() for name, v in values.items()}
             with torch.enable_grad(), self._autocast(x):
                 objective = sample_loss(self.model, self.loss, leaves, rest, x[i], y[i])
-                gradients = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
+                gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
             for name, gradient in zip(leaves, gradients, strict=True):
-                if gradient is not None:
-                    expected[name] += gradient.square()
+                expected[name] += gradient.square()
         tolerance = 1e-2 if self.dtype else 1e-3
         trusted = {n for n in by_rules if (by_rules[n] - expected[n]).norm() <= tolerance * expected[n].norm()}
-        chosen = {
-            layer: [p for p in ps if (f"{layer}.{p}" if layer else p) in trusted] for layer, ps in candidates.items()
-        }
+        chosen = {layer: [p for p in ps if qualified(layer, p) in trusted] for layer, ps in candidates.items()}
         return {layer: ps for layer, ps in chosen.items() if ps}
 
 

@@ -94,10 +94,9 @@ def grad_difference(
                 x_new, y_new = corrected
                 after = before if _same(x, x_new) else output(x_new)
                 objective = loss.total(after, y_new) - loss.total(before, y)
-            gradients = torch.autograd.grad(objective, chosen, allow_unused=True)
+            gradients = torch.autograd.grad(objective, chosen, materialize_grads=True)
         for name, gradient in zip(names, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient
+            total[name] += gradient
     check_finite("gradient", total.items())
     return total
 

@@ -201,7 +201,7 @@ class _Bench:
 
     def __init__(self, study: PoisonStudy, model: nn.Module, request: Request):
         self.study, self.model, self.request = study, model, request
-        self._shared: dict[tuple[str, bool], tuple[FrozenPrefix, Request, float]] = {}
+        self._shared: dict[tuple[str, bool, bool], tuple[FrozenPrefix, Request, float]] = {}
 
     def run(self, seed: int) -> dict[str, dict[str, Any]]:
         results = {}
@@ -222,7 +222,8 @@ class _Bench:
         return results
 
     def _features(self, recipe: Recipe) -> tuple[FrozenPrefix, Request, float]:
-        key = (str(recipe.method.params), recipe.mirrored)
+        # Methods in float32 get features in float32, whatever the prefix ran in.
+        key = (str(recipe.method.params), recipe.mirrored, recipe.method.autocast is None)
         if key not in self._shared:
             start = time.perf_counter()
             cut = FrozenPrefix(self.model, recipe.method.params, self.request.dataset)
@@ -238,26 +239,32 @@ class _Bench:
         return self._shared[key]
 
 
-def _mirror(request: Request) -> Request:
+def _relabelling(x: Tensor, y: Tensor, y_new: Tensor, forget: Tensor) -> Request:
+    """The request to correct labels, of points that are known."""
+    return Request(TensorDataset(x, y), forget, TensorDataset(x, y_new), labels_only=True)
+
+
+def _parts(request: Request) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, given labels and true labels of a request to correct labels."""
     (x, y), (_, y_new) = materialize(request.dataset), materialize(request.target)
-    mirrored = x.flip(-1)
-    return Request(TensorDataset(mirrored, y), request.forget, TensorDataset(mirrored, y_new), labels_only=True)
+    return x, y, y_new
+
+
+def _mirror(request: Request) -> Request:
+    x, y, y_new = _parts(request)
+    return _relabelling(x.flip(-1), y, y_new, request.forget)
 
 
 def _joined(first: Request, second: Request, cut: FrozenPrefix, dtype: torch.dtype | None) -> Request:
     """The features of two requests, one after the other."""
-    parts = [r.features(cut, batch_size=32, dtype=dtype) for r in (first, second)]
-    pairs = [(materialize(r.dataset), materialize(r.target)) for r in parts]
-    x = torch.cat([old[0] for old, _ in pairs])
-    y, y_new = (torch.cat([pair[k][1] for pair in pairs]) for k in (0, 1))
-    forget = torch.cat([parts[0].forget, parts[1].forget + len(pairs[0][0][0])])
-    return Request(TensorDataset(x, y), forget, TensorDataset(x, y_new), labels_only=True)
+    a, b = (_parts(r.features(cut, batch_size=32, dtype=dtype)) for r in (first, second))
+    x, y, y_new = (torch.cat(pair) for pair in zip(a, b, strict=True))
+    return _relabelling(x, y, y_new, torch.cat([first.forget, second.forget + len(a[0])]))
 
 
 def _as_float(request: Request) -> Request:
-    (x, y), (_, y_new) = materialize(request.dataset), materialize(request.target)
-    x = x.float()
-    return Request(TensorDataset(x, y), request.forget, TensorDataset(x, y_new), labels_only=True)
+    x, y, y_new = _parts(request)
+    return _relabelling(x.float(), y, y_new, request.forget)
 
 
 def _save(model: nn.Module, file: Path) -> None:

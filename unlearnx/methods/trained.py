@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from unlearnx._checks import qualified
 from unlearnx._data import size
 from unlearnx._modes import modes_kept
 from unlearnx.methods.base import Method, Work
@@ -39,7 +40,7 @@ class TrainedMethod(Method):
         with modes_kept(work.model):
             chosen = set(work.names)
             for name, module in work.model.named_modules():
-                own = {f"{name}.{p}" if name else p for p, _ in module.named_parameters()}
+                own = {qualified(name, p) for p, _ in module.named_parameters()}
                 module.training = own <= chosen  # also where there are none: dropout
             info["training_seconds"] = training.run(work.model, work.target)
         work.gradient_evaluations += epochs * size(work.target)

@@ -1,14 +1,12 @@
 #include "ops/linear_grad.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/baddbmm.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include "common/clones.h"
-#include "cpu/convert.h"
+#include "cpu/operands.h"
 
 namespace unlearnx::cpu {
 namespace {
@@ -51,33 +49,73 @@ at::Tensor outer_products(const LinearGrad& problem) {
         row(out + r * inputs, x_row, x_row, inputs, T(0), w * pdy[r]);
     }
   });
-  return result.to(problem.x.scalar_type());
+  return result;
 }
 
-/// Several positions: batched products, d_i = dy_new_i^T x_new_i - dy_i^T x_i.
-at::Tensor batched_products(const LinearGrad& problem) {
-  const auto type = problem.x.scalar_type();
-  const auto transposed = [&](const at::Tensor& dy) { return problem.weighted(dy).transpose(1, 2); };
-  if (!problem.paired()) return at::bmm(transposed(problem.dy), problem.batches(problem.x)).to(type);
-  const auto gradients = at::bmm(transposed(problem.dy_new), problem.batches(problem.x_new));
-  return at::baddbmm(gradients, transposed(problem.dy), problem.batches(problem.x), 1, -1).to(type);
+/// sum_i w_i d_i: no sample is looked at alone, so rows are cut into long pieces instead. (A BLAS would be as fast, but
+/// its sums depend on the number of threads.)
+at::Tensor sum_of_rows(const LinearGrad& problem) {
+  constexpr int64_t kPiece = 1024;
+  auto p = problem.with_weights_applied();
+  const auto result = at::empty({p.outputs, p.inputs}, p.x.options());
+  with_operands(p, [&](auto operands, auto*, auto type) {
+    using T = decltype(type);
+    operands.positions = kPiece;
+    operands.samples = ceil_div(operands.rows, kPiece);
+    operands.x_sample = kPiece * p.inputs;
+    sum_differences(operands, static_cast<const T*>(nullptr), result.template mutable_data_ptr<T>());
+  });
+  return result;
 }
 
-at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const std::optional<at::Tensor>& x_new,
-                            const std::optional<at::Tensor>& dy_new, const std::optional<at::Tensor>& weight,
-                            c10::string_view reduction) {
+at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                            const OptionalTensor& dy_new, const OptionalTensor& weight, c10::string_view reduction) {
   constexpr auto op = "linear_grad_diff";
   const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
-  const auto problem = check_linear_grad(op, x, dy, x_new, dy_new, weight);
-  if (!keeps_samples(op, reduction)) return linear_grad_sum(problem);
-  if (problem.positions != 1) return batched_products(problem);
-  return problem.compute_type() == at::kDouble ? outer_products<double>(problem) : outer_products<float>(problem);
+  auto problem = check_linear_grad(op, x, dy, x_new, dy_new, weight);
+  if (!keeps_samples(op, reduction)) return sum_of_rows(problem).to(x.scalar_type());
+  if (problem.positions == 1) {
+    const bool wide = problem.compute_type() == at::kDouble;
+    return (wide ? outer_products<double>(problem) : outer_products<float>(problem)).to(x.scalar_type());
+  }
+  const auto rows =
+      at::empty({problem.samples, problem.outputs, problem.inputs}, x.options().dtype(problem.compute_type()));
+  with_operands(problem, [&](const auto& operands, auto* w, auto type) {
+    each_difference(operands, w, rows.mutable_data_ptr<decltype(type)>());
+  });
+  return rows.to(x.scalar_type());
+}
+
+at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                          const OptionalTensor& dy_new, const OptionalTensor& weight) {
+  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  auto problem = check_linear_grad("linear_grad_sq", x, dy, x_new, dy_new, weight);
+  if (problem.outer()) return sum_of_rows(squared_rows(problem));
+  const auto result = at::empty({problem.outputs, problem.inputs}, x.options().dtype(problem.compute_type()));
+  with_operands(problem, [&](const auto& operands, auto* w, auto type) {
+    sum_squares(operands, w, result.mutable_data_ptr<decltype(type)>());
+  });
+  return result;
+}
+
+at::Tensor linear_grad_norm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                            const OptionalTensor& dy_new) {
+  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  auto problem = check_linear_grad("linear_grad_norm", x, dy, x_new, dy_new, {});
+  if (problem.outer()) return linear_grad_outer_norm(problem);
+  const auto norms = at::empty({problem.samples}, x.options().dtype(problem.compute_type()));
+  with_operands(problem, [&](const auto& operands, auto*, auto type) {
+    squared_norms(operands, norms.mutable_data_ptr<decltype(type)>());
+  });
+  return norms;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
   m.impl("linear_grad_diff", &linear_grad_diff);
+  m.impl("linear_grad_sq", &linear_grad_sq);
+  m.impl("linear_grad_norm", &linear_grad_norm);
 }
 
 }  // namespace unlearnx::cpu

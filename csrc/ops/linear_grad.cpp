@@ -2,6 +2,7 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include "common/checks.h"
@@ -9,71 +10,79 @@
 namespace unlearnx {
 namespace {
 
-void check_pair(const char* op, const char* x_name, const at::Tensor& x, const char* dy_name, const at::Tensor& dy) {
-  check_floating(op, x_name, x);
-  TORCH_CHECK_TYPE(dy.scalar_type() == x.scalar_type(), op, ": ", dy_name, " has dtype ", dy.scalar_type(), ", but ",
-                   x_name, " has ", x.scalar_type());
-  check_same_device(op, dy_name, dy, x_name, x);
-  TORCH_CHECK_VALUE(x.dim() >= 2, op, ": ", x_name, " has shape ", x.sizes(), ", expected (N, ..., I)");
+void check_pair(const char* op, const at::Tensor& x, const at::Tensor& dy) {
+  check_dtypes(op, "x", x, "dy", dy);
+  TORCH_CHECK_VALUE(x.dim() >= 2, op, ": x has shape ", x.sizes(), ", expected (N, ..., I)");
   TORCH_CHECK_VALUE(x.dim() == dy.dim() && x.sizes().slice(0, x.dim() - 1) == dy.sizes().slice(0, x.dim() - 1), op,
-                    ": ", dy_name, " has shape ", dy.sizes(), ", expected (N, ..., O) with the leading sizes of ",
-                    x_name, ", ", x.sizes());
+                    ": dy has shape ", dy.sizes(), ", expected (N, ..., O) with the leading sizes of x, ", x.sizes());
+}
+
+/// <d_i, v> = sum_t dy_t . (v x_t): one product that all samples share.
+at::Tensor linear_grad_dot(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                           const OptionalTensor& dy_new, const at::Tensor& v) {
+  constexpr auto op = "linear_grad_dot";
+  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const auto problem = check_linear_grad(op, x, dy, x_new, dy_new, {});
+  check_direction(op, "v", v, dy, {problem.outputs, problem.inputs});
+  const auto direction = v.to(problem.compute_type()).t();
+  const auto dot = [&](const at::Tensor& x_rows, const at::Tensor& dy_rows) {
+    const auto along = at::mm(x_rows.to(problem.compute_type()), direction).mul_(dy_rows);
+    return along.view({problem.samples, problem.positions * problem.outputs}).sum(1);
+  };
+  const auto old = dot(problem.x, problem.dy);
+  return problem.paired() ? dot(problem.x_new, problem.dy_new).sub_(old) : old;
 }
 
 }  // namespace
 
-LinearGrad check_linear_grad(const char* op, const at::Tensor& x, const at::Tensor& dy,
-                             const std::optional<at::Tensor>& x_new, const std::optional<at::Tensor>& dy_new,
-                             const std::optional<at::Tensor>& weight) {
-  check_pair(op, "x", x, "dy", dy);
-  TORCH_CHECK_VALUE(x_new.has_value() == dy_new.has_value(), op, ": x_new and dy_new come together, got only ",
-                    x_new.has_value() ? "x_new" : "dy_new");
-  int64_t positions = 1;
-  for (int64_t d = 1; d + 1 < x.dim(); ++d) positions *= x.size(d);
-  const int64_t n = x.size(0);
+LinearGrad check_linear_grad(const char* op, const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                             const OptionalTensor& dy_new, const OptionalTensor& weight) {
+  check_pair(op, x, dy);
+  check_second_pair(op, x, dy, x_new, dy_new);
+  const int64_t n = x.size(0), positions = positions_of(x);
   const auto flat = [&](const at::Tensor& t) { return t.contiguous().view({n * positions, t.size(-1)}); };
-  LinearGrad problem{n, positions, dy.size(-1), x.size(-1), flat(x), flat(dy), {}, {}, {}};
+  LinearGrad problem{n, positions, dy.size(-1), x.size(-1), flat(x), flat(dy), {}, {}, checked_weight(op, weight, dy)};
   if (x_new.has_value()) {
-    check_pair(op, "x_new", *x_new, "dy_new", *dy_new);
-    check_same_shape(op, "x_new", *x_new, "x", x);
-    check_same_shape(op, "dy_new", *dy_new, "dy", dy);
-    check_same_device(op, "x_new", *x_new, "x", x);
-    TORCH_CHECK_TYPE(x_new->scalar_type() == x.scalar_type(), op, ": x_new has dtype ", x_new->scalar_type(),
-                     ", but x has ", x.scalar_type());
     problem.x_new = flat(*x_new);
     problem.dy_new = flat(*dy_new);
-  }
-  if (weight.has_value()) {
-    check_floating(op, "weight", *weight);
-    check_same_device(op, "weight", *weight, "x", x);
-    TORCH_CHECK_VALUE(weight->dim() == 1 && weight->size(0) == n, op, ": weight has shape ", weight->sizes(),
-                      ", expected (N,) = [", n, "]");
-    problem.weight = weight->to(problem.compute_type()).contiguous();
   }
   return problem;
 }
 
-bool keeps_samples(const char* op, c10::string_view reduction) {
-  TORCH_CHECK_VALUE(reduction == "sum" || reduction == "none", op, ": reduction is '", reduction,
-                    "', expected 'sum' or 'none'");
-  return reduction == "none";
+LinearGrad LinearGrad::with_weights_applied() const {
+  LinearGrad result = *this;
+  const auto weighted = [&](const at::Tensor& rows) {
+    const auto wide = rows.to(compute_type());
+    if (!weight.defined()) return wide;
+    return wide.view({samples, positions, outputs}).mul(weight.view({-1, 1, 1})).view_as(rows);
+  };
+  result.x = x.to(compute_type());
+  result.dy = weighted(dy);
+  if (paired()) {
+    result.x_new = x_new.to(compute_type());
+    result.dy_new = weighted(dy_new);
+  }
+  result.weight.reset();
+  return result;
 }
 
-at::Tensor LinearGrad::batches(const at::Tensor& rows) const {
-  return rows.view({samples, positions, rows.size(-1)}).to(compute_type());
-}
-
-at::Tensor LinearGrad::weighted(const at::Tensor& dy_rows) const {
-  const auto dy = batches(dy_rows);
-  return weight.defined() ? dy.mul(weight.view({-1, 1, 1})) : dy;
+LinearGrad squared_rows(const LinearGrad& problem) {
+  const auto type = problem.compute_type();
+  LinearGrad result = problem;
+  result.x = problem.x.to(type).square();
+  result.dy = problem.dy.to(type).square();
+  return result;
 }
 
 at::Tensor linear_grad_sum(const LinearGrad& problem) {
-  const auto type = problem.x.scalar_type(), compute = problem.compute_type();
-  const auto transposed = [&](const at::Tensor& dy) { return problem.weighted(dy).view(dy.sizes()).t(); };
-  if (!problem.paired()) return at::mm(transposed(problem.dy), problem.x.to(compute)).to(type);
-  const auto sum = at::mm(transposed(problem.dy_new), problem.x_new.to(compute));
-  return at::addmm(sum, transposed(problem.dy), problem.x.to(compute), 1, -1).to(type);
+  const auto p = problem.with_weights_applied();
+  if (!p.paired()) return at::mm(p.dy.t(), p.x);
+  return at::addmm(at::mm(p.dy_new.t(), p.x_new), p.dy.t(), p.x, 1, -1);
+}
+
+at::Tensor linear_grad_outer_norm(const LinearGrad& problem) {
+  const auto squared = [&](const at::Tensor& t) { return t.to(problem.compute_type()).square().sum(1); };
+  return squared(problem.x).mul_(squared(problem.dy));
 }
 
 }  // namespace unlearnx
@@ -83,4 +92,11 @@ TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
   m.def(
       "linear_grad_diff(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None, Tensor? weight=None, "
       "str reduction=\"sum\") -> Tensor");
+  m.def("linear_grad_sq(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None, Tensor? weight=None) -> Tensor");
+  m.def("linear_grad_norm(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None) -> Tensor");
+  m.def("linear_grad_dot(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None, *, Tensor v) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(unlearnx, CompositeExplicitAutograd, m) {
+  m.impl("linear_grad_dot", &unlearnx::linear_grad_dot);
 }

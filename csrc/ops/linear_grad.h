@@ -1,8 +1,6 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <optional>
+#include "ops/layer_grad.h"
 
 namespace unlearnx {
 
@@ -17,22 +15,23 @@ struct LinearGrad {
   at::Tensor weight;         // (samples,), or undefined
 
   bool paired() const { return x_new.defined(); }
-  /// Dtype that sums are taken in: differences of 16-bit sums would cancel what rounding left of them.
-  at::ScalarType compute_type() const { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-  /// Rows of x or dy as (samples, positions, ...) in the compute type; dy times the samples' weights.
-  at::Tensor batches(const at::Tensor& rows) const;
-  at::Tensor weighted(const at::Tensor& dy_rows) const;
+  at::ScalarType compute_type() const { return unlearnx::compute_type(x); }
+  /// Whether every d_i is one outer product.
+  bool outer() const { return positions == 1 && !paired(); }
+  /// The same problem in the compute type, its weights multiplied into dy and dy_new.
+  LinearGrad with_weights_applied() const;
 };
 
 /// Raises unless the arguments belong together; `op` is named in the message.
-LinearGrad check_linear_grad(const char* op, const at::Tensor& x, const at::Tensor& dy,
-                             const std::optional<at::Tensor>& x_new, const std::optional<at::Tensor>& dy_new,
-                             const std::optional<at::Tensor>& weight);
+LinearGrad check_linear_grad(const char* op, const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                             const OptionalTensor& dy_new, const OptionalTensor& weight);
 
-/// True for reduction="none", false for "sum"; raises for anything else.
-bool keeps_samples(const char* op, c10::string_view reduction);
+/// Where there is one position and one pair, d_i = dy_i (outer) x_i: then sum_i w_i d_i^2 is the sum of the gradients
+/// of this problem, whose rows are squared; and every squared norm is a product of two.
+LinearGrad squared_rows(const LinearGrad& problem);
+at::Tensor linear_grad_outer_norm(const LinearGrad& problem);
 
-/// sum_i w_i d_i through the BLAS of the device: (outputs, inputs).
+/// sum_i w_i d_i in the compute type, through the BLAS of the device: (outputs, inputs).
 at::Tensor linear_grad_sum(const LinearGrad& problem);
 
 }  // namespace unlearnx

@@ -1,4 +1,15 @@
-"""Weight gradients of linear layers from their inputs and output gradients."""
+"""Per-sample weight gradients of linear layers from their inputs and output gradients.
+
+The gradient of sample i is ``g_i = sum_t dy[i, t] (outer) x[i, t]`` over its positions t. With a second pair the
+difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``. All functions take
+
+    x: inputs of the layer, (N, ..., I).
+    dy: gradients of the per-sample losses with respect to its outputs, (N, ..., O).
+    x_new, dy_new: the same after the change, shaped like ``x`` and ``dy``; both or neither.
+
+in float32, float64, bfloat16 or float16, add up in float32 or better, and raise TypeError where a tensor is not
+floating or dtypes differ, ValueError where shapes or devices do not belong together.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +18,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["linear_grad_diff"]
+from unlearnx.ops._dtypes import compute_dtype
+
+__all__ = ["linear_grad_diff", "linear_grad_dot", "linear_grad_norm", "linear_grad_sq"]
 
 
 def linear_grad_diff(
@@ -42,6 +55,70 @@ def linear_grad_diff(
     # torch.compile does not trace functions with a custom jvp; it takes the formula registered below.
     call = torch.ops.unlearnx.linear_grad_diff if torch.compiler.is_compiling() else _LinearGradDiff.apply
     return call(x, dy, x_new, dy_new, weight, reduction)
+
+
+def linear_grad_sq(
+    x: Tensor,
+    dy: Tensor,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Squared per-sample weight gradients (or differences) of a linear layer, summed over samples.
+
+    Positions are added up before squaring; the (N, O, I) gradients are never stored.
+
+    Args:
+        x, dy, x_new, dy_new: see the module.
+        weight: factors w_i of the samples, (N,).
+
+    Returns:
+        ``sum_i w_i d_i^2`` as (O, I), in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.linear_grad_sq(x, dy, x_new, dy_new, weight)
+
+
+def linear_grad_norm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_new: Tensor | None = None) -> Tensor:
+    """Squared norms ``||d_i||^2`` of per-sample weight gradients (or differences) of a linear layer.
+
+    Args:
+        x, dy, x_new, dy_new: see the module.
+
+    Returns:
+        (N,), in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.linear_grad_norm(x, dy, x_new, dy_new)
+
+
+def linear_grad_dot(
+    x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_new: Tensor | None = None, *, v: Tensor
+) -> Tensor:
+    """Inner products ``<d_i, v>`` of per-sample weight gradients (or differences) of a linear layer with a direction.
+
+    Args:
+        x, dy, x_new, dy_new: see the module.
+        v: direction, (O, I).
+
+    Returns:
+        (N,), in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.linear_grad_dot(x, dy, x_new, dy_new, v=v)
+
+
+@torch.library.register_fake("unlearnx::linear_grad_sq")
+def _(x, dy, x_new=None, dy_new=None, weight=None):
+    return x.new_empty((dy.shape[-1], x.shape[-1]), dtype=compute_dtype(x))
+
+
+@torch.library.register_fake("unlearnx::linear_grad_norm")
+def _(x, dy, x_new=None, dy_new=None):
+    return x.new_empty(x.shape[0], dtype=compute_dtype(x))
+
+
+@torch.library.register_fake("unlearnx::linear_grad_dot")
+def _(x, dy, x_new=None, dy_new=None, *, v):
+    return x.new_empty(x.shape[0], dtype=compute_dtype(x))
 
 
 @torch.library.register_fake("unlearnx::linear_grad_diff")

@@ -1,0 +1,114 @@
+#include "ops/conv2d_grad.h"
+
+#include <ATen/ops/conv2d.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/library.h>
+
+#include "common/checks.h"
+
+namespace unlearnx {
+namespace {
+
+/// <d_i, v> = sum over outputs of dy_i * conv(x_i, v): one convolution that all samples share.
+at::Tensor conv2d_grad_dot(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
+                           const OptionalTensor& x_new, const OptionalTensor& dy_new, at::IntArrayRef stride,
+                           at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, const at::Tensor& v) {
+  constexpr auto op = "conv2d_grad_dot";
+  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const auto p = check_conv2d_grad(op, x, dy, kernel_size, x_new, dy_new, {}, stride, padding, dilation, groups);
+  check_direction(op, "v", v, dy, {p.outputs, p.channels / p.groups, p.kernel_h, p.kernel_w});
+  const auto direction = v.to(p.compute_type());
+  const auto dot = [&](const at::Tensor& images, const at::Tensor& gradients) {
+    const auto along = at::conv2d(images.to(p.compute_type()), direction, {}, stride, padding, dilation, groups);
+    return along.mul(gradients).sum({1, 2, 3});
+  };
+  const auto old = dot(p.x, p.dy);
+  return p.paired() ? dot(p.x_new, p.dy_new).sub_(old) : old;
+}
+
+}  // namespace
+
+at::Tensor Conv2dGrad::seen_as_weight(const at::Tensor& result) const {
+  auto sizes = result.sizes().slice(0, result.dim() - 2).vec();
+  sizes.insert(sizes.end(), {outputs, kernel_h, kernel_w, channels / groups});
+  return result.view(sizes).movedim(-1, -3);
+}
+
+Conv2dGrad check_conv2d_grad(const char* op, const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
+                             const OptionalTensor& x_new, const OptionalTensor& dy_new, const OptionalTensor& weight,
+                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                             int64_t groups) {
+  check_dtypes(op, "x", x, "dy", dy);
+  TORCH_CHECK_VALUE(x.dim() == 4, op, ": x has shape ", x.sizes(), ", expected (N, C, H, W)");
+  TORCH_CHECK_VALUE(dy.dim() == 4 && dy.size(0) == x.size(0), op, ": dy has shape ", dy.sizes(),
+                    ", expected (N, O, H', W') with N = ", x.size(0), " as x");
+  const auto check_sizes = [op](const char* name, at::IntArrayRef values, int64_t least) {
+    for (const int64_t v : values)
+      TORCH_CHECK_VALUE(v >= least, op, ": ", name, " is ", values, ", expected values >= ", least);
+  };
+  check_sizes("kernel_size", kernel_size, 1);
+  check_sizes("stride", stride, 1);
+  check_sizes("padding", padding, 0);
+  check_sizes("dilation", dilation, 1);
+  const int64_t channels = x.size(1), outputs = dy.size(1);
+  TORCH_CHECK_VALUE(groups >= 1 && channels % groups == 0 && outputs % groups == 0, op, ": groups is ", groups,
+                    ", expected a divisor of x's ", channels, " and dy's ", outputs, " channels");
+  for (int d = 0; d < 2; ++d) {
+    const int64_t room = x.size(2 + d) + 2 * padding[d] - dilation[d] * (kernel_size[d] - 1) - 1;
+    const int64_t expected = room < 0 ? 0 : room / stride[d] + 1;
+    TORCH_CHECK_VALUE(room >= 0 && dy.size(2 + d) == expected, op, ": dy has ", dy.size(2 + d),
+                      d == 0 ? " rows" : " columns", ", expected ", expected, " for the ", x.size(2 + d),
+                      " of x with kernel_size ", kernel_size[d], ", stride ", stride[d], ", padding ", padding[d],
+                      " and dilation ", dilation[d]);
+  }
+  check_second_pair(op, x, dy, x_new, dy_new);
+  const auto channels_last = [](const at::Tensor& t) { return t.contiguous(at::MemoryFormat::ChannelsLast); };
+  Conv2dGrad problem{x.size(0),
+                     channels,
+                     x.size(2),
+                     x.size(3),
+                     outputs,
+                     dy.size(2),
+                     dy.size(3),
+                     kernel_size[0],
+                     kernel_size[1],
+                     stride[0],
+                     stride[1],
+                     padding[0],
+                     padding[1],
+                     dilation[0],
+                     dilation[1],
+                     groups,
+                     channels_last(x),
+                     channels_last(dy),
+                     {},
+                     {},
+                     checked_weight(op, weight, dy)};
+  if (x_new.has_value()) {
+    problem.x_new = channels_last(*x_new);
+    problem.dy_new = channels_last(*dy_new);
+  }
+  return problem;
+}
+
+}  // namespace unlearnx
+
+TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
+  m.def(
+      "conv2d_grad_diff(Tensor x, Tensor dy, int[2] kernel_size, Tensor? x_new=None, Tensor? dy_new=None, *, "
+      "Tensor? weight=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, "
+      "str reduction=\"sum\") -> Tensor");
+  m.def(
+      "conv2d_grad_sq(Tensor x, Tensor dy, int[2] kernel_size, Tensor? x_new=None, Tensor? dy_new=None, *, "
+      "Tensor? weight=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1) -> Tensor");
+  m.def(
+      "conv2d_grad_norm(Tensor x, Tensor dy, int[2] kernel_size, Tensor? x_new=None, Tensor? dy_new=None, *, "
+      "int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1) -> Tensor");
+  m.def(
+      "conv2d_grad_dot(Tensor x, Tensor dy, int[2] kernel_size, Tensor? x_new=None, Tensor? dy_new=None, *, "
+      "int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, Tensor v) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(unlearnx, CompositeExplicitAutograd, m) {
+  m.impl("conv2d_grad_dot", &unlearnx::conv2d_grad_dot);
+}

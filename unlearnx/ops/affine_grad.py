@@ -1,0 +1,147 @@
+"""Per-sample gradients of the affine part of normalisation layers: ``y = scale * x_hat + shift``, one value a channel.
+
+The gradient of sample i is, for the scale, the sum over its positions of ``dy * x_hat``, and for the shift the sum of
+``dy``. With a second pair the difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``.
+All functions return a pair, for the scale and for the shift, and take
+
+    x: normalised inputs x_hat, (N, ..., C, ...); with mean and rstd, inputs before ``x_hat = (x - mean) * rstd``.
+    dy: gradients of the per-sample losses with respect to the outputs, shaped like ``x``.
+    x_new, dy_new: the same after the change; both or neither.
+    mean, rstd: statistics of frozen batch normalisation and the like, (C,) each; both or neither.
+    dim: the channels' dimension: 1 for BatchNorm and GroupNorm, -1 for LayerNorm and RMSNorm.
+
+in float32, float64, bfloat16 or float16, add up in float32 or better, and raise TypeError where a tensor is not
+floating or dtypes differ, ValueError where shapes or devices do not belong together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unlearnx.ops._dtypes import compute_dtype
+
+__all__ = ["affine_grad_diff", "affine_grad_dot", "affine_grad_norm", "affine_grad_sq"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+def affine_grad_diff(
+    x: Tensor,
+    dy: Tensor,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    dim: int = -1,
+    reduction: str = "sum",
+) -> Pair:
+    """Per-sample gradients (or differences) of the scale and the shift of a normalisation layer.
+
+    Args:
+        x, dy, x_new, dy_new, mean, rstd, dim: see the module.
+        weight: factors w_i of the samples, (N,).
+        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for every ``w_i d_i``.
+
+    Returns:
+        (C,) each, or (N, C) each with ``reduction="none"``, in the dtype of ``x``. Not differentiable.
+    """
+    return torch.ops.unlearnx.affine_grad_diff(
+        x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim, reduction=reduction
+    )
+
+
+def affine_grad_sq(
+    x: Tensor,
+    dy: Tensor,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    dim: int = -1,
+) -> Pair:
+    """Squared per-sample gradients (or differences) of the scale and the shift, summed over samples.
+
+    Args:
+        x, dy, x_new, dy_new, mean, rstd, dim: see the module.
+        weight: factors w_i of the samples, (N,).
+
+    Returns:
+        ``sum_i w_i d_i^2`` as (C,) each, in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.affine_grad_sq(x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim)
+
+
+def affine_grad_norm(
+    x: Tensor,
+    dy: Tensor,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    dim: int = -1,
+) -> Pair:
+    """Squared norms ``||d_i||^2`` of the per-sample gradients (or differences) of the scale and the shift.
+
+    Args:
+        x, dy, x_new, dy_new, mean, rstd, dim: see the module.
+
+    Returns:
+        (N,) each, in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.affine_grad_norm(x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim)
+
+
+def affine_grad_dot(
+    x: Tensor,
+    dy: Tensor,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    dim: int = -1,
+    v_scale: Tensor,
+    v_shift: Tensor,
+) -> Pair:
+    """Inner products ``<d_i, v>`` of the per-sample gradients (or differences) with directions.
+
+    Args:
+        x, dy, x_new, dy_new, mean, rstd, dim: see the module.
+        v_scale, v_shift: directions, (C,) each.
+
+    Returns:
+        (N,) each, in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.affine_grad_dot(
+        x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim, v_scale=v_scale, v_shift=v_shift
+    )
+
+
+def _pair(x, *shape, dtype=None):
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+@torch.library.register_fake("unlearnx::affine_grad_diff")
+def _(x, dy, x_new=None, dy_new=None, *, weight=None, mean=None, rstd=None, dim=-1, reduction="sum"):
+    return _pair(x, *([] if reduction == "sum" else [x.shape[0]]), x.shape[dim])
+
+
+@torch.library.register_fake("unlearnx::affine_grad_sq")
+def _(x, dy, x_new=None, dy_new=None, *, weight=None, mean=None, rstd=None, dim=-1):
+    return _pair(x, x.shape[dim], dtype=compute_dtype(x))
+
+
+@torch.library.register_fake("unlearnx::affine_grad_norm")
+def _(x, dy, x_new=None, dy_new=None, *, mean=None, rstd=None, dim=-1):
+    return _pair(x, x.shape[0], dtype=compute_dtype(x))
+
+
+@torch.library.register_fake("unlearnx::affine_grad_dot")
+def _(x, dy, x_new=None, dy_new=None, *, mean=None, rstd=None, dim=-1, v_scale, v_shift):
+    return _pair(x, x.shape[0], dtype=compute_dtype(x))

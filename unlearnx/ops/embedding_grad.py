@@ -1,0 +1,140 @@
+"""Per-sample weight gradients of embeddings from their tokens and output gradients.
+
+The gradient g_i of sample i, (V, D), has at row v the sum of ``dy[i, t]`` over its positions t with token v. With a
+second pair the difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``. All functions
+take
+
+    x: tokens, (N, ...) in int64 or int32.
+    dy: gradients of the per-sample losses with respect to the embedded tokens, (N, ..., D).
+    num_embeddings: V.
+    x_new, dy_new: x and dy after the change, shaped like them; both or neither.
+    padding_idx: token whose row has no gradient.
+
+with dy in float32, float64, bfloat16 or float16, add up in float32 or better, and raise TypeError where a dtype is not
+among these, ValueError where shapes or devices do not belong together, IndexError for tokens outside of 0 ... V - 1
+(on the CPU).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unlearnx.ops._dtypes import compute_dtype
+
+__all__ = ["embedding_grad_diff", "embedding_grad_dot", "embedding_grad_norm", "embedding_grad_sq"]
+
+
+def embedding_grad_diff(
+    x: Tensor,
+    dy: Tensor,
+    num_embeddings: int,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    padding_idx: int | None = None,
+    reduction: str = "sum",
+) -> Tensor:
+    """Per-sample weight gradients (or differences) of an embedding.
+
+    Args:
+        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module.
+        weight: factors w_i of the samples, (N,).
+        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for every ``w_i d_i``.
+
+    Returns:
+        (V, D), or (N, V, D) with ``reduction="none"``, in the dtype of ``dy``. Not differentiable.
+    """
+    return torch.ops.unlearnx.embedding_grad_diff(
+        x, dy, num_embeddings, x_new, dy_new, weight=weight, padding_idx=padding_idx, reduction=reduction
+    )
+
+
+def embedding_grad_sq(
+    x: Tensor,
+    dy: Tensor,
+    num_embeddings: int,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Squared per-sample weight gradients (or differences) of an embedding, summed over samples.
+
+    A token that a sample repeats collects all its gradients before they are squared.
+
+    Args:
+        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module.
+        weight: factors w_i of the samples, (N,).
+
+    Returns:
+        ``sum_i w_i d_i^2`` as (V, D), in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.embedding_grad_sq(
+        x, dy, num_embeddings, x_new, dy_new, weight=weight, padding_idx=padding_idx
+    )
+
+
+def embedding_grad_norm(
+    x: Tensor,
+    dy: Tensor,
+    num_embeddings: int,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Squared norms ``||d_i||^2`` of per-sample weight gradients (or differences) of an embedding.
+
+    Args:
+        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module.
+
+    Returns:
+        (N,), in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.embedding_grad_norm(x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx)
+
+
+def embedding_grad_dot(
+    x: Tensor,
+    dy: Tensor,
+    num_embeddings: int,
+    x_new: Tensor | None = None,
+    dy_new: Tensor | None = None,
+    *,
+    padding_idx: int | None = None,
+    v: Tensor,
+) -> Tensor:
+    """Inner products ``<d_i, v>`` of per-sample weight gradients (or differences) of an embedding with a direction.
+
+    Args:
+        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module.
+        v: direction, (V, D).
+
+    Returns:
+        (N,), in float32 (float64 for float64 inputs). Not differentiable.
+    """
+    return torch.ops.unlearnx.embedding_grad_dot(x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx, v=v)
+
+
+@torch.library.register_fake("unlearnx::embedding_grad_diff")
+def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, weight=None, padding_idx=None, reduction="sum"):
+    shape = (num_embeddings, dy.shape[-1])
+    return dy.new_empty(shape if reduction == "sum" else (x.shape[0], *shape))
+
+
+@torch.library.register_fake("unlearnx::embedding_grad_sq")
+def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, weight=None, padding_idx=None):
+    return dy.new_empty((num_embeddings, dy.shape[-1]), dtype=compute_dtype(dy))
+
+
+@torch.library.register_fake("unlearnx::embedding_grad_norm")
+def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, padding_idx=None):
+    return dy.new_empty(x.shape[0], dtype=compute_dtype(dy))
+
+
+@torch.library.register_fake("unlearnx::embedding_grad_dot")
+def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, padding_idx=None, v):
+    return dy.new_empty(x.shape[0], dtype=compute_dtype(dy))

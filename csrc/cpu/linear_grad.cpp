@@ -52,19 +52,76 @@ at::Tensor outer_products(const LinearGrad& problem) {
   return result;
 }
 
+constexpr int64_t kNarrow = 4;
+
+// For one output: sums += a[0] x[0] + ... + a[3] x[3], or of x squared, over rows `stride` apart.
+template <typename T>
+UX_INLINE void four_rows_body(const T* x, int64_t stride, const T* a, int64_t n, bool squared, T* sums) {
+  const T *x0 = x, *x1 = x + stride, *x2 = x + 2 * stride, *x3 = x + 3 * stride;
+  if (squared)
+    for (int64_t k = 0; k < n; ++k)
+      sums[k] += a[0] * x0[k] * x0[k] + a[1] * x1[k] * x1[k] + a[2] * x2[k] * x2[k] + a[3] * x3[k] * x3[k];
+  else
+    for (int64_t k = 0; k < n; ++k) sums[k] += a[0] * x0[k] + a[1] * x1[k] + a[2] * x2[k] + a[3] * x3[k];
+}
+UX_CLONES void four_rows(const float* x, int64_t stride, const float* a, int64_t n, bool squared, float* sums) {
+  four_rows_body(x, stride, a, n, squared, sums);
+}
+UX_CLONES void four_rows(const double* x, int64_t stride, const double* a, int64_t n, bool squared, double* sums) {
+  four_rows_body(x, stride, a, n, squared, sums);
+}
+
+/// sums (outputs, inputs) += factor * dy^T x for rows [begin, end): for few outputs, reading x once is all the work.
+template <typename T>
+void add_narrow(const T* x, const T* dy, int64_t begin, int64_t end, int64_t outputs, int64_t inputs, T factor,
+                bool squared, T* sums) {
+  for (int64_t r = begin; r < end; r += 4)
+    for (int64_t o = 0; o < outputs; ++o) {
+      T a[4] = {};
+      for (int64_t j = 0; j < std::min<int64_t>(4, end - r); ++j) a[j] = factor * dy[(r + j) * outputs + o];
+      if (r + 4 <= end)
+        four_rows(x + r * inputs, inputs, a, inputs, squared, sums + o * inputs);
+      else
+        for (int64_t j = 0; j < end - r; ++j) {
+          const T alone[4] = {a[j]};
+          four_rows(x + (r + j) * inputs, 0, alone, inputs, squared, sums + o * inputs);
+        }
+    }
+}
+
+template <typename T>
+void sum_narrow(const Operands<T>& o, T* result) {
+  constexpr int64_t kPieces = 32;  // fixed, so that sums do not depend on the number of threads
+  const int64_t size = o.outputs * o.columns, piece = std::max<int64_t>(256, ceil_div(o.rows, kPieces));
+  const int64_t pieces = ceil_div(o.rows, piece);
+  const std::unique_ptr<T[]> partial(new T[pieces * size]());
+  at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      for (int pair = 0; pair < o.pairs; ++pair)
+        add_narrow(o.x[pair], o.dy[pair], p * piece, std::min(o.rows, (p + 1) * piece), o.outputs, o.columns,
+                   pair + 1 < o.pairs ? T(-1) : T(1), o.squared, partial.get() + p * size);
+  });
+  std::fill_n(result, size, T(0));
+  for (int64_t p = 0; p < pieces; ++p)
+    for (int64_t k = 0; k < size; ++k) result[k] += partial[p * size + k];
+}
+
 /// sum_i w_i d_i: no sample is looked at alone, so rows are cut into long pieces instead. (A BLAS would be as fast, but
-/// its sums depend on the number of threads.)
-at::Tensor sum_of_rows(const LinearGrad& problem) {
+/// its sums depend on the number of threads.) With squared inputs, sum_i w_i dy_i^T x_i^2.
+at::Tensor sum_of_rows(const LinearGrad& problem, bool squared = false) {
   constexpr int64_t kPiece = 1024;
   auto p = problem.with_weights_applied();
   const auto result = at::empty({p.outputs, p.inputs}, p.x.options());
-  with_operands(p, [&](auto operands, auto*, auto type) {
-    using T = decltype(type);
+  const auto sum = [&](auto operands) {
+    using T = std::decay_t<decltype(*operands.x[0])>;
+    operands.squared = squared;
+    if (p.outputs <= kNarrow) return sum_narrow(operands, result.template mutable_data_ptr<T>());
     operands.positions = kPiece;
     operands.samples = ceil_div(operands.rows, kPiece);
     operands.x_sample = kPiece * p.inputs;
     sum_differences(operands, static_cast<const T*>(nullptr), result.template mutable_data_ptr<T>());
-  });
+  };
+  p.x.scalar_type() == at::kDouble ? sum(operands_of<double>(p)) : sum(operands_of<float>(p));
   return result;
 }
 
@@ -90,7 +147,7 @@ at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const Optio
                           const OptionalTensor& dy_new, const OptionalTensor& weight) {
   const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
   auto problem = check_linear_grad("linear_grad_sq", x, dy, x_new, dy_new, weight);
-  if (problem.outer()) return sum_of_rows(squared_rows(problem));
+  if (problem.outer()) return sum_of_rows(with_squared_outputs(problem), true);
   const auto result = at::empty({problem.outputs, problem.inputs}, x.options().dtype(problem.compute_type()));
   with_operands(problem, [&](const auto& operands, auto* w, auto type) {
     sum_squares(operands, w, result.mutable_data_ptr<decltype(type)>());

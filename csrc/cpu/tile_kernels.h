@@ -27,6 +27,7 @@ struct TileKernels {
   void (*add_product_square)(int64_t depth, const T* a, const T* b, T weight, T* block);
   void (*add_squares)(int64_t n, const T* values, T weight, T* squares);
   T (*sum_squares)(int64_t n, const T* values);
+  void (*square)(int64_t n, T* values);
   void (*pack_outputs)(const In* source, int64_t stride, int64_t count, int64_t n, T factor, int64_t depth, T* panels);
   void (*pack_inputs)(const In* source, int64_t stride, int64_t count, int64_t n, int64_t depth, T* panels);
   void (*pack_unfolded)(const In* image, const Window& window, int64_t begin, int64_t end, int64_t column, int64_t n,

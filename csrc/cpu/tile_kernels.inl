@@ -61,6 +61,11 @@ T sum_squares(int64_t n, const T* values) {
   return total;
 }
 
+template <typename T>
+void square(int64_t n, T* values) {
+  for (int64_t i = 0; i < n; ++i) values[i] *= values[i];
+}
+
 /// Copies `count` rows of `n` values, `stride` apart, into a panel whose rows are kPanel apart.
 template <int kPanel, typename In, typename T>
 inline void copy_rows(const In* source, int64_t stride, int64_t count, int n, T* panel) {
@@ -152,6 +157,7 @@ TileKernels<In, T> kernels() {
           &multiply<T, Epilogue::AddSquare>,
           &add_squares<T>,
           &sum_squares<T>,
+          &square<T>,
           &pack_outputs<In, T>,
           &pack_inputs<In, T>,
           &pack_unfolded<In, T>};

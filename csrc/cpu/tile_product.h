@@ -27,6 +27,7 @@ struct Operands {
   int64_t x_sample;          // values between neighbouring samples of x
   bool unfolded;             // x is an image read through `window`; else rows of `columns` values
   Window window;
+  bool squared;  // x enters squared
 };
 
 struct Tile {
@@ -165,6 +166,7 @@ class TileProduct {
       else
         kernels.pack_inputs(x + begin * o_.columns + tile_.column, o_.columns, count, tile_.columns, depth, b);
     }
+    if (o_.squared) kernels.square(depth * block_columns * kernels.columns, b_.get());
     return depth;
   }
 

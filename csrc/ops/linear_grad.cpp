@@ -66,11 +66,10 @@ LinearGrad LinearGrad::with_weights_applied() const {
   return result;
 }
 
-LinearGrad squared_rows(const LinearGrad& problem) {
-  const auto type = problem.compute_type();
+LinearGrad with_squared_outputs(const LinearGrad& problem) {
   LinearGrad result = problem;
-  result.x = problem.x.to(type).square();
-  result.dy = problem.dy.to(type).square();
+  result.x = problem.x.to(problem.compute_type());
+  result.dy = problem.dy.to(problem.compute_type()).square();
   return result;
 }
 

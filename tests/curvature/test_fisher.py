@@ -1,10 +1,10 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from zoo import ZOO, build, sample_gradients
+from zoo import BY_VMAP, ZOO, build, sample_gradients
 
-from unlearnx.curvature import fisher as fisher_module
 from unlearnx.curvature import fisher_diagonal
+from unlearnx.curvature.samples import SampleGradients
 
 
 def empirical(model, x, y):
@@ -24,12 +24,14 @@ def test_empirical(name, batch_size):
     assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), batch_size=batch_size), empirical(model, x, y))
 
 
-@pytest.mark.parametrize("name", ["mlp", "sequence", "cnn", "attention", "embedding", "hidden use"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "sequence", "cnn", "attention", "embedding", "hidden use", "lstm", "gru", "tied weights"]
+)
 def test_exact(name):
     model, x, y = build(name)
     probabilities = model(x).softmax(1).detach()
     expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for c in range(3):
+    for c in range(probabilities.shape[1]):
         for k, rows in sample_gradients(model, F.cross_entropy, x, torch.full_like(y, c)).items():
             expected[k] += torch.tensordot(probabilities[:, c], rows.square(), 1) / len(x)
     assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), fisher_type="exact", batch_size=4), expected)
@@ -76,11 +78,44 @@ def test_frozen_prefix_runs_once():
     assert_equal(last, {k: expected[k] for k in last})
 
 
-@pytest.mark.parametrize("name", ["mlp", "sequence", "cnn", "embedding", "residual", "conv1d"])
-def test_known_layers_go_by_their_rules(name, monkeypatch):
+@pytest.mark.parametrize("name", ZOO)
+def test_support_matrix(name, monkeypatch):
+    """Which parameters go by their rules, and which through vmap(grad): the table of the README."""
     model, x, y = build(name)
-    monkeypatch.setattr(fisher_module, "vmap", lambda *_, **__: pytest.fail("went through vmap"))
-    assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y)), empirical(model, x, y))
+    by_vmap = set()
+    original = SampleGradients._one_by_one
+
+    def spy(self, names, *args):
+        by_vmap.update(names)
+        return original(self, names, *args)
+
+    monkeypatch.setattr(SampleGradients, "_one_by_one", spy)
+    fisher_diagonal(model, F.cross_entropy, (x, y))
+    assert by_vmap == BY_VMAP.get(name, set())
+
+
+def test_axis_of_the_samples_is_not_guessed():
+    """As many steps as samples in a batch, steps first: the first samples tell which is which."""
+    model, *_ = build("lstm, steps first")
+    x, y = torch.randint(7, (12, 6)), torch.randint(3, (12,))
+    assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), batch_size=6), empirical(model, x, y))
+
+
+@pytest.mark.parametrize("name", ["cnn", "attention", "residual", "embedding"])
+def test_equal_bits_on_any_number_of_threads(name):
+    """Where torch's own forward and backward give the same bits; its BLAS does not for the LSTM's small products."""
+    model, x, y = build(name)
+    model, x = model.float(), x.float() if x.is_floating_point() else x
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            results.append(fisher_diagonal(model, F.cross_entropy, (x, y)))
+    finally:
+        torch.set_num_threads(threads)
+    for key, value in results[0].items():
+        assert torch.equal(value, results[1][key]), key
 
 
 def test_compute_dtype():

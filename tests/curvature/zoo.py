@@ -78,6 +78,84 @@ class Attention(nn.Module):
         return self.last((x + self.mlp(x)).mean(1))
 
 
+class Recurrent(nn.Module):
+    """Embedding, recurrent layers, and a linear layer on the last or on all steps."""
+
+    def __init__(self, kind, *, batch_first=True, every_step=False, **settings):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.cells = kind(4, 5, batch_first=batch_first, **settings)
+        width = 5 * (2 if settings.get("bidirectional") else 1)
+        self.last, self.batch_first, self.every_step = nn.Linear(width, 3), batch_first, every_step
+
+    def forward(self, x):
+        h = self.embedding(x if self.batch_first else x.T)
+        h = self.cells(h)[0]
+        if self.every_step:
+            return self.last(h).mean(1 if self.batch_first else 0)
+        return self.last(h[:, -1] if self.batch_first else h[-1])
+
+
+class Cells(nn.Module):
+    """Recurrent cells in a loop of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(7, 4), nn.Linear(5, 3)
+        self.lstm, self.gru = nn.LSTMCell(4, 5), nn.GRUCell(5, 5)
+
+    def forward(self, x):
+        state = h = None
+        for step in self.embedding(x).unbind(1):
+            state = self.lstm(step, state)
+            h = self.gru(state[0], h)
+        return self.last(h)
+
+
+class SelfAttention(nn.Module):
+    """Attention with its weights, masks and samples second, and attention across two sequences."""
+
+    def __init__(self, cross=False):
+        super().__init__()
+        self.attention, self.last, self.cross = nn.MultiheadAttention(8, 2), nn.Linear(8, 3), cross
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        causal = torch.triu(torch.ones(len(x), len(x), dtype=torch.bool), 1)
+        other = x.flip(0) if self.cross else x
+        padding = torch.zeros(x.shape[1], len(x), dtype=torch.bool)
+        padding[:, -1] = True
+        y, weights = self.attention(x, other, other, key_padding_mask=padding, attn_mask=causal)
+        return self.last(y.mean(0)) + weights.square().sum((1, 2))[:, None] * torch.arange(3)
+
+
+class Transformer(nn.Module):
+    """torch's own encoder layers, which take a shortcut in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, dropout=0.1)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm, self.last = nn.RMSNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.encoder(x)).mean(1))
+
+
+class Unused(nn.Module):
+    """A head whose output is thrown away, and a parameter that is never touched."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last, self.extra = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(5, 2)
+        self.idle = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        self.extra(h)
+        return self.last(h)
+
+
 def _randomise_statistics(model):
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -133,10 +211,55 @@ ZOO = {
     "embedding": (lambda: nn.Sequential(nn.Embedding(7, 4, padding_idx=0), nn.Flatten(), nn.Linear(20, 3)), _tokens),
     "attention": (Attention, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
     "residual": (Residual, _images),
+    "layer norm": (
+        lambda: nn.Sequential(nn.LayerNorm((3, 4)), nn.Linear(4, 5), nn.LayerNorm(5), nn.Flatten(), nn.Linear(15, 3)),
+        lambda: torch.randn(9, 3, 4, dtype=torch.float64),
+    ),
+    "group norm": (
+        lambda: nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)),
+        _images,
+    ),
+    "depthwise": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+        ),
+        _images,
+    ),
+    "conv3d": (
+        lambda: nn.Sequential(nn.Conv3d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)),
+        lambda: torch.randn(9, 2, 3, 3, 3, dtype=torch.float64),
+    ),
+    "lstm": (lambda: Recurrent(nn.LSTM), _tokens),
+    "lstm, two layers, both directions": (
+        lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True, every_step=True),
+        _tokens,
+    ),
+    "lstm, steps first": (lambda: Recurrent(nn.LSTM, batch_first=False, every_step=True, bias=False), _tokens),
+    "rnn": (lambda: Recurrent(nn.RNN, num_layers=2, nonlinearity="relu", bidirectional=True), _tokens),
+    "gru": (lambda: Recurrent(nn.GRU), _tokens),
+    "gru, two layers, both directions": (lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), _tokens),
+    "gru, no bias": (lambda: Recurrent(nn.GRU, bias=False, batch_first=False, every_step=True), _tokens),
+    "cells": (Cells, _tokens),
+    "self-attention": (SelfAttention, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
+    "cross-attention": (lambda: SelfAttention(cross=True), lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
+    "transformer": (Transformer, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
+    "unused": (Unused, _rows),
     "shared layer": (SharedLayer, _rows),
     "tied weights": (TiedWeights, _tokens),
     "hidden use": (HiddenUse, _rows),
     "unknown": (Unknown, _rows),
+}
+
+
+# Parameters that no rule covers: they go through vmap(grad), and are exact too.
+BY_VMAP = {
+    "conv3d": {"0.weight", "0.bias"},
+    "cross-attention": {
+        f"attention.{p}" for p in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+    },
+    "tied weights": {"embedding.weight"},
+    "unknown": {"scale"},
+    "unused": {"idle"},
 }
 
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 from torch.utils.data import DataLoader, RandomSampler
 
 from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
 from unlearnx._data import Data, batches, channels_last, size
 from unlearnx._losses import Loss, SampleLoss
+from unlearnx.curvature.layers import Contribution
 from unlearnx.curvature.prefix import FrozenPrefix
-
-CHUNK = 16  # samples in one vmap: few enough that their gradients stay in cache
+from unlearnx.curvature.samples import SampleGradients, Targets
 
 Batch = tuple[Tensor, Tensor]
 
@@ -74,14 +74,15 @@ def grad_difference(
     cut = FrozenPrefix(model, names, old)
     loss = SampleLoss(loss_fn)
     own = dict(model.named_parameters())
-    values = {name: p.detach().requires_grad_(name in names) for name, p in own.items()}
+    values = {name: channels_last(p.detach()).requires_grad_(name in names) for name, p in own.items()}
     chosen = [values[name] for name in names]
     total = {name: torch.zeros_like(own[name]) for name in names}
 
     def output(x: Tensor) -> Tensor:
+        x = channels_last(x)
         if cut.prefix is not None:
             with torch.no_grad():
-                x = cut.prefix(channels_last(x))
+                x = cut.prefix(x)
         return functional_call(cut.head, {n: v for n, v in values.items() if n in head_names}, (x,))
 
     head_names = {name for name, _ in cut.head.named_parameters()}
@@ -114,38 +115,40 @@ def per_sample_grad_difference(
     check_deterministic(model)
     names = select_params(model, params)
     loss = SampleLoss(loss_fn)
-    values, rest = split_values(model, names)
-
-    def objective(values, x, y, x_new=None, y_new=None):
-        before = sample_loss(model, loss, values, rest, x, y)
-        return before if x_new is None else sample_loss(model, loss, values, rest, x_new, y_new) - before
-
+    own = dict(model.named_parameters())
+    gradients: SampleGradients | None = None
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
-    for pair, corrected in _pairs(model, old, new, CHUNK):
-        arguments = pair if corrected is None else (*pair, *corrected)
-        gradients = vmap(grad(objective), in_dims=(None, *[0] * len(arguments)))(values, *arguments)
+    for (x, y), corrected in _pairs(model, old, new, None):
+        if gradients is None:
+            gradients = SampleGradients(model, loss, names, x, y, None)
+        if corrected is None or _same(x, corrected[0]):
+            targets = Targets(y) if corrected is None else Targets(corrected[1], minus=y)
+            before, after = _contributions(gradients, x, targets), None
+        else:
+            before = _contributions(gradients, x, Targets(y))
+            after = _contributions(gradients, corrected[0], Targets(corrected[1]))
         for name in names:
-            rows[name].append(gradients[name].detach())
-    result = {name: torch.cat(parts) for name, parts in rows.items()}
+            zero = own[name].new_zeros(()).expand(len(x), *own[name].shape)
+            rows[name].append(_rows(before[name], None if after is None else after[name], zero))
+    result = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in rows.items()}
     check_finite("gradient", result.items())
     return result
 
 
-def split_values(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Detached values of the chosen parameters, and of everything else that the model computes with."""
-    chosen = set(names)
-    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    values = {name: everything[name].detach() for name in names}
-    return values, {name: t.detach() for name, t in everything.items() if name not in chosen}
+def _contributions(gradients: SampleGradients, x: Tensor, targets: Targets) -> dict[str, list[Contribution]]:
+    parts: dict[str, list[Contribution]] = {name: [] for name in gradients.names}
+    gradients.run(x, lambda _: [targets], lambda name, contribution, _: parts[name].append(contribution))
+    return parts
 
 
-def sample_loss(
-    model: nn.Module,
-    loss: SampleLoss,
-    values: dict[str, Tensor],
-    rest: dict[str, Tensor],
-    x: Tensor,
-    y: Tensor,
-) -> Tensor:
-    """Loss of a single sample (x, y) without batch dimension, for use under vmap."""
-    return loss.total(functional_call(model, (values, rest), (x.unsqueeze(0),)), y.unsqueeze(0))
+def _rows(before: list[Contribution], after: list[Contribution] | None, zero: Tensor) -> Tensor:
+    """Gradients, or differences, of all samples of a pass, whose contributions come in order."""
+
+    def join(rows: list[Tensor]) -> Tensor:
+        return torch.cat(rows) if len(rows) > 1 else rows[0] if rows else zero.contiguous()
+
+    if after is None:
+        return join([b.rows() for b in before])
+    if [type(b) for b in before] == [type(a) for a in after]:
+        return join([b.rows(a) for b, a in zip(before, after, strict=True)])
+    return join([a.rows() for a in after]) - join([b.rows() for b in before])

@@ -1,29 +1,63 @@
-"""Per-sample gradients, squared and summed over samples, of the layers that are worth knowing.
+"""What layers contribute to the per-sample gradients of their parameters.
 
-Each rule gets the layer, its input x (N, ...), the gradient dy (N, ...) of the per-sample losses with respect to
-its output, and the samples' weights w (N,) or None. It returns sum_i w_i g_i^2 for each of the layer's parameters,
-or None where the layer's settings are not covered.
+A contribution holds what one use of a parameter left behind in a forward and a backward pass: enough to work out its
+per-sample gradients g_i, or differences d_i = g_i(new) - g_i(old) with the contribution of a second pass, without
+storing them. Contributions of several uses are joined before anything is squared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import group_norm, layer_norm
+from torch import Tensor
 
-from unlearnx.ops.linear_grad import linear_grad_diff
-
-Squares = dict[str, Tensor]
-Rule = Callable[[Any, Tensor, Tensor, "Tensor | None"], "Squares | None"]
-
-ROWS_BYTES = 1 << 25  # per-sample gradients held at a time: they should not leave the cache by much
+from unlearnx.ops.conv2d_grad import conv2d_grad_diff, conv2d_grad_sq
+from unlearnx.ops.embedding_grad import embedding_grad_diff, embedding_grad_sq
+from unlearnx.ops.linear_grad import linear_grad_diff, linear_grad_sq
 
 
-def _weighted_sum(squares: Tensor, w: Tensor | None) -> Tensor:
-    return squares.sum(0) if w is None else torch.tensordot(w, squares, 1)
+class Contribution:
+    """The part of a parameter's per-sample gradients that some uses of it make up."""
+
+    @classmethod
+    def join(cls, parts: Sequence[Any]) -> Any | None:
+        """One contribution for all of a kind; None where such uses cannot be joined."""
+        return parts[0] if len(parts) == 1 else None
+
+    def squares(self, weight: Tensor | None) -> Tensor:
+        """``sum_i w_i g_i^2``, shaped like the parameter."""
+        raise NotImplementedError
+
+    def rows(self, new: Any | None = None) -> Tensor:
+        """Every g_i, or every g_i(new) - g_i, (N, *shape)."""
+        raise NotImplementedError
+
+
+def join(parts: Sequence[Contribution]) -> Contribution | None:
+    """All uses of a parameter as one; None where they are of several kinds or cannot be joined."""
+    kind = type(parts[0])
+    return kind.join(parts) if all(type(p) is kind for p in parts) else None
+
+
+@dataclass
+class Rows(Contribution):
+    """Small parameters, whose per-sample gradients may as well be stored: biases, scales and shifts; (N, *shape)."""
+
+    values: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows]) -> Rows:
+        return cls(torch.stack([p.values for p in parts]).sum(0)) if len(parts) > 1 else parts[0]
+
+    def squares(self, weight: Tensor | None) -> Tensor:
+        squares = self.values.square()
+        return squares.sum(0) if weight is None else torch.tensordot(weight.to(squares), squares, 1)
+
+    def rows(self, new: Rows | None = None) -> Tensor:
+        return self.values if new is None else new.values - self.values
 
 
 def _positions(t: Tensor) -> Tensor:
@@ -31,89 +65,74 @@ def _positions(t: Tensor) -> Tensor:
     return t.reshape(t.shape[0], t[0, ..., 0].numel(), t.shape[-1])
 
 
-def _sample_ranges(n: int, bytes_each: int) -> Iterator[slice]:
-    step = max(1, ROWS_BYTES // max(bytes_each, 1))
-    return (slice(i, i + step) for i in range(0, n, step))
+@dataclass
+class LinearWeight(Contribution):
+    """The weight of a linear layer: x (N, ..., I), dy (N, ..., O)."""
+
+    x: Tensor
+    dy: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[LinearWeight]) -> LinearWeight:
+        if len(parts) == 1:
+            return parts[0]
+        # Sums over positions: another use is so many positions more.
+        return cls(torch.cat([_positions(p.x) for p in parts], 1), torch.cat([_positions(p.dy) for p in parts], 1))
+
+    def squares(self, weight: Tensor | None) -> Tensor:
+        return linear_grad_sq(self.x, self.dy, weight=weight)
+
+    def rows(self, new: LinearWeight | None = None) -> Tensor:
+        pair = (None, None) if new is None else (new.x, new.dy)
+        return linear_grad_diff(self.x, self.dy, *pair, reduction="none")
 
 
-def _linear(layer: Any, x: Tensor, dy: Tensor, w: Tensor | None) -> Squares:
-    result = {}
-    x, dy = _positions(x), _positions(dy)
-    if x.shape[1] == 1:  # (dy_i x_i^T)^2 = dy_i^2 (x_i^2)^T: one product of squares
-        squared = dy[:, 0].square()
-        result["weight"] = (squared if w is None else squared * w[:, None]).T @ x[:, 0].square()
-    else:
-        total = torch.zeros_like(layer.weight)
-        for s in _sample_ranges(len(x), total.numel() * total.element_size()):
-            rows = linear_grad_diff(x[s], dy[s], reduction="none")
-            total += _weighted_sum(rows.square_(), None if w is None else w[s])
-        result["weight"] = total
-    result["bias"] = _weighted_sum(dy.sum(1).square(), w)
-    return result
+@dataclass
+class ConvolutionWeight(Contribution):
+    """The weight of a 1-d or 2-d convolution: x (N, C, H, W), dy (N, O, H', W'); without H in one dimension."""
+
+    x: Tensor
+    dy: Tensor
+    shape: torch.Size  # of the weight
+    settings: dict[str, Any]
+
+    def _images(self) -> tuple[Tensor, Tensor]:
+        return (self.x, self.dy) if self.x.dim() == 4 else (self.x.unsqueeze(2), self.dy.unsqueeze(2))
+
+    def _window(self) -> tuple[int, int]:
+        return (1, *self.shape[2:])[-2:]
+
+    def squares(self, weight: Tensor | None) -> Tensor:
+        return conv2d_grad_sq(*self._images(), self._window(), weight=weight, **self.settings).view(self.shape)
+
+    def rows(self, new: ConvolutionWeight | None = None) -> Tensor:
+        pair = (None, None) if new is None else new._images()
+        rows = conv2d_grad_diff(*self._images(), self._window(), *pair, reduction="none", **self.settings)
+        return rows if self.x.dim() == 4 else rows.squeeze(3)
 
 
-def _convolution(layer: Any, x: Tensor, dy: Tensor, w: Tensor | None) -> Squares | None:
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        return None
-    total = torch.zeros_like(layer.weight)
-    settings = (layer.stride, layer.padding, layer.dilation, False, [0] * len(layer.stride), layer.groups)
-    for i in range(len(x)):
-        _, row, _ = torch.ops.aten.convolution_backward(
-            dy[i : i + 1], x[i : i + 1], layer.weight, None, *settings, [False, True, False]
-        )
-        total.addcmul_(row, row if w is None else row * w[i])
-    return {"weight": total, "bias": _weighted_sum(dy.flatten(2).sum(2).square(), w)}
+@dataclass
+class EmbeddingWeight(Contribution):
+    """The weight of an embedding: tokens x (N, ...), dy (N, ..., D)."""
 
+    x: Tensor
+    dy: Tensor
+    tokens: int
+    padding_idx: int | None
 
-def _affine(normalised: Tensor, dy: Tensor, w: Tensor | None, shape: torch.Size, channel: int | None) -> Squares:
-    """Squares for y = weight * normalised + bias; summed over all but the sample and the parameter's own axes."""
-    products = {"weight": dy * normalised, "bias": dy}
-    if channel is None:
-        rows = {k: v.reshape(len(v), -1, *shape).sum(1) for k, v in products.items()}
-    else:
-        rows = {k: v.movedim(channel, 1).reshape(len(v), shape[0], -1).sum(2) for k, v in products.items()}
-    return {k: _weighted_sum(v.square(), w) for k, v in rows.items()}
+    @classmethod
+    def join(cls, parts: Sequence[EmbeddingWeight]) -> EmbeddingWeight | None:
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        if any(p.padding_idx != first.padding_idx for p in parts):
+            return None
+        x = torch.cat([p.x.reshape(len(p.x), -1) for p in parts], 1)
+        return cls(x, torch.cat([_positions(p.dy) for p in parts], 1), first.tokens, first.padding_idx)
 
+    def squares(self, weight: Tensor | None) -> Tensor:
+        return embedding_grad_sq(self.x, self.dy, self.tokens, weight=weight, padding_idx=self.padding_idx)
 
-def _batch_norm(layer: Any, x: Tensor, dy: Tensor, w: Tensor | None) -> Squares:
-    view = (1, -1, *[1] * (x.dim() - 2))
-    normalised = (x - layer.running_mean.view(view)) * (layer.running_var + layer.eps).rsqrt().view(view)
-    return _affine(normalised, dy, w, layer.running_mean.shape, channel=1)
-
-
-def _layer_norm(layer: Any, x: Tensor, dy: Tensor, w: Tensor | None) -> Squares:
-    return _affine(layer_norm(x, layer.normalized_shape, eps=layer.eps), dy, w, layer.weight.shape, channel=None)
-
-
-def _group_norm(layer: Any, x: Tensor, dy: Tensor, w: Tensor | None) -> Squares:
-    return _affine(group_norm(x, layer.num_groups, eps=layer.eps), dy, w, layer.weight.shape, channel=1)
-
-
-def _embedding(layer: Any, x: Tensor, dy: Tensor, w: Tensor | None) -> Squares | None:
-    if layer.max_norm is not None or layer.scale_grad_by_freq:
-        return None
-    n, tokens = len(x), layer.num_embeddings
-    # A token that a sample repeats collects all its gradients before they are squared.
-    sample = torch.arange(n, device=x.device).repeat_interleave(x[0].numel())
-    keys, place = (sample * tokens + x.reshape(-1)).unique(return_inverse=True)
-    rows = dy.new_zeros(len(keys), dy.shape[-1]).index_add_(0, place, dy.reshape(-1, dy.shape[-1])).square_()
-    if w is not None:
-        rows *= w[keys // tokens, None]
-    total = dy.new_zeros(tokens, dy.shape[-1]).index_add_(0, keys % tokens, rows)
-    if layer.padding_idx is not None:
-        total[layer.padding_idx] = 0
-    return {"weight": total}
-
-
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    nn.Conv1d: _convolution,
-    nn.Conv2d: _convolution,
-    nn.Conv3d: _convolution,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.BatchNorm3d: _batch_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.GroupNorm: _group_norm,
-    nn.Embedding: _embedding,
-}
+    def rows(self, new: EmbeddingWeight | None = None) -> Tensor:
+        pair = (None, None) if new is None else (new.x, new.dy)
+        return embedding_grad_diff(self.x, self.dy, self.tokens, *pair, padding_idx=self.padding_idx, reduction="none")

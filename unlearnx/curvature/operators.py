@@ -17,8 +17,8 @@ from unlearnx._checks import Params, check_deterministic, check_finite, model_de
 from unlearnx._data import BATCH_SIZE, Data, materialize
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._vectors import Vector, added, check_like, dot, norm, scaled
-from unlearnx.curvature.gradients import split_values
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import split_values
 
 KINDS = ("hessian", "ggn")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from unlearnx._vectors import Vector, added, check_like, norm
-from unlearnx.curvature.gradients import split_values
 from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.samples import split_values
 from unlearnx.ops.lissa_step import lissa_step_
 
 ATTEMPTS = 5  # scales that "auto" tries

@@ -1,0 +1,221 @@
+"""The functions whose parameters we know the per-sample gradients of.
+
+A rule is called in place of its function with the tape and the function's own arguments. It returns the function's
+result with the tape watching it, or NotImplemented where it does not know how the arguments enter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unlearnx.curvature.attention import multi_head_attention
+from unlearnx.curvature.layers import Contribution, ConvolutionWeight, EmbeddingWeight, LinearWeight, Rows
+from unlearnx.curvature.recurrent import gru, gru_cell, lstm, lstm_cell, rnn_relu, rnn_tanh
+from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops.affine_grad import affine_grad_diff
+
+if TYPE_CHECKING:
+    from unlearnx.curvature.tape import Tape
+
+Parts = Iterable[tuple["Tensor | None", Contribution]]  # (parameter, its contribution)
+
+
+def _like(x: Tensor, dy: Tensor) -> Tensor:
+    """Inputs as the function saw them: autocast rounds them to the dtype of the outputs."""
+    return x.to(dy.dtype)
+
+
+def _position_sums(dy: Tensor) -> Tensor:
+    """(N, ..., O) to (N, O), in float32 or better."""
+    wide = compute_dtype(dy)
+    return dy.to(wide) if dy.dim() == 2 else dy.sum(tuple(range(1, dy.dim() - 1)), dtype=wide)
+
+
+def _linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    output = F.linear(input, weight, bias)
+    first = tape.samples_first(input, output)
+    if first is None or input.dim() < 2:
+        return NotImplemented
+    x = input.detach()
+
+    def contributions(dy: Tensor) -> Parts:
+        dy = first(dy)
+        yield weight, LinearWeight(first(_like(x, dy)), dy)
+        if bias is not None:
+            yield bias, Rows(_position_sums(dy))
+
+    return tape.watch(output, (weight, bias), contributions)
+
+
+def _convolution(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    dims = weight.dim() - 2
+    sizes = {k: _sizes(v, dims) for k, v in (("stride", stride), ("padding", padding), ("dilation", dilation))}
+    if padding == "valid":
+        sizes["padding"] = [0] * dims
+    elif padding == "same":  # torch pads the far side more where the padding is odd: not covered
+        total = [d * (k - 1) for d, k in zip(sizes["dilation"], weight.shape[2:], strict=True)]
+        if any(t % 2 for t in total):
+            return NotImplemented
+        sizes["padding"] = [t // 2 for t in total]
+    function = torch.conv1d if dims == 1 else torch.conv2d
+    output = function(input, weight, bias, stride, padding, dilation, groups)
+    first = tape.samples_first(input, output)
+    if first is None or input.dim() != weight.dim() or first(input).data_ptr() != input.data_ptr():
+        return NotImplemented
+    x = input.detach()
+    settings: dict[str, Any] = {name: tuple(size) for name, size in sizes.items()}
+    if dims == 1:  # an image of one row
+        settings = {name: (0 if name == "padding" else 1, *size) for name, size in settings.items()}
+    settings["groups"] = groups
+
+    def contributions(dy: Tensor) -> Parts:
+        yield weight, ConvolutionWeight(_like(x, dy), dy, weight.shape, settings)
+        if bias is not None:
+            yield bias, Rows(_position_sums(dy.movedim(1, -1)))
+
+    return tape.watch(output, (weight, bias), contributions)
+
+
+def _sizes(value: Any, dims: int) -> list[int]:
+    """One number for each dimension, from what convolutions take."""
+    if isinstance(value, str):
+        return []
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+def _embedding(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    if max_norm is not None or scale_grad_by_freq:
+        return NotImplemented
+    output = F.embedding(input, weight, padding_idx)
+    first = tape.samples_first(input, output)
+    if first is None:
+        return NotImplemented
+
+    def contributions(dy: Tensor) -> Parts:
+        yield weight, EmbeddingWeight(first(input), first(dy), len(weight), padding_idx)
+
+    return tape.watch(output, (weight,), contributions)
+
+
+def _affine(
+    tape: Tape,
+    output: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalised: Callable[[], Tensor],
+    dim: int,
+    **statistics: Tensor,
+) -> Any:
+    """Watch weight * normalised() + bias; the parameters' own dimensions, flattened, are dimension `dim`."""
+
+    first = tape.samples_first(output)
+    if first is None:
+        return NotImplemented
+
+    def contributions(dy: Tensor) -> Parts:
+        x = normalised()
+        if dim < 0 and weight is not None and weight.dim() > 1:
+            x, dy = x.flatten(-weight.dim()), dy.flatten(-weight.dim())
+        wide = compute_dtype(dy)
+        scale, shift = affine_grad_diff(first(x).to(wide), first(dy).to(wide), dim=dim, reduction="none", **statistics)
+        for parameter, rows in ((weight, scale), (bias, shift)):
+            if parameter is not None:
+                yield parameter, Rows(rows.view(-1, *parameter.shape))
+
+    return tape.watch(output, (weight, bias), contributions)
+
+
+def _batch_norm(
+    tape: Tape,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if training or running_mean is None or running_var is None:
+        return NotImplemented
+    output = F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    x = input.detach()
+    rstd = (running_var + eps).rsqrt()
+    return _affine(tape, output, weight, bias, lambda: x, 1, mean=running_mean, rstd=rstd)
+
+
+def _group_norm(
+    tape: Tape,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    output = F.group_norm(input, num_groups, weight, bias, eps)
+    x = input.detach()
+    return _affine(tape, output, weight, bias, lambda: F.group_norm(x, num_groups, eps=eps), 1)
+
+
+def _layer_norm(
+    tape: Tape,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    output = F.layer_norm(input, normalized_shape, weight, bias, eps)
+    x = input.detach()
+    return _affine(tape, output, weight, bias, lambda: F.layer_norm(x, normalized_shape, eps=eps), -1)
+
+
+def _rms_norm(
+    tape: Tape, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Any:
+    output = F.rms_norm(input, normalized_shape, weight, eps)
+    x = input.detach()
+    return _affine(tape, output, weight, None, lambda: F.rms_norm(x, normalized_shape, eps=eps), -1)
+
+
+RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.conv1d: _convolution,
+    torch.conv2d: _convolution,
+    F.embedding: _embedding,
+    F.batch_norm: _batch_norm,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.multi_head_attention_forward: multi_head_attention,
+    torch._VF.lstm: lstm,
+    torch._VF.gru: gru,
+    torch._VF.rnn_tanh: rnn_tanh,
+    torch._VF.rnn_relu: rnn_relu,
+    torch._VF.lstm_cell: lstm_cell,
+    torch._VF.gru_cell: gru_cell,
+}

@@ -1,0 +1,152 @@
+"""One forward pass that remembers, for every parameter, what its per-sample gradients are made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from unlearnx.curvature.layers import Contribution, join
+from unlearnx.curvature.rules import RULES, Parts
+
+
+class Tape(TorchFunctionMode):
+    """Watches the functions that a model calls on its parameters, on whatever module and however often.
+
+    Run the model inside of ``with tape:``, with `parameters` that do not require gradients, then differentiate the
+    losses with respect to ``tape.sources`` and call :meth:`finish`, once or several times. A parameter's contribution
+    is handed to `take` as soon as all its parts are there, so that a pass holds the output gradients of one layer at
+    a time. The weight gradients of the batch are never computed.
+
+    Args:
+        parameters: those to watch, by name.
+        take: called with the name and the contribution of a parameter.
+        samples: number of samples N in the batch.
+        axes: the dimension of the samples in the inputs of each call, as a first pass over few samples found it; None
+            for that first pass.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, Tensor],
+        take: Callable[[str, Contribution], None],
+        samples: int,
+        axes: list[int] | None = None,
+    ):
+        super().__init__()
+        self.sources: list[Tensor] = []
+        self.axes: list[int] = []
+        self.bytes = 0  # of the outputs of watched calls
+        self._names = {id(p): name for name, p in parameters.items()}
+        self._take, self.samples, self._known_axes = take, samples, axes
+        self._expected: Counter[str] = Counter()
+        self._arrived: dict[str, list[Contribution]] = {}
+        self._unknown: set[str] = set()
+        self._taken: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        used = {self._names[id(a)] for a in _tensors((*args, *kwargs.values())) if id(a) in self._names}
+        if not used:
+            return func(*args, **kwargs)
+        if func in RULES:
+            result = RULES[func](self, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if next(_tensors((result,)), None) is not None:  # anything else asks for a shape, a dtype, ...
+            self._unknown |= used
+        return result
+
+    def watch(self, output: Tensor, parameters: Iterable[Tensor | None], contributions: Callable[[Tensor], Parts]):
+        """`output` as it is to be used from here on; its gradient dy is turned into contributions once it is known."""
+        arrived = self.expect(parameters, contributions)
+        self.bytes += output.numel() * output.element_size()
+        if output.requires_grad:
+            output.register_hook(arrived)
+            return output
+        if output._is_view():
+            output = output.clone()
+        return _Tap.apply(output, self.source(output), arrived)
+
+    def expect(self, parameters: Iterable[Tensor | None], contributions: Callable[..., Parts]) -> Callable[..., None]:
+        """A function to be called with output gradients during the backward pass."""
+        names = [self._names[id(p)] for p in parameters if p is not None and id(p) in self._names]
+        self._expected.update(names)
+
+        def arrived(*dy: Tensor) -> None:
+            for parameter, contribution in contributions(*(g.detach() for g in dy)):
+                if parameter is not None and id(parameter) in self._names:
+                    self._arrive(self._names[id(parameter)], contribution)
+
+        return arrived
+
+    def source(self, like: Tensor) -> Tensor:
+        """Something that requires gradients, where nothing else does."""
+        self.sources.append(torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=True))
+        return self.sources[-1]
+
+    def samples_first(self, *tensors: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """How to move the samples of a call's inputs to the front; None where there is no telling."""
+        x = tensors[0]
+        place = len(self.axes)
+        if self._known_axes is None:
+            axis = next((d for d, size in enumerate(x.shape) if size == self.samples), -1)
+        else:
+            axis = self._known_axes[place] if place < len(self._known_axes) else -1
+        self.axes.append(axis)
+        if axis < 0 or any(t.dim() <= axis or t.shape[axis] != self.samples for t in tensors):
+            return None
+        return lambda t: t if axis == 0 else t.movedim(axis, 0)
+
+    def _arrive(self, name: str, contribution: Contribution) -> None:
+        parts = self._arrived.setdefault(name, [])
+        parts.append(contribution)
+        if len(parts) == self._expected[name]:
+            self._hand_over(name)
+
+    def _hand_over(self, name: str) -> None:
+        joined = join(self._arrived.pop(name))
+        if joined is None:
+            self._unknown.add(name)
+        elif name not in self._unknown:
+            self._taken.add(name)
+            self._take(name, joined)
+
+    def finish(self) -> set[str]:
+        """Ends a backward pass.
+
+        Returns:
+            The parameters that are settled: handed over, or of no influence on the losses. The others were used in
+            ways that are not known.
+        """
+        for name in list(self._arrived):  # the losses do not depend on the uses that are missing
+            self._hand_over(name)
+        return set(self._expected) - self._unknown
+
+
+class _Tap(torch.autograd.Function):
+    """Makes `output` require gradients without a copy; in-place functions may follow."""
+
+    @staticmethod
+    def forward(ctx, output, source, arrived):
+        ctx.arrived = arrived
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx, dy):
+        ctx.arrived(dy)
+        return None, None, None
+
+
+def _tensors(values: Iterable[Any]):
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)

@@ -27,6 +27,11 @@ inline DType dtype_of(const at::Tensor& t) {
   }
 }
 
+/// Null where the tensor is undefined.
+inline const void* pointer(const at::Tensor& t) {
+  return t.defined() ? t.const_data_ptr() : nullptr;
+}
+
 /// Three paired lists as launches of equal dtypes: calls launch(table, dtype of a, dtype of b and c). Where b and c
 /// differ in dtype, both take the wider one.
 template <typename Launch>

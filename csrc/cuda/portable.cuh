@@ -9,7 +9,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define UX_LAUNCH(kernel, grid, block, stream, ...) kernel<<<(grid), (block), 0, (stream)>>>(__VA_ARGS__)
-#define UX_SHARED(type, name, count) __shared__ type name[count]
+#define UX_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #else
 #include "cuda_emu.h"
 #define UX_LAUNCH(kernel, grid, block, stream, ...) emu::launch((grid), (block), [&] { kernel(__VA_ARGS__); })

@@ -1,8 +1,8 @@
 // Executes CUDA kernels on the CPU: one block at a time, each of its threads a fiber.
 //
 // Finds indexing, bounds (under AddressSanitizer) and barrier errors. Shared memory starts out poisoned, since
-// zeroed memory hides missing barriers, and the order in which fibers run is random. Does not model races between
-// blocks, tensor-core or asynchronous-copy instructions: kernels that use those keep a plain path beside them.
+// zeroed memory hides missing barriers, and the order in which fibers run is random. Asynchronous copies land as late
+// as they may; tensor-core instructions follow the layouts of the PTX manual. Does not model races between blocks.
 #pragma once
 
 #include <ucontext.h>
@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <random>
 #include <vector>
@@ -62,6 +63,17 @@ constexpr size_t kStack = 64 * 1024;
 
 enum class State { Running, AtBlockBarrier, AtWarpBarrier, Done };
 
+struct Copy {
+  char* to;
+  const char* from;
+  size_t bytes;
+};
+
+/// What a lane shows to the others of its warp.
+struct alignas(8) Slot {
+  char bytes[32];
+};
+
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStack);
@@ -71,11 +83,12 @@ struct Fiber {
   State state;
   unsigned mask;  // lanes the fiber waits for at a warp barrier
   int phase;      // of the exchange slots: two take turns, so that a fast lane does not overwrite a slow one's value
+  std::deque<std::vector<Copy>> copies;  // groups not waited for; the last is not ended yet
 };
 
 struct Block {
   std::vector<Fiber> fibers;
-  std::vector<uint64_t> slots;
+  std::vector<Slot> slots;
   int threads = 0;
   uint3 index;
   dim3 size, grid;
@@ -182,6 +195,7 @@ inline void run_block() {
     fiber.linear = i;
     fiber.state = State::Running;
     fiber.phase = 0;
+    fiber.copies.assign(1, {});
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = kStack;
@@ -205,7 +219,7 @@ inline void launch(dim3 grid, dim3 size, const std::function<void()>& body) {
   block.threads = static_cast<int>(size.x * size.y * size.z);
   if (block.threads < 1 || block.threads > 1024) die("bad block size");
   block.fibers.resize(block.threads);
-  block.slots.assign(2 * block.threads, 0);
+  block.slots.assign(2 * block.threads, {});
   block.size = size;
   block.grid = grid;
   block.body = &body;
@@ -239,18 +253,29 @@ inline void wait_warp(unsigned mask) {
   to_scheduler();
 }
 
+/// Shows a value to the warp; the slots of all its lanes once those of the mask have come.
 template <typename T>
-T exchange(unsigned mask, T value, int source) {
-  static_assert(sizeof(T) <= 8, "");
+const Slot* show(unsigned mask, const T& value) {
+  static_assert(sizeof(T) <= sizeof(Slot), "");
   Fiber& self = *block.current;
-  const int base = self.linear & ~31;
-  uint64_t* slots = &block.slots[(self.phase ^= 1) * block.threads];
+  Slot* slots = &block.slots[(self.phase ^= 1) * block.threads];
   std::memcpy(&slots[self.linear], &value, sizeof(T));
   wait_warp(mask);
-  if (base + source >= block.threads || !(mask >> source & 1)) return value;
-  T result;
-  std::memcpy(&result, &slots[base + source], sizeof(T));
-  return result;
+  return slots + (self.linear & ~31);
+}
+
+template <typename T>
+T read(const Slot& slot) {
+  T value;
+  std::memcpy(&value, &slot, sizeof(T));
+  return value;
+}
+
+template <typename T>
+T exchange(unsigned mask, T value, int source) {
+  const Slot* warp = show(mask, value);
+  const int base = block.current->linear & ~31;
+  return base + source >= block.threads || !(mask >> source & 1) ? value : read<T>(warp[source]);
 }
 
 }  // namespace emu
@@ -276,3 +301,57 @@ T atomicAdd(T* address, T value) {
   return old;
 }
 using std::pow;
+
+// The instructions of cuda/intrinsics.cuh. A copy reads and writes only when it is waited for.
+template <int Bytes>
+void copy_async(void* to, const void* from, bool inside) {
+  if (reinterpret_cast<uintptr_t>(to) % Bytes || (inside && reinterpret_cast<uintptr_t>(from) % Bytes))
+    emu::die("misaligned copy");
+  emu::block.current->copies.back().push_back(
+      {static_cast<char*>(to), inside ? static_cast<const char*>(from) : nullptr, Bytes});
+}
+inline void commit_copies() {
+  emu::block.current->copies.emplace_back();
+}
+template <int Pending>
+void wait_copies() {
+  auto& groups = emu::block.current->copies;
+  for (; groups.size() > Pending + 1; groups.pop_front())
+    for (const emu::Copy& copy : groups.front()) {
+      if (copy.from)
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      else
+        std::memset(copy.to, 0, copy.bytes);
+    }
+}
+
+inline void load_matrices_transposed(unsigned (&values)[4], const void* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) emu::die("misaligned matrix row");
+  const int lane = emu::block.current->linear & 31;
+  const emu::Slot* warp = emu::show(~0u, row);
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    uint16_t pair[2];
+    for (int k = 0; k < 2; ++k) pair[k] = emu::read<const uint16_t*>(warp[matrix * 8 + lane % 4 * 2 + k])[lane / 4];
+    std::memcpy(&values[matrix], pair, 4);
+  }
+}
+
+template <typename T>
+void multiply_add(float* sum, const unsigned (&a)[4], const unsigned* b) {
+  struct Fragments {
+    T a[4][2], b[2][2];
+  } own;
+  std::memcpy(own.a, a, sizeof(own.a));
+  std::memcpy(own.b, b, sizeof(own.b));
+  const int lane = emu::block.current->linear & 31;
+  const emu::Slot* warp = emu::show(~0u, own);
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int holder = k % 8 / 2;
+      const auto* left = reinterpret_cast<const Fragments*>(&warp[row % 8 * 4 + holder]);
+      const auto* right = reinterpret_cast<const Fragments*>(&warp[column * 4 + holder]);
+      sum[i] += static_cast<float>(left->a[row / 8 + k / 8 * 2][k % 2]) * static_cast<float>(right->b[k / 8][k % 2]);
+    }
+  }
+}

@@ -29,7 +29,7 @@ def compiled(tmp_path_factory):
     def build(name):
         program = folder / name
         if not program.exists():
-            flags = ["-std=c++17", "-O1", "-g", "-fsanitize=address", "-Wall", "-Wno-unknown-pragmas"]
+            flags = ["-std=c++17", "-Og", "-g1", "-fsanitize=address", "-Wall", "-Wno-unknown-pragmas"]
             include = [f"-I{CSRC}", f"-I{HERE}"]
             subprocess.run(["g++", *flags, *include, str(HERE / f"{name}.cpp"), "-o", str(program)], check=True)
         return program

@@ -1,0 +1,1 @@
+#include "cuda/affine_grad.cuh"

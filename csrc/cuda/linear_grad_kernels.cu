@@ -1,1 +1,0 @@
-#include "cuda/linear_grad.cuh"

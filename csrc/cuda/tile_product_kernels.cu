@@ -1,0 +1,1 @@
+#include "cuda/tile_product.cuh"

@@ -15,8 +15,8 @@ demo: $(VENV)/.built
 test: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(VENV)/.built
-	$(BIN)/python -m pytest benchmarks
+bench: $(VENV)/.built $(VENV)/.bench
+	$(BIN)/python -m pytest -s benchmarks
 
 lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -48,6 +48,12 @@ $(VENV)/.torch:
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e ".[experiments,test]"
+	touch $@
+
+# The other libraries of the benchmarks, without their dependencies: those ask for a torchvision that replaces torch.
+$(VENV)/.bench: $(VENV)/.built
+	$(BIN)/pip install -q --no-deps backpack-for-pytorch==1.7.1 nngeometry==0.4 opacus==1.6.0 unfoldNd
+	$(BIN)/pip install -q einops opt-einsum scipy
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -29,6 +29,8 @@ class SampleLoss:
         Raises:
             ValueError: the loss is neither per sample nor the mean or sum of such losses.
         """
+        if output.dtype in (torch.bfloat16, torch.float16):  # as autocast does: means of losses need more digits
+            output = output.float()
         value = self.loss_fn(output, y)
         if value.dim() > 0:
             if value.shape[0] != output.shape[0]:

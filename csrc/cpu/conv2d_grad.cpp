@@ -24,7 +24,7 @@ at::Tensor conv2d_grad_diff(const at::Tensor& x, const at::Tensor& dy, at::IntAr
     keep ? each_difference(operands, w, out) : sum_differences(operands, w, out);
   });
   const auto seen = p.seen_as_weight(result.to(x.scalar_type()));
-  return keep ? seen : seen.contiguous();
+  return keep ? seen : seen.clone(at::MemoryFormat::Contiguous);
 }
 
 at::Tensor conv2d_grad_sq(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
@@ -36,7 +36,7 @@ at::Tensor conv2d_grad_sq(const at::Tensor& x, const at::Tensor& dy, at::IntArra
   with_operands(p, [&](const auto& operands, auto* w, auto type) {
     sum_squares(operands, w, result.mutable_data_ptr<decltype(type)>());
   });
-  return p.seen_as_weight(result).contiguous();
+  return p.seen_as_weight(result).clone(at::MemoryFormat::Contiguous);
 }
 
 at::Tensor conv2d_grad_norm(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,

@@ -16,6 +16,16 @@ template <typename T>
 UX_INLINE void row_body(T* out, const T* x, const T* x_new, int64_t n, T a, T a_new) {
   for (int64_t k = 0; k < n; ++k) out[k] = a_new * x_new[k] - a * x[k];
 }
+template <typename T>
+UX_INLINE void row_body(T* out, const T* x, int64_t n, T a) {
+  for (int64_t k = 0; k < n; ++k) out[k] = a * x[k];
+}
+UX_CLONES void row(float* out, const float* x, int64_t n, float a) {
+  row_body(out, x, n, a);
+}
+UX_CLONES void row(double* out, const double* x, int64_t n, double a) {
+  row_body(out, x, n, a);
+}
 UX_CLONES void row(float* out, const float* x, const float* x_new, int64_t n, float a, float a_new) {
   row_body(out, x, x_new, n, a, a_new);
 }
@@ -46,7 +56,7 @@ at::Tensor outer_products(const LinearGrad& problem) {
       if (px_new)
         row(out + r * inputs, x_row, px_new + i * inputs, inputs, w * pdy[r], w * pdy_new[r]);
       else
-        row(out + r * inputs, x_row, x_row, inputs, T(0), w * pdy[r]);
+        row(out + r * inputs, x_row, inputs, w * pdy[r]);
     }
   });
   return result;
@@ -71,22 +81,35 @@ UX_CLONES void four_rows(const double* x, int64_t stride, const double* a, int64
   four_rows_body(x, stride, a, n, squared, sums);
 }
 
+/// The same for one row.
+template <typename T>
+UX_INLINE void one_row_body(const T* x, T a, int64_t n, bool squared, T* sums) {
+  if (squared)
+    for (int64_t k = 0; k < n; ++k) sums[k] += a * x[k] * x[k];
+  else
+    for (int64_t k = 0; k < n; ++k) sums[k] += a * x[k];
+}
+UX_CLONES void one_row(const float* x, float a, int64_t n, bool squared, float* sums) {
+  one_row_body(x, a, n, squared, sums);
+}
+UX_CLONES void one_row(const double* x, double a, int64_t n, bool squared, double* sums) {
+  one_row_body(x, a, n, squared, sums);
+}
+
 /// sums (outputs, inputs) += factor * dy^T x for rows [begin, end): for few outputs, reading x once is all the work.
 template <typename T>
 void add_narrow(const T* x, const T* dy, int64_t begin, int64_t end, int64_t outputs, int64_t inputs, T factor,
                 bool squared, T* sums) {
-  for (int64_t r = begin; r < end; r += 4)
+  int64_t r = begin;
+  for (; r + 4 <= end; r += 4)
     for (int64_t o = 0; o < outputs; ++o) {
-      T a[4] = {};
-      for (int64_t j = 0; j < std::min<int64_t>(4, end - r); ++j) a[j] = factor * dy[(r + j) * outputs + o];
-      if (r + 4 <= end)
-        four_rows(x + r * inputs, inputs, a, inputs, squared, sums + o * inputs);
-      else
-        for (int64_t j = 0; j < end - r; ++j) {
-          const T alone[4] = {a[j]};
-          four_rows(x + (r + j) * inputs, 0, alone, inputs, squared, sums + o * inputs);
-        }
+      T a[4];
+      for (int64_t j = 0; j < 4; ++j) a[j] = factor * dy[(r + j) * outputs + o];
+      four_rows(x + r * inputs, inputs, a, inputs, squared, sums + o * inputs);
     }
+  for (; r < end; ++r)
+    for (int64_t o = 0; o < outputs; ++o)
+      one_row(x + r * inputs, factor * dy[r * outputs + o], inputs, squared, sums + o * inputs);
 }
 
 template <typename T>

@@ -51,14 +51,13 @@ inline int64_t part_size(int64_t n, int64_t most, int64_t unit) {
 
 /// All tiles of a problem; samples are split only as far as needed to have kTasks of them.
 template <typename In, typename T>
-std::vector<Tile> tiles_of(const Operands<In>& o, bool split_samples) {
+std::vector<Tile> tiles_of(const Operands<In>& o) {
   const auto& kernels = tile_kernels<In, T>();
   const int64_t height = part_size(o.outputs, kTileOutputs, kernels.rows);
   const int64_t width = part_size(o.columns, kTileColumns * 4 / static_cast<int64_t>(sizeof(T)), kernels.columns);
   const int64_t areas = o.groups * ceil_div(o.outputs, height) * ceil_div(o.columns, width);
-  const int64_t parts = split_samples ? std::clamp<int64_t>(ceil_div(kTasks, std::max<int64_t>(areas, 1)), 1,
-                                                            std::max<int64_t>(o.samples, 1))
-                                      : 1;
+  const int64_t wanted = ceil_div(kTasks, std::max<int64_t>(areas, 1));
+  const int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(o.samples, 1));
   const int64_t block = std::max<int64_t>(1, ceil_div(o.samples, parts));
   std::vector<Tile> tiles;
   for (int64_t s = 0; s < o.samples; s += block)
@@ -184,7 +183,7 @@ class TileProduct {
 /// sum_i over a matrix (groups * outputs, columns): accumulate(product, sample, sums) adds sample i's share.
 template <typename In, typename T, typename Accumulate>
 void sum_tiles(const Operands<In>& o, T* matrix, const Accumulate& accumulate) {
-  const auto tiles = tiles_of<In, T>(o, true);
+  const auto tiles = tiles_of<In, T>(o);
   const int64_t size = o.groups * o.outputs * o.columns;
   const int64_t parts = tiles.empty() ? 0 : ceil_div(o.samples, tiles.front().samples);
   const std::unique_ptr<T[]> rest(parts > 1 ? new T[(parts - 1) * size] : nullptr);  // the first goes to `matrix`
@@ -227,7 +226,7 @@ void sum_squares(const Operands<In>& o, const T* weight, T* matrix) {
 /// Calls work(product, tile, i) for all tiles and samples; samples are in parallel where there are many.
 template <typename In, typename T, typename Work>
 void for_samples(const Operands<In>& o, const Work& work) {
-  const auto tiles = tiles_of<In, T>(o, true);
+  const auto tiles = tiles_of<In, T>(o);
   at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       TileProduct<In, T> product(o, tiles[t]);
@@ -250,7 +249,7 @@ void each_difference(const Operands<In>& o, const T* weight, T* rows) {
 /// norms[i] = sum of squares of d_i.
 template <typename In, typename T>
 void squared_norms(const Operands<In>& o, T* norms) {
-  const auto tiles = tiles_of<In, T>(o, true);
+  const auto tiles = tiles_of<In, T>(o);
   const int64_t block = tiles.empty() ? 1 : tiles.front().samples;
   const int64_t areas = tiles.empty() ? 0 : static_cast<int64_t>(tiles.size()) / ceil_div(o.samples, block);
   const std::unique_ptr<T[]> partial(new T[areas * o.samples]);

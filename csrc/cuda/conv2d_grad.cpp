@@ -16,7 +16,7 @@ at::Tensor conv2d_grad_diff(const at::Tensor& x, const at::Tensor& dy, at::IntAr
   const auto p = check_conv2d_grad(op, x, dy, kernel_size, x_new, dy_new, weight, stride, padding, dilation, groups);
   const TileProducts products(p);
   if (keep) return p.seen_as_weight(products.rows());
-  return p.seen_as_weight(products.sum(/*squared=*/false).to(x.scalar_type())).contiguous();
+  return p.seen_as_weight(products.sum(/*squared=*/false).to(x.scalar_type())).clone(at::MemoryFormat::Contiguous);
 }
 
 at::Tensor conv2d_grad_sq(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
@@ -24,7 +24,7 @@ at::Tensor conv2d_grad_sq(const at::Tensor& x, const at::Tensor& dy, at::IntArra
                           at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   const auto p =
       check_conv2d_grad("conv2d_grad_sq", x, dy, kernel_size, x_new, dy_new, weight, stride, padding, dilation, groups);
-  return p.seen_as_weight(TileProducts(p).sum(/*squared=*/true)).contiguous();
+  return p.seen_as_weight(TileProducts(p).sum(/*squared=*/true)).clone(at::MemoryFormat::Contiguous);
 }
 
 at::Tensor conv2d_grad_norm(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,

@@ -46,11 +46,11 @@ at::Tensor embedding_grad_diff(const at::Tensor& x, const at::Tensor& dy, int64_
   const int64_t width = p.tokens + 1, copies = keep ? p.samples : 1;
   const auto place = keep ? p.x + at::arange(p.samples, p.x.options()).unsqueeze(1) * width : p.x;
   const auto sum = at::zeros({copies * width, p.features}, p.dy.options())
-                       .index_add_(0, place.flatten(), values.view({-1, p.features}))
+                       .index_add_(0, place.flatten(), values.view({p.samples * p.positions, p.features}))
                        .view({copies, width, p.features})
                        .narrow(1, 0, p.tokens)
                        .to(dy.scalar_type());
-  return keep ? sum.contiguous() : sum.select(0, 0).contiguous();
+  return (keep ? sum : sum.select(0, 0)).clone(at::MemoryFormat::Contiguous);
 }
 
 at::Tensor embedding_grad_sq(const at::Tensor& x, const at::Tensor& dy, int64_t num_embeddings,

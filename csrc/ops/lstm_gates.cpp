@@ -16,6 +16,9 @@ void check_lstm_gates(const at::Tensor& gates, const at::Tensor& cell, const at:
   check_same_shape(op, "da", da, "gates", gates);
   const std::pair<const char*, const at::Tensor*> states[] = {
       {"cell", &cell}, {"squashed", &squashed}, {"dh", &dh}, {"dc", &dc}};
+  check_same_device(op, "da", da, "gates", gates);
+  TORCH_CHECK_TYPE(da.scalar_type() == gates.scalar_type(), op, ": da has dtype ", da.scalar_type(), ", but gates has ",
+                   gates.scalar_type());
   for (const auto& [name, t] : states) {
     TORCH_CHECK_VALUE(t->dim() == 2 && t->size(0) == gates.size(0) && t->size(1) * 4 == gates.size(1), op, ": ", name,
                       " has shape ", t->sizes(), ", expected (N, H) beside gates ", gates.sizes());

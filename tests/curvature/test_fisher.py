@@ -83,13 +83,13 @@ def test_support_matrix(name, monkeypatch):
     """Which parameters go by their rules, and which through vmap(grad): the table of the README."""
     model, x, y = build(name)
     by_vmap = set()
-    original = SampleGradients._one_by_one
+    original = SampleGradients._without_rules
 
     def spy(self, names, *args):
         by_vmap.update(names)
         return original(self, names, *args)
 
-    monkeypatch.setattr(SampleGradients, "_one_by_one", spy)
+    monkeypatch.setattr(SampleGradients, "_without_rules", spy)
     fisher_diagonal(model, F.cross_entropy, (x, y))
     assert by_vmap == BY_VMAP.get(name, set())
 
@@ -135,6 +135,140 @@ def test_model_is_left_alone():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
+
+
+class Steps(torch.nn.Module):
+    """As many calls as steps, then all steps at once, steps first."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.last = torch.nn.LSTMCell(3, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        state, outputs = None, []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            outputs.append(state[0])
+        return self.last(torch.stack(outputs)).mean(0)
+
+
+def test_number_of_calls_may_change():
+    model = Steps().double()
+    long, short = torch.randn(5, 4, 3).double(), torch.randn(3, 3, 3).double()
+    y = torch.randint(3, (8,))
+    expected = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
+    for x, labels in ((long, y[:5]), (short, y[5:])):
+        for k, rows in sample_gradients(model, F.cross_entropy, x, labels).items():
+            expected[k] += rows.square().sum(0)
+
+    class ByLength(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            return [*long, *short][i], y[i]
+
+    loader = torch.utils.data.DataLoader(ByLength(), batch_sampler=[[0, 1, 2, 3, 4], [5, 6, 7]])
+    assert_equal(fisher_diagonal(model, F.cross_entropy, loader, reduction="sum"), expected)
+
+
+class Siamese(torch.nn.Module):
+    """Two views, stacked in front of the samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = torch.nn.Linear(3, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.layer(x.transpose(0, 1)).tanh()
+        return self.last(h[0] * h[1])
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_first_samples_without_gradient_prove_nothing(batch_size):
+    """Losses of the first samples are constant: the check must not rest on them."""
+    model, x = Siamese().double(), torch.randn(10, 2, 3).double()
+    y = torch.randint(3, (10,))
+    y[:3] = -100
+
+    def loss(output, y):
+        return F.cross_entropy(output, y, reduction="none", ignore_index=-100)
+
+    rows = sample_gradients(model, loss, x, y)
+    got = fisher_diagonal(model, loss, (x, y), batch_size=batch_size)
+    assert_equal(got, {k: r.square().mean(0) for k, r in rows.items()})
+
+
+def test_weighted_mean_is_refused():
+    model, x = torch.nn.Linear(6, 5), torch.randn(64, 6)
+    y = torch.randint(5, (64,))
+    y[:3] = 0
+    weight = torch.arange(1.0, 6.0)
+    with pytest.raises(ValueError, match="neither their mean nor their sum"):
+        fisher_diagonal(model, lambda o, t: F.cross_entropy(o, t, weight=weight), (x, y))
+
+
+class Viewing(torch.nn.Module):
+    """Asks for the usual order of memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(64, 3)
+        self.scale = torch.nn.Parameter(torch.ones(2, 3, 1, 1))
+
+    def forward(self, x):
+        x = x * (1 + x.view(len(x), -1).mean(1).view(-1, 1, 1, 1)) * self.scale.view(6)[:3].view(1, 3, 1, 1)
+        return self.last(self.conv(x).view(-1, 64))
+
+
+def test_order_of_memory_is_the_models_business():
+    model, x, y = Viewing().double(), torch.randn(5, 3, 6, 6).double(), torch.randint(3, (5,))
+    assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y)), empirical(model, x, y))
+    fisher_diagonal(model, F.cross_entropy, (x, y), fisher_type="batch")
+
+
+class Conditional(torch.nn.Module):
+    """A GRU that torch cannot map over samples, with a parameter that no rule covers."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.last = torch.nn.GRU(4, 5, batch_first=True), torch.nn.Linear(5, 3)
+        self.scale = torch.nn.Parameter(torch.ones(5))
+
+    def forward(self, x):
+        return self.last(self.cells(x)[0][:, -1] * self.scale)
+
+
+def test_where_vmap_fails_samples_go_one_by_one():
+    model, x, y = Conditional().double(), torch.randn(6, 5, 4).double(), torch.randint(3, (6,))
+    assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y)), empirical(model, x, y))
+
+
+def test_16_bit_parameters_are_summed_in_float32():
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(6, 5).bfloat16(), torch.randn(2048, 6).bfloat16(), torch.randint(5, (2048,))
+    got = fisher_diagonal(model, F.cross_entropy, (x, y), batch_size=1)
+    assert got["weight"].dtype == torch.float32
+    for k, e in empirical(model.double(), x.double(), y).items():
+        assert (got[k] - e).norm() <= 1e-2 * e.norm()
+
+
+@pytest.mark.parametrize("fisher_type", ["exact", "mc"])
+def test_exact_needs_class_numbers(fisher_type):
+    x = torch.randn(4, 6)
+    with pytest.raises(ValueError, match="needs one class number a sample"):
+        fisher_diagonal(torch.nn.Linear(6, 3), F.cross_entropy, (x, torch.rand(4, 3)), fisher_type=fisher_type)
+    with pytest.raises(ValueError, match=r"needs \(N, classes\), two at least"):
+        fisher_diagonal(torch.nn.Linear(6, 1), lambda o, y: o[:, 0], (x, torch.ones(4)), fisher_type=fisher_type)
+
+
+def test_output_must_be_a_tensor():
+    class Two(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(ValueError, match="model: returned tuple for 3 samples"):
+        fisher_diagonal(Two(6, 3), lambda o, y: o[0].sum(1), (torch.randn(3, 6), torch.ones(3)))
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,11 @@ def test_interacting_samples_are_refused(module, message):
     model = nn.Sequential(nn.Linear(6, 5), module, nn.Linear(5, 3))
     with pytest.raises(ValueError, match=message):
         grad_difference(model, F.cross_entropy, (torch.randn(4, 6), torch.zeros(4, dtype=torch.long)))
+
+
+def test_pairs_may_differ_in_length():
+    model, x, y = build("lstm")
+    x_new = x[:, :3]
+    old, new = (sample_gradients(model, F.cross_entropy, tokens, y) for tokens in (x, x_new))
+    got = per_sample_grad_difference(model, F.cross_entropy, (x, y), (x_new, y))
+    assert_equal(got, {k: new[k] - old[k] for k in old})

@@ -131,6 +131,8 @@ PROBLEMS = {
     "embedding": embedding(6, 9, tokens=4, features=5),
     "embedding, no positions axis": embedding(7, tokens=5, features=3),
     "embedding, padding": embedding(5, 3, 4, tokens=6, features=33, padding_idx=2),
+    "embedding, no features": embedding(2, 3, tokens=4, features=0),
+    "embedding, one sample": embedding(1, 3, tokens=4, features=2),
     "embedding, no samples": embedding(0, 3, tokens=4, features=2),
     "affine, last": affine(5, 7, 6, dim=-1),
     "affine, rows": affine(6, 4, dim=1),

@@ -11,12 +11,13 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
-from unlearnx._data import Data, batches, channels_last, size
+from unlearnx._data import Data, batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
 from unlearnx.curvature.layers import Contribution
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.samples import SampleGradients, Targets, autocast, split_values
+from unlearnx.ops._dtypes import compute_dtype as compute_dtype_of
 
 FISHER_TYPES = ("empirical", "mc", "exact", "batch")
 
@@ -60,7 +61,8 @@ def fisher_diagonal(
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Returns:
-        A tensor for each parameter, keyed like ``named_parameters()``, one copy of the parameters in all.
+        A tensor for each parameter, keyed like ``named_parameters()``, one copy of the parameters in all, in float32
+        (float64 for float64 parameters).
 
     Raises:
         ValueError: an unknown option, empty data, samples that interact, or a result that is not finite.
@@ -80,7 +82,7 @@ def fisher_diagonal(
         batch_size = data.batch_size
     data = cut.features(data, batch_size=batch_size)
     own = dict(model.named_parameters())
-    total = {name: torch.zeros_like(own[name]) for name in names}
+    total = {name: torch.zeros_like(own[name], dtype=compute_dtype_of(own[name])) for name in names}
     add = _add_batch_squares if fisher_type == "batch" else _SampleSquares(fisher_type, generator)
     parts, n = 0, size(data)
     with progress_bar("Fisher diagonal", n, progress) as advance:
@@ -102,7 +104,7 @@ def _add_batch_squares(
     values, rest = split_values(model, list(total))
     with torch.enable_grad(), autocast(x, dtype):
         leaves = {name: v.requires_grad_() for name, v in values.items()}
-        objective = loss.total(functional_call(model, (leaves, rest), (channels_last(x),)), y) / len(x)
+        objective = loss.total(functional_call(model, (leaves, rest), (x,)), y) / len(x)
         gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
     for name, gradient in zip(leaves, gradients, strict=True):
         total[name].addcmul_(gradient, gradient)
@@ -125,7 +127,7 @@ class _SampleSquares:
         dtype: torch.dtype | None,
     ) -> None:
         if self.gradients is None:
-            self.gradients = SampleGradients(model, loss, list(total), x, y, dtype)
+            self.gradients = SampleGradients(model, loss, list(total), x, dtype)
 
         def take(name: str, contribution: Contribution, weight: Tensor | None) -> None:
             total[name] += contribution.squares(weight)
@@ -138,9 +140,15 @@ class _SampleSquares:
         if self.fisher_type == "empirical":
             yield Targets(y)
             return
-        if output.dim() != 2:
+        if output.dim() != 2 or output.shape[1] < 2:
             raise ValueError(
-                f'model: output has shape {list(output.shape)}, fisher_type="{self.fisher_type}" needs (N, classes)'
+                f'model: output has shape {list(output.shape)}, fisher_type="{self.fisher_type}" needs (N, classes), '
+                "two at least"
+            )
+        if y.dim() != 1 or y.is_floating_point():
+            raise ValueError(
+                f'data: y has shape {list(y.shape)} and dtype {y.dtype}, fisher_type="{self.fisher_type}" needs one '
+                "class number a sample"
             )
         probabilities = output.softmax(1, dtype=torch.float64 if output.dtype == torch.float64 else torch.float32)
         if self.fisher_type == "mc":

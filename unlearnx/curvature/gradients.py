@@ -74,15 +74,14 @@ def grad_difference(
     cut = FrozenPrefix(model, names, old)
     loss = SampleLoss(loss_fn)
     own = dict(model.named_parameters())
-    values = {name: channels_last(p.detach()).requires_grad_(name in names) for name, p in own.items()}
+    values = {name: p.detach().requires_grad_(name in names) for name, p in own.items()}
     chosen = [values[name] for name in names]
     total = {name: torch.zeros_like(own[name]) for name in names}
 
     def output(x: Tensor) -> Tensor:
-        x = channels_last(x)
         if cut.prefix is not None:
             with torch.no_grad():
-                x = cut.prefix(x)
+                x = cut.prefix(channels_last(x))
         return functional_call(cut.head, {n: v for n, v in values.items() if n in head_names}, (x,))
 
     head_names = {name for name, _ in cut.head.named_parameters()}
@@ -120,7 +119,7 @@ def per_sample_grad_difference(
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
     for (x, y), corrected in _pairs(model, old, new, None):
         if gradients is None:
-            gradients = SampleGradients(model, loss, names, x, y, None)
+            gradients = SampleGradients(model, loss, names, x, None)
         if corrected is None or _same(x, corrected[0]):
             targets = Targets(y) if corrected is None else Targets(corrected[1], minus=y)
             before, after = _contributions(gradients, x, targets), None
@@ -149,6 +148,6 @@ def _rows(before: list[Contribution], after: list[Contribution] | None, zero: Te
 
     if after is None:
         return join([b.rows() for b in before])
-    if [type(b) for b in before] == [type(a) for a in after]:
+    if [b.form() for b in before] == [a.form() for a in after]:
         return join([b.rows(a) for b, a in zip(before, after, strict=True)])
     return join([a.rows() for a in after]) - join([b.rows() for b in before])

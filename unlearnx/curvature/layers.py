@@ -27,6 +27,10 @@ class Contribution:
         """One contribution for all of a kind; None where such uses cannot be joined."""
         return parts[0] if len(parts) == 1 else None
 
+    def form(self) -> tuple[Any, ...]:
+        """Kind and sizes: contributions of equal form can be a pair."""
+        return type(self), *(v.shape for v in vars(self).values() if isinstance(v, Tensor))
+
     def squares(self, weight: Tensor | None) -> Tensor:
         """``sum_i w_i g_i^2``, shaped like the parameter."""
         raise NotImplementedError

@@ -121,20 +121,22 @@ def _gated(
 
     def arrived(da: Tensor, *rest: Tensor):
         da_hidden, hidden = (da, rest[0]) if cell is _LSTM else rest
-        by_sample = da.transpose(0, 1)
+        by_sample = da.transpose(0, 1).contiguous()  # once for both weights
         yield w_ih, LinearWeight(x.detach().to(da.dtype).transpose(0, 1), by_sample)
-        yield w_hh, LinearWeight(hidden.transpose(0, 1), da_hidden.transpose(0, 1))
+        from_hidden = by_sample if da_hidden is da else da_hidden.transpose(0, 1)
+        yield w_hh, LinearWeight(hidden.transpose(0, 1), from_hidden)
         if b_ih is not None:
             yield b_ih, Rows(da.sum(0, dtype=compute_dtype(da)))
             yield b_hh, Rows(da_hidden.sum(0, dtype=compute_dtype(da)))
 
-    inputs = F.linear(x, w_ih, plain)
+    projected = F.linear(x, w_ih, plain)
+    inputs = projected.to(compute_dtype(projected))
     state = [s.to(inputs.dtype) for s in state]
     w_hh_used = w_hh.to(inputs.dtype)
     told = tape.expect((w_ih, w_hh, b_ih, b_hh), arrived)
     extra = () if cell is _LSTM else (None if b_hh is None else b_hh.to(inputs.dtype),)
     outputs, *final = cell.apply(inputs, *state, w_hh_used, *extra, told, tape.source(inputs))
-    return outputs, final
+    return outputs.to(projected.dtype), [s.to(projected.dtype) for s in final]
 
 
 def _simple(

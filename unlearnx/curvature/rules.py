@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 Parts = Iterable[tuple["Tensor | None", Contribution]]  # (parameter, its contribution)
 
 
-def _like(x: Tensor, dy: Tensor) -> Tensor:
-    """Inputs as the function saw them: autocast rounds them to the dtype of the outputs."""
-    return x.to(dy.dtype)
-
-
 def _position_sums(dy: Tensor) -> Tensor:
     """(N, ..., O) to (N, O), in float32 or better."""
     wide = compute_dtype(dy)
@@ -38,14 +33,14 @@ def _position_sums(dy: Tensor) -> Tensor:
 
 def _linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     output = F.linear(input, weight, bias)
-    first = tape.samples_first(input, output)
-    if first is None or input.dim() < 2:
+    axis = tape.sample_axis(input, output)
+    if axis is None or input.dim() < 2:
         return NotImplemented
     x = input.detach()
 
     def contributions(dy: Tensor) -> Parts:
-        dy = first(dy)
-        yield weight, LinearWeight(first(_like(x, dy)), dy)
+        dy = dy.movedim(axis, 0)
+        yield weight, LinearWeight(x.to(dy.dtype).movedim(axis, 0), dy)
         if bias is not None:
             yield bias, Rows(_position_sums(dy))
 
@@ -73,8 +68,7 @@ def _convolution(
         sizes["padding"] = [t // 2 for t in total]
     function = torch.conv1d if dims == 1 else torch.conv2d
     output = function(input, weight, bias, stride, padding, dilation, groups)
-    first = tape.samples_first(input, output)
-    if first is None or input.dim() != weight.dim() or first(input).data_ptr() != input.data_ptr():
+    if tape.sample_axis(input, output) != 0 or input.dim() != weight.dim():
         return NotImplemented
     x = input.detach()
     settings: dict[str, Any] = {name: tuple(size) for name, size in sizes.items()}
@@ -83,7 +77,7 @@ def _convolution(
     settings["groups"] = groups
 
     def contributions(dy: Tensor) -> Parts:
-        yield weight, ConvolutionWeight(_like(x, dy), dy, weight.shape, settings)
+        yield weight, ConvolutionWeight(x.to(dy.dtype), dy, weight.shape, settings)
         if bias is not None:
             yield bias, Rows(_position_sums(dy.movedim(1, -1)))
 
@@ -111,12 +105,12 @@ def _embedding(
     if max_norm is not None or scale_grad_by_freq:
         return NotImplemented
     output = F.embedding(input, weight, padding_idx)
-    first = tape.samples_first(input, output)
-    if first is None:
+    axis = tape.sample_axis(input, output)
+    if axis is None:
         return NotImplemented
 
     def contributions(dy: Tensor) -> Parts:
-        yield weight, EmbeddingWeight(first(input), first(dy), len(weight), padding_idx)
+        yield weight, EmbeddingWeight(input.movedim(axis, 0), dy.movedim(axis, 0), len(weight), padding_idx)
 
     return tape.watch(output, (weight,), contributions)
 
@@ -131,17 +125,16 @@ def _affine(
     **statistics: Tensor,
 ) -> Any:
     """Watch weight * normalised() + bias; the parameters' own dimensions, flattened, are dimension `dim`."""
-
-    first = tape.samples_first(output)
-    if first is None:
+    axis = tape.sample_axis(output)
+    if axis is None:
         return NotImplemented
 
     def contributions(dy: Tensor) -> Parts:
         x = normalised()
         if dim < 0 and weight is not None and weight.dim() > 1:
             x, dy = x.flatten(-weight.dim()), dy.flatten(-weight.dim())
-        wide = compute_dtype(dy)
-        scale, shift = affine_grad_diff(first(x).to(wide), first(dy).to(wide), dim=dim, reduction="none", **statistics)
+        x, dy = (t.movedim(axis, 0).to(compute_dtype(dy)) for t in (x, dy))
+        scale, shift = affine_grad_diff(x, dy, dim=dim, reduction="none", **statistics)
         for parameter, rows in ((weight, scale), (bias, shift)):
             if parameter is not None:
                 yield parameter, Rows(rows.view(-1, *parameter.shape))
@@ -177,7 +170,7 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> Any:
     output = F.group_norm(input, num_groups, weight, bias, eps)
-    x = input.detach()
+    x = input.detach().to(output.dtype)  # as autocast casts it
     return _affine(tape, output, weight, bias, lambda: F.group_norm(x, num_groups, eps=eps), 1)
 
 
@@ -190,7 +183,7 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Any:
     output = F.layer_norm(input, normalized_shape, weight, bias, eps)
-    x = input.detach()
+    x = input.detach().to(output.dtype)  # as autocast casts it
     return _affine(tape, output, weight, bias, lambda: F.layer_norm(x, normalized_shape, eps=eps), -1)
 
 
@@ -198,7 +191,7 @@ def _rms_norm(
     tape: Tape, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Any:
     output = F.rms_norm(input, normalized_shape, weight, eps)
-    x = input.detach()
+    x = input.detach().to(output.dtype)  # as autocast casts it
     return _affine(tape, output, weight, None, lambda: F.rms_norm(x, normalized_shape, eps=eps), -1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,10 +14,11 @@ from unlearnx._data import channels_last
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature.layers import Contribution, Rows
 from unlearnx.curvature.tape import Tape
+from unlearnx.ops._dtypes import compute_dtype
 
 CHUNK = 16  # samples in one vmap: few enough that their gradients stay in cache
 PASS_BYTES = 1 << 26  # outputs of layers that a pass on the CPU keeps: more is slower, for every page is new
-PROBED = 2
+PROBED = 3  # an unusual number: it is looked for among the sizes of inputs
 
 Take = Callable[[str, Contribution, "Tensor | None"], None]
 
@@ -55,25 +57,29 @@ class SampleGradients:
         model: in a state in which samples do not interact.
         loss: per-sample losses.
         names: the parameters.
-        x, y: samples to check the rules on; two are read.
+        x: samples to check the rules on; a few are read.
         dtype: of autocast, or None.
+
+    Raises:
+        ValueError: the model does not return one tensor with a row for each sample.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: SampleLoss, names: list[str], x: Tensor, y: Tensor, dtype: torch.dtype | None
-    ):
+    def __init__(self, model: nn.Module, loss: SampleLoss, names: list[str], x: Tensor, dtype: torch.dtype | None):
         self.model, self.loss, self.names, self.dtype = model, loss, names, dtype
         # Nothing of the model requires gradients: the batch's weight gradients are never computed.
-        everything = [name for name, _ in model.named_parameters()]
-        self.frozen = {name: channels_last(v) for name, v in split_values(model, everything)[0].items()}
-        self.axes: list[int] | None = None
+        self.frozen = split_values(model, [name for name, _ in model.named_parameters()])[0]
+        self.channels_last = False
+        self.axes: dict[frozenset[str], int | None] | None = None
         self.bytes_a_sample = 1
-        self.trusted = set(names)
-        self._keep_agreeing(x[:PROBED], y[:PROBED])
+        self.vectorised = True
+        self.trusted: set[str] = set()
+        self._check_rules(x[:PROBED].detach())
 
     def split(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch in parts whose activations are not larger than needed to keep the cores busy."""
-        step = max(1, PASS_BYTES // self.bytes_a_sample) if x.device.type == "cpu" and self.trusted else len(x)
+        """The batch in equal parts whose activations are not larger than needed to keep the cores busy."""
+        most = max(1, PASS_BYTES // self.bytes_a_sample) if x.device.type == "cpu" and self.trusted else len(x)
+        parts = -(-len(x) // most)
+        step = -(-len(x) // parts)
         for start in range(0, len(x), step):
             yield x[start : start + step], y[start : start + step]
 
@@ -83,32 +89,38 @@ class SampleGradients:
         `take` is called with the name and the contribution of each parameter, and the weights of its samples: all of
         them, or some samples after the others.
         """
-        current: Targets
-        tape = self._tape(len(x), lambda name, contribution: take(name, contribution, current.weight))
+        current = Targets(x)
+
+        def take_trusted(name: str, contribution: Contribution) -> None:
+            if name in self.trusted:
+                take(name, contribution, current.weight)
+
+        x = x.detach()
+        tape = Tape({name: self.frozen[name] for name in self.names}, take_trusted, len(x), self.axes)
         output = self._forward(tape, x)
         pending = list(targets(output.detach()))
         for k, current in enumerate(pending):
-            settled = self._backward(tape, output, current, keep=k + 1 < len(pending))
+            with torch.enable_grad():
+                objective = current.objective(self.loss, output)
+            settled = self._backward(tape, objective, keep=k + 1 < len(pending)) & self.trusted
             rest = [name for name in self.names if name not in settled]
             if rest:
-                self._one_by_one(rest, x, current, take)
-
-    def _tape(self, samples: int, take: Callable[[str, Contribution], None]) -> Tape:
-        watched = {name: self.frozen[name] for name in self.names if name in self.trusted}
-        return Tape(watched, take, samples, self.axes)
+                self._without_rules(rest, x, current, take)
 
     def _forward(self, tape: Tape, x: Tensor) -> Tensor:
-        with torch.enable_grad(), autocast(x, self.dtype), tape:
-            return functional_call(self.model, self.frozen, (channels_last(x),))
+        with torch.enable_grad(), autocast(x, self.dtype):
+            if self.axes is not None and not self.trusted:  # nothing to watch
+                with torch.no_grad():
+                    return self.model(x)
+            with tape:
+                return functional_call(self.model, self.frozen, (channels_last(x) if self.channels_last else x,))
 
-    def _backward(self, tape: Tape, output: Tensor, targets: Targets, *, keep: bool) -> set[str]:
-        with torch.enable_grad():
-            objective = targets.objective(self.loss, output)
-            if tape.sources and objective.requires_grad:
-                torch.autograd.grad(objective, tape.sources, allow_unused=True, retain_graph=keep)
+    def _backward(self, tape: Tape, objective: Tensor, *, keep: bool) -> set[str]:
+        if tape.sources and objective.requires_grad:
+            torch.autograd.grad(objective, tape.sources, allow_unused=True, retain_graph=keep)
         return tape.finish()
 
-    def _one_by_one(self, names: list[str], x: Tensor, targets: Targets, take: Take) -> None:
+    def _without_rules(self, names: list[str], x: Tensor, targets: Targets, take: Take) -> None:
         values, rest = split_values(self.model, names)
 
         def objective(values: dict[str, Tensor], x: Tensor, *labels: Tensor) -> Tensor:
@@ -119,41 +131,87 @@ class SampleGradients:
             s = slice(start, start + CHUNK)
             part = targets.part(s)
             labels = (part.y,) if part.minus is None else (part.y, part.minus)
-            with autocast(x, self.dtype):
-                rows = vmap(grad(objective), in_dims=(None, *[0] * (1 + len(labels))))(values, x[s], *labels)
+            rows = self._rows(objective, values, x[s], *labels)
             for name, row in rows.items():
-                take(name, Rows(row.detach()), part.weight)
+                take(name, Rows(row.detach().to(compute_dtype(row))), part.weight)
 
-    def _keep_agreeing(self, x: Tensor, y: Tensor) -> None:
-        """Trust the rules for parameters whose squares they get right on the first samples."""
-        expected = {name: torch.zeros_like(v) for name, v in self.frozen.items() if name in self.trusted}
-        values, rest = split_values(self.model, self.names)
-        for i in range(len(x)):
-            leaves = {name: v.requires_grad_() for name, v in values.items()}
-            with torch.enable_grad(), autocast(x, self.dtype):
-                output = functional_call(self.model, (leaves, rest), (x[i : i + 1],))
-                objective = self.loss.total(output, y[i : i + 1])
-                gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
-            for name, gradient in zip(leaves, gradients, strict=True):
-                expected[name] += gradient.square()
-        while True:
-            got = {name: torch.zeros_like(expected[name]) for name in self.trusted}
-
-            def take(name: str, contribution: Contribution, got: dict[str, Tensor] = got) -> None:
-                got[name] += contribution.squares(None)
-
-            tape = self._tape(len(x), take)
+    def _rows(self, objective: Callable[..., Tensor], values: dict[str, Tensor], *samples: Tensor) -> dict[str, Tensor]:
+        """Gradients of ``objective(values, *sample)``, for each of the samples: by vmap where the model lets it."""
+        if self.vectorised:
             try:
-                settled = self._backward(tape, self._forward(tape, x), Targets(y), keep=False)
-            except (RuntimeError, ValueError, IndexError, TypeError):  # a forward that does unusual things
-                settled = set()
-            tolerance = 1e-2 if self.dtype else 1e-3
-            agreeing = {n for n in settled if (got[n] - expected[n]).norm() <= tolerance * expected[n].norm()}
-            if agreeing == self.trusted:
-                break
-            self.trusted = agreeing  # what is watched decides on the order of calls: look again
+                with autocast(samples[0], self.dtype):
+                    return vmap(grad(objective), in_dims=(None, *[0] * len(samples)))(values, *samples)
+            except RuntimeError:  # control flow that depends on data, functions without a batching rule
+                self.vectorised = False
+        rows = [_gradients(objective, values, *sample, dtype=self.dtype) for sample in zip(*samples, strict=True)]
+        return {name: torch.stack([row[name] for row in rows]) for name in values}
+
+    def _check_rules(self, x: Tensor) -> None:
+        """Trust the rules for parameters whose squares they get right on a few samples, for random losses."""
+        values, rest = split_values(self.model, self.names)
+        with torch.no_grad(), autocast(x, self.dtype):
+            output = self.model(x)
+        if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(x):
+            what = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"model: returned {what} for {len(x)} samples, expected a tensor with a row for each")
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output.device)
+
+        def objective(values: dict[str, Tensor], x: Tensor, noise: Tensor) -> Tensor:
+            return (functional_call(self.model, (values, rest), (x.unsqueeze(0),)) * noise).sum()
+
+        expected = {name: torch.zeros_like(v, dtype=compute_dtype(v)) for name, v in values.items()}
+        for sample in zip(x, noise, strict=True):
+            for name, gradient in _gradients(objective, values, *sample, dtype=self.dtype).items():
+                expected[name] += gradient.to(expected[name].dtype).square()
+        got: dict[str, Tensor] = {}
+
+        def take(name: str, contribution: Contribution) -> None:
+            got[name] = contribution.squares(None)
+
+        tape = self._probe(x, noise, take, images=True) if x.dim() == 4 and x.device.type == "cpu" else None
+        tape = tape or self._probe(x, noise, take, images=False)
+        if tape is None:
+            self.axes = {}
+            return
         self.axes = tape.axes
         self.bytes_a_sample = max(1, tape.bytes // len(x))
+        for name in tape.finish():
+            size, low = expected[name].norm(), self.dtype or values[name].dtype in (torch.bfloat16, torch.float16)
+            error = (got[name] - expected[name]).norm() if name in got else size
+            # Without gradients on these samples, a guess of which dimension holds the samples is not put to the test.
+            if error <= (1e-2 if low else 1e-3) * size and (size > 0 or name not in tape.ambiguous):
+                self.trusted.add(name)
+
+    def _probe(
+        self, x: Tensor, noise: Tensor, take: Callable[[str, Contribution], None], *, images: bool
+    ) -> Tape | None:
+        """The tape of a pass, with images in the order of memory that is fastest if asked for; None if it fails."""
+        given = self.frozen
+        if images:
+            weights = {f"{n}.weight".removeprefix(".") for n, m in self.model.named_modules() if type(m) is nn.Conv2d}
+            self.frozen = {name: channels_last(v) if name in weights else v for name, v in given.items()}
+        self.channels_last = images
+        tape = Tape({name: self.frozen[name] for name in self.names}, take, len(x))
+        try:
+            with torch.enable_grad():
+                objective = (self._forward(tape, x) * noise).sum()
+            self._backward(tape, objective, keep=False)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if not images:
+                warnings.warn(f"per-sample gradients take longer: watching failed with {error!r}", stacklevel=2)
+            self.channels_last, self.frozen = False, given  # a forward may ask for the usual order
+            return None
+        return tape
+
+
+def _gradients(
+    objective: Callable[..., Tensor], values: dict[str, Tensor], x: Tensor, *rest: Tensor, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Gradients of ``objective(values, x, *rest)`` by an ordinary backward pass."""
+    leaves = {name: v.detach().requires_grad_() for name, v in values.items()}
+    with torch.enable_grad(), autocast(x, dtype):
+        value = objective(leaves, x, *rest)
+    return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), materialize_grads=True), strict=True))
 
 
 def split_values(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

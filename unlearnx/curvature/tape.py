@@ -26,8 +26,13 @@ class Tape(TorchFunctionMode):
         parameters: those to watch, by name.
         take: called with the name and the contribution of a parameter.
         samples: number of samples N in the batch.
-        axes: the dimension of the samples in the inputs of each call, as a first pass over few samples found it; None
-            for that first pass.
+        axes: where a first pass over few samples found the samples, see :attr:`axes`; None for that first pass.
+
+    Attributes:
+        sources: tensors that require gradients, where nothing else does.
+        axes: the dimension of the samples in what is computed from some parameters; None where there is no telling.
+        ambiguous: parameters whose calls had several dimensions of the size of the samples.
+        bytes: size of the outputs of watched calls.
     """
 
     def __init__(
@@ -35,25 +40,27 @@ class Tape(TorchFunctionMode):
         parameters: dict[str, Tensor],
         take: Callable[[str, Contribution], None],
         samples: int,
-        axes: list[int] | None = None,
+        axes: dict[frozenset[str], int | None] | None = None,
     ):
         super().__init__()
         self.sources: list[Tensor] = []
-        self.axes: list[int] = []
-        self.bytes = 0  # of the outputs of watched calls
+        self.axes: dict[frozenset[str], int | None] = {}
+        self.ambiguous: set[str] = set()
+        self.bytes = 0
         self._names = {id(p): name for name, p in parameters.items()}
         self._take, self.samples, self._known_axes = take, samples, axes
         self._expected: Counter[str] = Counter()
         self._arrived: dict[str, list[Contribution]] = {}
         self._unknown: set[str] = set()
-        self._taken: set[str] = set()
+        self._used: frozenset[str] = frozenset()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        used = {self._names[id(a)] for a in _tensors((*args, *kwargs.values())) if id(a) in self._names}
+        used = frozenset(self._names[id(a)] for a in _tensors((*args, *kwargs.values())) if id(a) in self._names)
         if not used:
             return func(*args, **kwargs)
         if func in RULES:
+            self._used = used
             result = RULES[func](self, *args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -90,18 +97,17 @@ class Tape(TorchFunctionMode):
         self.sources.append(torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=True))
         return self.sources[-1]
 
-    def samples_first(self, *tensors: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """How to move the samples of a call's inputs to the front; None where there is no telling."""
-        x = tensors[0]
-        place = len(self.axes)
+    def sample_axis(self, *tensors: Tensor) -> int | None:
+        """The dimension of the samples in inputs and outputs of the current call; None where there is no telling."""
         if self._known_axes is None:
-            axis = next((d for d, size in enumerate(x.shape) if size == self.samples), -1)
-        else:
-            axis = self._known_axes[place] if place < len(self._known_axes) else -1
-        self.axes.append(axis)
-        if axis < 0 or any(t.dim() <= axis or t.shape[axis] != self.samples for t in tensors):
-            return None
-        return lambda t: t if axis == 0 else t.movedim(axis, 0)
+            sizes = list(tensors[0].shape)
+            axis = sizes.index(self.samples) if self.samples in sizes else None
+            self.axes[self._used] = axis if self.axes.get(self._used, axis) == axis else None
+            if sizes.count(self.samples) > 1:
+                self.ambiguous |= self._used
+        axis = (self.axes if self._known_axes is None else self._known_axes).get(self._used)
+        fits = axis is not None and all(t.dim() > axis and t.shape[axis] == self.samples for t in tensors)
+        return axis if fits else None
 
     def _arrive(self, name: str, contribution: Contribution) -> None:
         parts = self._arrived.setdefault(name, [])
@@ -114,7 +120,6 @@ class Tape(TorchFunctionMode):
         if joined is None:
             self._unknown.add(name)
         elif name not in self._unknown:
-            self._taken.add(name)
             self._take(name, joined)
 
     def finish(self) -> set[str]:

@@ -74,7 +74,9 @@ def linear_grad_sq(
         weight: factors w_i of the samples, (N,).
 
     Returns:
-        ``sum_i w_i d_i^2`` as (O, I), in float32 (float64 for float64 inputs). Not differentiable.
+        ``sum_i w_i d_i^2`` as (O, I), in float32 (float64 for float64 inputs). Not differentiable. With one position
+        and no second pair, squares of ``dy`` and of ``x`` are multiplied, which in float32 asks for values between
+        1e-19 and 1e19 in magnitude.
     """
     return torch.ops.unlearnx.linear_grad_sq(x, dy, x_new, dy_new, weight)
 

@@ -1,5 +1,6 @@
 """Models of the Fisher benchmarks, and the ways others take to their diagonals."""
 
+import copy
 import warnings
 
 import torch
@@ -138,15 +139,13 @@ def opacus(model, x, y):
 
 def backpack(model, x, y):
     """BackPACK's extension for this very quantity."""
-    import copy
-
     from backpack import backpack as extensions
     from backpack import extend
     from backpack.extensions import SumGradSquared
 
     if not isinstance(model, (nn.Sequential, nn.Linear)):
         raise NotImplementedError("BackPACK needs modules all the way")
-    extended = extend(copy.deepcopy(model))
+    extended = extend(model)
     loss = extend(nn.CrossEntropyLoss(reduction="sum"))
 
     def run():
@@ -199,8 +198,8 @@ def available(model, x, y):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                got = make(model, x[:4], y[:4])()
-                rivals[name] = make(model, x, y)
+                got = make(copy.deepcopy(model), x[:4], y[:4])()  # some leave hooks behind
+                rivals[name] = make(copy.deepcopy(model), x, y)
         except Exception as error:  # whatever a library raises where it does not support a model
             refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             continue

@@ -35,6 +35,10 @@ class Contribution:
         """``sum_i w_i g_i^2``, shaped like the parameter."""
         raise NotImplementedError
 
+    def total(self, weight: Tensor) -> Tensor:
+        """``sum_i w_i g_i``, shaped like the parameter."""
+        raise NotImplementedError
+
     def rows(self, new: Any | None = None) -> Tensor:
         """Every g_i, or every g_i(new) - g_i, (N, *shape)."""
         raise NotImplementedError
@@ -59,6 +63,9 @@ class Rows(Contribution):
     def squares(self, weight: Tensor | None) -> Tensor:
         squares = self.values.square()
         return squares.sum(0) if weight is None else torch.tensordot(weight.to(squares), squares, 1)
+
+    def total(self, weight: Tensor) -> Tensor:
+        return torch.tensordot(weight.to(self.values), self.values, 1)
 
     def rows(self, new: Rows | None = None) -> Tensor:
         return self.values if new is None else new.values - self.values
@@ -86,6 +93,9 @@ class LinearWeight(Contribution):
     def squares(self, weight: Tensor | None) -> Tensor:
         return linear_grad_sq(self.x, self.dy, weight=weight)
 
+    def total(self, weight: Tensor) -> Tensor:
+        return linear_grad_diff(self.x, self.dy, weight=weight)
+
     def rows(self, new: LinearWeight | None = None) -> Tensor:
         pair = (None, None) if new is None else (new.x, new.dy)
         return linear_grad_diff(self.x, self.dy, *pair, reduction="none")
@@ -108,6 +118,9 @@ class ConvolutionWeight(Contribution):
 
     def squares(self, weight: Tensor | None) -> Tensor:
         return conv2d_grad_sq(*self._images(), self._window(), weight=weight, **self.settings).view(self.shape)
+
+    def total(self, weight: Tensor) -> Tensor:
+        return conv2d_grad_diff(*self._images(), self._window(), weight=weight, **self.settings).view(self.shape)
 
     def rows(self, new: ConvolutionWeight | None = None) -> Tensor:
         pair = (None, None) if new is None else new._images()
@@ -136,6 +149,9 @@ class EmbeddingWeight(Contribution):
 
     def squares(self, weight: Tensor | None) -> Tensor:
         return embedding_grad_sq(self.x, self.dy, self.tokens, weight=weight, padding_idx=self.padding_idx)
+
+    def total(self, weight: Tensor) -> Tensor:
+        return embedding_grad_diff(self.x, self.dy, self.tokens, weight=weight, padding_idx=self.padding_idx)
 
     def rows(self, new: EmbeddingWeight | None = None) -> Tensor:
         pair = (None, None) if new is None else (new.x, new.dy)

@@ -117,19 +117,20 @@ def opacus(model, x, y):
 
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         raise NotImplementedError("Opacus refuses BatchNorm")
-    if isinstance(model, CharLSTM):  # Opacus has an LSTM of its own, with the same parameters
-        twin = CharLSTM(DPLSTM)
-        own = dict(model.named_parameters())
+    own = dict(model.named_parameters())
+    if isinstance(model, CharLSTM):  # Opacus has an LSTM of its own, with the same parameters in another order
+        model = CharLSTM(DPLSTM)
         with torch.no_grad():
-            for name, p in twin.named_parameters():
+            for name, p in model.named_parameters():
                 p.copy_(own[name])
-        model = twin.eval()
-    wrapped = GradSampleModule(model, loss_reduction="sum")
+    parameters = dict(model.named_parameters())
+    # It looks at layers in train mode only; none of these models has one that minds.
+    wrapped = GradSampleModule(model.train(), loss_reduction="sum")
 
     def run():
         wrapped.zero_grad()
         F.cross_entropy(wrapped(x), y, reduction="sum").backward()
-        result = [p.grad_sample.square().sum(0) for p in wrapped.parameters()]
+        result = [parameters[name].grad_sample.square().sum(0) for name in own]
         for p in wrapped.parameters():
             p.grad_sample = None
         return result

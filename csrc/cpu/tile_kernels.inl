@@ -38,8 +38,7 @@ void multiply(int64_t depth, const T* a, const T* b, T weight, T* result) {
       T* place = result + (r * kBlockVectors + v) * kWidth;
       auto value = sum[r][v];
       if (kEpilogue == Epilogue::Add) value = V::add(V::load(place), value);
-      if (kEpilogue == Epilogue::AddSquare)
-        value = V::fma(V::mul(V::broadcast(weight), value), value, V::load(place));
+      if (kEpilogue == Epilogue::AddSquare) value = V::fma(V::mul(V::broadcast(weight), value), value, V::load(place));
       V::store(place, value);
     }
 }

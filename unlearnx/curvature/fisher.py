@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -83,11 +83,15 @@ def fisher_diagonal(
     data = cut.features(data, batch_size=batch_size)
     own = dict(model.named_parameters())
     total = {name: torch.zeros_like(own[name], dtype=compute_dtype_of(own[name])) for name in names}
-    add = _add_batch_squares if fisher_type == "batch" else _SampleSquares(fisher_type, generator)
+    add: Callable[[Tensor, Tensor], None]
+    if fisher_type == "batch":
+        add = partial(_add_batch_squares, cut.head, loss, total, compute_dtype)
+    else:
+        add = _SampleSquares(cut.head, loss, total, compute_dtype, fisher_type, generator)
     parts, n = 0, size(data)
     with progress_bar("Fisher diagonal", n, progress) as advance:
         for x, y in batches(data, batch_size, device):
-            add(cut.head, loss, total, x, y, compute_dtype)
+            add(x, y)
             parts += 1 if fisher_type == "batch" else len(x)
             advance(len(x))
     check_finite("Fisher diagonal", total.items())
@@ -98,7 +102,7 @@ def fisher_diagonal(
 
 
 def _add_batch_squares(
-    model: nn.Module, loss: SampleLoss, total: dict[str, Tensor], x: Tensor, y: Tensor, dtype: torch.dtype | None
+    model: nn.Module, loss: SampleLoss, total: dict[str, Tensor], dtype: torch.dtype | None, x: Tensor, y: Tensor
 ) -> None:
     """Add the squares of the gradient of the batch's mean loss."""
     values, rest = split_values(model, list(total))
@@ -113,27 +117,28 @@ def _add_batch_squares(
 class _SampleSquares:
     """Adds the squares of per-sample gradients."""
 
-    def __init__(self, fisher_type: str, generator: torch.Generator | None):
-        self.fisher_type, self.generator = fisher_type, generator
-        self.gradients: SampleGradients | None = None
-
-    def __call__(
+    def __init__(
         self,
         model: nn.Module,
         loss: SampleLoss,
         total: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
         dtype: torch.dtype | None,
-    ) -> None:
-        if self.gradients is None:
-            self.gradients = SampleGradients(model, loss, list(total), x, dtype)
+        fisher_type: str,
+        generator: torch.Generator | None,
+    ):
+        self.total, self.fisher_type, self.generator = total, fisher_type, generator
+        self._prepare = partial(SampleGradients, model, loss, list(total), dtype=dtype)
+        self._gradients: SampleGradients | None = None
+
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        if self._gradients is None:
+            self._gradients = self._prepare(x)
 
         def take(name: str, contribution: Contribution, weight: Tensor | None) -> None:
-            total[name] += contribution.squares(weight)
+            self.total[name] += contribution.squares(weight)
 
-        for part_x, part_y in self.gradients.split(x, y):
-            self.gradients.run(part_x, partial(self._targets, part_y), take)
+        for part_x, part_y in self._gradients.split(x, y):
+            self._gradients.run(part_x, partial(self._targets, part_y), take)
 
     def _targets(self, y: Tensor, output: Tensor) -> Iterator[Targets]:
         """Labels to differentiate the loss at, with the weights of the samples."""

@@ -32,11 +32,10 @@ def _position_sums(dy: Tensor) -> Tensor:
 
 
 def _linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    output = F.linear(input, weight, bias)
-    axis = tape.sample_axis(input, output)
+    axis = tape.sample_axis(input)
     if axis is None or input.dim() < 2:
         return NotImplemented
-    x = input.detach()
+    output, x = F.linear(input, weight, bias), input.detach()
 
     def contributions(dy: Tensor) -> Parts:
         dy = dy.movedim(axis, 0)
@@ -66,11 +65,10 @@ def _convolution(
         if any(t % 2 for t in total):
             return NotImplemented
         sizes["padding"] = [t // 2 for t in total]
-    function = torch.conv1d if dims == 1 else torch.conv2d
-    output = function(input, weight, bias, stride, padding, dilation, groups)
-    if tape.sample_axis(input, output) != 0 or input.dim() != weight.dim():
+    if tape.sample_axis(input) != 0 or input.dim() != weight.dim():
         return NotImplemented
-    x = input.detach()
+    function = torch.conv1d if dims == 1 else torch.conv2d
+    output, x = function(input, weight, bias, stride, padding, dilation, groups), input.detach()
     settings: dict[str, Any] = {name: tuple(size) for name, size in sizes.items()}
     if dims == 1:  # an image of one row
         settings = {name: (0 if name == "padding" else 1, *size) for name, size in settings.items()}
@@ -104,10 +102,10 @@ def _embedding(
 ) -> Any:
     if max_norm is not None or scale_grad_by_freq:
         return NotImplemented
-    output = F.embedding(input, weight, padding_idx)
-    axis = tape.sample_axis(input, output)
+    axis = tape.sample_axis(input)
     if axis is None:
         return NotImplemented
+    output = F.embedding(input, weight, padding_idx)
 
     def contributions(dy: Tensor) -> Parts:
         yield weight, EmbeddingWeight(input.movedim(axis, 0), dy.movedim(axis, 0), len(weight), padding_idx)

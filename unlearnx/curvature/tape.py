@@ -97,17 +97,16 @@ class Tape(TorchFunctionMode):
         self.sources.append(torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=True))
         return self.sources[-1]
 
-    def sample_axis(self, *tensors: Tensor) -> int | None:
-        """The dimension of the samples in inputs and outputs of the current call; None where there is no telling."""
+    def sample_axis(self, x: Tensor) -> int | None:
+        """The dimension of the samples in the input of the current call; None where there is no telling."""
         if self._known_axes is None:
-            sizes = list(tensors[0].shape)
+            sizes = list(x.shape)
             axis = sizes.index(self.samples) if self.samples in sizes else None
             self.axes[self._used] = axis if self.axes.get(self._used, axis) == axis else None
             if sizes.count(self.samples) > 1:
                 self.ambiguous |= self._used
         axis = (self.axes if self._known_axes is None else self._known_axes).get(self._used)
-        fits = axis is not None and all(t.dim() > axis and t.shape[axis] == self.samples for t in tensors)
-        return axis if fits else None
+        return axis if axis is not None and x.dim() > axis and x.shape[axis] == self.samples else None
 
     def _arrive(self, name: str, contribution: Contribution) -> None:
         parts = self._arrived.setdefault(name, [])

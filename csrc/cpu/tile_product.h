@@ -223,10 +223,9 @@ void sum_squares(const Operands<In>& o, const T* weight, T* matrix) {
   });
 }
 
-/// Calls work(product, tile, i) for all tiles and samples; samples are in parallel where there are many.
+/// Calls work(product, tile, i) for all tiles and their samples; tiles are in parallel.
 template <typename In, typename T, typename Work>
-void for_samples(const Operands<In>& o, const Work& work) {
-  const auto tiles = tiles_of<In, T>(o);
+void for_samples(const Operands<In>& o, const std::vector<Tile>& tiles, const Work& work) {
   at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       TileProduct<In, T> product(o, tiles[t]);
@@ -240,7 +239,7 @@ template <typename In, typename T>
 void each_difference(const Operands<In>& o, const T* weight, T* rows) {
   const int64_t size = o.groups * o.outputs * o.columns;
   if (o.positions == 0) std::fill_n(rows, o.samples * size, T(0));
-  for_samples<In, T>(o, [&](TileProduct<In, T>& product, int64_t, int64_t i) {
+  for_samples<In, T>(o, tiles_of<In, T>(o), [&](TileProduct<In, T>& product, int64_t, int64_t i) {
     product.each_block(i, weight ? weight[i] : T(1),
                        [&](int64_t block, const T* values) { product.store(block, values, rows + i * size); });
   });
@@ -253,7 +252,7 @@ void squared_norms(const Operands<In>& o, T* norms) {
   const int64_t block = tiles.empty() ? 1 : tiles.front().samples;
   const int64_t areas = tiles.empty() ? 0 : static_cast<int64_t>(tiles.size()) / ceil_div(o.samples, block);
   const std::unique_ptr<T[]> partial(new T[areas * o.samples]);
-  for_samples<In, T>(o, [&](TileProduct<In, T>& product, int64_t t, int64_t i) {
+  for_samples<In, T>(o, tiles, [&](TileProduct<In, T>& product, int64_t t, int64_t i) {
     T norm = 0;
     product.each_block(
         i, T(1), [&](int64_t, const T* values) { norm += product.kernels.sum_squares(product.block_size, values); });

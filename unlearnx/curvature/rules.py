@@ -115,24 +115,30 @@ def _embedding(
 
 def _affine(
     tape: Tape,
-    output: Tensor,
+    input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    normalised: Callable[[], Tensor],
+    function: Callable[..., Tensor],
     dim: int,
-    **statistics: Tensor,
+    statistics: dict[str, Tensor] | None = None,
 ) -> Any:
-    """Watch weight * normalised() + bias; the parameters' own dimensions, flattened, are dimension `dim`."""
-    axis = tape.sample_axis(output)
+    """Watch ``function(input, weight, bias)``; the parameters' own dimensions, flattened, are dimension `dim`.
+
+    Without parameters the function normalises; where it has `statistics`, the kernel does that as it reads the input.
+    """
+    axis = tape.sample_axis(input)
     if axis is None:
         return NotImplemented
+    output, x = function(input, weight, bias), input.detach()
+    output_dtype = output.dtype  # not the output itself, which would hold its own graph
 
     def contributions(dy: Tensor) -> Parts:
-        x = normalised()
+        normalised = x if statistics else function(x.to(output_dtype), None, None)  # as autocast casts it
         if dim < 0 and weight is not None and weight.dim() > 1:
-            x, dy = x.flatten(-weight.dim()), dy.flatten(-weight.dim())
-        x, dy = (t.movedim(axis, 0).to(compute_dtype(dy)) for t in (x, dy))
-        scale, shift = affine_grad_diff(x, dy, dim=dim, reduction="none", **statistics)
+            normalised, dy = normalised.flatten(-weight.dim()), dy.flatten(-weight.dim())
+        wide = compute_dtype(dy)
+        pair = (t.movedim(axis, 0).to(wide) for t in (normalised, dy))
+        scale, shift = affine_grad_diff(*pair, dim=dim, reduction="none", **(statistics or {}))
         for parameter, rows in ((weight, scale), (bias, shift)):
             if parameter is not None:
                 yield parameter, Rows(rows.view(-1, *parameter.shape))
@@ -153,10 +159,12 @@ def _batch_norm(
 ) -> Any:
     if training or running_mean is None or running_var is None:
         return NotImplemented
-    output = F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    x = input.detach()
-    rstd = (running_var + eps).rsqrt()
-    return _affine(tape, output, weight, bias, lambda: x, 1, mean=running_mean, rstd=rstd)
+
+    def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+
+    statistics = {"mean": running_mean, "rstd": (running_var + eps).rsqrt()}
+    return _affine(tape, input, weight, bias, function, 1, statistics)
 
 
 def _group_norm(
@@ -167,9 +175,7 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    output = F.group_norm(input, num_groups, weight, bias, eps)
-    x = input.detach().to(output.dtype)  # as autocast casts it
-    return _affine(tape, output, weight, bias, lambda: F.group_norm(x, num_groups, eps=eps), 1)
+    return _affine(tape, input, weight, bias, lambda x, w, b: F.group_norm(x, num_groups, w, b, eps), 1)
 
 
 def _layer_norm(
@@ -180,17 +186,13 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    output = F.layer_norm(input, normalized_shape, weight, bias, eps)
-    x = input.detach().to(output.dtype)  # as autocast casts it
-    return _affine(tape, output, weight, bias, lambda: F.layer_norm(x, normalized_shape, eps=eps), -1)
+    return _affine(tape, input, weight, bias, lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps), -1)
 
 
 def _rms_norm(
     tape: Tape, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Any:
-    output = F.rms_norm(input, normalized_shape, weight, eps)
-    x = input.detach().to(output.dtype)  # as autocast casts it
-    return _affine(tape, output, weight, None, lambda: F.rms_norm(x, normalized_shape, eps=eps), -1)
+    return _affine(tape, input, weight, None, lambda x, w, _: F.rms_norm(x, normalized_shape, w, eps), -1)
 
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,17 +42,19 @@ def size(data: Data) -> int:
     Raises:
         ValueError: there are none.
     """
-    if isinstance(data, DataLoader):
-        n = len(data.dataset)  # type: ignore[arg-type]
-    else:
-        n = len(data[0]) if isinstance(data, (tuple, list)) else len(data)  # type: ignore[arg-type]
+    source = data.dataset if isinstance(data, DataLoader) else data
+    if not hasattr(source, "__len__"):
+        raise ValueError(f"data: {type(source).__name__} has no length, expected samples that can be counted")
+    n = len(source[0]) if isinstance(source, (tuple, list)) else len(source)
     if n == 0:
         raise ValueError("data: is empty, expected at least one sample")
     return n
 
 
-def _collate(dataset: Dataset[Any], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    batch = default_collate([dataset[i] for i in indices])
+def _collate(
+    dataset: Dataset[Any], indices: Sequence[int], collate: Callable[[list[Any]], Any] = default_collate
+) -> tuple[Tensor, Tensor]:
+    batch = collate([dataset[i] for i in indices])
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise ValueError(f"data: expected samples (x, y), got {type(dataset[indices[0]]).__name__}")
     return batch[0], batch[1]
@@ -66,6 +68,27 @@ def materialize(data: Data) -> tuple[Tensor, Tensor]:
         return pair
     parts = list(batches(data))
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+class Samples:
+    """The samples of `data` by number, read when they are asked for; of a DataLoader, those of its dataset."""
+
+    def __init__(self, data: Data):
+        self._n = size(data)
+        self._pair = None if isinstance(data, DataLoader) else _tensors(data)
+        self._data = data
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Those of a slice, or of a list of numbers, as (x, y)."""
+        if self._pair is not None:
+            return self._pair[0][index], self._pair[1][index]
+        numbers = range(self._n)[index] if isinstance(index, slice) else index.tolist()
+        if isinstance(self._data, DataLoader):
+            return _collate(self._data.dataset, numbers, self._data.collate_fn)
+        return _collate(self._data, numbers)  # type: ignore[arg-type]
 
 
 def _split(loader: DataLoader[Any], batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,11 +1,13 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from zoo import build
+from zoo import ZOO, build
 
-from unlearnx.curvature import CurvatureOperator
+from unlearnx.curvature import CurvatureOperator, operators
 
 
 def flat(vector):
@@ -46,6 +48,164 @@ def test_matvec(name, kind, batch_size):
     assert {k: t.shape for k, t in product.items()} == {k: t.shape for k, t in v.items()}
 
 
+def plain_product(model, x, y, v, kind):
+    """The same by plain double backward."""
+    parameters = list(model.parameters())
+    unused = dict(allow_unused=True, materialize_grads=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        output = model(x)
+    loss = F.cross_entropy(output, y)
+    if kind == "hessian":
+        gradient = torch.autograd.grad(loss, parameters, create_graph=True, **unused)
+        return torch.autograd.grad(sum((g * t).sum() for g, t in zip(gradient, v, strict=True)), parameters, **unused)
+    u = torch.zeros_like(output, requires_grad=True)
+    transposed = torch.autograd.grad(output, parameters, u, create_graph=True, **unused)
+    (tangent,) = torch.autograd.grad(sum((g * t).sum() for g, t in zip(transposed, v, strict=True)), u)
+    p = output.detach().softmax(1)
+    curved = (p * tangent - p * (p * tangent).sum(1, keepdim=True)) / len(x)
+    return torch.autograd.grad(output, parameters, curved, **unused)
+
+
+class WeightNorm(torch.nn.Module):
+    """Weights that are computed from parameters, and a bias alone that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(6, 5))
+        self.last = torch.nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).tanh())
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+@pytest.mark.parametrize("name", [*ZOO, "weight norm"])
+def test_matvec_of_every_layer(name, kind):
+    if name == "weight norm":
+        _, x, y = build("mlp")
+        model = WeightNorm().double()
+    else:
+        model, x, y = build(name)
+    v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
+    torch.backends.mha.set_fastpath_enabled(False)
+    expected = plain_product(model, x, y, list(v.values()), kind)
+    torch.backends.mha.set_fastpath_enabled(True)
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind)
+    for _ in range(2):  # fresh and kept
+        for (k, product), e in zip(operator.matvec(v).items(), expected, strict=True):
+            torch.testing.assert_close(product, e, rtol=1e-8, atol=1e-10, msg=k)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+@pytest.mark.parametrize("names", [["0.bias"], ["0.weight", "7.bias"], ["1.weight"], ["1.bias", "3.weight"]])
+def test_some_parameters(names, kind):
+    model, x, y = build("cnn")
+    v = {k: torch.randn_like(p) if k in names else torch.zeros_like(p) for k, p in model.named_parameters()}
+    expected = dict(zip(v, plain_product(model, x, y, list(v.values()), kind), strict=True))
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind, params=names)
+    product = operator.matvec({k: v[k] for k in names})
+    for k in names:
+        torch.testing.assert_close(product[k], expected[k], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_many_vectors(kind, keeps, monkeypatch):
+    model, x, y = build("cnn")
+    if not keeps:
+        monkeypatch.setattr(operators, "SHARE_OF_MEMORY", 0.0)
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind, damping=0.2, batch_size=4)
+    v = {k: torch.randn(5, *p.shape, dtype=p.dtype) for k, p in model.named_parameters()}
+    products = operator.matmat(v)
+    assert operator.evaluations == 5 * 9
+    for k in range(5):
+        one = operator.matvec({name: t[k] for name, t in v.items()})
+        torch.testing.assert_close({name: t[k] for name, t in products.items()}, one)
+    assert bool(operator._kept) == keeps
+
+
+def test_a_changed_model_is_noticed():
+    """However it was changed: what is kept belongs to the old one."""
+    model, x, y = build("cnn")
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y))
+    v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
+
+    def check():
+        fresh = CurvatureOperator(model, F.cross_entropy, (x, y)).matvec(v)
+        torch.testing.assert_close(operator.matvec(v), fresh)
+        return flat(fresh)
+
+    products = [check()]
+    model[0].weight.data.neg_()  # changes neither version nor norm
+    products.append(check())
+    model[1].running_mean.add_(1)
+    products.append(check())
+    model.load_state_dict({k: t * 1.5 for k, t in model.state_dict().items()})
+    products.append(check())
+    assert all((a - b).norm() > 1e-3 * a.norm() for a, b in pairwise(products))
+
+
+class Counted(torch.utils.data.Dataset):
+    """Samples that know how often they were read."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.reads = x, y, 0
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.reads += 1
+        return self.x[i], self.y[i]
+
+
+def test_data_are_read_batch_by_batch(monkeypatch):
+    model, x, y = build("cnn")
+    v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
+    expected = CurvatureOperator(model, F.cross_entropy, (x, y)).matvec(v)
+    for share, reads in ((0.25, 9), (0.0, 18)):  # kept, or read again for every product
+        monkeypatch.setattr(operators, "SHARE_OF_MEMORY", share)
+        data = Counted(x, y)
+        operator = CurvatureOperator(model, F.cross_entropy, data, batch_size=4)
+        assert data.reads == 0
+        for _ in range(2):
+            torch.testing.assert_close(operator.matvec(v), expected)
+        assert data.reads == reads
+    loader = torch.utils.data.DataLoader(Counted(x, y), batch_size=2, shuffle=True)
+    torch.testing.assert_close(CurvatureOperator(model, F.cross_entropy, loader).matvec(v), expected)
+    part = next(CurvatureOperator(model, F.cross_entropy, loader).minibatches(5, torch.Generator().manual_seed(0)))
+    assert len(part) == 5
+    assert flat(part.matvec(v)).isfinite().all()
+
+
+def test_a_forward_that_asks_for_the_usual_order_of_memory():
+    class Views(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = torch.nn.Conv2d(2, 4, 3), torch.nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.last(self.conv(x).tanh().view(len(x), -1))
+
+    _, x, y = build("cnn")
+    model = Views().double()
+    v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
+    product = CurvatureOperator(model, F.cross_entropy, (x, y)).matvec(v)
+    expected = plain_product(model, x, y, list(v.values()), "ggn")
+    torch.testing.assert_close(list(product.values()), list(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_dtypes(dtype):
+    model, x, y = build("mlp")
+    v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
+    expected = CurvatureOperator(model, F.cross_entropy, (x, y)).matvec(v)
+    product = CurvatureOperator(model.to(dtype), F.cross_entropy, (x.to(dtype), y)).matvec(v)
+    assert all(t.dtype == dtype for t in product.values())
+    error = (flat(product).double() - flat(expected)).norm()
+    assert error <= (1e-5 if dtype == torch.float32 else 5e-2) * flat(expected).norm()
+
+
 @pytest.mark.parametrize("kind", ["ggn", "hessian"])
 def test_frozen_prefix_runs_once(kind):
     model, x, y = build("mlp")
@@ -69,13 +229,39 @@ def test_reduction_of_the_loss_does_not_matter(loss):
     torch.testing.assert_close(flat(product), flat(expected))
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["ggn", "hessian"])
-def test_top_eigenvalue(kind):
+def test_spectrum(kind, damping):
     model, x, y = build("mlp")
-    expected = torch.linalg.eigvalsh(dense(model, x, y, kind))[-1].item()
-    operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind)
-    found = operator.top_eigenvalue(iterations=2000, tolerance=1e-9, generator=torch.Generator().manual_seed(0))
-    assert found == pytest.approx(expected, rel=1e-3)
+    expected = torch.linalg.eigvalsh(dense(model, x, y, kind)) + damping
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind, damping=damping)
+    generator = torch.Generator().manual_seed(0)
+    assert operator.top_eigenvalue(tolerance=1e-6, generator=generator) == pytest.approx(expected[-1].item(), rel=1e-5)
+    found = operator.smallest_eigenvalue(tolerance=1e-6, generator=generator)
+    assert found == pytest.approx(expected[0].item(), abs=1e-5)
+    rough = operator.spectrum(tolerance=0.05, generator=generator)
+    assert rough.iterations < len(expected) / 2
+    assert abs(rough.largest - expected[-1]) <= rough.largest_error + 1e-12
+    assert abs(rough.smallest - expected[0]) <= 0.05 * expected[-1]
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+def test_trace(kind):
+    model, x, y = build("mlp")
+    matrix = dense(model, x, y, kind) + 0.1 * torch.eye(53, dtype=torch.float64)
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind, damping=0.1)
+    found = operator.trace(samples=400, generator=torch.Generator().manual_seed(0))
+    off_diagonal = matrix - matrix.diag().diag()
+    deviation = (2 * off_diagonal.square().sum() / 400).sqrt()
+    assert abs(found - matrix.trace()) <= 4 * deviation
+
+
+def test_products_that_are_not_finite():
+    model, x, y = build("mlp")
+    x[3] = float("inf")
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y))
+    with pytest.raises(ValueError, match="the curvature product is not finite at iteration 1"):
+        operator.top_eigenvalue()
 
 
 def test_minibatches_cover_the_data():
@@ -87,7 +273,7 @@ def test_minibatches_cover_the_data():
     assert [len(p) for p in parts] == [4, 4, 1]
     mean = sum(len(p) * flat(p.matvec(v)) for p in parts) / 9
     torch.testing.assert_close(mean, flat(operator.matvec(v)))
-    assert torch.equal(next(batches).x, parts[0].x)
+    assert next(batches) is parts[0]  # with what it keeps
 
 
 def test_linear_losses_have_no_curvature():
@@ -119,3 +305,8 @@ def test_wrong_vectors():
     v = {k: torch.zeros(3) for k, _ in model.named_parameters()}
     with pytest.raises(ValueError, match=r"v\['0.weight'\] has shape \[3\], expected \[5, 6\]"):
         operator.matvec(v)
+    v = {k: torch.zeros(2, *p.shape) for k, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="v: holds 2 vectors, expected one; matmat takes several"):
+        operator.matvec(v)
+    with pytest.raises(ValueError, match="v: is one vector, expected K"):
+        operator.matmat({k: t[0] for k, t in v.items()})

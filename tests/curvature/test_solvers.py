@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 from zoo import build
 
-from unlearnx.curvature import CurvatureOperator, LiSSA
+from unlearnx.curvature import ConjugateGradient, CurvatureOperator, Direct, IndefiniteSystem, LiSSA, NystromPCG
+from unlearnx.models import digits_cnn
 
 
 def flat(vector):
@@ -74,8 +75,11 @@ def test_published_stopping_rule():
 
 def test_auto_scale_converges_to_the_damped_solution():
     operator, v = problem()
-    solution = LiSSA(damping=0.05, batch_size=None, recursion_depth=2000, patience=2000).solve(operator, v)
+    solution = LiSSA(damping=0.05, batch_size=None, recursion_depth=2000, patience=2000, tolerance=1e-7).solve(
+        operator, v
+    )
     assert solution.converged
+    assert solution.iterations < 2000
     assert solution.residual < 1e-6
     size = flat(v).numel()
     identity = torch.eye(size, dtype=torch.float64)
@@ -106,6 +110,7 @@ def test_divergence_is_reported():
     long = LiSSA(0.0, scale, None, 5000, patience=5000).solve(operator, v)
     assert long.diverged
     assert not math.isfinite(long.history[-1])
+    assert long.stopped == f"not finite at iteration {long.iterations}"
 
 
 def test_auto_scale_grows_until_batches_with_large_curvature_converge():
@@ -137,6 +142,166 @@ def test_zero_right_hand_side():
     assert flat(solution.x).abs().max() == 0
 
 
+def network(dtype=torch.float64, **options):
+    """A network of 2,003 parameters on 300 samples of very unequal features."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 40), torch.nn.Tanh(), torch.nn.Linear(40, 27), torch.nn.Tanh())
+    model.append(torch.nn.Linear(27, 2)).to(dtype)
+    x = torch.randn(300, 20, dtype=dtype) * torch.logspace(0, -1, 20, dtype=dtype)
+    y = (x[:, 0] + 0.3 * x[:, 1] > 0).long()
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), **options)
+    return operator, {k: torch.randn_like(p) for k, p in model.named_parameters()}
+
+
+def stacked(v, count):
+    torch.manual_seed(1)
+    return {k: torch.randn(count, *t.shape, dtype=t.dtype) for k, t in v.items()}
+
+
+SOLVERS = {
+    "cg": ConjugateGradient(tolerance=1e-6, iterations=500),
+    "nystrom": NystromPCG(tolerance=1e-6, iterations=500, rank=30),
+    "lissa": LiSSA(damping=0.0, batch_size=None, recursion_depth=20_000, tolerance=1e-5),
+}
+
+
+@pytest.mark.parametrize("count", [None, 1, 4])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_all_agree_with_the_dense_matrix(name, count):
+    operator, v = network(damping=1e-2)
+    assert sum(t.numel() for t in v.values()) == 2_003
+    v = v if count is None else stacked(v, count)
+    expected = Direct().solve(operator, v)
+    assert expected.converged
+    assert torch.as_tensor(expected.residual).max() < 1e-10
+    assert expected.iterations == 2_003
+    solution = SOLVERS[name].solve(operator, v)
+    assert solution.converged, solution.stopped
+    assert (flat(solution.x) - flat(expected.x)).norm() <= 1e-4 * flat(expected.x).norm()
+    if count is not None:
+        assert solution.residual.shape == (count,)
+        assert len(solution) == len(solution.history[-1]) == count
+        part = solution.part(count - 1)
+        assert part.x.keys() == v.keys()
+        assert part.residual == solution.residual[-1]
+        assert part.history[-1] == solution.history[-1][-1] or math.isnan(part.history[-1])
+
+
+@pytest.mark.parametrize("solver", [ConjugateGradient(), NystromPCG(), LiSSA(batch_size=None), LiSSA(batch_size=64)])
+def test_residual_is_that_of_the_system(solver):
+    operator, v = network(damping=1e-2)
+    v = stacked(v, 3)
+    solution = solver.solve(operator, v)
+    extra = solution.scale * getattr(solver, "damping", 0.0)
+    for k in range(3):
+        x = {name: t[k] for name, t in solution.x.items()}
+        b = flat({name: t[k] for name, t in v.items()})
+        rest = flat(operator.matvec(x)) + extra * flat(x) - b
+        assert solution.residual[k].item() == pytest.approx((rest.norm() / b.norm()).item(), rel=1e-6)
+    assert solution.converged == bool((solution.residual <= solver.tolerance).all())
+
+
+def test_float32():
+    operator, v = network(torch.float32, damping=1e-2)
+    for solver in (ConjugateGradient(), NystromPCG()):
+        solution = solver.solve(operator, stacked(v, 3))
+        assert solution.converged
+        assert all(t.dtype == torch.float32 for t in solution.x.values())
+
+
+def test_block_needs_fewer_iterations():
+    operator, v = network(damping=1e-3)
+    v = stacked(v, 8)
+    alone = [ConjugateGradient().solve(operator, {k: t[j] for k, t in v.items()}) for j in range(8)]
+    assert all(s.converged for s in alone)
+    together = ConjugateGradient().solve(operator, v)
+    assert together.converged
+    assert len(together.history) < max(len(s.history) for s in alone)
+    assert together.iterations < sum(s.iterations for s in alone)
+
+
+def test_equal_and_zero_right_hand_sides():
+    operator, v = network(damping=1e-2)
+    v = {k: torch.stack([t, 2 * t, torch.zeros_like(t), t]) for k, t in v.items()}
+    for solver in (ConjugateGradient(), NystromPCG(), Direct(), LiSSA(batch_size=None)):
+        solution = solver.solve(operator, v)
+        assert solution.converged
+        assert solution.residual[2] == 0
+        for t in solution.x.values():
+            torch.testing.assert_close(t[1], 2 * t[0])
+            torch.testing.assert_close(t[3], t[0])
+            assert t[2].abs().max() == 0
+
+
+def test_preconditioner_pays():
+    operator, v = network(damping=1e-4)
+    plain = ConjugateGradient(iterations=1000, tolerance=1e-6).solve(operator, v)
+    preconditioned = NystromPCG(rank=60, iterations=1000, tolerance=1e-6).solve(operator, v)
+    assert plain.converged
+    assert preconditioned.converged
+    assert len(preconditioned.history) < len(plain.history) / 2
+
+
+@pytest.mark.parametrize(
+    "solver", [ConjugateGradient(tolerance=1e-6), NystromPCG(), Direct(), LiSSA(damping=0.0, batch_size=None)]
+)
+def test_indefinite_systems_are_refused(solver):
+    operator, v = network(kind="hessian", damping=1e-6)
+    smallest = operator.smallest_eigenvalue(tolerance=1e-6)
+    assert smallest < -1e-3
+    with pytest.raises(IndefiniteSystem, match="not positive definite, it has the eigenvalue -") as caught:
+        solver.solve(operator, v)
+    assert caught.value.eigenvalue == pytest.approx(smallest, rel=0.05)
+    mended, _ = network(kind="hessian", damping=caught.value.damping)
+    assert type(solver)().solve(mended, v).residual < 0.9
+
+
+@pytest.mark.parametrize("solver", [ConjugateGradient(), NystromPCG(), LiSSA(scale=1.0, batch_size=None)])
+def test_not_finite(solver):
+    operator, v = network(damping=1e-2)
+    operator.model[0].weight.data[0, 0] = math.nan
+    solution = solver.solve(operator, v)
+    assert solution.diverged
+    assert not solution.converged
+    assert "not finite at iteration 1" in solution.stopped
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_lissa_of_many_is_that_of_each(count):
+    """With batches and the published stopping rule, at whatever iteration each of them stops."""
+    operator, v = network()
+    v = stacked(v, count)
+    solver = LiSSA(damping=0.0, scale=0.3, batch_size=30, recursion_depth=200)
+    together = solver.solve(operator, v)
+    for k in range(count):
+        alone = solver.solve(operator, {name: t[k] for name, t in v.items()})
+        torch.testing.assert_close({name: t[k] for name, t in together.x.items()}, alone.x)
+        assert [h for h in together.part(k).history if not math.isnan(h)] == pytest.approx(alone.history)
+
+
+def test_no_number_was_tuned():
+    """Default solvers on a digits network: each reaches its tolerance, or says that it did not."""
+    data = pytest.importorskip("sklearn.datasets").load_digits()
+    torch.manual_seed(0)
+    x, y = torch.tensor(data.images[:500], dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target[:500])
+    model = digits_cnn()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(8):
+        for part in torch.randperm(len(x)).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[part]), y[part]).backward()
+            optimizer.step()
+    operator = CurvatureOperator(model.eval(), F.cross_entropy, (x, y), damping=0.1)
+    gradient = torch.autograd.grad(F.cross_entropy(model(x), (y + 1) % 10), list(model.parameters()))
+    v = dict(zip(operator.names, gradient, strict=True))
+    for solver in (ConjugateGradient(), NystromPCG(), LiSSA(batch_size=None)):
+        solution = solver.solve(operator, v)
+        assert solution.converged, solution.stopped
+        assert solution.residual <= 1e-2
+    noisy = LiSSA(batch_size=128, recursion_depth=50).solve(operator, v)
+    assert noisy.converged == (noisy.residual <= 1e-2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -145,8 +310,28 @@ def test_zero_right_hand_side():
         (dict(damping=-0.1), "damping is -0.1"),
         (dict(recursion_depth=0), "recursion_depth is 0"),
         (dict(batch_size=0), "batch_size is 0"),
+        (dict(tolerance=0.0), "tolerance is 0.0, expected a number between 0 and 1"),
     ],
 )
 def test_clear_errors(options, message):
     with pytest.raises(ValueError, match=message):
         LiSSA(**options)
+
+
+def test_more_clear_errors():
+    operator, v = problem()
+    for solver in (ConjugateGradient, NystromPCG):
+        with pytest.raises(ValueError, match="iterations is 0"):
+            solver(iterations=0)
+    with pytest.raises(ValueError, match="rank is 0"):
+        NystromPCG(rank=0)
+    with pytest.raises(ValueError, match="the operator's damping is 0"):
+        NystromPCG().solve(operator, v)
+    with pytest.raises(ValueError, match="v: has values that are NaN"):
+        ConjugateGradient().solve(operator, {k: t * math.nan for k, t in v.items()})
+    with pytest.raises(ValueError, match=r"has shape \[5\], expected \[5, 6\], or K of these"):
+        ConjugateGradient().solve(operator, {**v, "0.weight": v["0.bias"]})
+    model = torch.nn.Linear(2000, 10)
+    large = CurvatureOperator(model, F.cross_entropy, (torch.randn(2, 2000), torch.tensor([0, 1])))
+    with pytest.raises(ValueError, match=r"Direct: 20,010 parameters make a matrix of 2.98 GiB"):
+        Direct().solve(large, {k: torch.ones_like(p) for k, p in model.named_parameters()})

@@ -4,13 +4,19 @@ from unlearnx.curvature.fisher import fisher_diagonal
 from unlearnx.curvature.gradients import grad_difference, per_sample_grad_difference
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.curvature.solvers import LiSSA, Solution
+from unlearnx.curvature.solvers import ConjugateGradient, Direct, IndefiniteSystem, LiSSA, NystromPCG, Solution
+from unlearnx.curvature.spectrum import Spectrum
 
 __all__ = [
+    "ConjugateGradient",
     "CurvatureOperator",
+    "Direct",
     "FrozenPrefix",
+    "IndefiniteSystem",
     "LiSSA",
+    "NystromPCG",
     "Solution",
+    "Spectrum",
     "fisher_diagonal",
     "grad_difference",
     "per_sample_grad_difference",

@@ -3,51 +3,50 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
-from unlearnx._data import BATCH_SIZE, Data, materialize
+from unlearnx import _distributed as distributed
+from unlearnx._checks import Params, check_deterministic, model_device, select_params
+from unlearnx._data import BATCH_SIZE, Data, Samples
 from unlearnx._losses import Loss, SampleLoss
-from unlearnx._vectors import Vector, added, check_like, dot, norm, scaled
+from unlearnx._memory import free_bytes
+from unlearnx._vectors import Layout, Vector
+from unlearnx.curvature.linearised import KINDS, Linearised, Snapshot
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.curvature.samples import split_values
+from unlearnx.curvature.spectrum import Spectrum, lanczos, rademacher
 
-KINDS = ("hessian", "ggn")
-
-
-@contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    """Attention by plain products, the only implementation that is differentiable twice and forward."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+SHARE_OF_MEMORY = 0.25  # of what is free, for graphs that are kept
 
 
 class CurvatureOperator:
     """The matrix ``C + damping * I``, C being the curvature of the mean per-sample loss over the data.
 
+    Products with one batch again and again, or with many vectors, record its graph once: batches are kept while
+    they fit into a quarter of the free memory. Under ``torch.distributed`` every process is to make the same calls
+    with the same data; each works on its share of the samples, and all have the same result.
+
     Args:
         model: in eval mode, or without layers that mix samples. Its parameters are read when a product is taken.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
-        data: pairs (x, y): tensors, a Dataset or a DataLoader.
+        data: pairs (x, y): tensors, a Dataset or a DataLoader (whose dataset is read by number, in `batch_size`
+            samples at once). It may be larger than memory; behind a frozen part of the model, its features may not.
         kind: ``"hessian"``, or ``"ggn"`` for the generalised Gauss-Newton matrix, which has no negative
             eigenvalues where the loss is convex in the output.
         damping: multiple of the identity to add, >= 0.
         params: names of the parameters, ``"last:K"``, or None for all that require gradients. The part of the
             model before them runs once, here.
         batch_size: samples a pass; products do not depend on it.
+
+    Attributes:
+        damping, kind: as given.
+        names: names of the parameters.
+        layout: how vectors lie in the rows that :meth:`products` takes.
 
     Raises:
         ValueError: an unknown kind, a negative damping, a batch size below 1, empty data or samples that interact.
@@ -76,26 +75,30 @@ class CurvatureOperator:
     ):
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
-        if not damping >= 0:
+        if not 0 <= damping < math.inf:
             raise ValueError(f"damping is {damping}, expected a number >= 0")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         check_deterministic(model)
         self.kind, self.damping, self.batch_size = kind, damping, batch_size or BATCH_SIZE
         self.names = select_params(model, params)
-        self._evaluations = [0]  # shared with the operators of mini-batches
         cut = FrozenPrefix(model, self.names, data)
-        self.model, self.loss = cut.head, SampleLoss(loss_fn)
-        self.x, self.y = materialize(cut.features(data, batch_size=batch_size))
+        self.model = cut.head
+        own = dict(self.model.named_parameters())
+        self.layout = Layout({name: own[name] for name in self.names})
+        self._samples = Samples(cut.features(data, batch_size=batch_size))
+        self._order = torch.arange(len(self._samples))
+        self._shared = _Shared(self.model, self.names, SampleLoss(loss_fn))
+        self._kept: dict[int, Linearised] = {}
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.x)
+        return len(self._order)
 
     @property
     def evaluations(self) -> int:
         """Samples in all products so far, those of its mini-batches included."""
-        return self._evaluations[0]
+        return self._shared.evaluations
 
     def matvec(self, v: Vector) -> Vector:
         """Product with `v`, a tensor for each parameter.
@@ -103,85 +106,168 @@ class CurvatureOperator:
         Raises:
             ValueError: keys or shapes are not those of the parameters.
         """
-        values, rest = split_values(self.model, self.names)
-        check_like("v", v, values)
-        total = {name: torch.zeros_like(p) for name, p in values.items()}
-        self._evaluations[0] += len(self)
-        product = self._ggn if self.kind == "ggn" else self._hessian
-        device = model_device(self.model)
-        with _differentiable_attention():
-            for start in range(0, len(self), self.batch_size):
-                s = slice(start, start + self.batch_size)
-                for name, part in product(values, rest, v, self.x[s].to(device), self.y[s].to(device)).items():
-                    total[name] += part
-        return {name: t.div_(len(self)).add_(v[name], alpha=self.damping) for name, t in total.items()}
+        rows, single = self.layout.rows("v", v)
+        if not single:
+            raise ValueError(f"v: holds {len(rows)} vectors, expected one; matmat takes several")
+        return self.layout.vector(self.products(rows), single)
 
-    def _hessian(self, values: Vector, rest: Vector, v: Vector, x: Tensor, y: Tensor) -> Vector:
-        leaves = {name: p.requires_grad_() for name, p in values.items()}
-        with torch.enable_grad():
-            objective = self.loss.total(functional_call(self.model, (leaves, rest), (x,)), y)
-            gradient = torch.autograd.grad(objective, list(leaves.values()), create_graph=True, materialize_grads=True)
-            directional = dot(dict(zip(leaves, gradient, strict=True)), v)
-            if not directional.requires_grad:  # a loss that is linear in the parameters
-                return {name: torch.zeros_like(p) for name, p in values.items()}
-            product = torch.autograd.grad(directional, list(leaves.values()), materialize_grads=True)
-        return dict(zip(leaves, product, strict=True))
+    def matmat(self, v: Vector) -> Vector:
+        """Products with K vectors at once: `v` and the result have a tensor (K, *shape) for each parameter.
 
-    def _ggn(self, values: Vector, rest: Vector, v: Vector, x: Tensor, y: Tensor) -> Vector:
-        leaves = {name: p.requires_grad_() for name, p in values.items()}
-        # One forward pass carries the tangent and leaves the graph that the backward pass needs.
-        with torch.enable_grad(), forward_ad.dual_level():
-            duals = {name: forward_ad.make_dual(p, v[name]) for name, p in leaves.items()}
-            output, tangent = forward_ad.unpack_dual(functional_call(self.model, (duals, rest), (x,)))
-        if tangent is None:  # an output that does not depend on the parameters
-            return {name: torch.zeros_like(p) for name, p in values.items()}
-        direction = self._loss_hessian(output.detach(), y, tangent.detach())
-        product = torch.autograd.grad(output, list(leaves.values()), direction, materialize_grads=True)
-        return dict(zip(leaves, product, strict=True))
+        Every batch is read and run once for all of them.
 
-    def _loss_hessian(self, output: Tensor, y: Tensor, tangent: Tensor) -> Tensor:
-        leaf = output.requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.loss.total(leaf, y), leaf, create_graph=True)
-            if not gradient.requires_grad:  # a loss that is linear in the output
-                return torch.zeros_like(output)
-            return torch.autograd.grad(gradient, leaf, tangent)[0]
+        Raises:
+            ValueError: keys or shapes are not those of K parameters.
+        """
+        rows, single = self.layout.rows("v", v)
+        if single:
+            raise ValueError("v: is one vector, expected K of them along the first dimension; matvec takes one")
+        return self.layout.vector(self.products(rows), single)
+
+    def products(self, rows: Tensor) -> Tensor:
+        """Products with the rows of a matrix (K, P), as a matrix (K, P)."""
+        self._shared.evaluations += len(self) * len(rows)
+        snapshot = self._shared.snapshot()
+        vectors = [self.layout.split(row) for row in rows]
+        totals: list[Tensor] = []
+        mine = distributed.share(len(self))
+        for start in range(mine.start, mine.stop, self.batch_size):
+            batch = self._batch(start, min(start + self.batch_size, mine.stop), snapshot)
+            keep = self._kept.get(start) is batch
+            for k, v in enumerate(vectors):
+                row = self.layout.row(batch.product(v, keep=keep or k + 1 < len(vectors)))
+                if len(totals) <= k:
+                    totals.append(row)
+                else:
+                    totals[k] += row
+        result = torch.stack(totals) if len(totals) > 1 else totals[0][None] if totals else torch.zeros_like(rows)
+        distributed.sum_(result)
+        return result.add_(rows, alpha=self.damping) if self.damping else result
+
+    def _batch(self, start: int, stop: int, snapshot: Snapshot) -> Linearised:
+        batch = self._kept.get(start)
+        if batch is None or batch.snapshot is not snapshot:
+            self._kept.pop(start, None)
+            x, y = self._samples.read(self._numbers(start, stop))
+            batch = self._shared.linearise(KINDS[self.kind], snapshot, x, y, len(self))
+            if self._shared.keep(batch, stop - start):
+                self._kept[start] = batch
+        return batch
+
+    def _numbers(self, start: int, stop: int) -> slice | Tensor:
+        """Where the samples stand in the data: a slice where that needs no copy."""
+        chosen = self._order[start:stop]
+        consecutive = bool((chosen.diff() == 1).all())
+        return slice(int(chosen[0]), int(chosen[-1]) + 1) if consecutive else chosen
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """While this lasts the model is taken not to change: products do not look whether it has."""
+        before = self._shared.fixed
+        self._shared.snapshot()
+        self._shared.fixed = True
+        try:
+            yield
+        finally:
+            self._shared.fixed = before
 
     def minibatches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[CurvatureOperator]:
         """Operators of consecutive batches of one random order of the data, over and over, without end."""
-        order = torch.randperm(len(self), generator=generator).to(self.x.device)
-        for start in itertools.cycle(range(0, len(self), batch_size)):
+        order = self._order[distributed.of_first_(torch.randperm(len(self), generator=generator))]
+        parts: list[CurvatureOperator] = []
+        for start in range(0, len(self), batch_size):
             part = copy.copy(self)
-            index = order[start : start + batch_size]
-            part.x, part.y = self.x[index], self.y[index]
+            part._order, part._kept = order[start : start + batch_size], {}
+            parts.append(part)
             yield part
+        while True:
+            yield from parts
 
-    def top_eigenvalue(
+    def spectrum(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
-    ) -> float:
-        """Largest eigenvalue, by power iteration until it changes by less than `tolerance`, relative.
+    ) -> Spectrum:
+        """Both ends of the spectrum, damping included, by Lanczos' iteration.
 
-        Approached from below. Where the eigenvalue of largest modulus is negative, the iteration runs again on
-        the operator shifted by it.
+        Args:
+            iterations: most products to take.
+            tolerance: error bound to stop at, relative to the largest modulus of an eigenvalue.
+            generator: of the start, on the CPU.
 
         Raises:
             ValueError: a product is not finite.
         """
-        value = self._power_iteration(0.0, iterations, tolerance, generator)
-        return value if value >= 0 else self._power_iteration(-value, iterations, tolerance, generator)
+        start = distributed.of_first_(torch.randn(self.layout.size, generator=generator).to(self._like()))
+        with self.fixed():
+            return lanczos(lambda row: self.products(row[None])[0], start, iterations, tolerance)
 
-    def _power_iteration(
-        self, shift: float, iterations: int, tolerance: float, generator: torch.Generator | None
+    def top_eigenvalue(
+        self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
     ) -> float:
-        values, _ = split_values(self.model, self.names)
-        v = {k: torch.randn(p.shape, generator=generator).to(p) for k, p in values.items()}
-        eigenvalue = 0.0
-        for _ in range(iterations):
-            v = scaled(v, 1 / norm(v))
-            product = added(self.matvec(v), v, shift)
-            check_finite("curvature product", product.items())
-            previous, eigenvalue = eigenvalue, float(dot(v, product))
-            if abs(eigenvalue - previous) <= tolerance * abs(eigenvalue):
-                break
-            v = product
-        return eigenvalue - shift
+        """Largest eigenvalue, approached from below; arguments and errors as for :meth:`spectrum`."""
+        return self.spectrum(iterations=iterations, tolerance=tolerance, generator=generator).largest
+
+    def smallest_eigenvalue(
+        self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
+    ) -> float:
+        """Smallest eigenvalue, approached from above; arguments and errors as for :meth:`spectrum`."""
+        return self.spectrum(iterations=iterations, tolerance=tolerance, generator=generator).smallest
+
+    def trace(self, *, samples: int = 32, generator: torch.Generator | None = None) -> float:
+        """Estimate of the trace, the mean of ``z . (C + damping I) z`` over vectors z of random signs.
+
+        Its variance is at most ``2 ||C||_F^2 / samples``.
+
+        Args:
+            samples: products to take.
+            generator: of the signs, on the CPU.
+
+        Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1989.
+        """
+        if samples < 1:
+            raise ValueError(f"samples is {samples}, expected at least 1")
+        z = distributed.of_first_(rademacher(samples, self.layout.size, generator).to(self._like()))
+        return float((z * self.products(z)).sum(dtype=torch.float64)) / samples
+
+    def _like(self) -> Tensor:
+        return torch.empty(0, dtype=self.layout.dtype, device=self.layout.device)
+
+
+class _Shared:
+    """What an operator and those of its mini-batches have in common."""
+
+    def __init__(self, model: nn.Module, names: list[str], loss: SampleLoss):
+        self.model, self.names, self.loss = model, names, loss
+        self.evaluations = 0
+        self.fixed = False
+        self._snapshot: Snapshot | None = None
+        self._images = True
+        self._kept: weakref.WeakKeyDictionary[Linearised, int] = weakref.WeakKeyDictionary()  # and their bytes
+        self._bytes_a_sample: float | None = None
+        self._budget = 0.0
+
+    def snapshot(self) -> Snapshot:
+        """The model as it is now, the same object as long as the model is the same."""
+        if self._snapshot is None or not (self.fixed or self._snapshot.is_current(self.model)):
+            self._snapshot = Snapshot(self.model, self.names)
+        return self._snapshot
+
+    def linearise(self, kind: type[Linearised], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> Linearised:
+        device = model_device(self.model)
+        x, y = x.to(device), y.to(device)
+        if self._images and x.device.type == "cpu" and x.dim() == 4:
+            try:
+                return kind(self.model, self.loss, snapshot, x, y, samples, images=True)
+            except RuntimeError:  # a forward may ask for the usual order of memory
+                self._images = False
+        return kind(self.model, self.loss, snapshot, x, y, samples, images=False)
+
+    def keep(self, batch: Linearised, samples: int) -> bool:
+        """Whether there is memory to keep the batch; it counts from then on."""
+        if self._bytes_a_sample is None:
+            self._bytes_a_sample = batch.bytes() / samples
+            self._budget = SHARE_OF_MEMORY * free_bytes(model_device(self.model))
+        size = int(self._bytes_a_sample * samples)
+        if sum(self._kept.values()) + size > self._budget:
+            return False
+        self._kept[batch] = size
+        return True

@@ -56,17 +56,12 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    dims = weight.dim() - 2
-    sizes = {k: _sizes(v, dims) for k, v in (("stride", stride), ("padding", padding), ("dilation", dilation))}
-    if padding == "valid":
-        sizes["padding"] = [0] * dims
-    elif padding == "same":  # torch pads the far side more where the padding is odd: not covered
-        total = [d * (k - 1) for d, k in zip(sizes["dilation"], weight.shape[2:], strict=True)]
-        if any(t % 2 for t in total):
-            return NotImplemented
-        sizes["padding"] = [t // 2 for t in total]
+    sizes = convolution_sizes(weight, stride, padding, dilation)
+    if sizes is None:
+        return NotImplemented
     if tape.sample_axis(input) != 0 or input.dim() != weight.dim():
         return NotImplemented
+    dims = weight.dim() - 2
     function = torch.conv1d if dims == 1 else torch.conv2d
     output, x = function(input, weight, bias, stride, padding, dilation, groups), input.detach()
     settings: dict[str, Any] = {name: tuple(size) for name, size in sizes.items()}
@@ -82,12 +77,23 @@ def _convolution(
     return tape.watch(output, (weight, bias), contributions)
 
 
-def _sizes(value: Any, dims: int) -> list[int]:
-    """One number for each dimension, from what convolutions take."""
-    if isinstance(value, str):
-        return []
-    values = [value] if isinstance(value, int) else list(value)
-    return values * dims if len(values) == 1 else values
+def convolution_sizes(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> dict[str, list[int]] | None:
+    """Stride, padding and dilation as a number for each dimension; None where padding is not the same on both sides."""
+    dims = weight.dim() - 2
+
+    def sizes(value: Any) -> list[int]:
+        values = [value] if isinstance(value, int) else list(value)
+        return values * dims if len(values) == 1 else values
+
+    result = {"stride": sizes(stride), "padding": [0] * dims, "dilation": sizes(dilation)}
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(result["dilation"], weight.shape[2:], strict=True)]
+        if any(t % 2 for t in total):  # torch pads the far side more
+            return None
+        result["padding"] = [t // 2 for t in total]
+    elif padding != "valid":
+        result["padding"] = sizes(padding)
+    return result
 
 
 def _embedding(

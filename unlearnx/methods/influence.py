@@ -14,7 +14,8 @@ from torch.utils.data import Subset, TensorDataset
 from unlearnx._data import Data, size
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
-from unlearnx.curvature import CurvatureOperator, LiSSA, grad_difference
+from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA, grad_difference
+from unlearnx.curvature.solvers import Solver
 from unlearnx.methods.base import Method, NotApplied, Work
 from unlearnx.metrics import mean_loss, predict
 
@@ -233,7 +234,7 @@ class SecondOrder(_InfluenceUpdate):
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 7.
     """
 
-    solver: LiSSA = field(default_factory=lambda: LiSSA(damping=1e-2, batch_size=None, recursion_depth=20))
+    solver: Solver = field(default_factory=lambda: LiSSA(damping=1e-2, batch_size=None, recursion_depth=20))
     kind: str = "ggn"
     damping: float = 0.0
     steps: int = field(default=3, kw_only=True)
@@ -260,7 +261,10 @@ class SecondOrder(_InfluenceUpdate):
             params=work.names,
             batch_size=max(self.batch_size, 1024),
         )
-        solution = self.solver.solve(operator, scaled(difference, 1 / size(work.request.dataset)))
+        try:
+            solution = self.solver.solve(operator, scaled(difference, 1 / size(work.request.dataset)))
+        except IndefiniteSystem as reason:
+            raise NotApplied(str(reason)) from reason
         work.gradient_evaluations += operator.evaluations
         record.update(
             residual=solution.residual,
@@ -270,8 +274,7 @@ class SecondOrder(_InfluenceUpdate):
         )
         if solution.diverged:
             raise NotApplied(
-                f"{type(self.solver).__name__} diverged: residual {solution.residual:.3g} after "
-                f"{solution.iterations} iterations"
+                f"{type(self.solver).__name__} diverged: {solution.stopped}, residual {solution.residual:.3g}"
             )
         return solution.x
 

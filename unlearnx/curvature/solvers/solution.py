@@ -1,0 +1,155 @@
+"""What all solvers have in common: the system, the answer and its certificate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnx._vectors import Vector
+from unlearnx.curvature.operators import CurvatureOperator
+
+
+class IndefiniteSystem(ValueError):
+    """The system has no positive definite matrix, and its solution would be no minimum of anything.
+
+    Attributes:
+        eigenvalue: the smallest that was found, damping included.
+        damping: of the operator, with which the system would be positive definite.
+    """
+
+    def __init__(self, solver: object, operator: CurvatureOperator, eigenvalue: float, largest: float):
+        self.eigenvalue = eigenvalue
+        self.damping = operator.damping + max(-1.1 * eigenvalue, 1e-6 * largest)
+        super().__init__(
+            f"{type(solver).__name__}: the system is not positive definite, it has the eigenvalue {eigenvalue:.4g}; "
+            f"with damping={self.damping:.4g} in place of {operator.damping:.4g} it would be, and kind='ggn' has no "
+            "negative eigenvalues"
+        )
+
+
+@dataclass
+class Solution:
+    """What a solver found for ``A x = v``, A being the damped curvature.
+
+    Where v holds K right-hand sides, so does x, `residual` is a tensor (K,), and the entries of `history` are lists.
+
+    Attributes:
+        x: the estimate, a tensor for each parameter.
+        iterations: products with one vector taken on the way, those of diverged attempts included.
+        residual: ``||A x - v|| / ||v||`` over all of the operator's data, by a product of its own: 0 is exact, 1 is
+            no better than x = 0; NaN or infinite where the iteration overflowed.
+        converged: no residual is above the solver's tolerance.
+        history: a number an iteration: relative residuals, except for LiSSA the L1 norms of the estimate's changes;
+            NaN for a right-hand side that was done.
+        stopped: why the iteration ended.
+        scale: LiSSA's scale, as given or found; 0 for other solvers or where there was nothing to solve.
+    """
+
+    x: Vector
+    iterations: int
+    residual: Any
+    converged: bool
+    history: list[Any] = field(repr=False)
+    stopped: str
+    scale: float = 0.0
+
+    @property
+    def diverged(self) -> bool:
+        """An estimate is not finite, or worse than none. It must not be applied."""
+        return not bool((torch.as_tensor(self.residual) < 1).all())
+
+    def __len__(self) -> int:
+        """Number of right-hand sides."""
+        return len(torch.as_tensor(self.residual).flatten())
+
+    def part(self, k: int) -> Solution:
+        """The solution of right-hand side `k` alone; `iterations` and `converged` are those of all."""
+        return Solution(
+            {name: t[k] for name, t in self.x.items()},
+            self.iterations,
+            float(self.residual[k]),
+            self.converged,
+            [entry[k] for entry in self.history],
+            self.stopped,
+            self.scale,
+        )
+
+
+@dataclass(kw_only=True)
+class Solver:
+    """Solves systems with the damped curvature for one or K right-hand sides.
+
+    Args:
+        tolerance: residual at which a solution counts as converged.
+    """
+
+    tolerance: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is {self.tolerance}, expected a number between 0 and 1")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+
+    def solve(self, operator: CurvatureOperator, v: Vector) -> Solution:
+        """Solve for `v`, a tensor for each parameter, or for K of them along a first dimension.
+
+        Raises:
+            ValueError: keys or shapes of `v` are not those of the operator's parameters, or `v` is not finite.
+            IndefiniteSystem: the matrix has an eigenvalue that is not positive.
+        """
+        rows, single = operator.layout.rows("v", v)
+        if not rows.isfinite().all():
+            raise ValueError("v: has values that are NaN or infinite")
+        with operator.fixed():
+            solving = _Solving(operator, rows)
+            self._solve(solving)
+            residual = solving.certificate()
+        return Solution(
+            operator.layout.vector(solving.x, single),
+            solving.iterations,
+            float(residual[0]) if single else residual,
+            bool((residual <= self.tolerance).all()),
+            [entry[0] if single else entry for entry in solving.history],
+            solving.stopped,
+            solving.scale,
+        )
+
+    def _solve(self, solving: _Solving) -> None:
+        """Set ``solving.x`` and ``solving.stopped``, and count."""
+        raise NotImplementedError
+
+
+class _Solving:
+    """A system on its way to a solution; vectors are rows (K, P)."""
+
+    def __init__(self, operator: CurvatureOperator, v: Tensor):
+        self.operator, self.v = operator, v
+        self.x = torch.zeros_like(v)
+        self.norms = v.norm(dim=1).double().cpu()
+        self.extra_damping = 0.0  # LiSSA's own
+        self.iterations = 0
+        self.history: list[list[float]] = []
+        self.stopped = "the right-hand side is zero"
+        self.scale = 0.0
+
+    def products(self, rows: Tensor, operator: CurvatureOperator | None = None) -> Tensor:
+        """Counted products, of the operator or of one of its mini-batches."""
+        self.iterations += len(rows)
+        return (operator or self.operator).products(rows)
+
+    def relative(self, residuals: Tensor) -> Tensor:
+        """Norms of the rows relative to the right-hand sides, (K,) in float64; 0 where these are zero."""
+        norms = residuals.norm(dim=1).double().cpu()
+        return torch.where(self.norms > 0, norms / self.norms, norms)
+
+    def certificate(self) -> Tensor:
+        image = self.operator.products(self.x)
+        return self.relative(image.add_(self.x, alpha=self.extra_damping).sub_(self.v))

@@ -50,10 +50,13 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e ".[experiments,test]"
 	touch $@
 
-# The other libraries of the benchmarks, without their dependencies: those ask for a torchvision that replaces torch.
+# The other libraries of the benchmarks, without their dependencies: those ask for a torchvision that replaces
+# torch, or, pyDVL, for a numpy below 2.
 $(VENV)/.bench: $(VENV)/.built
 	$(BIN)/pip install -q --no-deps backpack-for-pytorch==1.7.1 nngeometry==0.4 opacus==1.6.0 unfoldNd
-	$(BIN)/pip install -q einops opt-einsum scipy
+	$(BIN)/pip install -q --no-deps curvlinops-for-pytorch==3.0.1 dattri==0.3.0 hessian-eigenthings==1.0.0a5 pyDVL==0.10.0
+	$(BIN)/pip install -q einconv einops linear-operator opt-einsum scipy tqdm
+	$(BIN)/pip install -q dask distributed pandas pyDeprecate zarr
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -10,6 +10,7 @@
 #include "common/tensor_lists.h"
 #include "cpu/chunks.h"
 #include "cpu/convert.h"
+#include "cpu/lissa_update.h"
 
 namespace unlearnx::cpu {
 namespace {
@@ -55,7 +56,7 @@ double step_chunk(const Chunk& chunk, const at::Tensor& h, const at::Tensor& v, 
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kRun) {
     const int64_t n = std::min(kRun, chunk.end - begin);
     T* values = state.open(begin, n);
-    change += step(values, constant.read(begin, n), product.read(begin, n), n, T(1 - damping), T(1 / scale));
+    change += lissa_update(values, constant.read(begin, n), product.read(begin, n), n, T(1 - damping), T(1 / scale));
     state.write(begin, n);
   }
   return change;
@@ -77,6 +78,13 @@ at::Tensor lissa_step_(at::TensorList h, at::TensorList v, at::TensorList hv, do
 }
 
 }  // namespace
+
+double lissa_update(float* h, const float* v, const float* hv, int64_t n, float keep, float inverse_scale) {
+  return step(h, v, hv, n, keep, inverse_scale);
+}
+double lissa_update(double* h, const double* v, const double* hv, int64_t n, double keep, double inverse_scale) {
+  return step(h, v, hv, n, keep, inverse_scale);
+}
 
 TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
   m.impl("lissa_step_", &lissa_step_);

@@ -295,6 +295,10 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return emu::exchange(mask, value, source < 32 ? source : lane);
 }
 template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, unsigned lanes) {
+  return emu::exchange(mask, value, (emu::block.current->linear & 31) ^ static_cast<int>(lanes));
+}
+template <typename T>
 T atomicAdd(T* address, T value) {
   const T old = *address;
   *address = old + value;

@@ -1,0 +1,1 @@
+#include "cuda/softmax_linear.cuh"

@@ -1,0 +1,123 @@
+"""Curvature of softmax regression in closed form: Hessian products, and LiSSA on them.
+
+The mean cross-entropy of a linear head ``logits = h @ W.T`` has one Hessian, which is also its Gauss-Newton matrix
+and does not depend on the labels. With ``u = h @ v.T`` and the softmax probabilities p it multiplies v to
+``s.T @ h / N`` where ``s = p * (u - (p * u).sum(-1))``: the weights enter through p alone. Both functions take
+
+    h: features, (N, F). A bias is a column of ones in ``h`` and its entry in ``v``.
+    logits_or_probs: (N, C), what the head says of them, see ``from_logits``.
+    v: one right-hand side (C, F), or K of them at once, (K, C, F).
+    from_logits: True where ``logits_or_probs`` are logits, False where they are probabilities. None recognises
+        probabilities: no entry below 0, and rows that sum to 1 within 1e-3 (within the rounding of bfloat16, in
+        bfloat16). That reads the tensor, which on CUDA synchronises.
+
+in float32, float64, bfloat16 or float16. They compute in float64 where a tensor is float64, else in float32, and are
+not differentiable.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unlearnx.ops._dtypes import compute_dtype
+
+__all__ = ["lissa_softmax_linear", "softmax_linear_hvp"]
+
+
+def softmax_linear_hvp(h: Tensor, logits_or_probs: Tensor, v: Tensor, *, from_logits: bool | None = None) -> Tensor:
+    """Hessian products of the mean cross-entropy of a linear head, with all right-hand sides at once.
+
+    Args:
+        h, logits_or_probs, v, from_logits: see the module.
+
+    Returns:
+        The products, in the shape and dtype of ``v``.
+
+    Raises:
+        TypeError: a tensor is not float32, float64, float16 or bfloat16.
+        ValueError: shapes or devices do not belong together, or there are no samples.
+    """
+    return torch.ops.unlearnx.softmax_linear_hvp(h, _probabilities(logits_or_probs, from_logits), v)
+
+
+def lissa_softmax_linear(
+    h: Tensor,
+    logits_or_probs: Tensor,
+    v: Tensor,
+    *,
+    damping: float,
+    scale: float,
+    batch_size: int | None = None,
+    iterations: int,
+    patience: int | None = None,
+    order: Tensor | None = None,
+    from_logits: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """LiSSA on a linear head, all iterations and right-hand sides in one call.
+
+    Solves ``(H + damping * scale * I) x = v`` for every right-hand side, H being the Hessian of the mean
+    cross-entropy, by ``y <- v + (1 - damping) y - H_b y / scale`` from ``y = v`` with the Hessian H_b of one batch
+    after the other; ``x = y / scale``. Converges where ``scale`` exceeds half the largest eigenvalue. A right-hand
+    side whose update is not finite stops there.
+
+    Args:
+        h, logits_or_probs, v, from_logits: see the module.
+        damping: >= 0, without unit.
+        scale: > 0, in units of the curvature.
+        batch_size: samples of a batch; None for all of them. Batches run through ``order`` again and again; the last
+            one of each round may be smaller.
+        iterations: most iterations, at least 1.
+        patience: stops each right-hand side by itself, at an update larger than its smallest one, ``patience - 1``
+            iterations after that one or later (the published count). None never stops one.
+        order: in which the samples are visited, int64 (N,); None for the given order.
+
+    Returns:
+        ``x`` in the shape and dtype of ``v``; and the history (iterations, K) in the dtype of the computation, or
+        (iterations,) for a ``v`` of shape (C, F): the L1 norm of the change of each right-hand side, NaN after it
+        stopped. Nothing is synchronised on CUDA.
+
+    Raises:
+        TypeError: a tensor is not float32, float64, float16 or bfloat16, or ``order`` is not int64.
+        ValueError: shapes or devices do not belong together, there are no samples, or a number is out of range.
+
+    Source: Agarwal, Bullins and Hazan, JMLR 2017; in this form and with this rule to stop Warnecke et al., "Machine
+    Unlearning of Features and Labels", NDSS 2023.
+    """
+    return torch.ops.unlearnx.lissa_softmax_linear(
+        h,
+        _probabilities(logits_or_probs, from_logits),
+        v,
+        damping=damping,
+        scale=scale,
+        batch_size=batch_size,
+        iterations=iterations,
+        patience=patience,
+        order=order,
+    )
+
+
+def _probabilities(t: Tensor, from_logits: bool | None) -> Tensor:
+    if t.dim() != 2 or not t.is_floating_point():
+        return t  # the op says what is wrong
+    if from_logits is None:
+        from_logits = not _are_probabilities(t)
+    return t.softmax(1, dtype=compute_dtype(t)) if from_logits else t
+
+
+def _are_probabilities(t: Tensor) -> bool:
+    tolerance = max(1e-3, torch.finfo(t.dtype).eps)
+    off = (t.sum(1, dtype=compute_dtype(t)) - 1).abs()
+    return bool((t >= 0).all() & (off <= tolerance).all())
+
+
+@torch.library.register_fake("unlearnx::softmax_linear_hvp")
+def _(h, probs, v):
+    return v.new_empty(v.shape)
+
+
+@torch.library.register_fake("unlearnx::lissa_softmax_linear")
+def _(h, probs, v, *, damping, scale, batch_size=None, iterations, patience=None, order=None):
+    wide = torch.float64 in (h.dtype, probs.dtype, v.dtype)
+    history = v.new_empty((iterations, *v.shape[:-2]), dtype=torch.float64 if wide else torch.float32)
+    return v.new_empty(v.shape), history

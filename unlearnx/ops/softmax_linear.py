@@ -11,8 +11,8 @@ and does not depend on the labels. With ``u = h @ v.T`` and the softmax probabil
         probabilities: no entry below 0, and rows that sum to 1 within 1e-3 (within the rounding of bfloat16, in
         bfloat16). That reads the tensor, which on CUDA synchronises.
 
-in float32, float64, bfloat16 or float16. They compute in float64 where a tensor is float64, else in float32, and are
-not differentiable.
+in float32, float64, bfloat16 or float16. They compute in float64 where a tensor is float64, else in float32, keep a
+batch's u (its samples * K * C values) in memory, and are not differentiable.
 """
 
 from __future__ import annotations

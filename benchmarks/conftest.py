@@ -51,12 +51,14 @@ class Comparison:
     def __init__(self, benchmark, device: str):
         self._benchmark, self._device = benchmark, device
 
-    def run(self, ours: Callable[[], object], others: dict[str, Callable[[], object]], rounds: int = 15) -> dict:
+    def run(
+        self, ours: Callable[[], object], others: dict[str, Callable[[], object]], rounds: int = 15, warmups: int = 2
+    ) -> dict:
         """Ratios other / ours, also kept in the benchmark's extra_info; `ours` is what pytest-benchmark reports."""
         competitors = {"ours": ours, **others}
-        for run in competitors.values():  # warm-up: allocation, compilation, caches
-            run()
-            run()
+        for run in competitors.values():  # allocation, compilation, caches
+            for _ in range(warmups):
+                run()
         times: dict[str, list[float]] = {name: [] for name in competitors}
         for _ in range(rounds):
             for name, run in competitors.items():
@@ -64,7 +66,7 @@ class Comparison:
         medians = {name: statistics.median(t) for name, t in times.items()}
         ratios = {name: medians[name] / medians["ours"] for name in others}
         self._benchmark.extra_info.update(device=self._device, seconds=medians, ratios=ratios)
-        self._benchmark.pedantic(ours, rounds=3)
+        self._benchmark.pedantic(ours, rounds=min(rounds, 3))
         line = ", ".join(f"{name} {1e3 * medians[name]:.2f} ms ({r:.2f}x)" for name, r in ratios.items())
         print(f"\nours {1e3 * medians['ours']:.2f} ms; {line}")
         return ratios

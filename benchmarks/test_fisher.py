@@ -9,19 +9,9 @@ import pytest
 import torch
 from fisher_cases import available, build, forward_backward
 from torch.nn import functional as F
+from units import UNIT, in_units
 
 from unlearnx.curvature import fisher_diagonal, grad_difference, per_sample_grad_difference
-
-UNIT = "forward+backward"
-
-
-def in_units(benchmark, ratios):
-    """Every competitor's time as a multiple of one forward+backward pass."""
-    unit = ratios[UNIT]
-    multiples = {"ours": 1 / unit, **{name: ratio / unit for name, ratio in ratios.items()}}
-    benchmark.extra_info["multiples"] = multiples
-    print(", ".join(f"{name} {m:.2f}" for name, m in multiples.items()))
-    return multiples
 
 
 @pytest.mark.benchmark(group="fisher_diagonal")

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from unlearnx._data import channels_last
 from unlearnx.curvature.rules import convolution_sizes
+from unlearnx.ops.affine_grad import affine_grad_diff
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -94,8 +95,12 @@ class _Linear(_Layer):
     def to_weight(self, dy, x, weight):
         return dy.flatten(0, -2).mT @ x.flatten(0, -2)
 
-    def to_bias(self, dy):
-        return dy.flatten(0, -2).sum(0)
+    def gradients(self, dy, x, weight, needed):
+        return [
+            self.to_input(dy, x, weight) if needed[0] else None,
+            self.to_weight(dy, x, weight) if needed[1] else None,
+            dy.flatten(0, -2).sum(0) if needed[2] else None,
+        ]
 
 
 class _Convolution(_Layer):
@@ -138,13 +143,23 @@ class _FrozenBatchNorm(_Layer):
         return self.tangent(dy, weight)
 
     def to_weight(self, dy, x, weight):
-        return self.tangent_to_weight(dy, x, weight) - self.rstd * self.mean * self.to_bias(dy)
+        return self.gradients(dy, x, weight, (False, True, False))[1]
 
     def tangent_to_weight(self, dy, dx, weight):
-        return self.rstd * self.to_bias(dy * dx)
+        return self.rstd * self._sums(dy, dx)[0]
 
-    def to_bias(self, dy):
-        return dy.sum([d for d in range(dy.dim()) if d != 1])
+    def gradients(self, dy, x, weight, needed):
+        scale, shift = self._sums(dy, x) if any(needed[1:]) else (None, None)
+        return [
+            self.tangent(dy, weight) if needed[0] else None,
+            self.rstd * (scale - self.mean * shift) if needed[1] else None,
+            shift if needed[2] else None,
+        ]
+
+    @staticmethod
+    def _sums(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of dy * x and of dy, one a channel."""
+        return affine_grad_diff(x, dy, dim=1) if x.dim() > 2 else ((dy * x).sum(0), dy.sum(0))
 
 
 class _Forward(torch.autograd.Function):

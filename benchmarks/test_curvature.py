@@ -1,0 +1,172 @@
+"""Curvature products and LiSSA against every other way to them, in multiples of forward+backward."""
+
+import itertools
+from time import perf_counter
+
+import pytest
+import torch
+from curvature_cases import KEPT, available, build_head, kept_graph
+from fisher_cases import build, forward_backward
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from units import UNIT, in_units
+
+from unlearnx.curvature import CurvatureOperator, LiSSA
+from unlearnx.ops import lissa_step_
+
+REPEATED = "ours, repeated"
+
+
+def operator(model, x, y, kind, **options):
+    return CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind, batch_size=len(x), **options)
+
+
+@pytest.mark.benchmark(group="curvature products")
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize("name", ["vgg", "vit", "char-lstm"])
+def test_product(compare, benchmark, device, name, kind):
+    """One vector: a fresh batch, and the same batch again and again."""
+    model, x, y = build(name, 64, device)
+    rivals, refused = available(kind, model, x, y)
+    benchmark.extra_info["refused"] = refused
+    v = [torch.randn_like(p) for p in model.parameters()]
+    named = {key: t for (key, _), t in zip(model.named_parameters(), v, strict=True)}
+    again = operator(model, x, y, kind)
+    ratios = compare.run(
+        lambda: operator(model, x, y, kind).matvec(named),
+        {
+            REPEATED: lambda: again.matvec(named),
+            UNIT: forward_backward(model, x, y),
+            **{rival: (lambda run=run: run(v)) for rival, run in rivals.items()},
+        },
+        rounds=3 if name == "vgg" else 5,
+        warmups=1,
+    )
+    in_units(benchmark, ratios)
+    print(refused)
+    _check_fastest(ratios, rivals)
+
+
+def _check_fastest(ratios, rivals):
+    """Rivals that keep a batch's graph against ours that do."""
+    for rival in rivals:
+        assert ratios[rival] > (ratios[REPEATED] if rival in KEPT else 1), f"{rival} is faster"
+
+
+@pytest.mark.benchmark(group="curvature products")
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_eight_products(compare, benchmark, device, kind):
+    """Eight vectors on one batch, reading it included; in multiples for all eight."""
+    model, x, y = build("vgg", 64, device)
+    rivals, refused = available(kind, model, x, y, k=8)
+    benchmark.extra_info["refused"] = refused
+    v = [torch.randn(8, *p.shape, device=device) for p in model.parameters()]
+    named = {key: t for (key, _), t in zip(model.named_parameters(), v, strict=True)}
+    if kind == "hessian":
+        kept = kept_graph(model, x, y)
+        rivals["kept graph, one by one"] = lambda v: [kept(list(row)) for row in zip(*v, strict=True)]
+    ratios = compare.run(
+        lambda: operator(model, x, y, kind).matmat(named),
+        {
+            UNIT: forward_backward(model, x, y),
+            **{rival: (lambda run=run: run(v)) for rival, run in rivals.items()},
+        },
+        rounds=2,
+        warmups=1,
+    )
+    multiples = in_units(benchmark, ratios)
+    benchmark.extra_info["each"] = {name: m / 8 for name, m in multiples.items()}
+    print("each:", benchmark.extra_info["each"], refused)
+    assert all(ratios[rival] > 1 for rival in rivals), "a rival is faster"
+
+
+@pytest.mark.benchmark(group="lissa")
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_iteration_on_the_head(compare, benchmark, device, kind):
+    """LiSSA of the published second-order study: the last six parameters, batches of 1,024 cached features.
+
+    Ours is a product with the next batch of several, and the update; the others' products are on one batch, and so
+    are ours, repeated.
+    """
+    head, x, y = build_head(8 * 1024, device)
+    first = head, x[:1024], y[:1024]
+    rivals, refused = available(kind, *first)
+    benchmark.extra_info["refused"] = refused
+    whole = CurvatureOperator(head, F.cross_entropy, (x, y), kind=kind, batch_size=1024)
+    batches = whole.minibatches(1024, torch.Generator().manual_seed(0))
+    one = operator(*first, kind)
+    v = torch.randn(1, whole.layout.size, device=device)
+    h, rows = v.clone(), whole.layout.split(v[0])
+
+    def iterate():
+        lissa_step_([h[0]], [v[0]], [next(batches).products(h)[0]], 1e-4, 1e6)
+
+    with whole.fixed(), one.fixed():
+        for _ in range(8):
+            iterate()
+        ratios = compare.run(
+            iterate,
+            {
+                REPEATED: lambda: one.products(v),
+                UNIT: forward_backward(*first),
+                **{rival: (lambda run=run: run(rows)) for rival, run in rivals.items()},
+            },
+            rounds=25,
+        )
+    in_units(benchmark, ratios)
+    print(refused)
+    _check_fastest(ratios, rivals)
+
+
+@pytest.mark.benchmark(group="lissa")
+def test_published_schedule(benchmark, device):
+    """The published schedule on 50,000 images, 10 steps of 342 products, against the published style.
+
+    Published style: every product runs the whole network and differentiates it twice by autograd; here a few of its
+    iterations, their seconds multiplied. Ours is everything: the features of all images, then ten solves.
+    """
+    n, steps, depth, shown = 50_000, 10, 342, 3
+    damping, scale, size = 1e-4, 2e5, 1024
+    model, _, _ = build("vgg", 1, device)
+    images = torch.randn(n, 3, 32, 32)
+    labels = torch.randint(10, (n,))
+    names = [name for name, _ in model.named_parameters()][-6:]
+    v = {name: torch.randn_like(model.get_parameter(name)) for name in names}
+
+    def solve(operator, depth):
+        return LiSSA(damping, scale, size, depth, patience=depth).solve(operator, v)
+
+    start = perf_counter()
+    whole = CurvatureOperator(
+        model, F.cross_entropy, TensorDataset(images, labels), kind="hessian", params=names, batch_size=size
+    )
+    features = perf_counter() - start
+    for _ in range(steps):
+        solve(whole, depth)
+    ours = perf_counter() - start
+
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    parameters = [model.get_parameter(name) for name in names]
+    h = {name: t.clone() for name, t in v.items()}
+    seconds = []
+    for index in itertools.islice(order.split(size), shown):
+        start = perf_counter()
+        loss = F.cross_entropy(model(images[index].to(device)), labels[index].to(device))
+        gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+        product = torch.autograd.grad(gradient, parameters, list(h.values()))
+        for (name, t), p in zip(h.items(), product, strict=True):
+            h[name] = v[name] + (1 - damping) * t - p / scale
+        seconds.append(perf_counter() - start)
+    expected = {name: t / scale for name, t in h.items()}
+    for name, t in solve(whole, shown).x.items():
+        assert (t - expected[name]).norm() <= 1e-4 * expected[name].norm()
+    published = steps * depth * sum(seconds) / len(seconds)
+    benchmark.extra_info.update(
+        seconds={"ours": ours, "features": features, "published": published, "published iteration": seconds},
+        ratio=published / ours,
+    )
+    print(
+        f"\nours {ours:.0f} s ({features:.0f} s of them features), published {published:.0f} s, {published / ours:.0f}x"
+    )
+    benchmark.pedantic(lambda: solve(whole, 1), rounds=1)
+    assert published / ours >= 40

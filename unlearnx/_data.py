@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from unlearnx import _distributed as distributed
 
 Data = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
 
 BATCH_SIZE = 256
+UNLIKE = (DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)  # from process to process
 
 
 def _tensors(data: Data) -> tuple[Tensor, Tensor] | None:
@@ -91,10 +104,27 @@ class Samples:
         return _collate(self._data, numbers)  # type: ignore[arg-type]
 
 
-def _split(loader: DataLoader[Any], batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+def check_alike(name: str, data: Data) -> None:
+    """Refuse, where processes share the work, a DataLoader that may give each of them other samples.
+
+    Raises:
+        ValueError: it shuffles, or hands every process a share of its own.
+    """
+    if distributed.processes() > 1 and isinstance(data, DataLoader):
+        sampler = getattr(data.batch_sampler, "sampler", data.sampler)
+        if isinstance(sampler, UNLIKE):
+            raise ValueError(
+                f"{name}: is a DataLoader with a {type(sampler).__name__}, which may give every process other samples; "
+                "pass its dataset, whose samples are then shared out"
+            )
+
+
+def _split(loader: DataLoader[Any], batch_size: int | None) -> Iterator[tuple[int, Tensor, Tensor]]:
+    position = 0
     for x, y in loader:
         step = batch_size or len(x)
-        yield from ((x[i : i + step], y[i : i + step]) for i in range(0, len(x), step))
+        yield from ((position + i, x[i : i + step], y[i : i + step]) for i in range(0, len(x), step))
+        position += len(x)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -111,17 +141,36 @@ def batches(
     Raises:
         ValueError: the data is empty or not made of (x, y) pairs.
     """
+    return ((x, y) for _, x, y in _batches(data, batch_size, device, iter))
+
+
+def shared_batches(
+    data: Data, batch_size: int | None = None, device: torch.device | str | None = None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The :func:`batches` dealt to this process, all in a single one, each after the number of its first sample.
+
+    Of a DataLoader the others are read, but go no further.
+    """
+    return _batches(data, batch_size, device, distributed.deal)
+
+
+def _batches(
+    data: Data,
+    batch_size: int | None,
+    device: torch.device | str | None,
+    chosen: Callable[[Iterable[Any]], Iterator[Any]],
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     n = size(data)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     if isinstance(data, DataLoader):
-        parts: Iterator[tuple[Tensor, Tensor]] = _split(data, batch_size)
+        parts: Iterator[tuple[int, Tensor, Tensor]] = chosen(_split(data, batch_size))
     else:
         step, pair = batch_size or BATCH_SIZE, _tensors(data)
-        starts = range(0, n, step)
+        starts = chosen(range(0, n, step))
         if pair is not None:
-            parts = ((pair[0][i : i + step], pair[1][i : i + step]) for i in starts)
+            parts = ((i, pair[0][i : i + step], pair[1][i : i + step]) for i in starts)
         else:
-            parts = (_collate(data, range(i, min(i + step, n))) for i in starts)  # type: ignore[arg-type]
-    for x, y in parts:
-        yield x.to(device), y.to(device)
+            parts = ((i, *_collate(data, range(i, min(i + step, n)))) for i in starts)  # type: ignore[arg-type]
+    for position, x, y in parts:
+        yield position, x.to(device), y.to(device)

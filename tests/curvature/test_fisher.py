@@ -48,6 +48,30 @@ def test_mc_approaches_exact():
         torch.testing.assert_close(drawn[name], t, rtol=0.1, atol=0.02 * t.max().item())
 
 
+def test_mc_labels_do_not_depend_on_batches():
+    model, x, y = build("mlp")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_sampler=[range(4), range(4, 9)])
+    whole, small, loaded = (
+        fisher_diagonal(
+            model,
+            F.cross_entropy,
+            data,
+            fisher_type="mc",
+            batch_size=batch_size,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for data, batch_size in (((x, y), None), ((x, y), 2), (loader, None))
+    )
+    assert_equal(small, whole)
+    assert_equal(loaded, whole)
+
+
+def test_mc_of_a_loader_that_repeats_samples():
+    model, x, y = build("mlp")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_sampler=[range(9), range(9)])
+    assert all(t.isfinite().all() for t in fisher_diagonal(model, F.cross_entropy, loader, fisher_type="mc").values())
+
+
 def test_batch_is_the_published_rule():
     """Squared gradient of each batch's mean loss, averaged over batches."""
     model, x, y = build("cnn")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
+from unlearnx import _distributed as distributed
 from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
-from unlearnx._data import Data, batches, size
+from unlearnx._data import Data, check_alike, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
 from unlearnx.curvature.layers import Contribution
@@ -41,7 +42,8 @@ def fisher_diagonal(
     inputs and output gradients by fused kernels, without weight gradients of the batch; whatever else the model is
     made of goes through ``torch.func.vmap(grad)`` and is exact too. What is watched are the functions called on each
     parameter, not modules, so layers called twice, tied weights and functional code come out right; the first
-    samples are checked against autograd.
+    samples are checked against autograd. Under ``torch.distributed`` every process is to make the same calls with the
+    same data; whole batches are dealt out, and all processes have the same result.
 
     Args:
         model: in eval mode, or without layers that mix samples.
@@ -50,14 +52,15 @@ def fisher_diagonal(
         params: names of the parameters, ``"last:K"``, or None for all that require gradients. A frozen prefix
             runs once.
         fisher_type: ``"empirical"`` takes the labels of the data; ``"mc"`` draws one label a sample from the
-            model's softmax; ``"exact"`` takes the expectation over all its classes; ``"batch"`` squares the
-            gradient of each batch's mean loss and averages over batches, which is not the Fisher diagonal and
-            depends on the batch size: it is what published SSD code computes.
+            model's softmax, whatever the batches the same; ``"exact"`` takes the expectation over all its classes;
+            ``"batch"`` squares the gradient of each batch's mean loss and averages over batches, which is not the
+            Fisher diagonal and depends on the batch size: it is what published SSD code computes.
         reduction: ``"mean"`` or ``"sum"`` over samples (over batches for ``"batch"``).
         batch_size: samples a pass at most; only ``"batch"`` depends on it.
         compute_dtype: run forward and backward by autocast, and the products of per-sample gradients, in this dtype;
             sums stay in float32 or better. Float32 is used where the processor has no units for it.
-        generator: of the labels that ``"mc"`` draws, on the CPU.
+        generator: of the labels that ``"mc"`` draws, on the CPU: first a number in [0, 1) for every sample, which the
+            model's probabilities then turn into its label.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Returns:
@@ -76,33 +79,47 @@ def fisher_diagonal(
         raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
     check_deterministic(model)
     names = select_params(model, params)
+    check_alike("data", data)
+    n = size(data)
     cut = FrozenPrefix(model, names, data)
     loss, device = SampleLoss(loss_fn), model_device(model)
     if batch_size is None and isinstance(data, DataLoader):
         batch_size = data.batch_size
-    data = cut.features(data, batch_size=batch_size)
     own = dict(model.named_parameters())
     total = {name: torch.zeros_like(own[name], dtype=compute_dtype_of(own[name])) for name in names}
-    add: Callable[[Tensor, Tensor], None]
+    add: Callable[[int, Tensor, Tensor], None]
     if fisher_type == "batch":
         add = partial(_add_batch_squares, cut.head, loss, total, compute_dtype)
     else:
-        add = _SampleSquares(cut.head, loss, total, compute_dtype, fisher_type, generator)
-    parts, n = 0, size(data)
-    with progress_bar("Fisher diagonal", n, progress) as advance:
-        for x, y in batches(data, batch_size, device):
-            add(x, y)
+        chances = None
+        if fisher_type == "mc":
+            drawn = torch.rand(n, dtype=torch.float64, generator=generator)
+            chances = distributed.of_first_(drawn.to(device))
+        add = _SampleSquares(cut.head, loss, total, compute_dtype, fisher_type, chances)
+    parts = seen = 0
+    with progress_bar("Fisher diagonal", n, progress) as advance, distributed.failing_together(device):
+        for position, x, y in shared_batches(data, batch_size, device):
+            add(position, cut(x), y)
             parts += 1 if fisher_type == "batch" else len(x)
-            advance(len(x))
+            advance(position + len(x) - seen)
+            seen = position + len(x)
+    count = torch.tensor(parts, dtype=torch.float64, device=device)
+    distributed.sum_([*total.values(), count])
     check_finite("Fisher diagonal", total.items())
     if reduction == "mean":
         for t in total.values():
-            t /= parts
+            t /= count
     return total
 
 
 def _add_batch_squares(
-    model: nn.Module, loss: SampleLoss, total: dict[str, Tensor], dtype: torch.dtype | None, x: Tensor, y: Tensor
+    model: nn.Module,
+    loss: SampleLoss,
+    total: dict[str, Tensor],
+    dtype: torch.dtype | None,
+    position: int,
+    x: Tensor,
+    y: Tensor,
 ) -> None:
     """Add the squares of the gradient of the batch's mean loss."""
     values, rest = split_values(model, list(total))
@@ -115,7 +132,11 @@ def _add_batch_squares(
 
 
 class _SampleSquares:
-    """Adds the squares of per-sample gradients."""
+    """Adds the squares of per-sample gradients.
+
+    Args:
+        chances: for ``"mc"``, a number in [0, 1) for every sample.
+    """
 
     def __init__(
         self,
@@ -124,13 +145,13 @@ class _SampleSquares:
         total: dict[str, Tensor],
         dtype: torch.dtype | None,
         fisher_type: str,
-        generator: torch.Generator | None,
+        chances: Tensor | None,
     ):
-        self.total, self.fisher_type, self.generator = total, fisher_type, generator
+        self.total, self.fisher_type, self.chances = total, fisher_type, chances
         self._prepare = partial(SampleGradients, model, loss, list(total), dtype=dtype)
         self._gradients: SampleGradients | None = None
 
-    def __call__(self, x: Tensor, y: Tensor) -> None:
+    def __call__(self, position: int, x: Tensor, y: Tensor) -> None:
         if self._gradients is None:
             self._gradients = self._prepare(x)
 
@@ -138,9 +159,10 @@ class _SampleSquares:
             self.total[name] += contribution.squares(weight)
 
         for part_x, part_y in self._gradients.split(x, y):
-            self._gradients.run(part_x, partial(self._targets, part_y), take)
+            self._gradients.run(part_x, partial(self._targets, position, part_y), take)
+            position += len(part_x)
 
-    def _targets(self, y: Tensor, output: Tensor) -> Iterator[Targets]:
+    def _targets(self, position: int, y: Tensor, output: Tensor) -> Iterator[Targets]:
         """Labels to differentiate the loss at, with the weights of the samples."""
         if self.fisher_type == "empirical":
             yield Targets(y)
@@ -156,10 +178,12 @@ class _SampleSquares:
                 "class number a sample"
             )
         probabilities = output.softmax(1, dtype=torch.float64 if output.dtype == torch.float64 else torch.float32)
-        if self.fisher_type == "mc":
-            # On the CPU: the same labels on every device.
-            drawn = torch.multinomial(probabilities.cpu(), 1, generator=self.generator)
-            yield Targets(drawn.squeeze(1).to(y.device))
+        if self.chances is not None:
+            samples = torch.arange(position, position + len(y), device=output.device)
+            chances = self.chances[samples % len(self.chances)]  # a DataLoader may repeat samples
+            below = probabilities.double().cumsum(1)
+            drawn = torch.searchsorted(below, (chances * below[:, -1])[:, None], right=True)
+            yield Targets(drawn.squeeze(1).clamp_(max=output.shape[1] - 1))
             return
         for c in range(output.shape[1]):
             yield Targets(torch.full_like(y, c), weight=probabilities[:, c])

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, RandomSampler
 
+from unlearnx import _distributed as distributed
 from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
-from unlearnx._data import Data, batches, channels_last, size
+from unlearnx._data import Data, batches, check_alike, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.curvature.layers import Contribution
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -20,11 +21,17 @@ Batch = tuple[Tensor, Tensor]
 
 
 def _pairs(
-    model: nn.Module, old: Data, new: Data | None, batch_size: int | None
+    model: nn.Module, old: Data, new: Data | None, batch_size: int | None, *, shared: bool
 ) -> Iterator[tuple[Batch, Batch | None]]:
     device = model_device(model)
+
+    def read(data: Data) -> Iterator[Batch]:
+        if not shared:
+            return batches(data, batch_size, device)
+        return ((x, y) for _, x, y in shared_batches(data, batch_size, device))
+
     if new is None:
-        for batch in batches(old, batch_size, device):
+        for batch in read(old):
             yield batch, None
         return
     for name, data in (("old", old), ("new", new)):
@@ -32,7 +39,7 @@ def _pairs(
             raise ValueError(f"{name}: is a DataLoader that shuffles, whose samples do not pair up; pass its dataset")
     if size(old) != size(new):
         raise ValueError(f"new: has {size(new)} samples, expected {size(old)} as old")
-    yield from zip(batches(old, batch_size, device), batches(new, batch_size, device), strict=True)
+    yield from zip(read(old), read(new), strict=True)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -50,7 +57,9 @@ def grad_difference(
 ) -> dict[str, Tensor]:
     """Sum over samples of ``grad loss(new_i) - grad loss(old_i)``; without `new`, the sum of ``grad loss(old_i)``.
 
-    Where only labels change, the two losses differ at the output alone and one backward pass serves both.
+    Where only labels change, the two losses differ at the output alone and one backward pass serves both. Under
+    ``torch.distributed`` every process is to make the same calls with the same data; batches are dealt out, and all
+    processes have the same result.
 
     Args:
         model: in eval mode, or without layers that mix samples.
@@ -71,6 +80,9 @@ def grad_difference(
     """
     check_deterministic(model)
     names = select_params(model, params)
+    check_alike("old", old)
+    if new is not None:
+        check_alike("new", new)
     cut = FrozenPrefix(model, names, old)
     loss = SampleLoss(loss_fn)
     own = dict(model.named_parameters())
@@ -79,24 +91,23 @@ def grad_difference(
     total = {name: torch.zeros_like(own[name]) for name in names}
 
     def output(x: Tensor) -> Tensor:
-        if cut.prefix is not None:
-            with torch.no_grad():
-                x = cut.prefix(channels_last(x))
-        return functional_call(cut.head, {n: v for n, v in values.items() if n in head_names}, (x,))
+        return functional_call(cut.head, {n: v for n, v in values.items() if n in head_names}, (cut(x),))
 
     head_names = {name for name, _ in cut.head.named_parameters()}
-    for (x, y), corrected in _pairs(model, old, new, batch_size):
-        with torch.enable_grad():
-            before = output(x)
-            if corrected is None:
-                objective = loss.total(before, y)
-            else:
-                x_new, y_new = corrected
-                after = before if _same(x, x_new) else output(x_new)
-                objective = loss.total(after, y_new) - loss.total(before, y)
-            gradients = torch.autograd.grad(objective, chosen, materialize_grads=True)
-        for name, gradient in zip(names, gradients, strict=True):
-            total[name] += gradient
+    with distributed.failing_together(model_device(model)):
+        for (x, y), corrected in _pairs(model, old, new, batch_size, shared=True):
+            with torch.enable_grad():
+                before = output(x)
+                if corrected is None:
+                    objective = loss.total(before, y)
+                else:
+                    x_new, y_new = corrected
+                    after = before if _same(x, x_new) else output(x_new)
+                    objective = loss.total(after, y_new) - loss.total(before, y)
+                gradients = torch.autograd.grad(objective, chosen, materialize_grads=True)
+            for name, gradient in zip(names, gradients, strict=True):
+                total[name] += gradient
+    distributed.sum_(total.values())
     check_finite("gradient", total.items())
     return total
 
@@ -106,7 +117,7 @@ def per_sample_grad_difference(
 ) -> dict[str, Tensor]:
     """Every sample's ``grad loss(new_i) - grad loss(old_i)``; without `new`, its ``grad loss(old_i)``.
 
-    Args, errors and source as for :func:`grad_difference`.
+    Args, errors and source as for :func:`grad_difference`; every process works out all of them.
 
     Returns:
         A tensor (N, *shape) for each parameter: as much memory as N copies of the parameters.
@@ -117,7 +128,7 @@ def per_sample_grad_difference(
     own = dict(model.named_parameters())
     gradients: SampleGradients | None = None
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
-    for (x, y), corrected in _pairs(model, old, new, None):
+    for (x, y), corrected in _pairs(model, old, new, None, shared=False):
         if gradients is None:
             gradients = SampleGradients(model, loss, names, x, None)
         if corrected is None or _same(x, corrected[0]):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
 from unlearnx._checks import Params, check_deterministic, model_device, select_params
-from unlearnx._data import BATCH_SIZE, Data, Samples
+from unlearnx._data import BATCH_SIZE, Data, Samples, check_alike
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._vectors import Layout, Vector
@@ -85,6 +85,8 @@ class CurvatureOperator:
         cut = FrozenPrefix(model, self.names, data)
         self.model = cut.head
         own = dict(self.model.named_parameters())
+        if cut.prefix is not None:  # otherwise samples are read by number
+            check_alike("data", data)
         self.layout = Layout({name: own[name] for name in self.names})
         self._samples = Samples(cut.features(data, batch_size=batch_size))
         self._order = torch.arange(len(self._samples))
@@ -141,7 +143,7 @@ class CurvatureOperator:
                 else:
                     totals[k] += row
         result = torch.stack(totals) if len(totals) > 1 else totals[0][None] if totals else torch.zeros_like(rows)
-        distributed.sum_(result)
+        distributed.sum_([result])
         return result.add_(rows, alpha=self.damping) if self.damping else result
 
     def _batch(self, start: int, stop: int, snapshot: Snapshot) -> Linearised:
@@ -173,7 +175,8 @@ class CurvatureOperator:
 
     def minibatches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[CurvatureOperator]:
         """Operators of consecutive batches of one random order of the data, over and over, without end."""
-        order = self._order[distributed.of_first_(torch.randperm(len(self), generator=generator))]
+        drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
+        order = self._order[distributed.of_first_(drawn).cpu()]
         parts: list[CurvatureOperator] = []
         for start in range(0, len(self), batch_size):
             part = copy.copy(self)

@@ -43,6 +43,13 @@ class FrozenPrefix:
             if parts is not None:
                 self.prefix, self.head = parts
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the head takes in place of `x`: `x` itself where there is no prefix."""
+        if self.prefix is None:
+            return x
+        with evaluating(self.prefix):
+            return self.prefix(channels_last(x))
+
     def features(self, data: Data, *, batch_size: int | None = None, dtype: torch.dtype | None = None) -> Data:
         """What the head takes in place of the images: `data` itself where there is no prefix.
 

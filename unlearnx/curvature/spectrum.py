@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlearnx._distributed import of_first_
+
 
 @dataclass
 class Spectrum:
@@ -52,9 +54,9 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int,
     off_diagonal: list[float] = []
     while True:
         image = product(direction)
-        alpha = float(torch.dot(direction, image))
+        alpha = float(of_first_(torch.dot(direction, image)))
         image = image.sub_(direction, alpha=alpha).sub_(previous, alpha=beta)
-        beta = float(image.norm())
+        beta = float(of_first_(image.norm()))
         diagonal.append(alpha)
         if not (abs(alpha) + beta < float("inf")):
             raise ValueError(f"the curvature product is not finite at iteration {len(diagonal)}")

@@ -43,7 +43,7 @@ class ConjugateGradient(Solver):
             if not len(open_):
                 return
             images = solving.products(directions)
-            energy = (directions @ images.T).double()
+            energy = of_first_((directions @ images.T).double())
             if not energy.isfinite().all():
                 solving.stopped = f"the product is not finite at iteration {iteration}"
                 return
@@ -70,12 +70,12 @@ class ConjugateGradient(Solver):
 
 def _orthonormal(rows: Tensor) -> Tensor:
     """An orthonormal basis of the rows' span, without those that depend on the ones before."""
-    norms = rows.norm(dim=1, keepdim=True)
+    norms = of_first_(rows.norm(dim=1, keepdim=True))
     rows = rows[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
     if len(rows) <= 1:
         return rows
     q, r = torch.linalg.qr(rows.T)
-    return q.T[r.diagonal().abs() > 10 * torch.finfo(rows.dtype).eps ** 0.75]
+    return q.T[of_first_(r.diagonal().abs()) > 10 * torch.finfo(rows.dtype).eps ** 0.75]
 
 
 @dataclass
@@ -118,7 +118,7 @@ class NystromPCG(ConjugateGradient):
         images = solving.products(test).sub_(test, alpha=solving.operator.damping)
         shift = torch.finfo(images.dtype).eps * float(images.norm())
         images.add_(test, alpha=shift)
-        energy = (test @ images.T).double()
+        energy = of_first_((test @ images.T).double())
         factor, failed = torch.linalg.cholesky_ex((energy + energy.T) / 2)
         if failed or not factor.isfinite().all():  # negative, or not finite: conjugate gradients will tell
             return test[:0], energy[0, :0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlearnx._distributed import of_first_
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
 from unlearnx.ops.lissa_step import lissa_step_
 
@@ -106,8 +107,12 @@ class LiSSA(Solver):
         for iteration, batch in zip(range(depth), operator.minibatches(batch_size, generator), strict=False):
             products = solving.products(h[active] if len(active) < len(h) else h, batch)
             updates = [math.nan] * len(v)
-            for k, product in zip(active, products, strict=True):
-                updates[k] = float(lissa_step_([h[k]], [v[k]], [product], self.damping, solving.scale))
+            steps = [
+                lissa_step_([h[k]], [v[k]], [product], self.damping, solving.scale)
+                for k, product in zip(active, products, strict=True)
+            ]
+            for k, update in zip(active, of_first_(torch.stack(steps)).tolist(), strict=True):
+                updates[k] = update
             solving.history.append(updates)
             reasons = {k: runs[k].reason_to_stop(updates[k]) for k in active}
             active = [k for k in active if reasons[k] is None]

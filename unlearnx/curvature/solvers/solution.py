@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnx._distributed import of_first_
 from unlearnx._vectors import Vector
 from unlearnx.curvature.operators import CurvatureOperator
 
@@ -133,7 +134,7 @@ class _Solving:
     def __init__(self, operator: CurvatureOperator, v: Tensor):
         self.operator, self.v = operator, v
         self.x = torch.zeros_like(v)
-        self.norms = v.norm(dim=1).double().cpu()
+        self.norms = of_first_(v.norm(dim=1)).double().cpu()
         self.extra_damping = 0.0  # LiSSA's own
         self.iterations = 0
         self.history: list[list[float]] = []
@@ -147,7 +148,7 @@ class _Solving:
 
     def relative(self, residuals: Tensor) -> Tensor:
         """Norms of the rows relative to the right-hand sides, (K,) in float64; 0 where these are zero."""
-        norms = residuals.norm(dim=1).double().cpu()
+        norms = of_first_(residuals.norm(dim=1)).double().cpu()
         return torch.where(self.norms > 0, norms / self.norms, norms)
 
     def certificate(self) -> Tensor:

@@ -95,11 +95,11 @@ def test_iteration_on_the_head(compare, benchmark, device, kind):
     whole = CurvatureOperator(head, F.cross_entropy, (x, y), kind=kind, batch_size=1024)
     batches = whole.minibatches(1024, torch.Generator().manual_seed(0))
     one = operator(*first, kind)
-    v = torch.randn(1, whole.layout.size, device=device)
-    h, rows = v.clone(), whole.layout.split(v[0])
+    rows = [torch.randn_like(p) for p in head.parameters()]
+    h = [t.clone() for t in rows]
 
     def iterate():
-        lissa_step_([h[0]], [v[0]], [next(batches).products(h)[0]], 1e-4, 1e6)
+        lissa_step_(h, rows, next(batches).curvature([h])[0], 1e-4, 1e6)
 
     with whole.fixed(), one.fixed():
         for _ in range(8):
@@ -107,7 +107,7 @@ def test_iteration_on_the_head(compare, benchmark, device, kind):
         ratios = compare.run(
             iterate,
             {
-                REPEATED: lambda: one.products(v),
+                REPEATED: lambda: one.curvature([rows]),
                 UNIT: forward_backward(*first),
                 **{rival: (lambda run=run: run(rows)) for rival, run in rivals.items()},
             },

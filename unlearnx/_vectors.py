@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,18 +37,34 @@ class Layout:
         self.device = next(iter(reference.values())).device
         self.dtype = torch.float64 if torch.float64 in self._dtypes else torch.float32
 
-    def row(self, tensors: list[Tensor | None]) -> Tensor:
-        """(P,) from one tensor a parameter, None being zeros; always a copy."""
-        parts = [
-            torch.zeros(size, dtype=self.dtype, device=self.device) if t is None else t.reshape(-1)
-            for t, size in zip(tensors, self._sizes, strict=True)
-        ]
-        return torch.cat(parts).to(self.dtype)
+    def row(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(P,) from one tensor a parameter; always a copy."""
+        return torch.cat([t.reshape(-1) for t in tensors]).to(self.dtype)
 
-    def split(self, row: Tensor) -> list[Tensor]:
-        """One tensor a parameter from (P,), in the parameters' dtypes; views where these are the row's."""
+    def split(self, row: Tensor, *, wide: bool = False) -> list[Tensor]:
+        """One tensor a parameter from (P,): in the parameters' dtypes, or views in the row's own if `wide`."""
         parts = zip(row.split(self._sizes), self._shapes.values(), self._dtypes, strict=True)
-        return [part.view(shape).to(dtype) for part, shape, dtype in parts]
+        return [part.view(shape) if wide else part.view(shape).to(dtype) for part, shape, dtype in parts]
+
+    def owned(self, tensors: Sequence[Tensor | None], others: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors to write to, in the rows' dtype: None becomes zeros, what shares memory is copied."""
+        taken = {t.untyped_storage().data_ptr() for t in others}
+        result = []
+        for t, shape in zip(tensors, self._shapes.values(), strict=True):
+            if t is None:
+                t = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            elif t.dtype != self.dtype:
+                t = t.to(self.dtype)
+            elif t.untyped_storage().data_ptr() in taken:
+                t = t.clone()
+            taken.add(t.untyped_storage().data_ptr())
+            result.append(t)
+        return result
+
+    def named(self, tensors: Sequence[Tensor]) -> Vector:
+        """A vector from one tensor a parameter, in the parameters' dtypes."""
+        parts = zip(self._shapes, tensors, self._dtypes, strict=True)
+        return {name: t.to(dtype).contiguous() for name, t, dtype in parts}
 
     def rows(self, what: str, v: Vector) -> tuple[Tensor, bool]:
         """(K, P) from a vector or from K of them, stacked along a first dimension; whether there was one only.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ from unlearnx._data import BATCH_SIZE, Data, Samples, check_alike
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._vectors import Layout, Vector
-from unlearnx.curvature.linearised import KINDS, Linearised, Snapshot
+from unlearnx.curvature.linearised import KINDS, Linearised, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.spectrum import Spectrum, lanczos, rademacher
 
@@ -111,7 +111,10 @@ class CurvatureOperator:
         rows, single = self.layout.rows("v", v)
         if not single:
             raise ValueError(f"v: holds {len(rows)} vectors, expected one; matmat takes several")
-        return self.layout.vector(self.products(rows), single)
+        tensors = self.curvature([self.layout.split(rows[0])])[0]
+        if self.damping:
+            torch._foreach_add_(tensors, self.layout.split(rows[0], wide=True), alpha=self.damping)
+        return self.layout.named(tensors)
 
     def matmat(self, v: Vector) -> Vector:
         """Products with K vectors at once: `v` and the result have a tensor (K, *shape) for each parameter.
@@ -128,23 +131,28 @@ class CurvatureOperator:
 
     def products(self, rows: Tensor) -> Tensor:
         """Products with the rows of a matrix (K, P), as a matrix (K, P)."""
-        self._shared.evaluations += len(self) * len(rows)
+        tensors = self.curvature([self.layout.split(row) for row in rows])
+        result = torch.stack([self.layout.row(t) for t in tensors])
+        return result.add_(rows, alpha=self.damping) if self.damping else result
+
+    def curvature(self, vectors: Sequence[Values]) -> list[list[Tensor]]:
+        """Products of C alone, without damping, with vectors of one tensor a parameter; in float32 or wider."""
+        self._shared.evaluations += len(self) * len(vectors)
         snapshot = self._shared.snapshot()
-        vectors = [self.layout.split(row) for row in rows]
-        totals: list[Tensor] = []
+        totals: list[list[Tensor]] = []
         mine = distributed.share(len(self))
         for start in range(mine.start, mine.stop, self.batch_size):
             batch = self._batch(start, min(start + self.batch_size, mine.stop), snapshot)
             keep = self._kept.get(start) is batch
             for k, v in enumerate(vectors):
-                row = self.layout.row(batch.product(v, keep=keep or k + 1 < len(vectors)))
+                product = self.layout.owned(batch.product(v, keep=keep or k + 1 < len(vectors)), v)
                 if len(totals) <= k:
-                    totals.append(row)
+                    totals.append(product)
                 else:
-                    totals[k] += row
-        result = torch.stack(totals) if len(totals) > 1 else totals[0][None] if totals else torch.zeros_like(rows)
-        distributed.sum_([result])
-        return result.add_(rows, alpha=self.damping) if self.damping else result
+                    torch._foreach_add_(totals[k], product)
+        totals = totals or [self.layout.owned([None] * len(self.names), []) for _ in vectors]
+        distributed.sum_(t for total in totals for t in total)
+        return totals
 
     def _batch(self, start: int, stop: int, snapshot: Snapshot) -> Linearised:
         batch = self._kept.get(start)

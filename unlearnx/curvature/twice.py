@@ -149,12 +149,11 @@ class _FrozenBatchNorm(_Layer):
         return self.rstd * self._sums(dy, dx)[0]
 
     def gradients(self, dy, x, weight, needed):
-        scale, shift = self._sums(dy, x) if any(needed[1:]) else (None, None)
-        return [
-            self.tangent(dy, weight) if needed[0] else None,
-            self.rstd * (scale - self.mean * shift) if needed[1] else None,
-            shift if needed[2] else None,
-        ]
+        dx = self.tangent(dy, weight) if needed[0] else None
+        if not any(needed[1:]):
+            return dx, None, None
+        scale, shift = self._sums(dy, x)
+        return dx, self.rstd * (scale - self.mean * shift) if needed[1] else None, shift if needed[2] else None
 
     @staticmethod
     def _sums(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

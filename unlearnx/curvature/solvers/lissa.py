@@ -96,7 +96,8 @@ class LiSSA(Solver):
         return x
 
     def _run(self, solving: _Solving, generator: torch.Generator) -> Tensor:
-        operator, v = solving.operator, solving.v
+        operator, layout, v, scale = solving.operator, solving.operator.layout, solving.v, solving.scale
+        damping = self.damping + operator.damping / scale  # the operator's own at no cost
         batch_size = min(self.batch_size or len(operator), len(operator))
         depth = self._depth(solving, math.ceil(len(operator) / batch_size))
         enough = self.tolerance / 2 if self.scale == "auto" and batch_size == len(operator) else 0.0
@@ -105,10 +106,11 @@ class LiSSA(Solver):
         active = list(range(len(v)))
         solving.stopped = f"reached {depth} iterations"
         for iteration, batch in zip(range(depth), operator.minibatches(batch_size, generator), strict=False):
-            products = solving.products(h[active] if len(active) < len(h) else h, batch)
+            products = batch.curvature([layout.split(h[k]) for k in active])
+            solving.iterations += len(active)
             updates = [math.nan] * len(v)
             steps = [
-                lissa_step_([h[k]], [v[k]], [product], self.damping, solving.scale)
+                lissa_step_(layout.split(h[k], wide=True), layout.split(v[k], wide=True), product, damping, scale)
                 for k, product in zip(active, products, strict=True)
             ]
             for k, update in zip(active, of_first_(torch.stack(steps)).tolist(), strict=True):

@@ -141,10 +141,10 @@ class _Solving:
         self.stopped = "the right-hand side is zero"
         self.scale = 0.0
 
-    def products(self, rows: Tensor, operator: CurvatureOperator | None = None) -> Tensor:
-        """Counted products, of the operator or of one of its mini-batches."""
+    def products(self, rows: Tensor) -> Tensor:
+        """Counted products."""
         self.iterations += len(rows)
-        return (operator or self.operator).products(rows)
+        return self.operator.products(rows)
 
     def relative(self, residuals: Tensor) -> Tensor:
         """Norms of the rows relative to the right-hand sides, (K,) in float64; 0 where these are zero."""

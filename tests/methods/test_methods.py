@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from unlearnx import Outcome, Request
 from unlearnx._data import materialize
-from unlearnx.curvature import CurvatureOperator, LiSSA, fisher_diagonal, grad_difference
+from unlearnx.curvature import ConjugateGradient, CurvatureOperator, Direct, LiSSA, fisher_diagonal, grad_difference
 from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain, SecondOrder
-from unlearnx.metrics import accuracy, mean_loss
+from unlearnx.metrics import accuracy, mean_loss, predict
 from unlearnx.models import Training
 
 METHODS = [
@@ -206,6 +206,70 @@ def test_curvature_products_are_counted(study):
     assert outcome.gradient_evaluations == points + (7 + 1) * 300  # and one product for the residual
 
 
+@pytest.mark.parametrize("solver", [ConjugateGradient(tolerance=1e-6), LiSSA(0.0, 50.0, None, 400), Direct()])
+@pytest.mark.parametrize("params", [None, "last:2"])
+def test_many_requests_at_once(study, solver, params):
+    """Each outcome is what a single request has whose curvature is that of the data as they were."""
+    model, request, _ = study
+    x, y = request.dataset.tensors
+    before = copy.deepcopy(model.state_dict())
+    requests = [Request.remove((x, y), range(a, a + 5)) for a in (0, 40, 100)]
+    method = SecondOrder(solver, damping=0.1, steps=1, step=1.0, params=params, points="forget", curvature_samples=None)
+    outcomes = method.many(model, requests)
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+    names = [k for k, _ in model.named_parameters()][-2 if params else 0 :]
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), damping=0.1, params=names)
+    for outcome, r in zip(outcomes, requests, strict=True):
+        difference = grad_difference(model, F.cross_entropy, r.forget_set, params=names)
+        expected = solver.solve(operator, {k: -t / 300 for k, t in difference.items()})
+        step = outcome.info["steps"][0]
+        assert step["residual"] == pytest.approx(expected.residual, abs=2e-6)
+        assert step["points"] == 5
+        assert outcome.gradient_evaluations == 5
+        if not outcome.info["applied"]:  # a removal may raise the loss on what stays
+            continue
+        state = outcome.model.state_dict()
+        for k in names:
+            torch.testing.assert_close(state[k], before[k] - expected.x[k], rtol=1e-3, atol=1e-4)
+        assert all(torch.equal(t, before[k]) for k, t in state.items() if k not in names)
+    assert any(outcome.info["applied"] for outcome in outcomes)
+
+
+def test_many_requests_one_of_them_done(study):
+    """A request whose labels the model agrees with, beside one with a line search and several steps."""
+    model, request, _ = study
+    x, y = request.dataset.tensors
+    corrected = predict(model, request.dataset)
+    wrong = Request.correct((x, y), request.corrected)
+    agreed = Request.correct((x, y), (x, corrected)) if not torch.equal(corrected, y) else wrong
+    done, applied = SecondOrder(steps=2).many(model, [agreed, wrong])
+    assert not done.info["applied"]
+    assert "agrees with every corrected label" in done.info["reason"]
+    assert applied.info["applied"]
+    assert len(applied.info["steps"]) == 2
+    assert applied.info["corrected_loss"][1] < applied.info["corrected_loss"][0]
+
+
+def test_many_clear_errors(study):
+    model, request, _ = study
+    x, y = request.dataset.tensors
+    with pytest.raises(ValueError, match="requests: is empty"):
+        SecondOrder().many(model, [])
+    with pytest.raises(ValueError, match="requests: belong to different datasets"):
+        SecondOrder().many(model, [request, Request.remove((x.clone(), y), [0])])
+
+
+def test_indefinite_curvature_is_not_applied(study):
+    model, request, _ = study
+    for outcome in (
+        SecondOrder(ConjugateGradient(tolerance=1e-6), kind="hessian")(model, request),
+        *SecondOrder(ConjugateGradient(tolerance=1e-6), kind="hessian").many(model, [request]),
+    ):
+        assert not outcome.info["applied"]
+        assert "the system is not positive definite" in outcome.info["reason"]
+        assert "with damping=" in outcome.info["reason"]
+
+
 @pytest.mark.parametrize("params", [None, "last:2"])
 @pytest.mark.parametrize("method", [SSD(), FirstOrder(), SecondOrder()], ids=lambda m: type(m).__name__)
 def test_train_mode_is_refused_where_it_matters(study, method, params):
@@ -224,7 +288,8 @@ def test_results_depend_on_the_seed_alone(study):
 def test_random_state_is_left_alone(study):
     model, request, _ = study
     before = torch.get_rng_state()
-    for method in (Retrain(epochs=1), FineTune(), FirstOrder(steps=1), SecondOrder()):
+    hessian = SecondOrder(ConjugateGradient(), kind="hessian")
+    for method in (Retrain(epochs=1), FineTune(), FirstOrder(steps=1), SecondOrder(), hessian):
         method(model, request)
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -9,7 +9,7 @@ take 8 of them a layer (2.67 forward+backward passes) or, on a graph that is kep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,9 +56,9 @@ class _Layer:
     def value(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def tangent(self, dx: Tensor, weight: Tensor) -> Tensor:
-        """The change of y for a change of x."""
-        return self.value(dx, weight, None)
+    def tangent(self, dx: Tensor, weight: Tensor, other: Tensor | None = None) -> Tensor:
+        """The change of y for a change of x, added to an `other` that may be overwritten."""
+        raise NotImplementedError
 
     def to_input(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient with respect to x."""
@@ -72,22 +72,22 @@ class _Layer:
         """The change of the weight's gradient for a change of x."""
         return self.to_weight(dy, dx, weight)
 
-    def to_bias(self, dy: Tensor) -> Tensor:
-        """Gradient with respect to the bias."""
-        raise NotImplementedError
-
-    def gradients(self, dy: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]) -> list[Tensor | None]:
+    def gradients(
+        self, dy: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]
+    ) -> Sequence[Tensor | None]:
         """Gradients with respect to x, weight and bias, those that are needed."""
-        return [
-            self.to_input(dy, x, weight) if needed[0] else None,
-            self.to_weight(dy, x, weight) if needed[1] else None,
-            self.to_bias(dy) if needed[2] else None,
-        ]
+        raise NotImplementedError
 
 
 class _Linear(_Layer):
     def value(self, x, weight, bias):
         return F.linear(x, weight, bias)
+
+    def tangent(self, dx, weight, other=None):
+        if other is not None and dx.dim() == 2:
+            return other.addmm_(dx, weight.mT)
+        y = F.linear(dx, weight)
+        return y if other is None else y.add_(other)
 
     def to_input(self, dy, x, weight):
         return dy @ weight
@@ -110,6 +110,10 @@ class _Convolution(_Layer):
 
     def value(self, x, weight, bias):
         return torch.ops.aten.convolution(x, weight, bias, *self.settings)
+
+    def tangent(self, dx, weight, other=None):
+        y = self.value(dx, weight, None)
+        return y if other is None else y.add_(other)
 
     def to_input(self, dy, x, weight):
         return self.gradients(dy, x, weight, (True, False, False))[0]
@@ -136,8 +140,9 @@ class _FrozenBatchNorm(_Layer):
         shift = -self.mean * scale if bias is None else bias - self.mean * scale
         return torch.addcmul(self._column(shift, x), x, self._column(scale, x))
 
-    def tangent(self, dx, weight):
-        return dx * self._column(self.rstd * weight, dx)
+    def tangent(self, dx, weight, other=None):
+        scale = self._column(self.rstd * weight, dx)
+        return dx * scale if other is None else other.addcmul_(dx, scale)
 
     def to_input(self, dy, x, weight):
         return self.tangent(dy, weight)
@@ -146,19 +151,14 @@ class _FrozenBatchNorm(_Layer):
         return self.gradients(dy, x, weight, (False, True, False))[1]
 
     def tangent_to_weight(self, dy, dx, weight):
-        return self.rstd * self._sums(dy, dx)[0]
+        return self.rstd * (affine_grad_diff(dx, dy, dim=1)[0] if dx.dim() > 2 else (dy * dx).sum(0))
 
     def gradients(self, dy, x, weight, needed):
         dx = self.tangent(dy, weight) if needed[0] else None
         if not any(needed[1:]):
             return dx, None, None
-        scale, shift = self._sums(dy, x)
+        scale, shift = affine_grad_diff(x, dy, dim=1) if x.dim() > 2 else ((dy * x).sum(0), dy.sum(0))
         return dx, self.rstd * (scale - self.mean * shift) if needed[1] else None, shift if needed[2] else None
-
-    @staticmethod
-    def _sums(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of dy * x and of dy, one a channel."""
-        return affine_grad_diff(x, dy, dim=1) if x.dim() > 2 else ((dy * x).sum(0), dy.sum(0))
 
 
 class _Forward(torch.autograd.Function):
@@ -203,8 +203,7 @@ class _Backward(torch.autograd.Function):
         if to_dweight is not None or to_dbias is not None:
             to_dy = layer.value(x, torch.zeros_like(weight) if to_dweight is None else to_dweight, to_dbias)
         if to_dx is not None:
-            tangent = layer.tangent(to_dx, weight)
-            to_dy = tangent if to_dy is None else tangent.add_(to_dy)
+            to_dy = layer.tangent(to_dx, weight, to_dy)
         to_x = to_weight = None
         if not ctx.mode.tangents:
             if to_dweight is not None and ctx.needs_input_grad[1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from torch.utils.data import TensorDataset
 from unlearnx._checks import Params, check_deterministic, select_params
 from unlearnx._data import materialize
 from unlearnx._losses import Loss
+from unlearnx._vectors import Vector
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss
@@ -39,6 +41,10 @@ class Outcome:
     seconds: float
     gradient_evaluations: int
     info: dict[str, Any] = field(default_factory=dict)
+
+
+# Writes what there is to say of the step to its record and returns its direction; None where there is no step to take.
+Opening = Callable[[dict[str, Any]], Vector | None]
 
 
 class NotApplied(Exception):
@@ -76,13 +82,16 @@ class Method:
             ValueError: an argument does not fit, the model is in a mode that changes the answer, or importances or
                 gradients are not finite.
         """
+        return self._on_copy(model, request, None)
+
+    def _on_copy(self, model: nn.Module, request: Request, opening: Opening | None) -> Outcome:
         start = time.perf_counter()
         if self._needs_eval:
             check_deterministic(model)
         working = copy.deepcopy(model)
         names = self._names(working)
         cut = FrozenPrefix(working, names, request.dataset)
-        work = Work(self, cut.head, request.features(cut, batch_size=self.batch_size), names)
+        work = Work(self, cut.head, request.features(cut, batch_size=self.batch_size), names, opening)
         before = {name: t.clone() for name, t in cut.head.state_dict().items()}
         info: dict[str, Any] = {}
         try:
@@ -112,10 +121,21 @@ class Method:
 
 
 class Work:
-    """The head of a model at work on a request, with what has been spent."""
+    """The head of a model at work on a request, with what has been spent.
 
-    def __init__(self, method: Method, model: nn.Module, request: Request, names: list[str]):
+    An `opening` is a first direction that was found beforehand, together with those of other requests.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        request: Request,
+        names: list[str],
+        opening: Opening | None = None,
+    ):
         self.method, self.model, self.request, self.names = method, model, request, names
+        self.opening = opening
         self.gradient_evaluations = 0
         self.target = TensorDataset(*materialize(request.target))
         self.initial_loss = self.corrected_loss()

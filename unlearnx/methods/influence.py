@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
-from unlearnx._data import Data, size
+from unlearnx._checks import check_deterministic
+from unlearnx._data import Data, materialize, size
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA, grad_difference
-from unlearnx.curvature.solvers import Solver
-from unlearnx.methods.base import Method, NotApplied, Work
+from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.solvers import Solution, Solver
+from unlearnx.methods.base import Method, NotApplied, Opening, Outcome, Work
+from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss, predict
 
 SEARCH_SAMPLES = 10_000  # of the corrected data, for the line search; every step is then checked on all of it
@@ -63,15 +68,17 @@ class _InfluenceUpdate(Method):
         loss, guess = work.initial_loss, self._first_guess(work)
         with progress_bar(type(self).__name__, self.steps, self.progress) as advance:
             for _ in range(self.steps):
-                old, new = _points(work, self.points, self.points_per_step, generator)
-                record: dict[str, Any] = {"points": len(old)}  # type: ignore[arg-type]
-                if not record["points"]:
-                    info["stopped"] = "the model agrees with every corrected label"
-                    break
+                record: dict[str, Any] = {}
                 info["steps"].append(record)
                 start = position.read()
+                opening = work.opening or partial(self._opening, work, generator)
+                work.opening = None
                 try:
-                    direction = self._direction(work, self._difference(work, old, new), record)
+                    direction = opening(record)
+                    if direction is None:
+                        info["steps"].pop()
+                        info["stopped"] = "the model agrees with every corrected label"
+                        break
                     step = self._fixed_step()
                     halvings = 0
                     if step is None:
@@ -97,7 +104,16 @@ class _InfluenceUpdate(Method):
         if loss >= work.initial_loss:
             raise NotApplied(info["stopped"])
 
-    def _difference(self, work: Work, old: Data, new: Data | None) -> Vector:
+    def _opening(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
+        difference = self._difference(work, generator, record)
+        return None if difference is None else self._direction(work, difference, record)
+
+    def _difference(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
+        """Summed gradient differences of the points that a step corrects; None where there are none."""
+        old, new = _points(work, self.points, self.points_per_step, generator)
+        record["points"] = len(old)  # type: ignore[arg-type]
+        if not record["points"]:
+            return None
         work.gradient_evaluations += size(old)
         difference = grad_difference(work.model, self.loss_fn, old, new, params=work.names, batch_size=self.batch_size)
         return difference if new is not None else scaled(difference, -1.0)  # a removal has nothing new: 0 - grad
@@ -252,24 +268,20 @@ class SecondOrder(_InfluenceUpdate):
         return 1.0
 
     def _direction(self, work: Work, difference: Vector, record: dict[str, Any]) -> Vector:
-        operator = CurvatureOperator(
-            work.model,
-            self.loss_fn,
-            self._curvature_data(work),
-            kind=self.kind,
-            damping=self.damping,
-            params=work.names,
-            batch_size=max(self.batch_size, 1024),
-        )
+        operator = self._operator(work, work.target)
         try:
             solution = self.solver.solve(operator, scaled(difference, 1 / size(work.request.dataset)))
         except IndefiniteSystem as reason:
             raise NotApplied(str(reason)) from reason
         work.gradient_evaluations += operator.evaluations
+        return self._checked(solution, record)
+
+    def _checked(self, solution: Solution, record: dict[str, Any]) -> Vector:
         record.update(
             residual=solution.residual,
             converged=solution.converged,
             iterations=solution.iterations,
+            solver=solution.stopped,
             scale=solution.scale,
         )
         if solution.diverged:
@@ -278,9 +290,97 @@ class SecondOrder(_InfluenceUpdate):
             )
         return solution.x
 
-    def _curvature_data(self, work: Work) -> Data:
-        n = size(work.target)
-        if self.curvature_samples is None or self.curvature_samples >= n:
-            return work.target
-        generator = torch.Generator().manual_seed(self.seed)
-        return work.target[torch.randperm(n, generator=generator)[: self.curvature_samples]]
+    def many(self, model: torch.nn.Module, requests: Sequence[Request]) -> list[Outcome]:
+        """Apply the method to `model` for each of several requests by itself, with the first steps solved together.
+
+        The curvature of these first steps is that of the data as they were learned, the same for all requests; later
+        steps go on from different models and are solved one by one. An outcome's seconds and gradient evaluations
+        are its own, without the common solution's.
+
+        Args:
+            model: as for a single request; it is left alone.
+            requests: on one and the same dataset.
+
+        Returns:
+            An outcome for each request, in order.
+
+        Raises:
+            ValueError: there are no requests, or their datasets differ; and as for a single request.
+        """
+        if not requests:
+            raise ValueError("requests: is empty, expected at least one")
+        dataset = requests[0].dataset
+        if not all(_same(request.dataset, dataset) for request in requests):
+            raise ValueError("requests: belong to different datasets, expected the same object in all of them")
+        check_deterministic(model)
+        names = self._names(model)
+        cut = FrozenPrefix(model, names, dataset)
+        features = TensorDataset(*materialize(cut.features(dataset, batch_size=self.batch_size)))
+        works = [Work(self, cut.head, r.on(features, cut, batch_size=self.batch_size), names) for r in requests]
+        own = replace(self, params=names)  # the names mean the same in the head
+        outcomes = []
+        for work, opening in zip(works, self._openings(works, features), strict=True):
+            outcome = own._on_copy(cut.head, work.request, opening)
+            outcome.model = _with_parameters(model, outcome.model, names)
+            outcome.gradient_evaluations += work.gradient_evaluations
+            outcomes.append(outcome)
+        return outcomes
+
+    def _openings(self, works: list[Work], data: TensorDataset) -> list[Opening]:
+        """First directions of all works, from one solution with the curvature on `data`."""
+        records: list[dict[str, Any]] = [{} for _ in works]
+        differences = [
+            self._difference(work, torch.Generator().manual_seed(self.seed), record)
+            for work, record in zip(works, records, strict=True)
+        ]
+        found = [d for d in differences if d is not None]
+        parts: Iterator[Solution | IndefiniteSystem] = iter(())
+        if found:
+            operator = self._operator(works[0], data)
+            rows = {name: torch.stack([d[name] for d in found]) / size(data) for name in found[0]}
+            try:
+                solution = self.solver.solve(operator, rows)
+                parts = iter([solution.part(k) for k in range(len(found))])
+            except IndefiniteSystem as reason:
+                parts = repeat(reason)
+
+        def opening(points: dict[str, Any], part: Solution | IndefiniteSystem | None, record: dict[str, Any]):
+            record.update(points)
+            if isinstance(part, IndefiniteSystem):
+                raise NotApplied(str(part))
+            return None if part is None else self._checked(part, record)
+
+        return [
+            partial(opening, record, None if difference is None else next(parts))
+            for record, difference in zip(records, differences, strict=True)
+        ]
+
+    def _operator(self, work: Work, data: TensorDataset) -> CurvatureOperator:
+        n = size(data)
+        if self.curvature_samples is not None and self.curvature_samples < n:
+            generator = torch.Generator().manual_seed(self.seed)
+            data = TensorDataset(*data[torch.randperm(n, generator=generator)[: self.curvature_samples]])
+        return CurvatureOperator(
+            work.model,
+            self.loss_fn,
+            data,
+            kind=self.kind,
+            damping=self.damping,
+            params=work.names,
+            batch_size=max(self.batch_size, 1024),
+        )
+
+
+def _same(a: Dataset[Any], b: Dataset[Any]) -> bool:
+    if type(a) is type(b) is TensorDataset:  # requests on the same tensors have datasets of their own
+        return all(s is t for s, t in zip(a.tensors, b.tensors, strict=True))
+    return a is b
+
+
+def _with_parameters(model: torch.nn.Module, source: torch.nn.Module, names: list[str]) -> torch.nn.Module:
+    """A copy of `model` with the parameters of these names from `source`."""
+    result = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in names:
+            result.get_parameter(name).copy_(source.get_parameter(name))
+    return result

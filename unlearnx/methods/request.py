@@ -132,6 +132,14 @@ class Request:
         if cut.prefix is None:
             return self
         before = cut.features(self.dataset, batch_size=batch_size, dtype=dtype)
+        return self.on(before, cut, batch_size=batch_size, dtype=dtype)
+
+    def on(
+        self, before: Data, cut: FrozenPrefix, *, batch_size: int | None = None, dtype: torch.dtype | None = None
+    ) -> Request:
+        """The same request in the features of a frozen prefix, `before` being those of the dataset."""
+        if cut.prefix is None:
+            return self
         assert isinstance(before, TensorDataset)
         correction = self.correction
         if self.corrected is None or correction is None:

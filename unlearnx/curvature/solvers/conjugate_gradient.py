@@ -64,7 +64,7 @@ class ConjugateGradient(Solver):
             solving.stopped = f"reached {self.iterations} iterations"
 
     def _refuse(self, solving: _Solving, quotient: float) -> None:
-        spectrum = solving.operator.spectrum()
+        spectrum = solving.operator.spectrum(generator=torch.Generator().manual_seed(0))
         raise IndefiniteSystem(self, solving.operator, min(quotient, spectrum.smallest), spectrum.largest)
 
 

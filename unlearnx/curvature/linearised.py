@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -158,11 +159,16 @@ def _saved(node) -> Iterator[Tensor]:
     if hasattr(node, "saved_tensors"):  # a torch.autograd.Function
         values = list(node.saved_tensors)
     else:
-        values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        values = [getattr(node, name) for name in _saved_names(type(node))]
     for value in values:
         for t in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(t, Tensor):
                 yield t
+
+
+@cache
+def _saved_names(node: type) -> list[str]:
+    return [name for name in dir(node) if name.startswith("_saved_")]
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
     RandomSampler,
+    SequentialSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -83,11 +85,29 @@ def materialize(data: Data) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
 
+def _check_visits_all(loader: DataLoader[Any]) -> None:
+    sampler = loader.sampler
+    in_order = type(sampler) is SequentialSampler
+    shuffled = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size(loader)
+    plain = type(loader.batch_sampler) is BatchSampler
+    if loader.drop_last or not plain or not (in_order or shuffled):
+        raise ValueError(
+            f"data: is a DataLoader with {type(sampler).__name__} and drop_last={loader.drop_last}, expected one that "
+            "visits each sample once; pass its dataset, or a Subset of it"
+        )
+
+
 class Samples:
-    """The samples of `data` by number, read when they are asked for; of a DataLoader, those of its dataset."""
+    """The samples of `data` by number, read when they are asked for; of a DataLoader, those of its dataset.
+
+    Raises:
+        ValueError: there are none, or a DataLoader does not visit each sample of its dataset once.
+    """
 
     def __init__(self, data: Data):
         self._n = size(data)
+        if isinstance(data, DataLoader):
+            _check_visits_all(data)
         self._pair = None if isinstance(data, DataLoader) else _tensors(data)
         self._data = data
 

@@ -10,10 +10,6 @@ from torch import Tensor
 Vector = dict[str, Tensor]
 
 
-def norm(a: Vector) -> float:
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in a.values()])))
-
-
 def scaled(a: Vector, factor: float) -> Vector:
     return {k: t * factor for k, t in a.items()}
 
@@ -55,8 +51,8 @@ class Layout:
                 t = torch.zeros(shape, dtype=self.dtype, device=self.device)
             elif t.dtype != self.dtype:
                 t = t.to(self.dtype)
-            elif t.untyped_storage().data_ptr() in taken:
-                t = t.clone()
+            elif t.untyped_storage().data_ptr() in taken or 0 in t.stride():  # an expanded number
+                t = t.clone(memory_format=torch.contiguous_format)
             taken.add(t.untyped_storage().data_ptr())
             result.append(t)
         return result
@@ -82,6 +78,8 @@ class Layout:
                 raise ValueError(
                     f"{what}[{name!r}] has shape {list(v[name].shape)}, expected {list(shape)}, or K of these"
                 )
+        if count == 0:
+            raise ValueError(f"{what}: holds no vectors, expected at least one")
         parts = [v[name].to(self.device, self.dtype).reshape(count, -1) for name in self._shapes]
         return torch.cat(parts, 1), single
 

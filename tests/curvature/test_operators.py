@@ -5,6 +5,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from zoo import ZOO, build
 
 from unlearnx.curvature import CurvatureOperator, operators
@@ -94,6 +95,95 @@ def test_matvec_of_every_layer(name, kind):
     for _ in range(2):  # fresh and kept
         for (k, product), e in zip(operator.matvec(v).items(), expected, strict=True):
             torch.testing.assert_close(product, e, rtol=1e-8, atol=1e-10, msg=k)
+
+
+class Unusual(torch.nn.Module):
+    """Uses of layers that only torch's own functions can be differentiated through."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.a, self.b, self.last = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 3)
+        self.scale, self.use = torch.nn.Parameter(torch.ones(2)), use
+        self.register_buffer("turn", torch.randn(6, 6, dtype=torch.complex128))
+
+    def forward(self, x):
+        return self.last(self.use(self, self.a(x).tanh()))
+
+
+def _inner_gradient(m, h):
+    with torch.enable_grad():
+        loss = m.b(h).square().mean()
+        step = torch.autograd.grad(loss, m.b.weight, create_graph=True)[0]
+    return F.linear(h, m.b.weight - step)
+
+
+def _input_gradient(m, h):
+    with torch.enable_grad():
+        return torch.autograd.grad(m.b(h).tanh().sum(), h, create_graph=True)[0]
+
+
+UNUSUAL = {
+    "checkpoint": lambda m, h: checkpoint(lambda z: m.b(z).tanh(), h, use_reentrant=False),
+    "inner gradient": _inner_gradient,
+    "inner gradient of inputs": _input_gradient,
+    "complex": lambda m, h: F.linear(h.to(torch.complex128), m.turn).abs() * m.b.bias + m.b(h),
+    "vmap": lambda m, h: torch.func.vmap(m.b)(h).tanh(),
+    "one output": lambda m, h: m.b(h) * F.linear(h, m.b.bias)[:, None],
+    "a sum of parameters": lambda m, h: m.b(h).tanh() * m.scale.sum(),
+    "changed in place afterwards": lambda m, h: m.b(h).tanh() + h.clone().mul_(2),
+}
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+@pytest.mark.parametrize("use", UNUSUAL)
+def test_unusual_uses(use, kind):
+    _, x, y = build("mlp")
+    model = Unusual(UNUSUAL[use]).double()
+    v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
+    expected = plain_product(model, x, y, list(v.values()), kind)
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind, damping=0.1)
+    for (k, product), e in zip(operator.matvec(v).items(), expected, strict=True):
+        torch.testing.assert_close(product, e + 0.1 * v[k], rtol=1e-8, atol=1e-10, msg=k)
+
+
+def test_changes_that_make_it_invalid_are_refused():
+    model, x, y = build("cnn")
+    v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y))
+    operator.matvec(v)
+    model.train()
+    with pytest.raises(ValueError, match="BatchNorm2d '1' is in train mode"):
+        operator.matvec(v)
+    model.eval()
+    names = ["6.weight", "6.bias"]
+    last = CurvatureOperator(model, F.cross_entropy, (x, y), params=names)
+    last.matvec({k: v[k] for k in names})
+    model[0].weight.data.mul_(2)
+    with pytest.raises(ValueError, match="model: changed before the chosen parameters"):
+        last.matvec({k: v[k] for k in names})
+
+
+def test_loaders_of_some_samples_are_refused():
+    model, x, y = build("mlp")
+    data = torch.utils.data.TensorDataset(x, y)
+    for options in (dict(sampler=torch.utils.data.SubsetRandomSampler(range(4))), dict(drop_last=True)):
+        loader = torch.utils.data.DataLoader(data, batch_size=2, **options)
+        for params in (None, "last:2"):
+            with pytest.raises(ValueError, match="expected one that visits each sample once"):
+                CurvatureOperator(model, F.cross_entropy, loader, params=params)
+
+
+def test_models_without_a_tensor_are_refused():
+    class Named(torch.nn.Linear):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    _, x, y = build("mlp")
+    model = Named(6, 3).double()
+    v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
+    for kind in ("ggn", "hessian"):
+        with pytest.raises(ValueError, match="model: returned dict, expected a tensor"):
+            CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind).matvec(v)
 
 
 @pytest.mark.parametrize("kind", ["ggn", "hessian"])
@@ -308,5 +398,9 @@ def test_wrong_vectors():
     v = {k: torch.zeros(2, *p.shape) for k, p in model.named_parameters()}
     with pytest.raises(ValueError, match="v: holds 2 vectors, expected one; matmat takes several"):
         operator.matvec(v)
+    with pytest.raises(ValueError, match="v: holds no vectors"):
+        operator.matmat({k: t[:0] for k, t in v.items()})
+    with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
+        next(operator.minibatches(0))
     with pytest.raises(ValueError, match="v: is one vector, expected K"):
         operator.matmat({k: t[0] for k, t in v.items()})

@@ -4,7 +4,7 @@ from unlearnx.curvature.fisher import fisher_diagonal
 from unlearnx.curvature.gradients import grad_difference, per_sample_grad_difference
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.curvature.solvers import ConjugateGradient, Direct, IndefiniteSystem, LiSSA, NystromPCG, Solution
+from unlearnx.curvature.solvers import ConjugateGradient, Direct, IndefiniteSystem, LiSSA, NystromPCG, Solution, Solver
 from unlearnx.curvature.spectrum import Spectrum
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LiSSA",
     "NystromPCG",
     "Solution",
+    "Solver",
     "Spectrum",
     "fisher_diagonal",
     "grad_difference",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ Values = Sequence[Tensor]
 
 
 class Snapshot:
-    """The parameters and buffers of a model as they were: what is kept cannot go stale unnoticed.
+    """The parameters and buffers of a model as they were, to notice when they have changed, in whatever way.
 
     Attributes:
         leaves: the chosen parameters, requiring gradients.
@@ -36,7 +35,7 @@ class Snapshot:
         return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
     def is_current(self, model: nn.Module) -> bool:
-        """Whether the model still has these values, bit by bit, on the same device."""
+        """Whether the model still has these values, on the same device; never, where one is NaN."""
         kept = {**self.leaves, **self.rest}
         now = self._tensors(model)
         return now.keys() == kept.keys() and all(
@@ -60,6 +59,9 @@ class Linearised:
         with torch.enable_grad():
             with _differentiable_attention(), self.mode:
                 output = functional_call(model, (snapshot.leaves, snapshot.rest), (x,))
+            if not isinstance(output, Tensor):
+                raise ValueError(f"model: returned {type(output).__name__}, expected a tensor of a row a sample")
+            self.mode.recording = True
             with _differentiable_attention():
                 self._record(output, loss, y)
 
@@ -75,8 +77,8 @@ class Linearised:
         raise NotImplementedError
 
     def bytes(self) -> int:
-        """Memory of the tensors that the graph keeps."""
-        return saved_bytes(self.roots())
+        """Memory of the tensors that the graph keeps, the snapshot's left out."""
+        return saved_bytes(self.roots(), [*self.snapshot.leaves.values(), *self.snapshot.rest.values()])
 
     def _backward(
         self, outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], gradients: Values, *, keep: bool
@@ -133,16 +135,17 @@ class GaussNewton(Linearised):
         return list(self._backward([self.output], self.leaves, [curved], keep=keep))
 
     def roots(self) -> list[Tensor]:
-        return [t for t in (self.output, *self.transposed) if t is not None]
+        return [t for t in (self.output, self.slope, *self.transposed) if t is not None]
 
 
 KINDS: dict[str, type[Linearised]] = {"hessian": Hessian, "ggn": GaussNewton}
 
 
-def saved_bytes(roots: Sequence[Tensor]) -> int:
-    """Memory of all tensors saved in the graphs behind `roots`, each storage counted once."""
+def saved_bytes(roots: Sequence[Tensor], others: Sequence[Tensor]) -> int:
+    """Memory of all tensors saved in the graphs behind `roots`, each storage counted once, those of `others` not."""
     seen: set[object] = set()
     storages: dict[int, int] = {}
+    known = {t.untyped_storage().data_ptr() for t in others}
     stack = [t.grad_fn for t in roots]
     while stack:
         node = stack.pop()
@@ -152,23 +155,28 @@ def saved_bytes(roots: Sequence[Tensor]) -> int:
         stack += [following for following, _ in node.next_functions]
         for t in _saved(node):
             storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-    return sum(storages.values())
+    return sum(size for pointer, size in storages.items() if pointer not in known)
 
 
 def _saved(node) -> Iterator[Tensor]:
     if hasattr(node, "saved_tensors"):  # a torch.autograd.Function
         values = list(node.saved_tensors)
     else:
-        values = [getattr(node, name) for name in _saved_names(type(node))]
+        values = [getattr(node, name) for name in _saved_names(type(node).__name__, node)]
     for value in values:
         for t in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(t, Tensor):
                 yield t
 
 
-@cache
-def _saved_names(node: type) -> list[str]:
-    return [name for name in dir(node) if name.startswith("_saved_")]
+_names_of: dict[str, list[str]] = {}
+
+
+def _saved_names(kind: str, node) -> list[str]:
+    """Names of what a kind of node saves; there are few kinds, and a node has many names."""
+    if kind not in _names_of:
+        _names_of[kind] = [name for name in dir(node) if name.startswith("_saved_")]
+    return _names_of[kind]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,15 @@ from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.spectrum import Spectrum, lanczos, rademacher
 
 SHARE_OF_MEMORY = 0.25  # of what is free, for graphs that are kept
+TRACED = 8  # vectors at once
+
+
+def check_curvature(kind: str, damping: float) -> None:
+    """Refuse an unknown kind of curvature, and a damping that is negative or no number."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    if not 0 <= damping < math.inf:
+        raise ValueError(f"damping is {damping}, expected a number >= 0")
 
 
 class CurvatureOperator:
@@ -32,10 +42,12 @@ class CurvatureOperator:
     with the same data; each works on its share of the samples, and all have the same result.
 
     Args:
-        model: in eval mode, or without layers that mix samples. Its parameters are read when a product is taken.
+        model: in eval mode, or without layers that mix samples. Its parameters are read when a product is taken,
+            but those that come before the chosen ones may not change.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
         data: pairs (x, y): tensors, a Dataset or a DataLoader (whose dataset is read by number, in `batch_size`
             samples at once). It may be larger than memory; behind a frozen part of the model, its features may not.
+            Data that are changed in place may go unnoticed.
         kind: ``"hessian"``, or ``"ggn"`` for the generalised Gauss-Newton matrix, which has no negative
             eigenvalues where the loss is convex in the output.
         damping: multiple of the identity to add, >= 0.
@@ -73,15 +85,13 @@ class CurvatureOperator:
         params: Params = None,
         batch_size: int | None = None,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
-        if not 0 <= damping < math.inf:
-            raise ValueError(f"damping is {damping}, expected a number >= 0")
+        check_curvature(kind, damping)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         check_deterministic(model)
         self.kind, self.damping, self.batch_size = kind, damping, batch_size or BATCH_SIZE
         self.names = select_params(model, params)
+        Samples(data)  # refuses here what the features would hide
         cut = FrozenPrefix(model, self.names, data)
         self.model = cut.head
         own = dict(self.model.named_parameters())
@@ -90,7 +100,7 @@ class CurvatureOperator:
         self.layout = Layout({name: own[name] for name in self.names})
         self._samples = Samples(cut.features(data, batch_size=batch_size))
         self._order = torch.arange(len(self._samples))
-        self._shared = _Shared(self.model, self.names, SampleLoss(loss_fn))
+        self._shared = _Shared(self.model, cut.prefix, self.names, SampleLoss(loss_fn))
         self._kept: dict[int, Linearised] = {}
 
     def __len__(self) -> int:
@@ -183,6 +193,10 @@ class CurvatureOperator:
 
     def minibatches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[CurvatureOperator]:
         """Operators of consecutive batches of one random order of the data, over and over, without end."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if batch_size >= len(self):  # nothing to gather, and the same graphs to keep
+            yield from itertools.repeat(self)
         drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
         order = self._order[distributed.of_first_(drawn).cpu()]
         parts: list[CurvatureOperator] = []
@@ -236,8 +250,13 @@ class CurvatureOperator:
         """
         if samples < 1:
             raise ValueError(f"samples is {samples}, expected at least 1")
-        z = distributed.of_first_(rademacher(samples, self.layout.size, generator).to(self._like()))
-        return float((z * self.products(z)).sum(dtype=torch.float64)) / samples
+        total = 0.0
+        with self.fixed():
+            for start in range(0, samples, TRACED):
+                signs = rademacher(min(TRACED, samples - start), self.layout.size, generator)
+                z = distributed.of_first_(signs.to(self._like()))
+                total += float((z * self.products(z)).sum(dtype=torch.float64))
+        return total / samples
 
     def _like(self) -> Tensor:
         return torch.empty(0, dtype=self.layout.dtype, device=self.layout.device)
@@ -246,8 +265,9 @@ class CurvatureOperator:
 class _Shared:
     """What an operator and those of its mini-batches have in common."""
 
-    def __init__(self, model: nn.Module, names: list[str], loss: SampleLoss):
+    def __init__(self, model: nn.Module, prefix: nn.Module | None, names: list[str], loss: SampleLoss):
         self.model, self.names, self.loss = model, names, loss
+        self._prefix = None if prefix is None else (prefix, Snapshot(prefix, []))
         self.evaluations = 0
         self.fixed = False
         self._snapshot: Snapshot | None = None
@@ -258,19 +278,26 @@ class _Shared:
 
     def snapshot(self) -> Snapshot:
         """The model as it is now, the same object as long as the model is the same."""
-        if self._snapshot is None or not (self.fixed or self._snapshot.is_current(self.model)):
+        if self._snapshot is not None and self.fixed:
+            return self._snapshot
+        check_deterministic(self.model)
+        if self._prefix is not None and not self._prefix[1].is_current(self._prefix[0]):
+            raise ValueError("model: changed before the chosen parameters, whose inputs are kept; make a new operator")
+        if self._snapshot is None or not self._snapshot.is_current(self.model):
             self._snapshot = Snapshot(self.model, self.names)
         return self._snapshot
 
     def linearise(self, kind: type[Linearised], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> Linearised:
         device = model_device(self.model)
         x, y = x.to(device), y.to(device)
-        if self._images and x.device.type == "cpu" and x.dim() == 4:
-            try:
-                return kind(self.model, self.loss, snapshot, x, y, samples, images=True)
-            except RuntimeError:  # a forward may ask for the usual order of memory
-                self._images = False
-        return kind(self.model, self.loss, snapshot, x, y, samples, images=False)
+        if not (self._images and x.device.type == "cpu" and x.dim() == 4):
+            return kind(self.model, self.loss, snapshot, x, y, samples, images=False)
+        try:
+            return kind(self.model, self.loss, snapshot, x, y, samples, images=True)
+        except RuntimeError:  # a forward may ask for the usual order of memory
+            batch = kind(self.model, self.loss, snapshot, x, y, samples, images=False)
+            self._images = False  # it was that
+            return batch
 
     def keep(self, batch: Linearised, samples: int) -> bool:
         """Whether there is memory to keep the batch; it counts from then on."""

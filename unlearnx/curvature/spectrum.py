@@ -11,6 +11,10 @@ from torch import Tensor
 from unlearnx._distributed import of_first_
 
 
+class NotFinite(ValueError):
+    """A product with the curvature has values that are NaN or infinite."""
+
+
 @dataclass
 class Spectrum:
     """Extreme eigenvalues.
@@ -41,7 +45,8 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int,
         tolerance: both error bounds at which to stop, relative to the largest modulus.
 
     Raises:
-        ValueError: a product is not finite, `iterations` or `tolerance` are not positive.
+        NotFinite: a product is not finite.
+        ValueError: `iterations` or `tolerance` are not positive.
 
     Source: Paige, "Accuracy and effectiveness of the Lanczos algorithm for the symmetric eigenproblem", 1980.
     """
@@ -59,7 +64,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int,
         beta = float(of_first_(image.norm()))
         diagonal.append(alpha)
         if not (abs(alpha) + beta < float("inf")):
-            raise ValueError(f"the curvature product is not finite at iteration {len(diagonal)}")
+            raise NotFinite(f"the curvature product is not finite at iteration {len(diagonal)}")
         tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
         if off_diagonal:
             sides = torch.tensor(off_diagonal, dtype=torch.float64)

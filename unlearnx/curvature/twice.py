@@ -25,20 +25,22 @@ from unlearnx.ops.affine_grad import affine_grad_diff
 class TwiceDifferentiable(TorchFunctionMode):
     """Runs linear layers, convolutions and frozen batch normalisation in a form that is cheap to differentiate twice.
 
-    Weights must be leaves: the values of their first gradients are not computed where the graph is recorded.
+    Layers whose weights are leaves, that is: where others are recorded, torch's own functions are at work.
 
     Args:
         images: convolutions take their input in the order of memory that is fastest on the CPU.
 
     Attributes:
-        values: whether gradients recorded from here on are to have values, or only a graph.
+        recording: whether the gradients taken from here on are those to differentiate again. The weights' have no
+            values then, only a graph. Before, a forward pass may take gradients of its own.
+        values: whether the gradients of inputs are to have values.
         tangents: whether backward passes from here on differentiate recorded gradients with respect to the output's
             gradient alone, and not to inputs and weights.
     """
 
     def __init__(self, *, images: bool):
         super().__init__()
-        self.images, self.values, self.tangents = images, True, False
+        self.images, self.recording, self.values, self.tangents = images, False, True, False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -151,14 +153,22 @@ class _FrozenBatchNorm(_Layer):
         return self.gradients(dy, x, weight, (False, True, False))[1]
 
     def tangent_to_weight(self, dy, dx, weight):
-        return self.rstd * (affine_grad_diff(dx, dy, dim=1)[0] if dx.dim() > 2 else (dy * dx).sum(0))
+        return self.rstd * self._sums(dy, dx)[0]
 
     def gradients(self, dy, x, weight, needed):
         dx = self.tangent(dy, weight) if needed[0] else None
         if not any(needed[1:]):
             return dx, None, None
-        scale, shift = affine_grad_diff(x, dy, dim=1) if x.dim() > 2 else ((dy * x).sum(0), dy.sum(0))
+        scale, shift = self._sums(dy, x)
         return dx, self.rstd * (scale - self.mean * shift) if needed[1] else None, shift if needed[2] else None
+
+    @staticmethod
+    def _sums(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of dy * x and of dy, one a channel."""
+        if x.dim() > 2 and not torch.is_grad_enabled():
+            return affine_grad_diff(x, dy, dim=1)
+        dims = [d for d in range(x.dim()) if d != 1]
+        return (dy * x).sum(dims), dy.sum(dims)
 
 
 class _Forward(torch.autograd.Function):
@@ -189,6 +199,8 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(dy, x, weight)
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.mode = layer, mode
+        if not mode.recording:
+            return tuple(layer.gradients(dy, x, weight, needed))
         dx = None
         if needed[0]:
             dx = layer.to_input(dy, x, weight) if mode.values else _no_value(dy, x.shape)
@@ -218,18 +230,23 @@ def _no_value(like: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _applies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether there is something to differentiate twice, in the dtype that the arguments have."""
+    """Whether there is something to differentiate twice, and nothing about it that only torch's own functions know."""
+    tensors = [t for t in (x, weight, bias) if t is not None]
     return (
         torch.is_grad_enabled()
         and weight is not None
-        and all(t is None or t.is_leaf for t in (weight, bias))
-        and any(t is not None and t.requires_grad for t in (x, weight, bias))
+        and all(t.is_leaf for t in tensors[1:])
+        and any(t.requires_grad for t in tensors[1:])
+        and all(t.dtype == x.dtype and t.is_floating_point() for t in tensors)
         and not torch.is_autocast_enabled(x.device.type)
+        # Checkpoints replay a part of the model outside of the mode; torch.func asks more of a Function.
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
 def _linear(mode: TwiceDifferentiable, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    if input.dim() < 2 or not _applies(input, weight, bias):
+    if input.dim() < 2 or weight.dim() != 2 or not _applies(input, weight, bias):
         return NotImplemented
     return _Forward.apply(input, weight, bias, _Linear(), mode)
 
@@ -263,6 +280,8 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     if training or running_mean is None or running_var is None or not _applies(input, weight, bias):
+        return NotImplemented
+    if running_mean.dtype != input.dtype:
         return NotImplemented
     return _Forward.apply(input, weight, bias, _FrozenBatchNorm(running_mean, running_var, eps), mode)
 

@@ -18,6 +18,7 @@ from unlearnx._data import Data, materialize, size
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA, grad_difference
+from unlearnx.curvature.operators import check_curvature
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.solvers import Solution, Solver
 from unlearnx.methods.base import Method, NotApplied, Opening, Outcome, Work
@@ -260,6 +261,11 @@ class SecondOrder(_InfluenceUpdate):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_size("step", self.step)
+        if not isinstance(self.solver, Solver):
+            raise ValueError(f"solver is {self.solver!r}, expected one such as LiSSA() or ConjugateGradient()")
+        check_curvature(self.kind, self.damping)
+        if self.curvature_samples is not None and self.curvature_samples < 1:
+            raise ValueError(f"curvature_samples is {self.curvature_samples}, expected at least 1")
 
     def _fixed_step(self) -> float | None:
         return _check_size("step", self.step)
@@ -268,7 +274,7 @@ class SecondOrder(_InfluenceUpdate):
         return 1.0
 
     def _direction(self, work: Work, difference: Vector, record: dict[str, Any]) -> Vector:
-        operator = self._operator(work, work.target)
+        operator = self._operator(work.model, work.names, work.target)
         try:
             solution = self.solver.solve(operator, scaled(difference, 1 / size(work.request.dataset)))
         except IndefiniteSystem as reason:
@@ -316,27 +322,28 @@ class SecondOrder(_InfluenceUpdate):
         names = self._names(model)
         cut = FrozenPrefix(model, names, dataset)
         features = TensorDataset(*materialize(cut.features(dataset, batch_size=self.batch_size)))
-        works = [Work(self, cut.head, r.on(features, cut, batch_size=self.batch_size), names) for r in requests]
         own = replace(self, params=names)  # the names mean the same in the head
+        on_features = [request.on(features, cut, batch_size=self.batch_size) for request in requests]
         outcomes = []
-        for work, opening in zip(works, self._openings(works, features), strict=True):
-            outcome = own._on_copy(cut.head, work.request, opening)
+        for request, opening in zip(on_features, own._openings(cut.head, features, on_features), strict=True):
+            outcome = own._on_copy(cut.head, request, opening)
             outcome.model = _with_parameters(model, outcome.model, names)
-            outcome.gradient_evaluations += work.gradient_evaluations
+            outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
             outcomes.append(outcome)
         return outcomes
 
-    def _openings(self, works: list[Work], data: TensorDataset) -> list[Opening]:
-        """First directions of all works, from one solution with the curvature on `data`."""
-        records: list[dict[str, Any]] = [{} for _ in works]
+    def _openings(self, model: torch.nn.Module, data: TensorDataset, requests: list[Request]) -> list[Opening]:
+        """First directions of all requests, from one solution with the curvature on `data`."""
+        names = self._names(model)
+        records: list[dict[str, Any]] = [{} for _ in requests]
         differences = [
-            self._difference(work, torch.Generator().manual_seed(self.seed), record)
-            for work, record in zip(works, records, strict=True)
+            self._difference(Work(self, model, request, names), torch.Generator().manual_seed(self.seed), record)
+            for request, record in zip(requests, records, strict=True)
         ]
         found = [d for d in differences if d is not None]
         parts: Iterator[Solution | IndefiniteSystem] = iter(())
         if found:
-            operator = self._operator(works[0], data)
+            operator = self._operator(model, names, data)
             rows = {name: torch.stack([d[name] for d in found]) / size(data) for name in found[0]}
             try:
                 solution = self.solver.solve(operator, rows)
@@ -355,18 +362,18 @@ class SecondOrder(_InfluenceUpdate):
             for record, difference in zip(records, differences, strict=True)
         ]
 
-    def _operator(self, work: Work, data: TensorDataset) -> CurvatureOperator:
+    def _operator(self, model: torch.nn.Module, names: list[str], data: TensorDataset) -> CurvatureOperator:
         n = size(data)
         if self.curvature_samples is not None and self.curvature_samples < n:
             generator = torch.Generator().manual_seed(self.seed)
             data = TensorDataset(*data[torch.randperm(n, generator=generator)[: self.curvature_samples]])
         return CurvatureOperator(
-            work.model,
+            model,
             self.loss_fn,
             data,
             kind=self.kind,
             damping=self.damping,
-            params=work.names,
+            params=names,
             batch_size=max(self.batch_size, 1024),
         )
 

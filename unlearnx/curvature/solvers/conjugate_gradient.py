@@ -12,7 +12,7 @@ from unlearnx._distributed import of_first_
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ConjugateGradient(Solver):
     """Block conjugate gradients: K right-hand sides share their search directions.
 
@@ -39,9 +39,9 @@ class ConjugateGradient(Solver):
         residuals = solving.v.clone()
         open_ = (solving.norms > 0).nonzero().flatten()
         directions = _orthonormal(precondition(residuals[open_]))
+        if not len(open_):
+            return
         for iteration in range(1, self.iterations + 1):
-            if not len(open_):
-                return
             images = solving.products(directions)
             energy = of_first_((directions @ images.T).double())
             if not energy.isfinite().all():
@@ -55,30 +55,38 @@ class ConjugateGradient(Solver):
             residuals -= steps.T @ images
             relative = solving.relative(residuals)
             solving.history.append(relative.tolist())
+            if not relative.isfinite().all():
+                solving.stopped = f"not finite at iteration {iteration}"
+                return
             open_ = (relative > self.tolerance).nonzero().flatten()
-            solving.stopped = f"converged at iteration {iteration}"
+            if not len(open_):
+                solving.stopped = f"converged at iteration {iteration}"
+                return
             following = precondition(residuals[open_])
             overlap = torch.cholesky_solve((images @ following.T).double(), factor).to(directions)
             directions = _orthonormal(following - overlap.T @ directions)
-        if len(open_):
-            solving.stopped = f"reached {self.iterations} iterations"
+        solving.stopped = f"reached {self.iterations} iterations"
 
     def _refuse(self, solving: _Solving, quotient: float) -> None:
-        spectrum = solving.operator.spectrum(generator=torch.Generator().manual_seed(0))
-        raise IndefiniteSystem(self, solving.operator, min(quotient, spectrum.smallest), spectrum.largest)
+        spectrum = solving.operator.spectrum(iterations=200, tolerance=1e-3, generator=torch.Generator().manual_seed(0))
+        eigenvalue = min(quotient, spectrum.smallest)
+        raise IndefiniteSystem(self, solving.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    """An orthonormal basis of the rows' span, without those that depend on the ones before."""
+    """An orthonormal basis of the rows' span, of as many rows as are independent of each other.
+
+    What is smaller than the root of the precision is rounding for the most part: it is not conjugate to anything.
+    """
     norms = of_first_(rows.norm(dim=1, keepdim=True))
     rows = rows[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
     if len(rows) <= 1:
         return rows
-    q, r = torch.linalg.qr(rows.T)
-    return q.T[of_first_(r.diagonal().abs()) > 10 * torch.finfo(rows.dtype).eps ** 0.75]
+    _, values, basis = torch.linalg.svd(rows, full_matrices=False)
+    return basis[of_first_(values) > torch.finfo(rows.dtype).eps ** 0.5 * values[0]]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class NystromPCG(ConjugateGradient):
     """Conjugate gradients preconditioned by a random low-rank approximation of the curvature.
 

@@ -9,7 +9,7 @@ import torch
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
 
 ROWS = 32  # products at once
-LARGEST = 1 << 14  # parameters: 2 GiB in float64
+LARGEST = 1 << 14  # parameters: 2 GiB in float64, and twice as much again while it is solved
 
 
 @dataclass
@@ -32,6 +32,9 @@ class Direct(Solver):
             rows = torch.zeros(min(ROWS, size - start), size).to(solving.v)
             rows[:, start:].fill_diagonal_(1)
             matrix[start : start + ROWS] = solving.products(rows)
+        if not matrix.isfinite().all():
+            solving.stopped = "the product is not finite"
+            return
         matrix = (matrix + matrix.T) / 2
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed:

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from unlearnx._distributed import of_first_
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
+from unlearnx.curvature.spectrum import NotFinite
 from unlearnx.ops.lissa_step import lissa_step_
 
 ATTEMPTS = 5  # scales that "auto" tries
 GROWTH = 4.0  # from one of them to the next
-LONGEST = 10_000  # iterations that "auto" may take beyond 100 passes over the data
+LONGEST = 10_000  # iterations that "auto" may take where these are more than 100 passes over the data
+
+
+CONVERGED = "converged"
 
 
 @dataclass
@@ -60,22 +64,28 @@ class LiSSA(Solver):
         if not solving.norms.any():
             return
         generator = torch.Generator().manual_seed(self.seed)
-        solving.scale = self._scale(solving, generator)
+        try:
+            solving.scale = self._scale(solving, generator)
+        except NotFinite as reason:
+            solving.stopped = str(reason)
+            return
         for attempt in range(ATTEMPTS if self.scale == "auto" else 1):
             solving.scale *= GROWTH if attempt else 1
             solving.extra_damping = self.damping * solving.scale
             solving.x = self._average(solving, generator)
             # The certificate of the last attempt is taken by whoever called.
-            if attempt == ATTEMPTS - 1 or self.scale != "auto" or bool((solving.certificate() < 1).all()):
+            if attempt == ATTEMPTS - 1 or self.scale != "auto" or bool((solving.residuals(solving.x) < 1).all()):
                 break
 
     def _scale(self, solving: _Solving, generator: torch.Generator) -> float:
         if self.scale != "auto":
             return float(self.scale)
         spectrum = solving.operator.spectrum(generator=generator)
+        solving.iterations += spectrum.iterations
         scale = 1.1 * spectrum.largest if spectrum.largest > 0 else 1.0  # without curvature there is no scale
-        if spectrum.smallest + self.damping * scale < -spectrum.smallest_error:
-            raise IndefiniteSystem(self, solving.operator, spectrum.smallest + self.damping * scale, spectrum.largest)
+        eigenvalue = spectrum.smallest + self.damping * scale
+        if eigenvalue < -1e-6 * abs(spectrum.largest):  # it is found from inside: there is one at least as small
+            raise IndefiniteSystem(self, solving.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
         return scale
 
     def _depth(self, solving: _Solving, batches: int) -> int:
@@ -117,6 +127,12 @@ class LiSSA(Solver):
                 updates[k] = update
             solving.history.append(updates)
             reasons = {k: runs[k].reason_to_stop(updates[k]) for k in active}
+            small = [k for k in active if reasons[k] == CONVERGED]
+            if small:
+                for k, residual in zip(small, solving.residuals(h[small] / scale, small), strict=True):
+                    if residual > self.tolerance:  # it is the updates' L1 norm that is small, not their L2 norm
+                        runs[k].enough = updates[k] * self.tolerance / residual / 2
+                        reasons[k] = None
             active = [k for k in active if reasons[k] is None]
             if not active:
                 solving.stopped = f"{reasons.popitem()[1]} at iteration {iteration + 1}"
@@ -125,7 +141,10 @@ class LiSSA(Solver):
 
 
 class _Run:
-    """When to stop, from the updates of one right-hand side: the published rule, or an update of at most `enough`."""
+    """When to stop, from the updates of one right-hand side: the published rule, or an update of at most `enough`.
+
+    The rule is that of csrc/common/patience.h.
+    """
 
     def __init__(self, enough: float, patience: int):
         self.enough, self.patience = enough, patience
@@ -136,7 +155,7 @@ class _Run:
         if not math.isfinite(update):
             return "not finite"
         if update <= self.enough:
-            return "converged"
+            return CONVERGED
         if update > self.smallest and self.since_smallest >= self.patience:
             return "updates no longer shrank"
         if update < self.smallest:

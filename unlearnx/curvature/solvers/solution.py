@@ -12,6 +12,8 @@ from unlearnx._distributed import of_first_
 from unlearnx._vectors import Vector
 from unlearnx.curvature.operators import CurvatureOperator
 
+Sides = slice | list[int]  # some of the right-hand sides
+
 
 class IndefiniteSystem(ValueError):
     """The system has no positive definite matrix, and its solution would be no minimum of anything.
@@ -21,9 +23,11 @@ class IndefiniteSystem(ValueError):
         damping: of the operator, with which the system would be positive definite.
     """
 
-    def __init__(self, solver: object, operator: CurvatureOperator, eigenvalue: float, largest: float):
+    def __init__(
+        self, solver: object, operator: CurvatureOperator, eigenvalue: float, largest: float, error: float = 0.0
+    ):
         self.eigenvalue = eigenvalue
-        self.damping = operator.damping + max(-1.1 * eigenvalue, 1e-6 * largest)
+        self.damping = operator.damping + max(1.1 * (error - eigenvalue), 1e-6 * largest, 1e-12)
         super().__init__(
             f"{type(solver).__name__}: the system is not positive definite, it has the eigenvalue {eigenvalue:.4g}; "
             f"with damping={self.damping:.4g} in place of {operator.damping:.4g} it would be, and kind='ggn' has no "
@@ -39,13 +43,15 @@ class Solution:
 
     Attributes:
         x: the estimate, a tensor for each parameter.
-        iterations: products with one vector taken on the way, those of diverged attempts included.
+        iterations: products with one vector taken on the way, those of diverged attempts, of the search for a scale and
+            of the preconditioner included, the one for the residual not.
         residual: ``||A x - v|| / ||v||`` over all of the operator's data, by a product of its own: 0 is exact, 1 is
             no better than x = 0; NaN or infinite where the iteration overflowed.
         converged: no residual is above the solver's tolerance.
-        history: a number an iteration: relative residuals, except for LiSSA the L1 norms of the estimate's changes;
-            NaN for a right-hand side that was done.
-        stopped: why the iteration ended.
+        history: a number an iteration: relative residuals; LiSSA's are the L1 norms of the estimate's changes, NaN
+            for a right-hand side that was done.
+        stopped: why the iteration ended; of K right-hand sides, the last that did.
+        tolerance: the solver's.
         scale: LiSSA's scale, as given or found; 0 for other solvers or where there was nothing to solve.
     """
 
@@ -55,6 +61,7 @@ class Solution:
     converged: bool
     history: list[Any] = field(repr=False)
     stopped: str
+    tolerance: float
     scale: float = 0.0
 
     @property
@@ -67,14 +74,16 @@ class Solution:
         return len(torch.as_tensor(self.residual).flatten())
 
     def part(self, k: int) -> Solution:
-        """The solution of right-hand side `k` alone; `iterations` and `converged` are those of all."""
+        """The solution of right-hand side `k` of several; `iterations` and `stopped` are those of all."""
+        residual = float(self.residual[k])
         return Solution(
             {name: t[k] for name, t in self.x.items()},
             self.iterations,
-            float(self.residual[k]),
-            self.converged,
+            residual,
+            residual <= self.tolerance,
             [entry[k] for entry in self.history],
             self.stopped,
+            self.tolerance,
             self.scale,
         )
 
@@ -104,15 +113,15 @@ class Solver:
 
         Raises:
             ValueError: keys or shapes of `v` are not those of the operator's parameters, or `v` is not finite.
-            IndefiniteSystem: the matrix has an eigenvalue that is not positive.
+            IndefiniteSystem: the solver met an eigenvalue that is not positive.
         """
         rows, single = operator.layout.rows("v", v)
-        if not rows.isfinite().all():
-            raise ValueError("v: has values that are NaN or infinite")
         with operator.fixed():
             solving = _Solving(operator, rows)
+            if not solving.norms.isfinite().all():
+                raise ValueError("v: has values that are NaN or infinite, or too large to be squared")
             self._solve(solving)
-            residual = solving.certificate()
+            residual = solving.residuals(solving.x)
         return Solution(
             operator.layout.vector(solving.x, single),
             solving.iterations,
@@ -120,6 +129,7 @@ class Solver:
             bool((residual <= self.tolerance).all()),
             [entry[0] if single else entry for entry in solving.history],
             solving.stopped,
+            self.tolerance,
             solving.scale,
         )
 
@@ -146,11 +156,12 @@ class _Solving:
         self.iterations += len(rows)
         return self.operator.products(rows)
 
-    def relative(self, residuals: Tensor) -> Tensor:
-        """Norms of the rows relative to the right-hand sides, (K,) in float64; 0 where these are zero."""
-        norms = of_first_(residuals.norm(dim=1)).double().cpu()
-        return torch.where(self.norms > 0, norms / self.norms, norms)
+    def relative(self, rows: Tensor, sides: Sides = slice(None)) -> Tensor:
+        """Norms of rows relative to those of the right-hand sides, float64; where these are zero, norms."""
+        norms = of_first_(rows.norm(dim=1)).double().cpu()
+        return torch.where(self.norms[sides] > 0, norms / self.norms[sides], norms)
 
-    def certificate(self) -> Tensor:
-        image = self.operator.products(self.x)
-        return self.relative(image.add_(self.x, alpha=self.extra_damping).sub_(self.v))
+    def residuals(self, x: Tensor, sides: Sides = slice(None)) -> Tensor:
+        """Relative residuals of estimates x, by products of their own that do not count."""
+        image = self.operator.products(x).add_(x, alpha=self.extra_damping)
+        return self.relative(image.sub_(self.v[sides]), sides)

@@ -274,7 +274,7 @@ RIVALS = {
         "BackPACK, kept graph": backpack_kept,
     },
 }
-# With K vectors at once.
+# With K vectors at once. Those with a kept graph hold it for one batch: for many products with it, and all the while.
 MANY = {
     "hessian": {
         "kept graph, batched": kept_graph_many,
@@ -289,8 +289,6 @@ MANY = {
         "pyDVL": pydvl("ggn"),
     },
 }
-# These hold the graph of one batch: many products with the same batch, and its memory all the while.
-KEPT = {name for kinds in (RIVALS, MANY) for rivals in kinds.values() for name in rivals if "kept graph" in name}
 
 
 def reference(kind, model, x, y):

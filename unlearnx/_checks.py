@@ -38,6 +38,17 @@ def select_params(model: nn.Module, params: Params) -> list[str]:
     return chosen
 
 
+def check_at_least_one(**counts: int | None) -> None:
+    """Refuse counts below 1; None stands for no limit.
+
+    Raises:
+        ValueError: the message names the argument.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+
+
 def qualified(module: str, parameter: str) -> str:
     """Name of a module's parameter in ``named_parameters()`` of the model."""
     return f"{module}.{parameter}" if module else parameter

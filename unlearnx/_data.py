@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from unlearnx import _distributed as distributed
+from unlearnx._checks import check_at_least_one
 
 Data = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
 
@@ -85,29 +86,30 @@ def materialize(data: Data) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
 
-def _check_visits_all(loader: DataLoader[Any]) -> None:
-    sampler = loader.sampler
+def check_visits_all(data: Data) -> None:
+    """Refuse a DataLoader whose samples are not those of its dataset.
+
+    Raises:
+        ValueError: it may leave samples out, or repeat some.
+    """
+    if not isinstance(data, DataLoader):
+        return
+    sampler = data.sampler
     in_order = type(sampler) is SequentialSampler
-    shuffled = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size(loader)
-    plain = type(loader.batch_sampler) is BatchSampler
-    if loader.drop_last or not plain or not (in_order or shuffled):
+    shuffled = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size(data)
+    plain = type(data.batch_sampler) is BatchSampler
+    if data.drop_last or not plain or not (in_order or shuffled):
         raise ValueError(
-            f"data: is a DataLoader with {type(sampler).__name__} and drop_last={loader.drop_last}, expected one that "
+            f"data: is a DataLoader with {type(sampler).__name__} and drop_last={data.drop_last}, expected one that "
             "visits each sample once; pass its dataset, or a Subset of it"
         )
 
 
 class Samples:
-    """The samples of `data` by number, read when they are asked for; of a DataLoader, those of its dataset.
-
-    Raises:
-        ValueError: there are none, or a DataLoader does not visit each sample of its dataset once.
-    """
+    """The samples of `data` by number, read when they are asked for; of a DataLoader, those of its dataset."""
 
     def __init__(self, data: Data):
         self._n = size(data)
-        if isinstance(data, DataLoader):
-            _check_visits_all(data)
         self._pair = None if isinstance(data, DataLoader) else _tensors(data)
         self._data = data
 
@@ -181,8 +183,7 @@ def _batches(
     chosen: Callable[[Iterable[Any]], Iterator[Any]],
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     n = size(data)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    check_at_least_one(batch_size=batch_size)
     if isinstance(data, DataLoader):
         parts: Iterator[tuple[int, Tensor, Tensor]] = chosen(_split(data, batch_size))
     else:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers import threads
 from torch.nn import functional as F
 from zoo import BY_VMAP, ZOO, build, sample_gradients
 
@@ -130,14 +131,10 @@ def test_equal_bits_on_any_number_of_threads(name):
     """Where torch's own forward and backward give the same bits; its BLAS does not for the LSTM's small products."""
     model, x, y = build(name)
     model, x = model.float(), x.float() if x.is_floating_point() else x
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for n in (1, 2):
-            torch.set_num_threads(n)
+    results = []
+    for n in (1, 2):
+        with threads(n):
             results.append(fisher_diagonal(model, F.cross_entropy, (x, y)))
-    finally:
-        torch.set_num_threads(threads)
     for key, value in results[0].items():
         assert torch.equal(value, results[1][key]), key
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from curvature_cases import MANY, RIVALS, SOLVERS, build_head, flat, like
+from helpers import threads
 from torch import nn
 from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
@@ -24,10 +25,8 @@ EMPIRICAL_FISHER = ("ggn", "pyDVL")
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Problems this small lose more to a second thread than they gain, a lot more beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 def cases(table):

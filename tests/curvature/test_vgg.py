@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import threads
 from torch.nn import functional as F
 from zoo import sample_gradients
 
@@ -43,14 +44,10 @@ def test_bfloat16(problem):
 
 def test_equal_bits_on_any_number_of_threads(problem):
     model, _, x, y, _ = problem
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for n in (1, 2):
-            torch.set_num_threads(n)
+    results = []
+    for n in (1, 2):
+        with threads(n):
             results.append(fisher_diagonal(model, F.cross_entropy, (x, y)))
-    finally:
-        torch.set_num_threads(threads)
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
 

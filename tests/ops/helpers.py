@@ -1,5 +1,7 @@
 """What the tests of all ops share."""
 
+from contextlib import contextmanager
+
 import torch
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -25,3 +27,14 @@ def copies(tensors_):
 
 def assert_close(actual, expected, dtype):
     torch.testing.assert_close(actual.double(), expected.double(), **TOLERANCE[dtype])
+
+
+@contextmanager
+def threads(n):
+    """What runs in here has `n` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

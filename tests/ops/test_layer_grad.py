@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS
+from helpers import FLOATS, threads
 from layer_problems import PROBLEMS, conv2d
 
 from unlearnx import ops
@@ -84,16 +84,12 @@ def test_bfloat16_is_exact_up_to_the_sums(name, device):
 def test_equal_bits_on_any_number_of_threads(name, kind):
     problem = PROBLEMS[name]
     tensors = problem.tensors(torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads(1):
         one = results(problem, kind, tensors)[0]
-        for n in (2, 3):
-            torch.set_num_threads(n)
+    for n in (2, 3):
+        with threads(n):
             for a, b in zip(one, results(problem, kind, tensors)[0], strict=True):
                 assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", ["linear, sequences", "conv 3x3", "affine, images"])

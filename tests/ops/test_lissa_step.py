@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import FLOATS, SHAPES, TOLERANCE, assert_close, copies, tensors
+from helpers import FLOATS, SHAPES, TOLERANCE, assert_close, copies, tensors, threads
 
 from unlearnx.ops import lissa_step_
 
@@ -84,17 +84,13 @@ def test_autograd_notices(device):
         loss.backward()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_does_not_depend_on_threads(threads):
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("n", [1, 2])
+def test_does_not_depend_on_threads(n):
     h, v, hv = arguments([(100_003,), (17,)], torch.float32)
     expected = copies(h)
     norm = lissa_step_(expected, v, hv, 0.1, 2.0)
-    torch.set_num_threads(threads)
-    try:
+    with threads(n):
         assert torch.equal(lissa_step_(h, v, hv, 0.1, 2.0), norm)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(h[0], expected[0])
 
 

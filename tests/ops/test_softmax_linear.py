@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, TOLERANCE, assert_close
+from helpers import FLOATS, TOLERANCE, assert_close, threads
 from torch.nn import functional as F
 
 from unlearnx.ops import lissa_softmax_linear, softmax_linear_hvp
@@ -204,20 +204,18 @@ def test_no_right_hand_sides(device):
 
 @pytest.mark.parametrize("size", [*SIZES, (1000, 600, 10, None), (1000, 64, 10, 32), (257, 300, 3, 5)])
 def test_does_not_depend_on_threads(size):
-    before = torch.get_num_threads()
     arguments = problem(*size)
 
-    def results(threads):
-        torch.set_num_threads(threads)
+    def results():
         product = softmax_linear_hvp(*arguments, from_logits=True)
         full = lissa_softmax_linear(*arguments, **LOOP, from_logits=True)
         batched = lissa_softmax_linear(*arguments, **LOOP, batch_size=300, from_logits=True)
         return [product, *full, *batched]
 
-    try:
-        one, two = results(1), results(2)
-    finally:
-        torch.set_num_threads(before)
+    with threads(1):
+        one = results()
+    with threads(2):
+        two = results()
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 

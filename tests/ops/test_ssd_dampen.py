@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import FLOATS, SHAPES, assert_close, copies, tensors
+from helpers import FLOATS, SHAPES, assert_close, copies, tensors, threads
 
 from unlearnx.ops import ssd_dampen_
 
@@ -141,17 +141,13 @@ def test_autograd_notices(device):
         loss.backward()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_does_not_depend_on_threads(threads):
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("n", [1, 2])
+def test_does_not_depend_on_threads(n):
     params, full, forget = arguments([(100_003,)], torch.float32, "cpu")
     expected = copies(params)
     counts = ssd_dampen_(expected, full, forget, 1.0, 1.0)
-    torch.set_num_threads(threads)
-    try:
+    with threads(n):
         assert torch.equal(ssd_dampen_(params, full, forget, 1.0, 1.0), counts)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(params[0], expected[0])
 
 

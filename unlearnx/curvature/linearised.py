@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unlearnx._losses import SampleLoss
-from unlearnx._vectors import Vector
+from unlearnx.curvature.samples import split_values
 from unlearnx.curvature.twice import TwiceDifferentiable
 
 Values = Sequence[Tensor]
@@ -26,18 +26,14 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, names: list[str]):
-        tensors = self._tensors(model)
-        self.leaves = {name: tensors[name].detach().clone().requires_grad_() for name in names}
-        self.rest = {name: t.detach().clone() for name, t in tensors.items() if name not in self.leaves}
-
-    @staticmethod
-    def _tensors(model: nn.Module) -> Vector:
-        return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        values, rest = split_values(model, names)
+        self.leaves = {name: t.clone().requires_grad_() for name, t in values.items()}
+        self.rest = {name: t.clone() for name, t in rest.items()}
 
     def is_current(self, model: nn.Module) -> bool:
         """Whether the model still has these values, on the same device; never, where one is NaN."""
         kept = {**self.leaves, **self.rest}
-        now = self._tensors(model)
+        now = {name: t for part in split_values(model, list(self.leaves)) for name, t in part.items()}
         return now.keys() == kept.keys() and all(
             t.device == kept[name].device and t.dtype == kept[name].dtype and torch.equal(t, kept[name])
             for name, t in now.items()

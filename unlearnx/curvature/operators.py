@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
-from unlearnx._checks import Params, check_deterministic, model_device, select_params
-from unlearnx._data import BATCH_SIZE, Data, Samples, check_alike
+from unlearnx._checks import Params, check_at_least_one, check_deterministic, model_device, select_params
+from unlearnx._data import BATCH_SIZE, Data, Samples, check_alike, check_visits_all
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._vectors import Layout, Vector
@@ -86,12 +86,11 @@ class CurvatureOperator:
         batch_size: int | None = None,
     ):
         check_curvature(kind, damping)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        check_at_least_one(batch_size=batch_size)
         check_deterministic(model)
         self.kind, self.damping, self.batch_size = kind, damping, batch_size or BATCH_SIZE
         self.names = select_params(model, params)
-        Samples(data)  # refuses here what the features would hide
+        check_visits_all(data)
         cut = FrozenPrefix(model, self.names, data)
         self.model = cut.head
         own = dict(self.model.named_parameters())
@@ -193,8 +192,7 @@ class CurvatureOperator:
 
     def minibatches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[CurvatureOperator]:
         """Operators of consecutive batches of one random order of the data, over and over, without end."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        check_at_least_one(batch_size=batch_size)
         if batch_size >= len(self):  # nothing to gather, and the same graphs to keep
             yield from itertools.repeat(self)
         drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
@@ -248,8 +246,7 @@ class CurvatureOperator:
 
         Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1989.
         """
-        if samples < 1:
-            raise ValueError(f"samples is {samples}, expected at least 1")
+        check_at_least_one(samples=samples)
         total = 0.0
         with self.fixed():
             for start in range(0, samples, TRACED):

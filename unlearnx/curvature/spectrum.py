@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import of_first_
 
 
@@ -50,8 +51,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int,
 
     Source: Paige, "Accuracy and effectiveness of the Lanczos algorithm for the symmetric eigenproblem", 1980.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}, expected at least 1")
+    check_at_least_one(iterations=iterations)
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}, expected a number > 0")
     direction, previous, beta = start / start.norm(), torch.zeros_like(start), 0.0

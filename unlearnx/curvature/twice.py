@@ -60,17 +60,18 @@ class _Layer:
 
     def tangent(self, dx: Tensor, weight: Tensor, other: Tensor | None = None) -> Tensor:
         """The change of y for a change of x, added to an `other` that may be overwritten."""
-        raise NotImplementedError
+        y = self.value(dx, weight, None)
+        return y if other is None else y.add_(other)
 
-    def to_input(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def to_input(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
         """Gradient with respect to x."""
-        raise NotImplementedError
+        return self.gradients(dy, x, weight, (True, False, False))[0]
 
-    def to_weight(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def to_weight(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
         """Gradient with respect to the weight."""
-        raise NotImplementedError
+        return self.gradients(dy, x, weight, (False, True, False))[1]
 
-    def tangent_to_weight(self, dy: Tensor, dx: Tensor, weight: Tensor) -> Tensor:
+    def tangent_to_weight(self, dy: Tensor, dx: Tensor, weight: Tensor) -> Tensor | None:
         """The change of the weight's gradient for a change of x."""
         return self.to_weight(dy, dx, weight)
 
@@ -88,19 +89,12 @@ class _Linear(_Layer):
     def tangent(self, dx, weight, other=None):
         if other is not None and dx.dim() == 2:
             return other.addmm_(dx, weight.mT)
-        y = F.linear(dx, weight)
-        return y if other is None else y.add_(other)
-
-    def to_input(self, dy, x, weight):
-        return dy @ weight
-
-    def to_weight(self, dy, x, weight):
-        return dy.flatten(0, -2).mT @ x.flatten(0, -2)
+        return super().tangent(dx, weight, other)
 
     def gradients(self, dy, x, weight, needed):
         return [
-            self.to_input(dy, x, weight) if needed[0] else None,
-            self.to_weight(dy, x, weight) if needed[1] else None,
+            dy @ weight if needed[0] else None,
+            dy.flatten(0, -2).mT @ x.flatten(0, -2) if needed[1] else None,
             dy.flatten(0, -2).sum(0) if needed[2] else None,
         ]
 
@@ -112,16 +106,6 @@ class _Convolution(_Layer):
 
     def value(self, x, weight, bias):
         return torch.ops.aten.convolution(x, weight, bias, *self.settings)
-
-    def tangent(self, dx, weight, other=None):
-        y = self.value(dx, weight, None)
-        return y if other is None else y.add_(other)
-
-    def to_input(self, dy, x, weight):
-        return self.gradients(dy, x, weight, (True, False, False))[0]
-
-    def to_weight(self, dy, x, weight):
-        return self.gradients(dy, x, weight, (False, True, False))[1]
 
     def gradients(self, dy, x, weight, needed):
         backward = torch.ops.aten.convolution_backward
@@ -145,12 +129,6 @@ class _FrozenBatchNorm(_Layer):
     def tangent(self, dx, weight, other=None):
         scale = self._column(self.rstd * weight, dx)
         return dx * scale if other is None else other.addcmul_(dx, scale)
-
-    def to_input(self, dy, x, weight):
-        return self.tangent(dy, weight)
-
-    def to_weight(self, dy, x, weight):
-        return self.gradients(dy, x, weight, (False, True, False))[1]
 
     def tangent_to_weight(self, dy, dx, weight):
         return self.rstd * self._sums(dy, dx)[0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from unlearnx._checks import check_deterministic
+from unlearnx._checks import check_at_least_one, check_deterministic
 from unlearnx._data import Data, materialize, size
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
@@ -44,10 +44,7 @@ class _InfluenceUpdate(Method):
     def __post_init__(self) -> None:
         if self.points not in ("predicted", "forget"):
             raise ValueError(f"points is {self.points!r}, expected 'predicted' or 'forget'")
-        for name in ("steps", "points_per_step"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
+        check_at_least_one(steps=self.steps, points_per_step=self.points_per_step)
 
     def _fixed_step(self) -> float | None:
         """The size that the user gave to every step; None for a line search."""
@@ -264,8 +261,7 @@ class SecondOrder(_InfluenceUpdate):
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver is {self.solver!r}, expected one such as LiSSA() or ConjugateGradient()")
         check_curvature(self.kind, self.damping)
-        if self.curvature_samples is not None and self.curvature_samples < 1:
-            raise ValueError(f"curvature_samples is {self.curvature_samples}, expected at least 1")
+        check_at_least_one(curvature_samples=self.curvature_samples)
 
     def _fixed_step(self) -> float | None:
         return _check_size("step", self.step)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnx._checks import Params, model_device, select_params
+from unlearnx._checks import Params, check_at_least_one, model_device, select_params
 from unlearnx._data import Data, channels_last, materialize
 from unlearnx._files import write_atomically
 from unlearnx._losses import Loss, SampleLoss
@@ -56,9 +56,7 @@ class Training:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        check_at_least_one(epochs=self.epochs, batch_size=self.batch_size)
         for name in ("lr", "weight_decay", "anchor"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number >= 0")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import of_first_
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
 
@@ -30,7 +31,7 @@ class ConjugateGradient(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_positive("iterations")
+        check_at_least_one(iterations=self.iterations)
 
     def _solve(self, solving: _Solving) -> None:
         self._iterate(solving, lambda rows: rows)
@@ -105,7 +106,7 @@ class NystromPCG(ConjugateGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_positive("rank")
+        check_at_least_one(rank=self.rank)
 
     def _solve(self, solving: _Solving) -> None:
         damping = solving.operator.damping

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import of_first_
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
 from unlearnx.curvature.spectrum import NotFinite
@@ -16,8 +17,6 @@ from unlearnx.ops.lissa_step import lissa_step_
 ATTEMPTS = 5  # scales that "auto" tries
 GROWTH = 4.0  # from one of them to the next
 LONGEST = 10_000  # iterations that "auto" may take where these are more than 100 passes over the data
-
-
 CONVERGED = "converged"
 
 
@@ -58,24 +57,30 @@ class LiSSA(Solver):
             raise ValueError(f"scale is {self.scale!r}, expected a number > 0 or 'auto'")
         if not 0 <= self.damping < 1:
             raise ValueError(f"damping is {self.damping}, expected a number in [0, 1)")
-        self._check_positive("batch_size", "recursion_depth", "num_repeat", "patience")
+        check_at_least_one(
+            batch_size=self.batch_size,
+            recursion_depth=self.recursion_depth,
+            num_repeat=self.num_repeat,
+            patience=self.patience,
+        )
 
-    def _solve(self, solving: _Solving) -> None:
+    def _solve(self, solving: _Solving) -> Tensor | None:
         if not solving.norms.any():
-            return
+            return None
         generator = torch.Generator().manual_seed(self.seed)
         try:
             solving.scale = self._scale(solving, generator)
         except NotFinite as reason:
             solving.stopped = str(reason)
-            return
+            return None
         for attempt in range(ATTEMPTS if self.scale == "auto" else 1):
             solving.scale *= GROWTH if attempt else 1
             solving.extra_damping = self.damping * solving.scale
             solving.x = self._average(solving, generator)
-            # The certificate of the last attempt is taken by whoever called.
-            if attempt == ATTEMPTS - 1 or self.scale != "auto" or bool((solving.residuals(solving.x) < 1).all()):
+            residual = solving.residuals(solving.x)
+            if bool((residual < 1).all()):
                 break
+        return residual
 
     def _scale(self, solving: _Solving, generator: torch.Generator) -> float:
         if self.scale != "auto":

@@ -102,12 +102,6 @@ class Solver:
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}, expected a number between 0 and 1")
 
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-
     def solve(self, operator: CurvatureOperator, v: Vector) -> Solution:
         """Solve for `v`, a tensor for each parameter, or for K of them along a first dimension.
 
@@ -120,8 +114,9 @@ class Solver:
             solving = _Solving(operator, rows)
             if not solving.norms.isfinite().all():
                 raise ValueError("v: has values that are NaN or infinite, or too large to be squared")
-            self._solve(solving)
-            residual = solving.residuals(solving.x)
+            residual = self._solve(solving)
+            if residual is None:
+                residual = solving.residuals(solving.x)
         return Solution(
             operator.layout.vector(solving.x, single),
             solving.iterations,
@@ -133,8 +128,8 @@ class Solver:
             solving.scale,
         )
 
-    def _solve(self, solving: _Solving) -> None:
-        """Set ``solving.x`` and ``solving.stopped``, and count."""
+    def _solve(self, solving: _Solving) -> Tensor | None:
+        """Set ``solving.x`` and ``solving.stopped``, and count; the residuals of x where it took them."""
         raise NotImplementedError
 
 

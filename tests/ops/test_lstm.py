@@ -1,0 +1,262 @@
+"""lstm against torch.nn.LSTM, and its derivatives of second order against a cell written out in plain torch."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.library import opcheck
+from torch.utils._pytree import tree_leaves
+
+from tests.ops.helpers import TOLERANCE, threads
+from unlearnx.ops import lstm
+
+OPTIONS = list(product((1, 2), (False, True), (True, False), (False, True)))  # layers, directions, biases, batch first
+
+
+def layers(inputs, units, num=1, two_ways=False, biases=True, dtype=torch.float64, device="cpu", **settings):
+    torch.manual_seed(0)
+    module = torch.nn.LSTM(inputs, units, num, bias=biases, bidirectional=two_ways, **settings)
+    return module.to(device, dtype)
+
+
+def problem(module, steps, rows, dtype=torch.float64, device="cpu"):
+    """Leaves: input, first states and weights of a module."""
+    kinds = module.num_layers * (1 + module.bidirectional)
+    shapes = [(steps, rows, module.input_size)] + 2 * [(kinds, rows, module.hidden_size)]
+    if module.batch_first:
+        shapes[0] = (rows, steps, module.input_size)
+    leaves = [torch.randn(s, dtype=dtype, device=device).requires_grad_() for s in shapes]
+    return leaves, [w.detach().clone().requires_grad_() for w in module._flat_weights]
+
+
+def call(module, train=False):
+    """lstm with the settings of a module, as a function of leaves."""
+    settings = module.bias, module.num_layers, module.dropout, train, module.bidirectional, module.batch_first
+    return lambda x, h, c, *weights: lstm(x, (h, c), weights, *settings)
+
+
+def written_out(x, hx, weights):
+    """Outputs of one layer in one direction, every step in plain torch."""
+    w_ih, w_hh, b_ih, b_hh = weights
+    h, c, outputs = hx[0][0], hx[1][0], []
+    for step in x:
+        i, f, g, o = (step @ w_ih.T + b_ih + h @ w_hh.T + b_hh).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def assert_same(got, expected, **tolerance):
+    for a, b in zip(tree_leaves(got), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), **(tolerance or dict(rtol=1e-10, atol=1e-12)))
+
+
+@pytest.mark.parametrize(("num", "two_ways", "biases", "batch_first"), OPTIONS)
+def test_derivatives(num, two_ways, biases, batch_first):
+    units = 1 if num == 2 and two_ways else 2  # numerical derivatives take a pass per value
+    module = layers(2, units, num, two_ways, biases, batch_first=batch_first)
+    leaves, weights = problem(module, 3, 2)
+    f = call(module)
+    assert gradcheck(f, (*leaves, *weights), check_forward_ad=True)
+    assert gradgradcheck(f, (*leaves, *weights))
+    assert gradgradcheck(
+        f, (*leaves, *weights), check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False
+    )
+
+
+@pytest.mark.parametrize(("num", "two_ways", "biases", "batch_first"), OPTIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+def test_equals_torch(num, two_ways, biases, batch_first, dtype, tolerance):
+    module = layers(7, 33, num, two_ways, biases, dtype, batch_first=batch_first)
+    leaves, weights = problem(module, 9, 5, dtype)
+    got = call(module)(*leaves, *weights)
+    expected = torch.lstm(
+        leaves[0], leaves[1:], weights, biases, num, 0.0, False, two_ways, batch_first
+    )
+    assert [t.shape for t in got] == [t.shape for t in expected]
+    assert_same(got, expected, rtol=tolerance, atol=tolerance)
+    along = [torch.randn_like(t) / t.numel() for t in got]
+    inputs = [*leaves, *weights]
+    for a, b in zip(torch.autograd.grad(got, inputs, along), torch.autograd.grad(expected, inputs, along), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half(dtype):
+    module = layers(7, 33, 2, True, dtype=dtype)
+    leaves, weights = problem(module, 9, 5, dtype)
+    got = call(module)(*leaves, *weights)
+    wide = [t.detach().double() for t in (*leaves, *weights)]
+    assert all(t.dtype == dtype for t in got)
+    assert_same(got, call(module)(*wide), **TOLERANCE[dtype])
+    assert all(t.dtype == dtype for t in torch.autograd.grad(got[0].float().sum(), [*leaves, *weights]))
+
+
+def test_transforms():
+    module = layers(3, 2)
+    (x, *hx), weights = problem(module, 4, 3)
+    x, hx, weights = x.detach(), tuple(t.detach() for t in hx), tuple(t.detach() for t in weights)
+
+    def ours(weights, x, hx):
+        return lstm(x, hx, weights)[0].square().sum()
+
+    def plain(weights, x, hx):
+        return written_out(x, hx, weights).square().sum()
+
+    def same(transform, *args):
+        assert_same(transform(ours)(*args), transform(plain)(*args))
+
+    v = tuple(torch.randn_like(t) for t in weights)
+    for transform in (
+        grad,
+        lambda f: jacrev(jacrev(f)),
+        lambda f: jacfwd(jacrev(f)),
+        lambda f: jacrev(jacfwd(f)),
+        lambda f: lambda w, *rest: jvp(lambda w: grad(f)(w, *rest), (w,), (v,)),
+        lambda f: grad(lambda w, *rest: jvp(lambda w: f(w, *rest), (w,), (v,))[1]),
+    ):
+        same(transform, weights, x, hx)
+    for transform in (grad, lambda f: jacrev(jacrev(f)), lambda f: jacfwd(jacrev(f))):
+        rows = tuple(t.movedim(1, 0).unsqueeze(2) for t in hx)
+        same(lambda f, t=transform: vmap(t(f), in_dims=(None, 1, 0)), weights, x.unsqueeze(2), rows)
+        several = tuple(torch.stack([t, 1.1 * t]) for t in weights)
+        same(lambda f, t=transform: vmap(t(f), in_dims=(0, None, None)), several, x, hx)
+
+
+def test_hessian_product_of_a_character_model():
+    """The product with the Hessian, in float64, equals that of the unrolled cell."""
+    torch.manual_seed(0)
+    module = layers(16, 32)
+    _, weights = problem(module, 1, 1)
+    x, hx = torch.randn(24, 8, 16, dtype=torch.float64), torch.zeros(2, 1, 8, 32, dtype=torch.float64)
+    v = [torch.randn_like(w) for w in weights]
+    products = []
+    for run in (lambda: lstm(x, hx, weights)[0], lambda: written_out(x, hx, weights)):
+        gradient = torch.autograd.grad(run().sin().sum(), weights, create_graph=True)
+        products.append(torch.autograd.grad(gradient, weights, v))
+    assert_same(*products)
+
+
+def test_no_first_states():
+    module = layers(3, 4, 2)
+    (x, h, c), weights = problem(module, 5, 2)
+    zeros = torch.zeros_like(h), torch.zeros_like(c)
+    results = [lstm(x, hx, weights, True, 2) for hx in (None, zeros)]
+    assert_same(*results)
+    assert_same(*(torch.autograd.grad(r[0].sum(), [x, *weights]) for r in results))
+
+
+def test_dropout_draws_as_torch():
+    module = layers(3, 4, 2, dropout=0.5)
+    (x, h, c), weights = problem(module, 5, 2)
+    torch.manual_seed(1)
+    got = call(module, train=True)(x, h, c, *weights)
+    torch.manual_seed(1)
+    assert_same(got, torch.lstm(x, (h, c), weights, True, 2, 0.5, True, False, False))
+    assert_same(call(module)(x, h, c, *weights), torch.lstm(x, (h, c), weights, True, 2, 0.5, False, False, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_gates(dtype):
+    """Activations at their ends: neither overflow nor loss of the small values of tanh."""
+    values = np.concatenate([np.linspace(-120, 120, 4001), np.geomspace(1e-30, 1, 300), -np.geomspace(1e-30, 1, 300)])
+    gates = torch.tensor(values, dtype=dtype)
+    units = len(gates)
+    inputs = torch.stack([gates, torch.full_like(gates, -200.0), gates, gates.flip(0)]).view(1, 1, 4 * units)
+    hidden, cells, kept = torch.ops.unlearnx.lstm_forward(inputs, None, None, torch.zeros(4 * units, units, dtype=dtype))
+    wide = inputs.double().view(4, units)
+    cell = wide[0].sigmoid() * wide[2].tanh()
+    relative = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(cells[1, 0].double(), cell, rtol=relative, atol=1e-37)
+    torch.testing.assert_close(hidden[1, 0].double(), wide[3].sigmoid() * cell.tanh(), rtol=relative, atol=1e-37)
+    assert torch.equal(kept, inputs)
+
+
+@pytest.mark.parametrize("units", [1, 5, 129])
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_ops(steps, rows, units):
+    states, gates = (steps + 1, rows, units), (steps, rows, 4 * units)
+    new = lambda *shape: torch.randn(*shape, dtype=torch.float64).requires_grad_()  # noqa: E731
+    weight = new(4 * units, units)
+    opcheck(torch.ops.unlearnx.lstm_forward, (new(*gates), new(rows, units), None, weight))
+    opcheck(torch.ops.unlearnx.lstm_forward, (new(*gates), None, new(rows, units), weight))
+    plain = [new(*s).detach() for s in (states, states, gates, states, gates)]
+    opcheck(torch.ops.unlearnx.lstm_backward, (*plain, weight.detach(), True))
+    opcheck(torch.ops.unlearnx.lstm_backward, (plain[0], None, None, *plain[3:], weight.detach(), False))
+    start = new(rows, units).detach()
+    opcheck(torch.ops.unlearnx.lstm_tangent, (plain[2], start, None, *plain[3:], weight.detach()))
+    opcheck(torch.ops.unlearnx.lstm_curvature, (plain[3], plain[4], plain[0], plain[2], plain[1], plain[0]))
+
+
+def test_raw_op_and_compiled():
+    module = layers(3, 4, 2, True, dtype=torch.float32)
+    (x, h, c), weights = problem(module, 5, 2, torch.float32)
+    expected = call(module)(x, h, c, *weights)
+    assert_same(torch.ops.unlearnx.lstm(x, [h, c], weights, True, 2, bidirectional=True), expected)
+    compiled = torch.compile(call(module), backend="aot_eager", fullgraph=True)(x, h, c, *weights)
+    assert_same(compiled, expected)
+    gradients = [torch.autograd.grad(r[0].sum(), [x, h, *weights]) for r in (compiled, expected)]
+    assert_same(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_third_derivatives_are_refused():
+    module = layers(2, 2)
+    (x, h, c), weights = problem(module, 2, 1)
+    (first,) = torch.autograd.grad(lstm(x, (h, c), weights)[0].sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="third derivatives"):
+        torch.autograd.grad(second.sum(), x)
+
+
+def test_threads_do_not_change_results():
+    module = layers(16, 64, dtype=torch.float32)
+    (x, h, c), weights = problem(module, 6, 300, torch.float32)
+    inputs = torch.randn(6, 300, 256)
+    results = []
+    for n in (1, 2):
+        with threads(n):
+            hidden, cells, gates = torch.ops.unlearnx.lstm_forward(inputs, h[0].detach(), None, weights[1].detach())
+            results.append(torch.ops.unlearnx.lstm_curvature(cells, gates, cells, gates, hidden, cells))
+    assert_same(*results, rtol=1e-5, atol=1e-5)
+
+
+def test_non_contiguous():
+    module = layers(6, 4)
+    (x, h, c), weights = problem(module, 5, 4)
+    x = torch.randn(6, 5, 8, dtype=torch.float64).permute(1, 2, 0)[:, ::2]
+    h, c = (torch.randn(4, 4, 1, dtype=torch.float64).permute(2, 1, 0) for _ in range(2))
+    assert_same(lstm(x, (h, c), weights), lstm(x.contiguous(), (h.contiguous(), c.contiguous()), weights))
+
+
+def test_bad_input():
+    module = layers(3, 4)
+    (x, h, c), weights = problem(module, 5, 2)
+    hx = (h, c)
+    with pytest.raises(ValueError, match=r"input has shape \[5, 2, 4\].*expected \(T, N, 3\)"):
+        lstm(torch.zeros(5, 2, 4, dtype=torch.float64), hx, weights)
+    with pytest.raises(ValueError, match="at least one step"):
+        lstm(x[:0], hx, weights)
+    with pytest.raises(ValueError, match=r"hx has shapes .* expected two of \[1, 2, 4\]"):
+        lstm(x, (h[:, :1], c), weights)
+    with pytest.raises(ValueError, match="weights has 3 tensors, expected 4"):
+        lstm(x, hx, weights[:3])
+    with pytest.raises(ValueError, match=r"weights\[2\] has shape"):
+        lstm(x, hx, [*weights[:2], weights[2][:3], weights[3]])
+    with pytest.raises(TypeError, match=r"weights\[0\] has dtype torch.float32, but input has torch.float64"):
+        lstm(x, hx, [w.float() for w in weights])
+    with pytest.raises(TypeError, match="input has dtype torch.int64"):
+        lstm(torch.zeros(5, 2, 3, dtype=torch.int64), hx, weights)
+    projected = torch.nn.LSTM(3, 4, proj_size=2).double()
+    with pytest.raises(ValueError, match="proj_size"):
+        lstm(x, hx, projected._flat_weights)
+    with pytest.raises(ValueError, match=r"lstm_forward: weight has shape \[4, 4\], expected \(4H, H\)"):
+        torch.ops.unlearnx.lstm_forward(torch.zeros(2, 2, 16), None, None, torch.zeros(4, 4))
+    with pytest.raises(TypeError, match="lstm_forward: inputs has dtype"):
+        torch.ops.unlearnx.lstm_forward(torch.zeros(2, 2, 16).half(), None, None, torch.zeros(16, 4).half())
+    with pytest.raises(ValueError, match="lstm_backward: cells has shape"):
+        torch.ops.unlearnx.lstm_backward(None, None, None, torch.zeros(2, 2, 4), torch.zeros(2, 2, 16), torch.zeros(16, 4), True)

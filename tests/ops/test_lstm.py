@@ -74,9 +74,7 @@ def test_equals_torch(num, two_ways, biases, batch_first, dtype, tolerance):
     module = layers(7, 33, num, two_ways, biases, dtype, batch_first=batch_first)
     leaves, weights = problem(module, 9, 5, dtype)
     got = call(module)(*leaves, *weights)
-    expected = torch.lstm(
-        leaves[0], leaves[1:], weights, biases, num, 0.0, False, two_ways, batch_first
-    )
+    expected = torch.lstm(leaves[0], leaves[1:], weights, biases, num, 0.0, False, two_ways, batch_first)
     assert [t.shape for t in got] == [t.shape for t in expected]
     assert_same(got, expected, rtol=tolerance, atol=tolerance)
     along = [torch.randn_like(t) / t.numel() for t in got]
@@ -167,7 +165,8 @@ def test_extreme_gates(dtype):
     gates = torch.tensor(values, dtype=dtype)
     units = len(gates)
     inputs = torch.stack([gates, torch.full_like(gates, -200.0), gates, gates.flip(0)]).view(1, 1, 4 * units)
-    hidden, cells, kept = torch.ops.unlearnx.lstm_forward(inputs, None, None, torch.zeros(4 * units, units, dtype=dtype))
+    weight = torch.zeros(4 * units, units, dtype=dtype)
+    hidden, cells, kept = torch.ops.unlearnx.lstm_forward(inputs, None, None, weight)
     wide = inputs.double().view(4, units)
     cell = wide[0].sigmoid() * wide[2].tanh()
     relative = 4 * torch.finfo(dtype).eps
@@ -215,7 +214,7 @@ def test_third_derivatives_are_refused():
 
 def test_threads_do_not_change_results():
     module = layers(16, 64, dtype=torch.float32)
-    (x, h, c), weights = problem(module, 6, 300, torch.float32)
+    (_, h, _), weights = problem(module, 6, 300, torch.float32)
     inputs = torch.randn(6, 300, 256)
     results = []
     for n in (1, 2):
@@ -241,7 +240,7 @@ def test_bad_input():
         lstm(torch.zeros(5, 2, 4, dtype=torch.float64), hx, weights)
     with pytest.raises(ValueError, match="at least one step"):
         lstm(x[:0], hx, weights)
-    with pytest.raises(ValueError, match=r"hx has shapes .* expected two of \[1, 2, 4\]"):
+    with pytest.raises(ValueError, match=r"hx has shapes .* expected 2 of \[1, 2, 4\]"):
         lstm(x, (h[:, :1], c), weights)
     with pytest.raises(ValueError, match="weights has 3 tensors, expected 4"):
         lstm(x, hx, weights[:3])
@@ -249,14 +248,14 @@ def test_bad_input():
         lstm(x, hx, [*weights[:2], weights[2][:3], weights[3]])
     with pytest.raises(TypeError, match=r"weights\[0\] has dtype torch.float32, but input has torch.float64"):
         lstm(x, hx, [w.float() for w in weights])
-    with pytest.raises(TypeError, match="input has dtype torch.int64"):
+    with pytest.raises(TypeError, match=r"input has dtype torch\.int64"):
         lstm(torch.zeros(5, 2, 3, dtype=torch.int64), hx, weights)
     projected = torch.nn.LSTM(3, 4, proj_size=2).double()
     with pytest.raises(ValueError, match="proj_size"):
         lstm(x, hx, projected._flat_weights)
     with pytest.raises(ValueError, match=r"lstm_forward: weight has shape \[4, 4\], expected \(4H, H\)"):
         torch.ops.unlearnx.lstm_forward(torch.zeros(2, 2, 16), None, None, torch.zeros(4, 4))
-    with pytest.raises(TypeError, match="lstm_forward: inputs has dtype"):
+    with pytest.raises(TypeError, match="inputs has dtype"):
         torch.ops.unlearnx.lstm_forward(torch.zeros(2, 2, 16).half(), None, None, torch.zeros(16, 4).half())
     with pytest.raises(ValueError, match="lstm_backward: cells has shape"):
-        torch.ops.unlearnx.lstm_backward(None, None, None, torch.zeros(2, 2, 4), torch.zeros(2, 2, 16), torch.zeros(16, 4), True)
+        torch.ops.unlearnx.lstm_backward(None, None, None, *map(torch.zeros, ((2, 2, 4), (2, 2, 16), (16, 4))), True)

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature.samples import split_values
 from unlearnx.curvature.twice import TwiceDifferentiable
+from unlearnx.ops._recording import Recording
 
 Values = Sequence[Tensor]
 
@@ -51,13 +52,14 @@ class Linearised:
     ):
         self.snapshot, self.samples = snapshot, samples
         self.leaves = list(snapshot.leaves.values())
-        self.mode = TwiceDifferentiable(images=images)
+        self.flags = Recording()
+        mode = TwiceDifferentiable(self.flags, images=images)
         with torch.enable_grad():
-            with _differentiable_attention(), self.mode:
+            with _differentiable_attention(), mode:
                 output = functional_call(model, (snapshot.leaves, snapshot.rest), (x,))
             if not isinstance(output, Tensor):
                 raise ValueError(f"model: returned {type(output).__name__}, expected a tensor of a row a sample")
-            self.mode.recording = True
+            self.flags.recording = True
             with _differentiable_attention():
                 self._record(output, loss, y)
 
@@ -113,16 +115,16 @@ class GaussNewton(Linearised):
         self.output, self.u = output, torch.zeros_like(output, requires_grad=True)
         self.transposed: Sequence[Tensor | None] = [None] * len(self.leaves)
         if output.requires_grad:
-            self.mode.values = False
+            self.flags.values = False
             self.transposed = torch.autograd.grad(output, self.leaves, self.u, create_graph=True, allow_unused=True)
         self.point = output.detach().requires_grad_()
         value = loss.total(self.point, y) / self.samples
         (self.slope,) = torch.autograd.grad(value, self.point, create_graph=True, materialize_grads=True)
 
     def product(self, v: Values, *, keep: bool) -> list[Tensor | None]:
-        self.mode.tangents = True
+        self.flags.tangents = True
         (tangent,) = self._backward(self.transposed, [self.u], v, keep=keep)
-        self.mode.tangents = False
+        self.flags.tangents = False
         if tangent is None:
             return [None] * len(self.leaves)
         (curved,) = self._backward([self.slope], [self.point], [tangent], keep=keep)

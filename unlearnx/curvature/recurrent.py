@@ -1,14 +1,13 @@
-"""Recurrent layers; LSTM and GRU through their gates.
+"""Recurrent layers on the tape; LSTM and GRU through their gates.
 
 With the gates' inputs a_t = W_ih x_t + W_hh h_(t-1) + b, the gradients with respect to a_t are all that the weights'
 gradients need: ``dW_ih = sum_t da_t (outer) x_t``, ``dW_hh = sum_t da_t (outer) h_(t-1)``, ``db = sum_t da_t``. The
-recurrence is therefore run here, forward and backward, keeping the gates; torch's own functions do not show them.
+recurrences are therefore our own; torch's functions do not show their gates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,53 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnx.curvature.layers import LinearWeight, Rows
+from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops._stack import Stack
+from unlearnx.ops.lstm import LSTMStack, plain_recurrence
 
 if TYPE_CHECKING:
     from unlearnx.curvature.tape import Tape
 
 
-class _LSTM(torch.autograd.Function):
-    """The recurrence over time of one layer and direction; gates are (T, N, 4H): input, forget, cell, output."""
-
-    @staticmethod
-    def forward(ctx, inputs, h, c, weight, arrived, source):
-        steps, n, width = inputs.shape
-        size = width // 4
-        gates = inputs.clone()
-        hidden, cells, squashed = (inputs.new_empty(steps + extra, n, size) for extra in (1, 1, 0))
-        hidden[0], cells[0] = h, c
-        recurrent = weight.t()
-        for t in range(steps):
-            g = gates[t].addmm_(hidden[t], recurrent)
-            g[:, : 2 * size].sigmoid_()
-            g[:, 2 * size : 3 * size].tanh_()
-            g[:, 3 * size :].sigmoid_()
-            i, f, candidate, o = g.chunk(4, 1)
-            torch.addcmul(f * cells[t], i, candidate, out=cells[t + 1])
-            torch.tanh(cells[t + 1], out=squashed[t])
-            torch.mul(o, squashed[t], out=hidden[t + 1])
-        ctx.arrived = arrived
-        ctx.save_for_backward(gates, hidden, cells, squashed, weight)
-        return hidden[1:].clone(), hidden[-1].clone(), cells[-1].clone()
-
-    @staticmethod
-    def backward(ctx, dy, dh, dc):
-        gates, hidden, cells, squashed, weight = ctx.saved_tensors
-        steps = len(gates)
-        da = torch.empty_like(gates)
-        dh, dc = dh.clone(memory_format=torch.contiguous_format), dc.clone(memory_format=torch.contiguous_format)
-        step = torch.ops.unlearnx.lstm_gates_backward_
-        for t in reversed(range(steps)):
-            dh += dy[t]
-            step(gates[t], cells[t], squashed[t], dh, dc, da[t])
-            torch.mm(da[t], weight, out=dh)
-        ctx.arrived(da, hidden[:-1])
-        return da, dh, dc, None, None, None
-
-
 class _GRU(torch.autograd.Function):
-    """The recurrence over time of one layer and direction; gates are (T, N, 3H): reset, update, new."""
+    """All states (T + 1, N, H) of one layer and direction; gates are (T, N, 3H): reset, update, new."""
 
     @staticmethod
     def forward(ctx, inputs, h, weight, bias, arrived, source):
@@ -81,16 +44,16 @@ class _GRU(torch.autograd.Function):
             torch.lerp(new, hidden[t], z, out=hidden[t + 1])
         ctx.arrived = arrived
         ctx.save_for_backward(gates, hidden, inner, weight)
-        return hidden[1:].clone(), hidden[-1].clone()
+        return hidden.clone()
 
     @staticmethod
-    def backward(ctx, dy, dh):
+    def backward(ctx, dy):
         gates, hidden, inner, weight = ctx.saved_tensors
         size = hidden.shape[2]
         da, da_hidden = torch.empty_like(gates), torch.empty_like(gates)  # with respect to the two sums of products
-        dh = dh.clone()
+        dh = torch.zeros_like(dy[0])
         for t in reversed(range(len(gates))):
-            dh += dy[t]
+            dh += dy[t + 1]
             r, z, new = gates[t].chunk(3, 1)
             da_r, da_z, da_new = da[t].chunk(3, 1)
             torch.mul(dh * (1 - z), 1 - new.square(), out=da_new)
@@ -100,112 +63,104 @@ class _GRU(torch.autograd.Function):
             da_hidden[t][:, 2 * size :] *= r
             dh = dh * z + da_hidden[t] @ weight
         ctx.arrived(da, da_hidden, hidden[:-1])
-        return da, dh, None, None, None, None
+        return da, dh + dy[0], None, None, None, None
 
 
-Run = Callable[..., tuple[Tensor, list[Tensor]]]
+class _WatchedLSTM(LSTMStack):
+    """The tape watches the pre-activations: their gradients are those of what the layer's input gives them."""
+
+    tape: Tape
+
+    def _direction(self, x, first, weights):
+        w_ih, w_hh, b_ih, b_hh = self.named(weights)
+        projected = F.linear(x, w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh)
+        dtype = compute_dtype(projected)
+        h, c = (None if s is None else s.to(dtype) for s in first)
+        states: list[Tensor] = []
+
+        def contributions(da: Tensor):
+            by_sample = da.transpose(0, 1).contiguous()  # once for both weights
+            yield w_ih, LinearWeight(x.detach().to(da.dtype).transpose(0, 1), by_sample)
+            yield w_hh, LinearWeight(states[0][:-1].transpose(0, 1), by_sample)
+            if b_ih is not None:
+                yield from ((b, Rows(da.sum(0, dtype=compute_dtype(da)))) for b in (b_ih, b_hh))
+
+        watched = self.tape.watch(projected.to(dtype), (w_ih, w_hh, b_ih, b_hh), contributions)
+        hidden, cells = plain_recurrence(watched, h, c, w_hh.to(dtype))
+        states.append(hidden.detach())
+        return hidden, cells
 
 
-def _gated(
-    cell: type[_LSTM] | type[_GRU],
-    tape: Tape,
-    x: Tensor,
-    state: list[Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih=None,
-    b_hh=None,
-):
-    """One layer in one direction over x (T, N, I): (outputs (T, N, H), final states (N, H))."""
-    plain = b_ih if b_ih is None or cell is _GRU else b_ih + b_hh  # a GRU's b_hh sits behind its reset gate
+class _WatchedGRU(GRUStack):
+    """The recurrence is run by :class:`_GRU`, which hands over the gradients of both sums that make up the gates."""
 
-    def arrived(da: Tensor, *rest: Tensor):
-        da_hidden, hidden = (da, rest[0]) if cell is _LSTM else rest
-        by_sample = da.transpose(0, 1).contiguous()  # once for both weights
-        yield w_ih, LinearWeight(x.detach().to(da.dtype).transpose(0, 1), by_sample)
-        from_hidden = by_sample if da_hidden is da else da_hidden.transpose(0, 1)
-        yield w_hh, LinearWeight(hidden.transpose(0, 1), from_hidden)
-        if b_ih is not None:
-            yield b_ih, Rows(da.sum(0, dtype=compute_dtype(da)))
-            yield b_hh, Rows(da_hidden.sum(0, dtype=compute_dtype(da)))
+    tape: Tape
 
-    projected = F.linear(x, w_ih, plain)
-    inputs = projected.to(compute_dtype(projected))
-    state = [s.to(inputs.dtype) for s in state]
-    w_hh_used = w_hh.to(inputs.dtype)
-    told = tape.expect((w_ih, w_hh, b_ih, b_hh), arrived)
-    extra = () if cell is _LSTM else (None if b_hh is None else b_hh.to(inputs.dtype),)
-    outputs, *final = cell.apply(inputs, *state, w_hh_used, *extra, told, tape.source(inputs))
-    return outputs.to(projected.dtype), [s.to(projected.dtype) for s in final]
+    def _direction(self, x, first, weights):
+        w_ih, w_hh, b_ih, b_hh = self.named(weights)
+        projected = F.linear(x, w_ih, b_ih)
+        inputs = projected.to(compute_dtype(projected))
+        h, weight = first[0].to(inputs.dtype), w_hh.to(inputs.dtype)
+        bias = None if b_hh is None else b_hh.to(inputs.dtype)
+
+        def contributions(da: Tensor, da_hidden: Tensor, hidden: Tensor):
+            yield w_ih, LinearWeight(x.detach().to(da.dtype).transpose(0, 1), da.transpose(0, 1).contiguous())
+            yield w_hh, LinearWeight(hidden.transpose(0, 1), da_hidden.transpose(0, 1))
+            if b_ih is not None:
+                yield b_ih, Rows(da.sum(0, dtype=compute_dtype(da)))
+                yield b_hh, Rows(da_hidden.sum(0, dtype=compute_dtype(da)))
+
+        told = self.tape.expect((w_ih, w_hh, b_ih, b_hh), contributions)
+        return [_GRU.apply(inputs, h, weight, bias, told, self.tape.source(inputs))]
 
 
-def _simple(
-    squash: Callable[[Tensor], Tensor],
-    tape: Tape,
-    x: Tensor,
-    state: list[Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih=None,
-    b_hh=None,
-):
-    """The same without gates: every step is one more use of the recurrent weight."""
-    (h,), outputs = state, []
-    with tape:
-        for step in F.linear(x, w_ih, b_ih):
-            h = squash(step + F.linear(h, w_hh, b_hh))
-            outputs.append(h)
-    return torch.stack(outputs), [h]
+class _WatchedRNN(Stack):
+    """Layers without gates: every step is one more use of the recurrent weight."""
+
+    kind, gates, states = "rnn", 1, 1
+    tape: Tape
+    squash: Callable[[Tensor], Tensor]
+
+    def _direction(self, x, first, weights):
+        w_ih, w_hh, b_ih, b_hh = self.named(weights)
+        states = [first[0]]
+        with self.tape:
+            for step in F.linear(x, w_ih, b_ih):
+                states.append(self.squash(step + F.linear(states[-1], w_hh, b_hh)))
+        return [torch.stack(states)]
 
 
-def _layers(
-    tape: Tape,
-    run: Run,
-    x: Tensor,
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: bool,
-    layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> Any:
-    directions, each = 1 + bidirectional, 4 if biases else 2
-    if x.dim() != 3 or len(weights) != layers * directions * each or tape.samples != x.shape[0 if batch_first else 1]:
-        return NotImplemented  # LSTMs with projections have one weight more
-    x = x.transpose(0, 1).contiguous() if batch_first else x
-    finals: list[list[Tensor]] = []
-    for layer in range(layers):
-        outputs = []
-        for d in range(directions):
-            k = layer * directions + d
-            output, final = run(
-                tape, x.flip(0) if d else x, [s[k] for s in states], *weights[k * each : (k + 1) * each]
-            )
-            outputs.append(output.flip(0) if d else output)
-            finals.append(final)
-        x = torch.cat(outputs, 2) if bidirectional else outputs[0]
-    return x.transpose(0, 1) if batch_first else x, *(torch.stack(f) for f in zip(*finals, strict=True))
+class _WatchedTanh(_WatchedRNN):
+    squash = staticmethod(torch.tanh)
 
 
-def _whole(run: Run, several_states: bool = False) -> Callable[..., Any]:
+class _WatchedReLU(_WatchedRNN):
+    squash = staticmethod(torch.relu)
+
+
+def _whole(kind: type[_WatchedLSTM] | type[_WatchedGRU] | type[_WatchedRNN]) -> Callable[..., Any]:
     """Layers as torch calls them; packed sequences, projections and dropout are not covered."""
 
     def rule(tape: Tape, x: Tensor, hx: Any, weights: Any, *settings: Any) -> Any:
-        if isinstance(weights, Tensor) or isinstance(settings[0], (Tensor, list)):
+        if isinstance(weights, Tensor) or isinstance(settings[0], (Tensor, list, tuple)):
             return NotImplemented  # (x, batch_sizes, hx, weights, ...): packed
-        biases, layers, dropout, train, bidirectional, batch_first = settings
-        if train and dropout > 0:
+        biases, _, dropout, train, _, batch_first = settings
+        projections = len(weights) % (4 if biases else 2)
+        if projections or (train and dropout > 0) or x.dim() != 3:
             return NotImplemented
-        states = list(hx) if several_states else [hx]
-        return _layers(tape, run, x, states, weights, biases, layers, bidirectional, batch_first)
+        if tape.samples != x.shape[0 if batch_first else 1]:
+            return NotImplemented
+        stack = kind(weights, *settings)
+        stack.tape = tape
+        return stack.run(x, [hx] if isinstance(hx, Tensor) else hx)
 
     return rule
 
 
-lstm = _whole(partial(_gated, _LSTM), several_states=True)
-gru = _whole(partial(_gated, _GRU))
-rnn_tanh = _whole(partial(_simple, torch.tanh))
-rnn_relu = _whole(partial(_simple, torch.relu))
+lstm = _whole(_WatchedLSTM)
+gru = _whole(_WatchedGRU)
+rnn_tanh = _whole(_WatchedTanh)
+rnn_relu = _whole(_WatchedReLU)
 
 
 def lstm_cell(tape: Tape, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> Any:

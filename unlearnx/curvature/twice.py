@@ -9,7 +9,9 @@ take 8 of them a layer (2.67 forward+backward passes) or, on a graph that is kep
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,28 +21,26 @@ from torch.overrides import TorchFunctionMode
 
 from unlearnx._data import channels_last
 from unlearnx.curvature.rules import convolution_sizes
+from unlearnx.nn.gru import GRUStack
+from unlearnx.ops._recording import Recording
 from unlearnx.ops.affine_grad import affine_grad_diff
+from unlearnx.ops.lstm import LSTMStack, lstm, packed_lstm, recorded_recurrence
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Runs linear layers, convolutions and frozen batch normalisation in a form that is cheap to differentiate twice.
+    """Runs layers in a form that is cheap to differentiate twice: linear, convolution, frozen batch norm, LSTM, GRU.
 
-    Layers whose weights are leaves, that is: where others are recorded, torch's own functions are at work.
+    Layers whose weights are leaves, that is: where others are recorded, torch's own functions are at work, but for LSTM
+    and GRU, whose own may have no second derivatives (cuDNN).
 
     Args:
+        flags: what of the derivatives is wanted; read while they are taken.
         images: convolutions take their input in the order of memory that is fastest on the CPU.
-
-    Attributes:
-        recording: whether the gradients taken from here on are those to differentiate again. The weights' have no
-            values then, only a graph. Before, a forward pass may take gradients of its own.
-        values: whether the gradients of inputs are to have values.
-        tangents: whether backward passes from here on differentiate recorded gradients with respect to the output's
-            gradient alone, and not to inputs and weights.
     """
 
-    def __init__(self, *, images: bool):
+    def __init__(self, flags: Recording, *, images: bool):
         super().__init__()
-        self.images, self.recording, self.values, self.tangents = images, False, True, False
+        self.flags, self.images = flags, images
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -153,9 +153,9 @@ class _Forward(torch.autograd.Function):
     """The layer; where its backward pass is recorded, that is one node too."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, layer, mode):
+    def forward(ctx, x, weight, bias, layer, flags):
         ctx.save_for_backward(x, weight)
-        ctx.layer, ctx.mode = layer, mode
+        ctx.layer, ctx.flags = layer, flags
         ctx.shapes = weight.shape, None if bias is None else bias.shape
         return layer.value(x, weight, bias)
 
@@ -163,7 +163,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
-            gradients = _Backward.apply(dy, x, weight, ctx.shapes, ctx.needs_input_grad[:3], ctx.layer, ctx.mode)
+            gradients = _Backward.apply(dy, x, weight, ctx.shapes, ctx.needs_input_grad[:3], ctx.layer, ctx.flags)
         else:
             gradients = ctx.layer.gradients(dy, x, weight, ctx.needs_input_grad[:3])
         return *gradients, None, None
@@ -173,15 +173,15 @@ class _Backward(torch.autograd.Function):
     """The backward pass of the layer, to be differentiated."""
 
     @staticmethod
-    def forward(ctx, dy, x, weight, shapes, needed, layer, mode):
+    def forward(ctx, dy, x, weight, shapes, needed, layer, flags):
         ctx.save_for_backward(dy, x, weight)
         ctx.set_materialize_grads(False)
-        ctx.layer, ctx.mode = layer, mode
-        if not mode.recording:
+        ctx.layer, ctx.flags = layer, flags
+        if not flags.recording:
             return tuple(layer.gradients(dy, x, weight, needed))
         dx = None
         if needed[0]:
-            dx = layer.to_input(dy, x, weight) if mode.values else _no_value(dy, x.shape)
+            dx = layer.to_input(dy, x, weight) if flags.values else _no_value(dy, x.shape)
         # Parameters are leaves: nothing is computed from the values of their gradients.
         return dx, *(_no_value(dy, shape) if need else None for need, shape in zip(needed[1:], shapes, strict=True))
 
@@ -195,7 +195,7 @@ class _Backward(torch.autograd.Function):
         if to_dx is not None:
             to_dy = layer.tangent(to_dx, weight, to_dy)
         to_x = to_weight = None
-        if not ctx.mode.tangents:
+        if not ctx.flags.tangents:
             if to_dweight is not None and ctx.needs_input_grad[1]:
                 to_x = layer.to_input(dy, x, to_dweight)
             if to_dx is not None and ctx.needs_input_grad[2]:
@@ -207,26 +207,30 @@ def _no_value(like: Tensor, shape: torch.Size) -> Tensor:
     return like.new_zeros(()).expand(shape)
 
 
-def _applies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+def _applies(x: Tensor, weight: Tensor | None, *others: Tensor | None) -> bool:
     """Whether there is something to differentiate twice, and nothing about it that only torch's own functions know."""
-    tensors = [t for t in (x, weight, bias) if t is not None]
+    parameters = [t for t in (weight, *others) if t is not None]
     return (
         torch.is_grad_enabled()
         and weight is not None
-        and all(t.is_leaf for t in tensors[1:])
-        and any(t.requires_grad for t in tensors[1:])
-        and all(t.dtype == x.dtype and t.is_floating_point() for t in tensors)
+        and all(t.is_leaf for t in parameters)
+        and any(t.requires_grad for t in parameters)
+        and all(t.dtype == x.dtype and t.is_floating_point() for t in (x, *parameters))
         and not torch.is_autocast_enabled(x.device.type)
-        # Checkpoints replay a part of the model outside of the mode; torch.func asks more of a Function.
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-        and not torch._C._are_functorch_transforms_active()
+        and not _replayed()
+        and not torch._C._are_functorch_transforms_active()  # which ask more of a Function
     )
+
+
+def _replayed() -> bool:
+    """Whether a checkpoint is at work, which runs a part of the model again outside of the mode."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _linear(mode: TwiceDifferentiable, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     if input.dim() < 2 or weight.dim() != 2 or not _applies(input, weight, bias):
         return NotImplemented
-    return _Forward.apply(input, weight, bias, _Linear(), mode)
+    return _Forward.apply(input, weight, bias, _Linear(), mode.flags)
 
 
 def _convolution(
@@ -243,7 +247,7 @@ def _convolution(
     if sizes is None or input.dim() != weight.dim() or not _applies(input, weight, bias):
         return NotImplemented
     x = channels_last(input) if mode.images else input
-    return _Forward.apply(x, weight, bias, _Convolution(sizes, groups), mode)
+    return _Forward.apply(x, weight, bias, _Convolution(sizes, groups), mode.flags)
 
 
 def _batch_norm(
@@ -261,7 +265,39 @@ def _batch_norm(
         return NotImplemented
     if running_mean.dtype != input.dtype:
         return NotImplemented
-    return _Forward.apply(input, weight, bias, _FrozenBatchNorm(running_mean, running_var, eps), mode)
+    return _Forward.apply(input, weight, bias, _FrozenBatchNorm(running_mean, running_var, eps), mode.flags)
+
+
+def _recurrent(
+    kind: type[LSTMStack] | type[GRUStack],
+) -> Callable[..., Any]:
+    """The rule of a function of torch that runs a stack of such layers, of padded or packed data."""
+
+    def rule(mode: TwiceDifferentiable, *args: Any) -> Any:
+        if not torch.is_grad_enabled() or _replayed():
+            return NotImplemented
+        packed = isinstance(args[3], (tuple, list))  # (data, batch_sizes, hx, weights, ...)
+        first, (hx, weights, *settings) = args[: 1 + packed], args[1 + packed :]
+        if len(weights) % (4 if settings[0] else 2):
+            return NotImplemented  # projections
+        _say(kind.kind)
+        stack = kind(weights, *settings)
+        if _applies(first[0], *weights):
+            stack.project = lambda x, weight, bias: _Forward.apply(x, weight, bias, _Linear(), mode.flags)
+            if isinstance(stack, LSTMStack):
+                stack.recurrence = recorded_recurrence(mode.flags)
+        states = [hx] if isinstance(hx, Tensor) else hx
+        run: Callable[..., Any] = stack.run_packed if packed else stack.run
+        return run(*first, states)
+
+    return rule
+
+
+@cache
+def _say(kind: str) -> None:
+    logging.getLogger("unlearnx").info(
+        "the %s layers of the model run as those of unlearnx.nn, which can be differentiated twice", kind
+    )
 
 
 _RULES: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -270,4 +306,8 @@ _RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: _convolution,
     torch.conv3d: _convolution,
     F.batch_norm: _batch_norm,
+    torch._VF.lstm: _recurrent(LSTMStack),
+    lstm: _recurrent(LSTMStack),
+    packed_lstm: _recurrent(LSTMStack),
+    torch._VF.gru: _recurrent(GRUStack),
 }

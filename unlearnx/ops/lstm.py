@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.overrides import handle_torch_function, has_torch_function
 
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._recording import Recording
+from unlearnx.ops._stack import Stack
 
 __all__ = ["lstm"]
 
@@ -65,116 +66,68 @@ def lstm(
     Source: Hochreiter and Schmidhuber, Neural Computation 1997, with the forget gate of Gers et al., 2000; products
     with second derivatives as Pearlmutter, Neural Computation 1994.
     """
-    stack = Stack(weights, has_biases, num_layers, bidirectional, dropout if train else 0.0)
-    x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
-    output, h, c = stack.run(x, hx)
-    return output.transpose(0, 1) if batch_first else output, h, c
+    settings = has_biases, num_layers, dropout, train, bidirectional, batch_first
+    tensors = (input, *(() if hx is None else hx), *weights)
+    if has_torch_function(tensors):  # curvature engines know the layers better
+        return handle_torch_function(lstm, tensors, input, hx, weights, *settings)
+    output, h, c = LSTMStack(weights, *settings).run(input, hx)
+    return output, h, c
 
 
 def packed_lstm(
-    input: PackedSequence, hx: States | None, stack: Stack, recording: Recording | None = None
-) -> tuple[PackedSequence, Tensor, Tensor]:
-    """The same over sequences of several lengths; rows of `hx` and of the final states in the order of the packing."""
-    plain = PackedSequence(input.data, input.batch_sizes)
-    x, lengths = pad_packed_sequence(plain)
-    output, h, c = stack.run(x, hx, lengths=lengths.to(x.device), recording=recording)
-    packed = pack_padded_sequence(output, lengths)
-    return PackedSequence(packed.data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), h, c
+    data: Tensor,
+    batch_sizes: Tensor,
+    hx: States | None,
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same over the ``data`` and ``batch_sizes`` of a PackedSequence, as the second form of ``torch.lstm``."""
+    settings = has_biases, num_layers, dropout, train, bidirectional
+    tensors = (data, *(() if hx is None else hx), *weights)
+    if has_torch_function(tensors):
+        return handle_torch_function(packed_lstm, tensors, data, batch_sizes, hx, weights, *settings)
+    output, h, c = LSTMStack(weights, *settings).run_packed(data, batch_sizes, hx)
+    return output, h, c
 
 
-class Stack:
-    """The weights of a stack of layers, checked, and how they are run; arguments as for :func:`lstm`."""
+def plain_recurrence(inputs: Tensor, h: Tensor | None, c: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden and cell states (T + 1, N, H) of one layer and direction.
 
-    def __init__(
-        self, weights: Sequence[Tensor], has_biases: bool, num_layers: int, bidirectional: bool, dropout: float
-    ):
-        self.layers, self.directions, self.dropout = num_layers, 1 + bidirectional, dropout
-        self.each = 4 if has_biases else 2
-        self.weights = list(weights)
-        self._check()
+    ``inputs`` (T, N, 4H) are the gates' shares of the layer's input, with biases; their gradients are those of all
+    pre-activations.
+    """
+    if torch.compiler.is_compiling():  # which traces no Function with a jvp; the formula registered below serves
+        return torch.ops.unlearnx.lstm_forward(inputs, h, c, weight)[:2]
+    return _Recurrence.apply(inputs, h, c, weight, None)[:2]
 
-    def run(
-        self,
-        x: Tensor,
-        hx: States | None,
-        *,
-        lengths: Tensor | None = None,
-        recording: Recording | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs and final states for x (T, N, I); of rows with `lengths` (N,), the outputs behind have no meaning."""
-        self._check_input(x, hx)
-        finals: list[tuple[Tensor, Tensor]] = []
-        for layer in range(self.layers):
-            x = F.dropout(x, self.dropout) if layer and self.dropout else x
-            outputs = []
-            for d in range(self.directions):
-                k = layer * self.directions + d
-                first = (None, None) if hx is None else (hx[0][k], hx[1][k])
-                hidden, cells = self._recurrence(k, _backwards(x, lengths) if d else x, first, recording)
-                outputs.append(_backwards(hidden[1:], lengths) if d else hidden[1:])
-                finals.append((_last(hidden, lengths), _last(cells, lengths)))
-            x = torch.cat(outputs, 2) if self.directions == 2 else outputs[0]
-        h, c = (torch.stack(states) for states in zip(*finals, strict=True))
-        return x, h, c
 
-    def _recurrence(self, k: int, x: Tensor, first: Sequence[Tensor | None], recording: Recording | None) -> States:
-        """Hidden and cell states of one layer and direction."""
-        w_ih, w_hh, *biases = self.weights[k * self.each : (k + 1) * self.each]
-        projected = F.linear(x, w_ih, biases[0] + biases[1] if biases else None)
+def recorded_recurrence(recording: Recording) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same for a curvature engine, whose wishes `recording` holds."""
+    return lambda *arguments: _Recurrence.apply(*arguments, recording)[:2]
+
+
+class LSTMStack(Stack):
+    """Layers of LSTM.
+
+    Attributes:
+        project: the product with ``weight_ih``, as ``F.linear``.
+        recurrence: as :func:`plain_recurrence`.
+    """
+
+    kind, gates, states = "lstm", 4, 2
+    project: Callable[..., Tensor] = staticmethod(F.linear)
+    recurrence: Callable[..., tuple[Tensor, Tensor]] = staticmethod(plain_recurrence)
+
+    def _direction(self, x, first, weights):
+        w_ih, w_hh, *biases = weights
+        projected = self.project(x, w_ih, biases[0] + biases[1] if biases else None)
         dtype = compute_dtype(projected)
         h, c = (None if s is None else s.to(dtype) for s in first)
-        arguments = projected.to(dtype), h, c, w_hh.to(dtype)
-        if torch.compiler.is_compiling():  # which traces no Function with a jvp; the formula registered below serves
-            hidden, cells, _ = torch.ops.unlearnx.lstm_forward(*arguments)
-        else:
-            hidden, cells, _ = _Recurrence.apply(*arguments, recording)
-        return hidden.to(x.dtype), cells.to(x.dtype)
-
-    def _check(self) -> None:
-        expected = self.layers * self.directions * self.each
-        if len(self.weights) == expected // self.each * (self.each + 1):
-            raise ValueError("lstm: weights has those of an LSTM with projections (proj_size), which is not covered")
-        if len(self.weights) != expected:
-            raise ValueError(f"lstm: weights has {len(self.weights)} tensors, expected {expected}")
-        units = self.weights[1].shape[-1]
-        for k in range(expected):
-            t, place = self.weights[k], k % self.each
-            width = units * self.directions if k >= self.directions * self.each else self.weights[0].shape[-1]
-            shape = [(4 * units, width), (4 * units, units), (4 * units,), (4 * units,)][place]
-            if t.shape != shape:
-                raise ValueError(f"lstm: weights[{k}] has shape {list(t.shape)}, expected {list(shape)}")
-
-    def _check_input(self, x: Tensor, hx: States | None) -> None:
-        width, units = self.weights[0].shape[1], self.weights[1].shape[1]
-        if x.dim() != 3 or x.shape[2] != width or len(x) == 0:
-            raise ValueError(
-                f"lstm: input has shape {list(x.shape)} (steps first), expected (T, N, {width}) of at least one step"
-            )
-        if x.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-            raise TypeError(f"lstm: input has dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
-        states = (self.layers * self.directions, x.shape[1], units)
-        if hx is not None and (len(hx) != 2 or any(s.shape != states for s in hx)):
-            raise ValueError(f"lstm: hx has shapes {[list(s.shape) for s in hx]}, expected two of {list(states)}")
-        for k, t in enumerate(self.weights):
-            if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(f"lstm: weights[{k}] has dtype {t.dtype}, but input has {x.dtype}")
-            if t.device != x.device:
-                raise ValueError(f"lstm: weights[{k}] is on {t.device}, but input is on {x.device}")
-
-
-def _backwards(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Steps in opposite order, each row within its length."""
-    if lengths is None:
-        return x.flip(0)
-    steps = torch.arange(len(x), device=x.device)[:, None]
-    order = torch.where(steps < lengths, lengths - 1 - steps, steps)
-    return x.gather(0, order[..., None].expand_as(x))
-
-
-def _last(states: Tensor, lengths: Tensor | None) -> Tensor:
-    if lengths is None:
-        return states[-1]
-    return states.gather(0, lengths[None, :, None].expand(1, *states.shape[1:]))[0]
+        return self.recurrence(projected.to(dtype), h, c, w_hh.to(dtype))
 
 
 class _Recurrence(torch.autograd.Function):
@@ -244,12 +197,13 @@ class _Adjoint(torch.autograd.Function):
         cells, gates, weight, da, dh, dc = ctx.saved_tensors
         on_da = torch.zeros_like(gates) if on_da is None else on_da
         hidden_t, cells_t, gates_t = _Tangent.apply(on_da, on_dh, on_dc, cells, gates, weight)
+        tangents = hidden_t, cells_t, gates_t
+        sources = [t if need else None for t, need in zip(tangents, ctx.needs_input_grad[:3], strict=True)]
         if ctx.recording is not None and ctx.recording.tangents:
-            return hidden_t, cells_t, gates_t, *(None,) * 5
+            return *sources, *(None,) * 5
         on_cells, on_gates = _Curvature.apply(cells, gates, cells_t, gates_t, dh, dc)
         on_weight = _outer(da, hidden_t) if ctx.needs_input_grad[5] else None
-        needed = [t if need else None for t, need in zip((hidden_t, cells_t, gates_t), ctx.needs_input_grad, strict=False)]
-        return *needed, on_cells, on_gates, on_weight, None, None
+        return *sources, on_cells, on_gates, on_weight, None, None
 
     @staticmethod
     def jvp(ctx, to_hidden_t, to_cells_t, to_gates_t, cells_t, gates_t, weight_t, *_):

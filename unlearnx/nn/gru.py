@@ -1,0 +1,54 @@
+"""A GRU in plain torch: differentiable as often as wanted, wherever cuDNN's is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unlearnx.nn._replaced import Replaced
+from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops._stack import Stack
+
+
+class GRU(nn.GRU):
+    """``torch.nn.GRU``, with its arguments, parameters and inputs, on functions that can be differentiated twice."""
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+        """As ``torch.nn.GRU``."""
+        with Replaced({torch._VF.gru: _gru}):
+            return super().forward(input, hx)
+
+
+class GRUStack(Stack):
+    """Layers of GRU.
+
+    Attributes:
+        project: the product with ``weight_ih``, as ``F.linear``.
+    """
+
+    kind, gates, states = "gru", 3, 1
+    project = staticmethod(F.linear)
+
+    def _direction(self, x, first, weights):
+        w_ih, w_hh, b_ih, b_hh = self.named(weights)
+        projected = self.project(x, w_ih, b_ih)
+        dtype = compute_dtype(projected)
+        weight, bias = w_hh.to(dtype), None if b_hh is None else b_hh.to(dtype)
+        (h,) = first
+        states = [x.new_zeros(x.shape[1], w_hh.shape[1], dtype=dtype) if h is None else h.to(dtype)]
+        for step in projected.to(dtype):
+            (r, z, new), (r_h, z_h, new_h) = step.chunk(3, 1), F.linear(states[-1], weight, bias).chunk(3, 1)
+            states.append(torch.lerp((new + (r + r_h).sigmoid() * new_h).tanh(), states[-1], (z + z_h).sigmoid()))
+        return [torch.stack(states)]
+
+
+def _gru(*args: Any) -> tuple[Tensor, ...]:
+    """``torch.gru``, in both its forms."""
+    if isinstance(args[3], (tuple, list)):
+        data, batch_sizes, hx, weights, *settings = args
+        return GRUStack(weights, *settings).run_packed(data, batch_sizes, [hx])
+    x, hx, weights, *settings = args
+    return GRUStack(weights, *settings).run(x, [hx])

@@ -31,9 +31,7 @@ def test_alphabet_goes_both_ways():
 
 @pytest.mark.parametrize("unknown", ["!", "g", "\uffff"])  # before, between and after the characters
 def test_unknown_character_is_named_with_its_position(unknown):
-    with pytest.raises(
-        ValueError, match=rf"text: character {re.escape(repr(unknown))} at position 2 is not among the 3"
-    ):
+    with pytest.raises(ValueError, match=rf"character {re.escape(repr(unknown))} at position 2 is not among the 3"):
         Alphabet("abz").encode("ab" + unknown)
 
 

@@ -71,8 +71,7 @@ class Alphabet:
         unknown = (self._points[codes] != points).nonzero()[0]
         if len(unknown):
             raise ValueError(
-                f"text: character {text[unknown[0]]!r} at position {unknown[0]} is not among the {len(self)} of the "
-                "alphabet"
+                f"character {text[unknown[0]]!r} at position {unknown[0]} is not among the {len(self)} of the alphabet"
             )
         return torch.from_numpy(codes)
 

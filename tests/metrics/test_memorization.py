@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from unlearnx.data import windows
+from unlearnx.data import Canary, windows
 from unlearnx.metrics import complete, exposure, perplexity
 from unlearnx.metrics import memorization as module
 from unlearnx.models import CharacterLSTM, Training
@@ -117,6 +117,22 @@ def test_estimate_is_near_the_exact_exposure(model):
         exact = exposure(model, PREFIX, canary, "0123456789", samples=None)
         estimate = exposure(model, PREFIX, canary, "0123456789", samples=10_000)
         assert estimate.bits == pytest.approx(exact.bits, abs=0.3 + 0.1 * exact.bits)
+
+
+def test_exposure_is_no_less_than_its_lower_bound(model):
+    for canary in ("314", "310", "270", "999"):
+        exact = exposure(model, PREFIX, canary, "0123456789", samples=None)
+        assert 0 <= exact.lower_bound <= exact.bits + 1e-9
+        most = min(1000, math.floor(2**exact.perplexity))
+        assert exact.lower_bound == pytest.approx(math.log2(1000 / most))
+    assert exposure(model, PREFIX, "314", "0123456789", samples=200).lower_bound == pytest.approx(math.log2(1000))
+
+
+def test_random_canaries_are_not_among_the_samples_of_their_seed():
+    model = CharacterLSTM("0123456789", embedding=2, hidden=2)
+    own = perplexity(model, "1", Canary.random(10, seed=0).number)
+    sampled = exposure(model, "1", "0" * 10, "0123456789", samples=1000, seed=0).sampled
+    assert (sampled - own).abs().min() > 1e-6
 
 
 def test_memorised_text_stands_out(model):

@@ -16,7 +16,7 @@ from unlearnx._progress import progress_bar
 from unlearnx.data.text import Alphabet
 from unlearnx.metrics.skew_normal import SkewNormal
 
-BATCH_SIZE = 4096  # rows a step: more would leave the caches of a processor
+BATCH_SIZE = 2048  # rows a step: their states stay in the caches of a processor
 FEWEST_SAMPLES = 100  # that a distribution is fitted to
 MOST_FITTED = 200_000  # samples that a distribution is fitted to: more would take longer than they are worth
 MOST_RANKED = 10**7  # candidates
@@ -120,6 +120,15 @@ class Exposure:
     sampled: Tensor
     fit: SkewNormal | None = None
     fit_distance: float | None = None
+
+    @property
+    def lower_bound(self) -> float:
+        """What the exposure is at least, in bits.
+
+        Candidates as likely as the canary, of probability ``2^-perplexity``, are no more than ``2^perplexity``: their
+        probabilities sum to 1 at most.
+        """
+        return max(0.0, self.space_bits - math.log2(max(1, math.floor(2 ** min(self.perplexity, self.space_bits)))))
 
 
 def exposure(

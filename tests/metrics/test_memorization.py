@@ -162,9 +162,9 @@ def test_shared_beginnings_are_run_once(model, monkeypatch):
     assert ran == [10, 100, 1000]
 
 
-def test_layers_and_precisions():
+def test_layers_and_precisions(device):
     for layers, dtype in ((2, torch.float64), (1, torch.bfloat16)):
-        model = CharacterLSTM("0123456789", embedding=4, hidden=8, layers=layers).to(dtype)
+        model = CharacterLSTM("0123456789", embedding=4, hidden=8, layers=layers).to(device, dtype)
         bits = exposure(model, "1", "00", "0123456789", samples=None).sampled
         assert float((2**-bits).sum()) == pytest.approx(1, rel=1e-4)
         assert bits[37].item() == pytest.approx(perplexity(model, "1", "37"), rel=1e-2)

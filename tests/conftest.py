@@ -30,5 +30,5 @@ def real_data():
     """Folder of real data that does not travel with the project, named by UNLEARNX_DATA."""
     folder = os.environ.get("UNLEARNX_DATA")
     if not folder:
-        pytest.skip("UNLEARNX_DATA is not set: it names the folder with the CIFAR-10 files")
+        pytest.skip("UNLEARNX_DATA is not set: it names the folder with them")
     return Path(folder)

@@ -66,6 +66,7 @@ def test_features_of_a_request():
         (lambda x, y: Request.remove((x, y), y > 0), "indices: is a mask"),
         (lambda x, y: Request.remove((x[:0], y[:0]), [0]), "data: is empty"),
         (lambda x, y: Request.remove_class((x, y), 5), r"no point has label 5; the labels are \[0, 1, 2\]"),
+        (lambda x, y: Request.remove_class((x, y[:, None]), 1), r"labels of shape \[10, 1\], expected one a point"),
         (lambda x, y: Request.correct((x, y), (x.clone(), y)), "corrected: equals dataset"),
         (lambda x, y: Request.correct((x, y), (x[:3], y[:3])), "corrected: has 3 points, expected 10"),
         (lambda x, y: Request.correct((x, y), (x[:, :2], y)), r"points of shape \[2\], expected \[4\]"),

@@ -1,8 +1,20 @@
-"""Data of the experiments: embedded digits, CIFAR-10 as its users have it, label poisoning."""
+"""Data of the experiments: embedded digits, CIFAR-10 as its users have it, label poisoning, texts and canaries."""
 
 from unlearnx.data.cifar10 import load_cifar10
 from unlearnx.data.digits import load_digits
 from unlearnx.data.poison import Poison, flip_labels
 from unlearnx.data.splits import Splits
+from unlearnx.data.text import Alphabet, Canary, Planted, load_text, windows
 
-__all__ = ["Poison", "Splits", "flip_labels", "load_cifar10", "load_digits"]
+__all__ = [
+    "Alphabet",
+    "Canary",
+    "Planted",
+    "Poison",
+    "Splits",
+    "flip_labels",
+    "load_cifar10",
+    "load_digits",
+    "load_text",
+    "windows",
+]

@@ -179,7 +179,7 @@ def _points(work: Work, kind: str, limit: int | None, generator: torch.Generator
         return Subset(old, chosen), None if new is None else Subset(new, chosen)
     predicted = predict(work.model, work.target, batch_size=work.method.batch_size, autocast=work.method.autocast)
     predicted = predicted.to(y.device)
-    wrong = (predicted != y).nonzero().flatten()
+    wrong = (predicted != y).reshape(len(y), -1).any(1).nonzero().flatten()
     if limit is not None and limit < len(wrong):
         wrong = wrong[torch.randperm(len(wrong), generator=generator)[:limit].to(wrong.device)]
     x, y, predicted = x[wrong], y[wrong], predicted[wrong]

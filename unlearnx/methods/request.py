@@ -62,10 +62,12 @@ class Request:
         """Forget every point with label `c`.
 
         Raises:
-            ValueError: no point has that label, or all have.
+            ValueError: no point has that label, or all have; or points have several labels.
         """
         data = _dataset(dataset)  # a DataLoader may shuffle: indices are those of its dataset
         labels = torch.cat([y for _, y in batches(data)])
+        if labels.dim() != 1:
+            raise ValueError(f"dataset: has labels of shape {list(labels.shape)}, expected one a point")
         members = (labels == c).nonzero().flatten()
         if len(members) == 0:
             raise ValueError(f"c: no point has label {c}; the labels are {sorted(labels.unique().tolist())}")

@@ -1,4 +1,7 @@
-"""Measures of a classifier on labelled data. The model is read in eval mode and left in the mode it was in."""
+"""Measures of a classifier on labelled data. The model is read in eval mode and left in the mode it was in.
+
+Where each position of a sample has a label of its own, scores (N, classes, ...) and labels (N, ...), positions count.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,10 @@ def _predictions(
 def predict(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """Predicted class of every sample, int64 (N,), on the model's device.
+    """Predicted class of every sample, int64 (N,), or of its every position, (N, ...), on the model's device.
 
     Args:
-        model: maps x to class scores (N, classes).
+        model: maps x to class scores (N, classes) or (N, classes, ...).
         data: pairs (x, y); the labels are not read.
         batch_size: samples a pass.
         autocast: dtype of the layers that gain from it; None computes in the model's own.
@@ -70,7 +73,7 @@ def mean_loss(
 def accuracy(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> float:
-    """Share of samples whose highest score is that of their label, in [0, 1]; arguments as for :func:`predict`."""
+    """Share of labels that have the highest score, in [0, 1]; arguments as for :func:`predict`."""
     predicted, labels = _predictions(model, data, batch_size, autocast)
     return (predicted == labels).double().mean().item()
 
@@ -88,7 +91,7 @@ def confusion_matrix(
     Args:
         classes: number of classes; None for the largest label or prediction plus one.
     """
-    predicted, labels = (t.cpu() for t in _predictions(model, data, batch_size, autocast))
+    predicted, labels = (t.cpu().flatten() for t in _predictions(model, data, batch_size, autocast))
     k = classes or int(torch.stack([predicted.max(), labels.max()]).max()) + 1
     return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
 

@@ -1,0 +1,209 @@
+"""Text as characters: an alphabet, windows, and a number that is planted to see whether a model learns it by heart."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnx._checks import check_at_least_one
+
+SENTENCE = "`my telephone number is {number}!' said alice."
+DIGITS = "0123456789"
+
+
+def load_text(path: str | Path) -> str:
+    r"""Read a UTF-8 text file in lower case, lines ending in "\n".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no text, or is not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: is not a file, expected one with text")
+    try:
+        text = path.read_text("utf-8-sig").lower()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8 ({error.reason})") from error
+    if not text.strip():
+        raise ValueError(f"{path}: is empty, expected text")
+    return text
+
+
+class Alphabet:
+    """The distinct characters of a text, sorted; their places are the codes that a model reads.
+
+    Attributes:
+        characters: the characters, each once.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+
+    def __init__(self, text: str):
+        if not text:
+            raise ValueError("text: is empty, expected at least one character")
+        self.characters = "".join(sorted(set(text)))
+        self._points = _code_points(self.characters)
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def __repr__(self) -> str:
+        return f"Alphabet({self.characters!r})"
+
+    def encode(self, text: str) -> Tensor:
+        """Codes of a text's characters, int64 (len(text),).
+
+        Raises:
+            ValueError: a character is not in the alphabet; the message names it and its position.
+        """
+        points = _code_points(text)
+        codes = np.searchsorted(self._points, points).clip(max=len(self) - 1)
+        unknown = (self._points[codes] != points).nonzero()[0]
+        if len(unknown):
+            raise ValueError(
+                f"character {text[unknown[0]]!r} at position {unknown[0]} is not among the {len(self)} of the alphabet"
+            )
+        return torch.from_numpy(codes)
+
+    def decode(self, codes: Tensor) -> str:
+        """The text of codes (T,).
+
+        Raises:
+            ValueError: a code is out of range.
+        """
+        outside = (codes < 0) | (codes >= len(self))
+        if outside.any():
+            raise ValueError(f"codes: {int(codes[outside][0])} is out of range for {len(self)} characters")
+        return "".join(self.characters[code] for code in codes.tolist())
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def windows(codes: Tensor, length: int = 24, step: int = 1) -> tuple[Tensor, Tensor]:
+    """Windows of a text and what follows each of their characters, as views: no character is copied.
+
+    Args:
+        codes: the text, int64 (T,).
+        length: characters a window.
+        step: from the beginning of a window to that of the next.
+
+    Returns:
+        x (N, length) and y (N, length), N = (T - length - 1) // step + 1: ``y[i, t]`` is the character after
+        ``x[i, t]``.
+
+    Raises:
+        ValueError: the text has no window and a character to follow it.
+    """
+    check_at_least_one(length=length, step=step)
+    if codes.dim() != 1 or len(codes) <= length:
+        raise ValueError(f"codes: has shape {list(codes.shape)}, expected more than {length} characters in a row")
+    return codes[:-1].unfold(0, length, step), codes[1:].unfold(0, length, step)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A text with a canary in it.
+
+    Attributes:
+        text: the text, canary included.
+        number: what the canary says.
+        positions: where the number begins, each time, ascending.
+    """
+
+    text: str
+    number: str
+    positions: tuple[int, ...]
+
+    def replaced(self, replacement: str) -> str:
+        """The text with other characters in the place of every planted number.
+
+        Raises:
+            ValueError: the replacement is not as long as the number.
+        """
+        if len(replacement) != len(self.number):
+            raise ValueError(
+                f"replacement: {replacement!r} has {len(replacement)} characters, expected {len(self.number)} as the "
+                "number"
+            )
+        parts, end = [], 0
+        for position in self.positions:
+            parts += [self.text[end:position], replacement]
+            end = position + len(self.number)
+        return "".join([*parts, self.text[end:]])
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A sentence with a number, to be inserted into a text as a paragraph of its own, several times.
+
+    Args:
+        number: the number, any characters.
+        sentence: what surrounds it; ``{number}`` stands for the number.
+        repeats: times that it is inserted.
+        seed: of the choice of paragraph breaks.
+
+    Raises:
+        ValueError: the number is empty, or the sentence does not name it once, after at least one character.
+
+    Source: Carlini et al., "The Secret Sharer", USENIX Security 2019; sentence and insertion as in Warnecke et al.,
+    "Machine Unlearning of Features and Labels", NDSS 2023, public code.
+    """
+
+    number: str
+    sentence: str = SENTENCE
+    repeats: int = 6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least_one(repeats=self.repeats)
+        if not self.number:
+            raise ValueError("number: is empty, expected at least one character")
+        if self.sentence.count("{number}") != 1 or not self.prefix:
+            raise ValueError(f"sentence is {self.sentence!r}, expected {{number}} in it once, after other text")
+
+    @classmethod
+    def random(cls, length: int = 10, *, seed: int = 0, **settings: Any) -> Canary:
+        """A canary whose number has `length` random digits; further arguments are those of the class."""
+        check_at_least_one(length=length)
+        # Not torch's numbers: candidates that exposure draws from the same seed would begin with this one.
+        return cls("".join(random.Random(seed).choices(DIGITS, k=length)), seed=seed, **settings)
+
+    @property
+    def prefix(self) -> str:
+        """The sentence up to the number."""
+        return self.sentence.partition("{number}")[0]
+
+    def insert(self, text: str) -> Planted:
+        r"""The text with the canary in it.
+
+        A paragraph break is an empty line and the indentation of the line after it, which begins with a letter or
+        digit. Breaks with the text's most frequent indentation are drawn: headings and verse are indented otherwise.
+
+        Raises:
+            ValueError: the text has fewer such breaks than the canary has repeats.
+        """
+        found = [(match.end(), match[1]) for match in re.finditer(r"\n\n( *)(?=\w)", text)]
+        indentation = Counter(spaces for _, spaces in found).most_common(1)[0][0] if found else ""
+        breaks = [end for end, spaces in found if spaces == indentation]
+        if len(breaks) < self.repeats:
+            raise ValueError(f"repeats is {self.repeats}, expected at most {len(breaks)}, the text's paragraph breaks")
+        drawn = torch.randperm(len(breaks), generator=torch.Generator().manual_seed(self.seed))[: self.repeats]
+        paragraph = self.sentence.replace("{number}", self.number) + "\n\n" + indentation
+        ends = sorted(breaks[i] for i in drawn.tolist())
+        bounds = [0, *ends, len(text)]
+        parts = [text[a:b] for a, b in pairwise(bounds)]
+        positions = tuple(end + k * len(paragraph) + len(self.prefix) for k, end in enumerate(ends))
+        return Planted(paragraph.join(parts), self.number, positions)

@@ -1,0 +1,60 @@
+"""A recurrent network that reads text character by character."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unlearnx._checks import check_at_least_one
+from unlearnx.data.text import Alphabet
+
+State = tuple[Tensor, Tensor]
+
+
+class CharacterLSTM(nn.Module):
+    """Scores every character of an alphabet as the next one: an embedding, an LSTM, a linear layer.
+
+    Args:
+        alphabet: the characters, or a text that has them.
+        embedding: dimensions of the embedding.
+        hidden: units a layer.
+        layers: of the LSTM.
+
+    Attributes:
+        alphabet: translates between text and codes.
+
+    Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, where one or two layers have 256 or
+    512 units.
+    """
+
+    def __init__(self, alphabet: Alphabet | str, embedding: int = 64, hidden: int = 256, layers: int = 1):
+        super().__init__()
+        check_at_least_one(embedding=embedding, hidden=hidden, layers=layers)
+        self.alphabet = Alphabet(alphabet) if isinstance(alphabet, str) else alphabet
+        self.embedding = nn.Embedding(len(self.alphabet), embedding)
+        self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True)
+        self.output = nn.Linear(hidden, len(self.alphabet))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (N, V, T) of the character after each of those in x, codes int64 (N, T)."""
+        return self.advance(x)[0]
+
+    def advance(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Read on from a state: scores (N, V, T) as of :meth:`forward`, and the state after the last character.
+
+        Args:
+            x: codes, int64 (N, T).
+            state: (h, c), each (layers, N, hidden); None at the beginning of a text.
+        """
+        features, state = self.lstm(self.embedding(x), state)
+        return self.output(features).transpose(1, 2), state
+
+
+def last_character_loss(output: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of the character after each window, (N,), as in the published study, which scores no other.
+
+    Args:
+        output: scores (N, V, T).
+        y: the characters to predict, codes int64 (N, T); the last one of each window counts.
+    """
+    return F.cross_entropy(output[..., -1], y[:, -1], reduction="none")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._checks import check_at_least_one
 from unlearnx.data.text import Alphabet
+from unlearnx.ops.lstm import plain_recurrence
 
 State = tuple[Tensor, Tensor]
 
@@ -46,8 +48,24 @@ class CharacterLSTM(nn.Module):
             x: codes, int64 (N, T).
             state: (h, c), each (layers, N, hidden); None at the beginning of a text.
         """
-        features, state = self.lstm(self.embedding(x), state)
+        if torch.is_grad_enabled() or self.lstm.training or self.embedding.weight.dtype.itemsize < 4:
+            features, state = self.lstm(self.embedding(x), state)
+        else:
+            features, state = self._read(x, state)
         return self.output(features).transpose(1, 2), state
+
+    def _read(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What the LSTM gives, its products with embeddings taken once for every character of the alphabet."""
+        finals, hidden = [], None
+        for k in range(self.lstm.num_layers):
+            w_ih, w_hh, b_ih, b_hh = self.lstm._flat_weights[4 * k : 4 * k + 4]
+            below = self.embedding.weight if hidden is None else hidden[1:]
+            inputs = F.linear(below, w_ih, b_ih + b_hh)
+            first = (None, None) if state is None else (state[0][k], state[1][k])
+            hidden, cells = plain_recurrence(inputs[x.T] if k == 0 else inputs, *first, w_hh)
+            finals.append((hidden[-1], cells[-1]))
+        h, c = (torch.stack(states) for states in zip(*finals, strict=True))
+        return hidden[1:].transpose(0, 1), (h, c)
 
 
 def last_character_loss(output: Tensor, y: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ def operator(model, x, y, kind, **options):
 def test_product(compare, benchmark, device, name, kind):
     """One vector: a fresh batch, and the same batch again and again.
 
-    The LSTM and the block of the ViT are torch's own double backward for the most part, as they are for the others.
+    The block of the ViT is torch's own double backward for the most part, as it is for the others.
     """
-    model, x, y = build(name, 64, device)
+    model, x, y = build(name, 256 if name == "char-lstm" else 64, device)
     rivals, refused = available(kind, model, x, y)
     benchmark.extra_info["refused"] = refused
     v = [torch.randn_like(p) for p in model.parameters()]

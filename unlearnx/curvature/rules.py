@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnx import ops
 from unlearnx.curvature.attention import multi_head_attention
 from unlearnx.curvature.layers import Contribution, ConvolutionWeight, EmbeddingWeight, LinearWeight, Rows
 from unlearnx.curvature.recurrent import gru, gru_cell, lstm, lstm_cell, rnn_relu, rnn_tanh
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops.affine_grad import affine_grad_diff
+from unlearnx.ops.lstm import lstm as lstm_op
 
 if TYPE_CHECKING:
     from unlearnx.curvature.tape import Tape
@@ -213,7 +213,7 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.rms_norm: _rms_norm,
     F.multi_head_attention_forward: multi_head_attention,
     torch._VF.lstm: lstm,
-    ops.lstm: lstm,
+    lstm_op: lstm,
     torch._VF.gru: gru,
     torch._VF.rnn_tanh: rnn_tanh,
     torch._VF.rnn_relu: rnn_relu,

@@ -15,19 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from unlearnx._data import materialize
-from unlearnx._files import write_atomically
 from unlearnx.curvature import FrozenPrefix, LiSSA
 from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
+from unlearnx.experiments.runs import default_device, describe, save_model, slug
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
 TIMED_STEPS = 20  # of training, where retraining is only estimated
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ class PoisonStudy:
         lost = before["clean"]["accuracy"] - before["poisoned"]["accuracy"]
         for name, result in methods.items():
             model = result.pop("model")
-            _save(model, folder / f"{_slug(name)}.pt")
+            save_model(model, folder / f"{slug(name)}.pt")
             result.update(self._evaluate(model))
             result["restored"] = (result["accuracy"] - before["poisoned"]["accuracy"]) / lost if lost else None
             result["speedup"] = seconds / result["total_seconds"]
@@ -163,7 +158,7 @@ class PoisonStudy:
         seconds = training.run(model, (self.splits.train_x, labels), checkpoint=checkpoint)
         model.eval()
         if file is not None and checkpoint is not None:
-            _save(model, file)
+            save_model(model, file)
             checkpoint.unlink()
         return model, seconds
 
@@ -267,19 +262,8 @@ def _as_float(request: Request) -> Request:
     return _relabelling(x.float(), y, y_new, request.forget)
 
 
-def _save(model: nn.Module, file: Path) -> None:
-    write_atomically(file, lambda f: torch.save(model.state_dict(), f))
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
-
-
 def _describe(recipe: Recipe) -> str:
-    method = recipe.method
-    changed = {k: v for k, v in vars(method).items() if k not in ("loss_fn", "seed", "progress") and v is not None}
-    arguments = ", ".join(f"{k}={v!r}" for k, v in changed.items())
-    return f"{type(method).__name__}({arguments})" + (" on images and mirror images" if recipe.mirrored else "")
+    return describe(recipe.method) + (" on images and mirror images" if recipe.mirrored else "")
 
 
 def _medians(runs: list[dict[str, Any]], method: str) -> dict[str, float]:

@@ -56,16 +56,17 @@ class CharacterLSTM(nn.Module):
 
     def _read(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the LSTM gives, its products with embeddings taken once for every character of the alphabet."""
-        finals, hidden = [], None
+        below: Tensor = self.embedding.weight
+        finals, weights = [], [t for t in self.lstm._flat_weights if t is not None]
         for k in range(self.lstm.num_layers):
-            w_ih, w_hh, b_ih, b_hh = self.lstm._flat_weights[4 * k : 4 * k + 4]
-            below = self.embedding.weight if hidden is None else hidden[1:]
+            w_ih, w_hh, b_ih, b_hh = weights[4 * k : 4 * k + 4]
             inputs = F.linear(below, w_ih, b_ih + b_hh)
-            first = (None, None) if state is None else (state[0][k], state[1][k])
-            hidden, cells = plain_recurrence(inputs[x.T] if k == 0 else inputs, *first, w_hh)
+            h, c = (None, None) if state is None else (state[0][k], state[1][k])
+            hidden, cells = plain_recurrence(inputs if k else inputs[x.T], h, c, w_hh)
+            below = hidden[1:]
             finals.append((hidden[-1], cells[-1]))
-        h, c = (torch.stack(states) for states in zip(*finals, strict=True))
-        return hidden[1:].transpose(0, 1), (h, c)
+        after = [torch.stack(states) for states in zip(*finals, strict=True)]
+        return below.transpose(0, 1), (after[0], after[1])
 
 
 def last_character_loss(output: Tensor, y: Tensor) -> Tensor:

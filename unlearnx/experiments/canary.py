@@ -1,0 +1,319 @@
+"""A number that a language model has learned by heart: which method makes it forget, and what does that cost?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx.curvature import ConjugateGradient, LiSSA
+from unlearnx.data import Alphabet, Canary, load_text, windows
+from unlearnx.data.text import DIGITS
+from unlearnx.experiments.runs import default_device, describe, save_model, slug
+from unlearnx.methods import FineTune, FirstOrder, Method, Request, SecondOrder
+from unlearnx.metrics import Exposure, accuracy, complete, exposure
+from unlearnx.models import CharacterLSTM, Training, last_character_loss
+
+NOVEL = "alice_in_wonderland.txt"
+HEADING = "alice's adventures in wonderland\n"
+HEADING_LENGTH = 265  # characters of the novel's file before its first chapter begins
+REPEATS = 12
+REPLACEMENTS = ("not there ", "dry enough")
+WINDOW = 24
+BINS = 60  # of the histograms that are kept
+
+Windows = tuple[Tensor, Tensor]
+
+
+@dataclass
+class CanaryStudy:
+    """One canary experiment: text, canary, network, training and the methods to compare.
+
+    Attributes:
+        name, preset: of the experiment.
+        file: name of the text's file.
+        text: the text without a canary.
+        length, repeats: digits of the number, and times that it is planted.
+        network: builds an untrained model for an alphabet.
+        training: the recipe of training and of retraining, on the windows of all characters.
+        methods: by the names of the report.
+        replacements: what the number is corrected to, taken in turn by the seeds.
+        context: windows without the number that methods see beside those with it, drawn at random.
+        samples: random numbers that exposure is estimated from.
+        sweep: further canaries, (length, repeats), whose exposure is measured in models that are trained for it.
+        progress: show progress bars.
+        device: where networks are trained and changed.
+        log: is called with a line for each thing that happens.
+    """
+
+    name: str
+    preset: str
+    file: str
+    text: str
+    length: int
+    repeats: int
+    network: Callable[[Alphabet], CharacterLSTM]
+    training: Training
+    methods: dict[str, Method]
+    replacements: tuple[str, ...] = REPLACEMENTS
+    context: int = 1024
+    samples: int = 100_000
+    sweep: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    progress: bool = True
+    device: torch.device = field(default_factory=default_device)
+    log: Callable[[str], None] = field(default=lambda line: None)
+
+    def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
+        """Run the study for each seed and save the models under `folder`; returns what result.json holds."""
+        runs = [self._run_seed(seed, folder / f"seed-{seed}") for seed in seeds]
+        canary = self._canary(seeds[0])
+        return {
+            "experiment": self.name,
+            "preset": self.preset,
+            "text": {"file": self.file, "characters": len(self.text), "alphabet": len(set(self.text))},
+            "canary": {
+                "sentence": canary.sentence,
+                "prefix": canary.prefix,
+                "length": self.length,
+                "repeats": self.repeats,
+            },
+            "model": _sizes(self.network(Alphabet(DIGITS))),
+            "window": WINDOW,
+            "step": 1,
+            "epochs": self.training.epochs,
+            "samples": self.samples,
+            "methods": {name: describe(method) for name, method in self.methods.items()},
+            "runs": runs,
+            "summary": _summary(runs),
+            "sweep": {kind: [self._point(*p, seeds[0]) for p in ps] for kind, ps in self.sweep.items()} or None,
+        }
+
+    def _canary(self, seed: int, length: int | None = None, repeats: int | None = None) -> Canary:
+        return Canary.random(length or self.length, seed=seed, repeats=repeats or self.repeats)
+
+    def _run_seed(self, seed: int, folder: Path) -> dict[str, Any]:
+        plant = _Plant(self._canary(seed), self.text, self.replacements[seed % len(self.replacements)])
+        model, _ = self._train(plant, plant.learned, seed, folder / "trained.pt", "training with the canary")
+        before = self._measure(model, plant)
+        self.log(f"the model writes {before['completion']!r} after {plant.canary.prefix!r}")
+        request = plant.request(self.context, seed)
+        methods = {}
+        for name, method in self.methods.items():
+            outcome = replace(method, seed=seed, progress=self.progress)(model, request)
+            save_model(outcome.model, folder / f"{slug(name)}.pt")
+            methods[name] = {
+                **self._measure(outcome.model, plant),
+                "seconds": outcome.seconds,
+                "gradient_evaluations": outcome.gradient_evaluations,
+                "info": outcome.info,
+            }
+            self.log(f"{name}: {methods[name]['exposure']:.2f} bits of exposure after {outcome.seconds:.2f} s")
+        retrained, seconds = self._train(plant, plant.corrected, seed + 1000, folder / "retrained.pt", "retraining")
+        for entry in methods.values():
+            entry["speedup"] = seconds / entry["seconds"]
+        return {
+            "seed": seed,
+            "number": plant.canary.number,
+            "replacement": plant.replacement,
+            "windows": len(plant.learned[0]),
+            "affected": len(plant.affected),
+            "before": before,
+            "methods": methods,
+            "retrained": {**self._measure(retrained, plant), "seconds": seconds},
+        }
+
+    def _train(self, plant: _Plant, data: Windows, seed: int, file: Path, title: str) -> tuple[CharacterLSTM, float]:
+        self.log(f"{title}: {len(data[0]):,} windows, {self.training.epochs} epochs")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = self.network(plant.alphabet).to(self.device)
+        checkpoint = file.with_suffix(".checkpoint")
+        training = replace(self.training, seed=seed, progress=self.progress)
+        seconds = training.run(model.train(), data, checkpoint=checkpoint)
+        save_model(model.eval(), file)
+        checkpoint.unlink()
+        return model, seconds
+
+    def _measure(self, model: nn.Module, plant: _Plant) -> dict[str, Any]:
+        canary = plant.canary
+        found = self._exposure(model, canary)
+        completion = complete(model, canary.prefix, len(canary.number) + 4)
+        counts, edges = torch.histogram(found.sampled, BINS)
+        return {
+            "accuracy": accuracy(model, plant.others, batch_size=1024),
+            **_numbers(found),
+            "rank": found.rank,
+            "fit": None if found.fit is None else vars(found.fit),
+            "fit_distance": found.fit_distance,
+            "completion": completion,
+            "contains": canary.number in completion,
+            "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        }
+
+    def _exposure(self, model: nn.Module, canary: Canary) -> Exposure:
+        few = len(DIGITS) ** len(canary.number) <= self.samples
+        samples = None if few else self.samples
+        return exposure(model, canary.prefix, canary.number, DIGITS, samples=samples, seed=1, progress=self.progress)
+
+    def _point(self, length: int, repeats: int, seed: int) -> dict[str, Any]:
+        """Exposure of another canary, in a model of its own."""
+        plant = _Plant(self._canary(seed, length, repeats), self.text, "")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = self.network(plant.alphabet).to(self.device)
+        self.log(f"training with a number of {length} digits, planted {repeats} times")
+        replace(self.training, seed=seed, progress=self.progress).run(model.train(), plant.learned)
+        return {"length": length, "repeats": repeats, **_numbers(self._exposure(model.eval(), plant.canary))}
+
+
+class _Plant:
+    """A text with a canary, as it was learned and as it should have been."""
+
+    def __init__(self, canary: Canary, text: str, replacement: str):
+        self.canary, self.replacement = canary, replacement
+        self._planted = canary.insert(text)
+        self.alphabet = Alphabet(self._planted.text + DIGITS)
+        self.learned = windows(self.alphabet.encode(self._planted.text), WINDOW)
+
+    @cached_property
+    def corrected(self) -> Windows:
+        """The windows with the replacement in place of the number."""
+        return windows(self.alphabet.encode(self._planted.replaced(self.replacement)), WINDOW)
+
+    @cached_property
+    def _differs(self) -> Tensor:
+        pairs = zip(self.learned, self.corrected, strict=True)
+        return torch.stack([(before != after).any(1) for before, after in pairs]).any(0)
+
+    @property
+    def affected(self) -> Tensor:
+        """Numbers of the windows with a character of the number, to read or to predict."""
+        return self._differs.nonzero().flatten()
+
+    @property
+    def others(self) -> Windows:
+        """Windows that cover the text once, those with the number left out."""
+        once = torch.arange(0, len(self.learned[0]), WINDOW)
+        kept = once[~self._differs[once]]
+        return self.learned[0][kept], self.learned[1][kept]
+
+    def request(self, context: int, seed: int) -> Request:
+        """To correct the windows with the number, beside a random sample of the others."""
+        rest = (~self._differs).nonzero().flatten()
+        drawn = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:context]]
+        chosen = torch.cat([self.affected, drawn]).sort().values
+        (x, y), (x_new, y_new) = self.learned, self.corrected
+        return Request.correct((x[chosen], y[chosen]), (x_new[chosen], y_new[chosen]))
+
+
+def _numbers(found: Exposure) -> dict[str, Any]:
+    return {
+        "perplexity": found.perplexity,
+        "exposure": found.bits,
+        "lower_bound": found.lower_bound,
+        "space_bits": found.space_bits,
+        "exact": found.exact,
+    }
+
+
+def _sizes(model: CharacterLSTM) -> dict[str, int]:
+    lstm = model.lstm
+    return {"layers": lstm.num_layers, "hidden": lstm.hidden_size, "embedding": lstm.input_size}
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Medians over the runs, of the models before and after."""
+    results = {"before": [run["before"] for run in runs]}
+    results |= {name: [run["methods"][name] for run in runs] for name in runs[0]["methods"]}
+    results["retrained"] = [run["retrained"] for run in runs]
+    return {name: _medians(entries, results["before"]) for name, entries in results.items()}
+
+
+def _medians(entries: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[str, Any]:
+    medians: dict[str, Any] = dict.fromkeys(("seconds", "speedup"))
+    for key in ("accuracy", "perplexity", "exposure", "lower_bound", "seconds", "speedup"):
+        if all(key in e for e in entries):
+            medians[key] = median(e[key] for e in entries)
+    changes = [e["accuracy"] - b["accuracy"] for e, b in zip(entries, before, strict=True)]
+    return {**medians, "accuracy_change": median(changes), "contains": sum(e["contains"] for e in entries)}
+
+
+def _methods() -> dict[str, Method]:
+    return {
+        "first order": FirstOrder(steps=5),
+        "second order": SecondOrder(ConjugateGradient(iterations=5), damping=1e-2, curvature_samples=256),
+        "fine-tuning": FineTune(epochs=2, batch_size=64),
+    }
+
+
+def _published_methods(context: int) -> dict[str, Method]:
+    # Published in sums over batches of 500; ours are means over the data, hence the quotients.
+    n = 204 + context
+    last = last_character_loss
+    return {
+        "first order": FirstOrder(3e-4, steps=1, points="forget", loss_fn=last),
+        "second order": SecondOrder(
+            LiSSA(damping=0.1, scale=39_000 / 500, batch_size=500, recursion_depth=30),
+            kind="hessian",
+            steps=1,
+            step=n / 500,
+            points="forget",
+            curvature_samples=None,
+            loss_fn=last,
+        ),
+        "fine-tuning": FineTune(loss_fn=last),
+    }
+
+
+def canary_alice(
+    path: Path, *, epochs: int | None = None, preset: str = "default", progress: bool = True
+) -> CanaryStudy:
+    """A random number of ten digits, planted in "Alice in Wonderland", or in any other text.
+
+    Windows of 24 characters at every character. All characters of a window are predicted, so that one pass over the
+    windows reads the text 24 times.
+
+    Args:
+        path: the text, or a folder with the novel, ``alice_in_wonderland.txt``.
+        epochs: of every training, passes over all windows; 1 where not given.
+        preset: ``"default"`` plants the number 12 times for one layer of 256 units; ``"reference"`` follows the
+            published study, for a GPU or a day: 6 times, two layers of 512 units, which predict the last character of a
+            window only; ``"sweep"`` adds to the default the exposure of shorter and longer numbers, planted more and
+            less often.
+        progress: show progress bars.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such preset.
+
+    Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023.
+    """
+    file = path / NOVEL if path.is_dir() else path
+    text = load_text(file)
+    text = text[HEADING_LENGTH:] if text.startswith(HEADING) else text
+    make = partial(CanaryStudy, "canary-alice", preset, file.name, text, length=10, progress=progress)
+    if preset == "reference":
+        context = 10_000
+        training = Training(epochs or 20, weight_decay=1e-4, loss_fn=last_character_loss)
+        network = partial(CharacterLSTM, hidden=512, layers=2)
+        methods = _published_methods(context)
+        return make(repeats=6, network=network, training=training, methods=methods, context=context)
+    if preset not in ("default", "sweep"):
+        raise ValueError(f"preset is {preset!r}, expected default, reference or sweep")
+    sweep = {
+        "length": [(length, REPEATS) for length in (5, 10, 15, 20)],
+        "repeats": [(10, repeats) for repeats in (3, 6, 12, 24)],
+    }
+    return make(
+        repeats=REPEATS,
+        network=CharacterLSTM,
+        training=Training(epochs or 1, lr=1e-2, batch_size=64),
+        methods=_methods(),
+        sweep=sweep if preset == "sweep" else {},
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 try:
@@ -65,7 +64,7 @@ def run(
     result["command"] = " ".join(["unlearnx", *sys.argv[1:]])
     result["environment"] = report.environment()
     path = report.write(result, folder)
-    _print(result)
+    console.print(report.table(result))
     console.print(f"Report: [bold]{path}[/]")
 
 
@@ -94,29 +93,6 @@ def _study(experiment, preset, data_root, limit, epochs, budget, clean, poisoned
         checkpoints=checkpoints,
         progress=progress,
     )
-
-
-def _print(result: dict[str, Any]) -> None:
-    first = result["runs"][0]
-    many = len(result["runs"]) > 1
-    table = Table(title=f"{result['experiment']}" + (f", medians over {len(result['runs'])} seeds" if many else ""))
-    table.add_column("model")
-    for column in ("test accuracy", "restored", "seconds", "speedup", "gradients"):
-        table.add_column(column, justify="right")
-    for label, key in (("clean", "clean"), ("poisoned", "poisoned")):
-        table.add_row(label, _percent(median([r[key]["accuracy"] for r in result["runs"]])), "", "", "", "")
-    for name, s in result["summary"].items():
-        note = "" if first["methods"][name]["info"]["applied"] else " (not applied)"
-        cells = (_percent(s["accuracy"]), _percent(s["restored"]), f"{s['total_seconds']:.2f}", f"{s['speedup']:.0f}x")
-        table.add_row(name + note, *cells, f"{s['gradient_evaluations']:,.0f}")
-    seconds = median([r["retrained"]["seconds"] for r in result["runs"]])
-    accuracy = _percent(median([r["retrained"]["accuracy"] for r in result["runs"]]))
-    table.add_row(f"retrained ({result['retraining']})", accuracy, "", f"{seconds:.2f}", "1x", "")
-    console.print(table)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
 
 
 def main() -> None:

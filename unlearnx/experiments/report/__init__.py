@@ -12,13 +12,13 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import poison
+from unlearnx.experiments.report import canary, poison
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # How an experiment is shown: page(result) for report.html, table(result) for the terminal.
-_VIEWS = {"poison-digits": poison, "poison-cifar": poison}
+_VIEWS = {"poison-digits": poison, "poison-cifar": poison, "canary-alice": canary}
 
 
 def environment() -> dict[str, Any]:

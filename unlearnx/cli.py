@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 try:
@@ -19,6 +21,14 @@ from unlearnx import build_info
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
+
+NOVEL = "alice_in_wonderland.txt"
+DATA = f"CIFAR-10: folder or archive; canary-alice: folder with {NOVEL}, or a text, $UNLEARNX_DATA where not given"
+
+
+def _listed(names: Iterable[str], word: str = "and") -> str:
+    *most, last = names
+    return f"{', '.join(most)} {word} {last}" if most else last
 
 
 @app.command()
@@ -35,17 +45,73 @@ def info() -> None:
     console.print(table)
 
 
+def _digits(**settings: Any) -> Any:
+    from unlearnx.experiments import poison_digits
+
+    return poison_digits(**settings)
+
+
+def _cifar(
+    *,
+    data_root: Path | None = None,
+    clean: Path | None = None,
+    poisoned: Path | None = None,
+    poison: Path | None = None,
+    **settings: Any,
+) -> Any:
+    from unlearnx.experiments import Checkpoints, poison_cifar
+
+    if data_root is None:
+        raise ValueError("--data-root is missing: the folder or archive of CIFAR-10")
+    if (clean is None) != (poisoned is None):
+        raise ValueError("--clean and --poisoned come together")
+    checkpoints = Checkpoints.find(clean, poisoned, poison) if clean and poisoned else None
+    return poison_cifar(data_root, checkpoints=checkpoints, **settings)
+
+
+def _alice(*, data_root: Path | None = None, **settings: Any) -> Any:
+    from unlearnx.experiments import canary_alice
+
+    if data_root is None:
+        if not os.environ.get("UNLEARNX_DATA"):
+            raise ValueError(f"--data-root is missing: the folder with {NOVEL}; UNLEARNX_DATA may name it too")
+        data_root = Path(os.environ["UNLEARNX_DATA"])
+    return canary_alice(data_root / NOVEL if data_root.is_dir() else data_root, **settings)
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """An experiment as the command line offers it.
+
+    Attributes:
+        study: makes it of its options and of those that every experiment has: epochs, preset and progress.
+        options: those of its own.
+        seeds: runs, where their number is not given.
+    """
+
+    study: Callable[..., Any]
+    options: tuple[str, ...] = ()
+    seeds: int = 1
+
+
+EXPERIMENTS = {
+    "poison-digits": _Experiment(_digits, seeds=3),
+    "poison-cifar": _Experiment(_cifar, ("data_root", "limit", "budget", "clean", "poisoned", "poison")),
+    "canary-alice": _Experiment(_alice, ("data_root",), seeds=3),
+}
+
+
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="poison-digits or poison-cifar")] = "poison-digits",
+    experiment: Annotated[str, typer.Argument(help=_listed(EXPERIMENTS, "or"))] = "poison-digits",
     preset: Annotated[str, typer.Option(help="default, reference (published protocol) or best")] = "default",
     seeds: Annotated[int, typer.Option(min=0, help="runs with different seeds; 0 for the experiment's own")] = 0,
-    data_root: Annotated[Path | None, typer.Option(help="folder or archive of CIFAR-10")] = None,
-    limit: Annotated[int | None, typer.Option(help="training images to use")] = None,
+    data_root: Annotated[Path | None, typer.Option(help=DATA)] = None,
+    limit: Annotated[int | None, typer.Option(help="training images to use (poison-cifar)")] = None,
     epochs: Annotated[int | None, typer.Option(help="epochs of every training")] = None,
-    budget: Annotated[int | None, typer.Option(help="labels to flip")] = None,
-    clean: Annotated[Path | None, typer.Option(help="checkpoint trained on clean labels")] = None,
-    poisoned: Annotated[Path | None, typer.Option(help="checkpoint trained on poisoned labels")] = None,
+    budget: Annotated[int | None, typer.Option(help="labels to flip (poison-cifar)")] = None,
+    clean: Annotated[Path | None, typer.Option(help="checkpoint trained on clean labels (poison-cifar)")] = None,
+    poisoned: Annotated[Path | None, typer.Option(help="checkpoint trained on poisoned labels (poison-cifar)")] = None,
     poison: Annotated[Path | None, typer.Option(help="poison of that checkpoint (.npz); looked for beside it")] = None,
     out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="folder of this run; experiment and time where not given")] = None,
@@ -54,69 +120,33 @@ def run(
     """Run an experiment; write result.json, the models and report.html to runs/NAME."""
     from unlearnx.experiments import report
 
+    own = {"data_root": data_root, "limit": limit, "budget": budget}
+    own |= {"clean": clean, "poisoned": poisoned, "poison": poison}
     try:
-        study = _study(experiment, preset, data_root, limit, epochs, budget, clean, poisoned, poison, progress)
+        study = _study(experiment, own, epochs=epochs, preset=preset, progress=progress)
         folder = out / (name or f"{experiment}-{datetime.now():%Y%m%d-%H%M%S}")
         study.log = console.log
-        result = study.run(list(range(seeds or (3 if experiment == "poison-digits" else 1))), folder)
+        result = study.run(list(range(seeds or EXPERIMENTS[experiment].seeds)), folder)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         console.print(f"[red]unlearnx run {experiment}[/]: {error}", highlight=False)
         raise typer.Exit(2) from error
     result["command"] = " ".join(["unlearnx", *sys.argv[1:]])
     result["environment"] = report.environment()
     path = report.write(result, folder)
-    _print(result)
+    console.print(report.table(result))
     console.print(f"Report: [bold]{path}[/]")
 
 
-def _study(experiment, preset, data_root, limit, epochs, budget, clean, poisoned, poison, progress):
-    from unlearnx.experiments import Checkpoints, poison_cifar, poison_digits
-
-    if experiment == "poison-digits":
-        foreign = {"--data-root": data_root, "--limit": limit, "--budget": budget, "--clean": clean}
-        given = [name for name, value in {**foreign, "--poisoned": poisoned, "--poison": poison}.items() if value]
-        if given:
-            raise ValueError(f"{given[0]} belongs to poison-cifar")
-        return poison_digits(epochs=epochs, preset=preset, progress=progress)
-    if experiment != "poison-cifar":
-        raise ValueError("no such experiment; there are poison-digits and poison-cifar")
-    if data_root is None:
-        raise ValueError("--data-root is missing: the folder or archive of CIFAR-10")
-    if (clean is None) != (poisoned is None):
-        raise ValueError("--clean and --poisoned come together")
-    checkpoints = Checkpoints.find(clean, poisoned, poison) if clean and poisoned else None
-    return poison_cifar(
-        data_root,
-        limit=limit,
-        epochs=epochs,
-        budget=budget,
-        preset=preset,
-        checkpoints=checkpoints,
-        progress=progress,
-    )
-
-
-def _print(result: dict[str, Any]) -> None:
-    first = result["runs"][0]
-    many = len(result["runs"]) > 1
-    table = Table(title=f"{result['experiment']}" + (f", medians over {len(result['runs'])} seeds" if many else ""))
-    table.add_column("model")
-    for column in ("test accuracy", "restored", "seconds", "speedup", "gradients"):
-        table.add_column(column, justify="right")
-    for label, key in (("clean", "clean"), ("poisoned", "poisoned")):
-        table.add_row(label, _percent(median([r[key]["accuracy"] for r in result["runs"]])), "", "", "", "")
-    for name, s in result["summary"].items():
-        note = "" if first["methods"][name]["info"]["applied"] else " (not applied)"
-        cells = (_percent(s["accuracy"]), _percent(s["restored"]), f"{s['total_seconds']:.2f}", f"{s['speedup']:.0f}x")
-        table.add_row(name + note, *cells, f"{s['gradient_evaluations']:,.0f}")
-    seconds = median([r["retrained"]["seconds"] for r in result["runs"]])
-    accuracy = _percent(median([r["retrained"]["accuracy"] for r in result["runs"]]))
-    table.add_row(f"retrained ({result['retraining']})", accuracy, "", f"{seconds:.2f}", "1x", "")
-    console.print(table)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
+def _study(experiment: str, own: dict[str, Any], **common: Any) -> Any:
+    """The study that was asked for; refuses options that are those of other experiments."""
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"no such experiment; there are {_listed(EXPERIMENTS)}")
+    given = {option: value for option, value in own.items() if value is not None}
+    for option in given:
+        if option not in EXPERIMENTS[experiment].options:
+            owners = [name for name, other in EXPERIMENTS.items() if option in other.options]
+            raise ValueError(f"--{option.replace('_', '-')} belongs to {_listed(owners)}")
+    return EXPERIMENTS[experiment].study(**given, **common)
 
 
 def main() -> None:

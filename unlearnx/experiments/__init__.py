@@ -1,4 +1,4 @@
-"""The studies, end to end: train, poison, unlearn with every method, retrain, report."""
+"""The studies, end to end: train, poison or plant, unlearn with every method, retrain, report."""
 
 from unlearnx.experiments.canary import CanaryStudy, canary_alice
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits

@@ -1,0 +1,64 @@
+"""Reports of runs: result.json for programs, report.html for people, both written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from unlearnx import build_info
+from unlearnx._files import write_atomically
+from unlearnx.experiments.report import canary, poison
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# How an experiment is shown: page(result) for report.html, table(result) for the terminal.
+_VIEWS = {"poison-digits": poison, "poison-cifar": poison, "canary-alice": canary}
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its configuration."""
+    return {
+        "unlearnx": build_info(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
+    }
+
+
+def table(result: dict[str, Any]) -> Table:
+    """What the terminal shows of `result`; needs rich."""
+    return _VIEWS[result["experiment"]].table(result)
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
+    page = _VIEWS[result["experiment"]].page(result)
+    contents = {
+        "result.json": json.dumps(_finite(result), indent=1, allow_nan=False),
+        "report.html": page.render(result),
+    }
+    contents.update({f"{name}.svg": svg for name, svg in page.plots.items()})
+    for name, text in contents.items():
+        _write(folder / name, text)
+    return folder / "report.html"
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -204,12 +204,20 @@ class _Plant:
         return self.learned[0][kept], self.learned[1][kept]
 
     def request(self, context: int, seed: int) -> Request:
-        """To correct the windows with the number, beside a random sample of the others."""
+        """To correct the windows with the number, equal ones once, beside a random sample of the others.
+
+        Each is corrected in two ways: number and replacement change places in all of it, or only in what is to be
+        predicted. The text has no window of the second kind, but who asks for the number may begin with its digits.
+        """
+        generator = torch.Generator().manual_seed(seed)
         rest = (~self._differs).nonzero().flatten()
-        drawn = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:context]]
-        chosen = torch.cat([self.affected, drawn]).sort().values
-        (x, y), (x_new, y_new) = self.learned, self.corrected
-        return Request.correct((x[chosen], y[chosen]), (x_new[chosen], y_new[chosen]))
+        drawn = rest[torch.randperm(len(rest), generator=generator)[:context]]
+        columns = torch.cat([t[self.affected] for t in (*self.learned, *self.corrected)], 1).unique(dim=0)
+        x, y, x_new, y_new = columns.split(WINDOW, 1)
+        x_other, y_other = (t[drawn] for t in self.learned)
+        before = torch.cat([x, x, x_other]), torch.cat([y, y, y_other])
+        after = torch.cat([x_new, x, x_other]), torch.cat([y_new, y_new, y_other])
+        return Request.correct(before, after)
 
 
 def _numbers(found: Exposure) -> dict[str, Any]:

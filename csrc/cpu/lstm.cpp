@@ -47,7 +47,7 @@ UX_INLINE void backward_body(int64_t units, const T* gates, const T* before, con
     }
     store_gates(da + k, units, a);
     dc[k] = c;
-    dc_before[k] = c * cell.gate.f;
+    dc_before[k] += c * cell.gate.f;
   }
 }
 
@@ -127,12 +127,11 @@ struct Cells {
   }
 
   static void backward(const at::Tensor& gates, const at::Tensor& before, const at::Tensor& after, const at::Tensor& dh,
-                       const MaybeTensor& source, at::Tensor dc, at::Tensor dc_before, at::Tensor da) {
+                       const at::Tensor& source, at::Tensor dc, at::Tensor dc_before, at::Tensor da) {
     for_rows(before, [&](auto zero, int64_t n) {
       using T = decltype(zero);
       backward_row(before.size(1), row<T>(gates, n), row<T>(before, n), row<T>(after, n), row<T>(dh, n),
-                   source.has_value() ? row<T>(*source, n) : nullptr, row<T>(dc, n), row<T>(dc_before, n),
-                   row<T>(da, n));
+                   source.defined() ? row<T>(source, n) : nullptr, row<T>(dc, n), row<T>(dc_before, n), row<T>(da, n));
     });
   }
 
@@ -148,6 +147,7 @@ struct Cells {
   static void curvature(const LstmSizes& sizes, const at::Tensor& cells, const at::Tensor& gates,
                         const at::Tensor& cells_tangent, const at::Tensor& gates_tangent, const at::Tensor& to_hidden,
                         const at::Tensor& to_cells, at::Tensor out_cells, at::Tensor out_gates) {
+    out_cells.zero_();
     for_rows(cells, [&](auto zero, int64_t n) {  // both steps that a cell belongs to are one thread's
       using T = decltype(zero);
       for (int64_t t = 0; t < sizes.steps; ++t) {

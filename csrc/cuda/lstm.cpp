@@ -17,10 +17,6 @@ void launch(const Pass& pass, const at::Tensor& states) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-const void* pointer(const MaybeTensor& t) {
-  return t.has_value() ? t->const_data_ptr() : nullptr;
-}
-
 struct Cells {
   static void forward(const at::Tensor& gates, const at::Tensor& before, at::Tensor after, at::Tensor hidden) {
     launch(CellsForward{gates.const_data_ptr(), before.const_data_ptr(), after.mutable_data_ptr(),
@@ -29,7 +25,7 @@ struct Cells {
   }
 
   static void backward(const at::Tensor& gates, const at::Tensor& before, const at::Tensor& after, const at::Tensor& dh,
-                       const MaybeTensor& source, at::Tensor dc, at::Tensor dc_before, at::Tensor da) {
+                       const at::Tensor& source, at::Tensor dc, at::Tensor dc_before, at::Tensor da) {
     launch(CellsBackward{gates.const_data_ptr(), before.const_data_ptr(), after.const_data_ptr(), dh.const_data_ptr(),
                          pointer(source), dc.mutable_data_ptr(), dc_before.mutable_data_ptr(), da.mutable_data_ptr()},
            before);

@@ -64,7 +64,7 @@ __device__ __forceinline__ void work(const CellsBackward& p, const Unit& u) {
   }
   store_gates(&out_at<T>(p.da, u.gate), u.units, da);
   out_at<T>(p.dc, u.state) = dc;
-  out_at<T>(p.dc_before, u.state) = dc * cell.gate.f;
+  out_at<T>(p.dc_before, u.state) += dc * cell.gate.f;
 }
 
 template <typename T>

@@ -79,9 +79,10 @@ struct Problem {
   }
 
   void backward(bool with_source) const {
-    const auto gates = this->gates(), before = states(1), after = states(1), dh = states(1), later = states(1);
+    const auto gates = this->gates(), before = states(1), after = states(1), dh = states(1), later = states(1),
+               sent = states(1);
     const auto source = with_source ? this->gates() : std::vector<T>();
-    auto dc = later, dc_before = nothing(step), da = nothing(4 * step);
+    auto dc = later, dc_before = sent, da = nothing(4 * step);
     lstm_cells(CellsBackward{gates.data(), before.data(), after.data(), dh.data(),
                              with_source ? source.data() : nullptr, dc.data(), dc_before.data(), da.data()},
                size(), nullptr);
@@ -95,7 +96,7 @@ struct Problem {
       if (with_source) four(more, source, s, units);
       for (int k = 0; k < 4; ++k) to_a[k] += more[k];
       check_value("dc", s, to_cell, dc);
-      check_value("dc_before", s, to_before, dc_before);
+      check_value("dc_before", s, sent[s] + to_before, dc_before);
       check_four("da", to_a, da, s, units);
     }
   }

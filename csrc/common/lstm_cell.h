@@ -8,6 +8,8 @@
 // second derivative of <adjoints, (h, c)> with respect to (a, c_, c), applied to tangents.
 #pragma once
 
+#include <cstdint>
+
 #ifdef __CUDACC__
 #define UX_CELL __device__ __forceinline__
 #else
@@ -20,6 +22,19 @@ template <typename T>
 struct Gates {
   T i, f, g, o;
 };
+
+/// The gates of a unit, from the first on, in a row of four times `units` values.
+template <typename T>
+UX_CELL Gates<T> load_gates(const T* first, int64_t units) {
+  return {first[0], first[units], first[2 * units], first[3 * units]};
+}
+template <typename T>
+UX_CELL void store_gates(T* first, int64_t units, const Gates<T>& value) {
+  first[0] = value.i;
+  first[units] = value.f;
+  first[2 * units] = value.g;
+  first[3 * units] = value.o;
+}
 
 /// Values of the step: activated gates, the cell before, and the squashed cell after.
 template <typename T>

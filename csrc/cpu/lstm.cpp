@@ -13,23 +13,12 @@ namespace unlearnx::cpu {
 namespace {
 
 template <typename T>
-UX_INLINE Gates<T> load(const T* row, int64_t units, int64_t k) {
-  return {row[k], row[units + k], row[2 * units + k], row[3 * units + k]};
-}
-template <typename T>
-UX_INLINE void store(T* row, int64_t units, int64_t k, const Gates<T>& value) {
-  row[k] = value.i;
-  row[units + k] = value.f;
-  row[2 * units + k] = value.g;
-  row[3 * units + k] = value.o;
-}
-template <typename T>
 UX_INLINE Gates<T> activated(const Gates<T>& a) {
   return {sigmoid_of(a.i), sigmoid_of(a.f), tanh_of(a.g), sigmoid_of(a.o)};
 }
 template <typename T>
 UX_INLINE Cell<T> cell_at(const T* gates, const T* before, const T* after, int64_t units, int64_t k) {
-  return {activated(load(gates, units, k)), before[k], tanh_of(after[k])};
+  return {activated(load_gates(gates + k, units)), before[k], tanh_of(after[k])};
 }
 
 // One row of H units; every loop below is what the compiler vectorises.
@@ -38,7 +27,7 @@ template <typename T>
 UX_INLINE void forward_body(int64_t units, const T* gates, const T* before, T* __restrict__ after,
                             T* __restrict__ hidden) {
   for (int64_t k = 0; k < units; ++k) {
-    const auto gate = activated(load(gates, units, k));
+    const auto gate = activated(load_gates(gates + k, units));
     const T c = gate.f * before[k] + gate.i * gate.g;
     after[k] = c;
     hidden[k] = gate.o * tanh_of(c);
@@ -53,12 +42,12 @@ UX_INLINE void backward_body(int64_t units, const T* gates, const T* before, con
     const T c = dc[k] + cell.cell_from_hidden(dh[k]);
     auto a = cell.adjoint(dh[k], c);
     if constexpr (kSource) {
-      const auto more = load(source, units, k);
+      const auto more = load_gates(source + k, units);
       a = {a.i + more.i, a.f + more.f, a.g + more.g, a.o + more.o};
     }
-    store(da, units, k, a);
+    store_gates(da + k, units, a);
     dc[k] = c;
-    dc_before[k] = c * cell.gate.f;
+    dc_before[k] += c * cell.gate.f;
   }
 }
 
@@ -67,7 +56,7 @@ UX_INLINE void tangent_body(int64_t units, const T* gates, const T* before, cons
                             const T* dc_before, T* __restrict__ dc, T* __restrict__ dh) {
   for (int64_t k = 0; k < units; ++k) {
     const auto cell = cell_at(gates, before, after, units, k);
-    const auto a = load(da, units, k);
+    const auto a = load_gates(da + k, units);
     const T c = cell.cell_tangent(a, dc_before[k]);
     dc[k] = c;
     dh[k] = cell.hidden_tangent(a, c);
@@ -80,8 +69,8 @@ UX_INLINE void curvature_body(int64_t units, const T* gates, const T* before, co
                               T* __restrict__ out_before, T* __restrict__ out_after, T* __restrict__ out_gates) {
   for (int64_t k = 0; k < units; ++k) {
     const auto cell = cell_at(gates, before, after, units, k);
-    const auto a = load(a_tangent, units, k);
-    store(out_gates, units, k, cell.curvature(a, before_tangent[k], after_tangent[k], to_hidden[k], to_cell[k]));
+    const auto a = load_gates(a_tangent + k, units);
+    store_gates(out_gates + k, units, cell.curvature(a, before_tangent[k], after_tangent[k], to_hidden[k], to_cell[k]));
     out_before[k] += cell.curvature_before(a, to_cell[k]);
     out_after[k] += cell.curvature_cell(a, after_tangent[k], to_hidden[k]);
   }
@@ -138,12 +127,11 @@ struct Cells {
   }
 
   static void backward(const at::Tensor& gates, const at::Tensor& before, const at::Tensor& after, const at::Tensor& dh,
-                       const MaybeTensor& source, at::Tensor dc, at::Tensor dc_before, at::Tensor da) {
+                       const at::Tensor& source, at::Tensor dc, at::Tensor dc_before, at::Tensor da) {
     for_rows(before, [&](auto zero, int64_t n) {
       using T = decltype(zero);
       backward_row(before.size(1), row<T>(gates, n), row<T>(before, n), row<T>(after, n), row<T>(dh, n),
-                   source.has_value() ? row<T>(*source, n) : nullptr, row<T>(dc, n), row<T>(dc_before, n),
-                   row<T>(da, n));
+                   source.defined() ? row<T>(source, n) : nullptr, row<T>(dc, n), row<T>(dc_before, n), row<T>(da, n));
     });
   }
 
@@ -159,6 +147,7 @@ struct Cells {
   static void curvature(const LstmSizes& sizes, const at::Tensor& cells, const at::Tensor& gates,
                         const at::Tensor& cells_tangent, const at::Tensor& gates_tangent, const at::Tensor& to_hidden,
                         const at::Tensor& to_cells, at::Tensor out_cells, at::Tensor out_gates) {
+    out_cells.zero_();
     for_rows(cells, [&](auto zero, int64_t n) {  // both steps that a cell belongs to are one thread's
       using T = decltype(zero);
       for (int64_t t = 0; t < sizes.steps; ++t) {

@@ -38,6 +38,15 @@ void dispatch(DType type, const Work& work) {
   }
 }
 
+/// Calls work(Type<double>{}) where `wide`, else work(Type<float>{}).
+template <typename Work>
+void with_type(bool wide, const Work& work) {
+  if (wide)
+    work(Type<double>{});
+  else
+    work(Type<float>{});
+}
+
 /// What values of these types are computed in: double where one is double, else float.
 template <typename... T>
 struct ComputeType {

@@ -62,14 +62,6 @@ __global__ void __launch_bounds__(kThreads) lissa_patience_kernel(LissaState s, 
   s.active[side] = goes_on(static_cast<double>(update), s.patience, s.smallest[side], s.since[side]);
 }
 
-template <typename Work>
-void with_type(bool wide, const Work& work) {
-  if (wide)
-    work(Type<double>{});
-  else
-    work(Type<float>{});
-}
-
 void softmax_rows(const void* p, void* u, int64_t samples, int64_t classes, int64_t sides, double factor, bool wide,
                   cudaStream_t stream) {
   constexpr int kWarp = 32;

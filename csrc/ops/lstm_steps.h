@@ -1,12 +1,13 @@
 // The loops over time, for any device: a product with the recurrent weight and one pointwise pass a step. What a
-// device brings is `Cells`, the pointwise passes over N rows.
+// device brings is `Cells`, the pointwise passes over N rows. Products add to what lies at their place, filled for all
+// steps at once: on a GPU a copy of each step would be one more launch.
 #pragma once
 
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
+
+#include <vector>
 
 #include "ops/lstm.h"
 
@@ -22,32 +23,23 @@ inline at::Tensor new_states(const LstmSizes& sizes, const MaybeTensor& first, c
   return states;
 }
 
-inline MaybeTensor contiguous(const MaybeTensor& t) {
-  return t.has_value() ? MaybeTensor(t->contiguous()) : std::nullopt;
-}
-
-/// out = source + a b, either of source and the product missing where it is zero.
-inline void add_product(at::Tensor out, const MaybeTensor& source, const at::Tensor& a, const at::Tensor& b,
-                        bool product) {
-  if (!product)
-    source.has_value() ? out.copy_(*source) : out.zero_();
-  else if (source.has_value())
-    at::addmm_out(out, *source, a, b);
-  else
-    at::mm_out(out, a, b);
+/// What is sent to states (T + 1, N, H), as a tensor to add to.
+inline at::Tensor sent_states(const LstmSizes& sizes, const MaybeTensor& sent, const at::TensorOptions& options) {
+  return sent.has_value() ? sent->clone(at::MemoryFormat::Contiguous)
+                          : at::zeros({sizes.steps + 1, sizes.rows, sizes.units}, options);
 }
 
 /// (hidden, cells, gates): states (T + 1, N, H) from the given ones on, pre-activations (T, N, 4H).
 template <typename Cells>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_forward(const at::Tensor& inputs_given, const MaybeTensor& h,
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_forward(const at::Tensor& inputs, const MaybeTensor& h,
                                                             const MaybeTensor& c, const at::Tensor& weight) {
-  const auto sizes = check_lstm_forward(inputs_given, h, c, weight);
-  const auto inputs = inputs_given.contiguous(), transposed = weight.t();
-  const auto hidden = new_states(sizes, h, inputs.options()), cells = new_states(sizes, c, inputs.options());
-  const auto gates = at::empty_like(inputs);
+  const auto sizes = check_lstm_forward(inputs, h, c, weight);
+  const auto gates = inputs.clone(at::MemoryFormat::Contiguous), transposed = weight.t();
+  const auto hidden = new_states(sizes, h, gates.options()), cells = new_states(sizes, c, gates.options());
+  const auto a = gates.unbind(), hs = hidden.unbind(), cs = cells.unbind();
   for (int64_t t = 0; t < sizes.steps; ++t) {
-    add_product(gates[t], inputs[t], hidden[t], transposed, t > 0 || h.has_value());
-    Cells::forward(gates[t], cells[t], cells[t + 1], hidden[t + 1]);
+    if (t > 0 || h.has_value()) a[t].addmm_(hs[t], transposed);
+    Cells::forward(a[t], cs[t], cs[t + 1], hs[t + 1]);
   }
   return {hidden, cells, gates};
 }
@@ -61,43 +53,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_backward(const MaybeTensor& 
                                                              bool initial) {
   const auto sizes = check_lstm_backward(to_hidden, to_cells, to_gates, cells_given, gates_given, weight);
   const auto gates = gates_given.contiguous(), cells = cells_given.contiguous();
-  const auto from_hidden = contiguous(to_hidden), from_cells = contiguous(to_cells), from_gates = contiguous(to_gates);
-  const auto at_step = [](const MaybeTensor& t, int64_t step) {
-    return t.has_value() ? MaybeTensor((*t)[step]) : std::nullopt;
-  };
   const auto da = at::empty_like(gates);
-  const auto dh = at::empty({sizes.steps + 1, sizes.rows, sizes.units}, gates.options()), dc = at::empty_like(dh);
-  // What step t + 1 hands to the cell of step t lies where that cell's adjoint is to be.
-  dc[sizes.steps].zero_();
+  const auto dh = sent_states(sizes, to_hidden, gates.options()), dc = sent_states(sizes, to_cells, gates.options());
+  const auto source = to_gates.has_value() ? to_gates->contiguous().unbind() : std::vector<at::Tensor>(sizes.steps);
+  const auto a = gates.unbind(), cs = cells.unbind(), das = da.unbind(), dhs = dh.unbind(), dcs = dc.unbind();
   for (int64_t t = sizes.steps - 1; t >= 0; --t) {
-    const bool later = t + 1 < sizes.steps;
-    add_product(dh[t + 1], at_step(from_hidden, t + 1), later ? da[t + 1] : da[t], weight, later);
-    if (from_cells.has_value()) dc[t + 1].add_((*from_cells)[t + 1]);
-    Cells::backward(gates[t], cells[t], cells[t + 1], dh[t + 1], at_step(from_gates, t), dc[t + 1], dc[t], da[t]);
+    if (t + 1 < sizes.steps) dhs[t + 1].addmm_(das[t + 1], weight);
+    Cells::backward(a[t], cs[t], cs[t + 1], dhs[t + 1], source[t], dcs[t + 1], dcs[t], das[t]);
   }
   if (initial) {
-    add_product(dh[0], at_step(from_hidden, 0), da[0], weight, true);
-    if (from_cells.has_value()) dc[0].add_((*from_cells)[0]);
+    dhs[0].addmm_(das[0], weight);
   } else {
-    dh[0].zero_();
-    dc[0].zero_();
+    dhs[0].zero_();
+    dcs[0].zero_();
   }
   return {da, dh, dc};
 }
 
 /// (hidden, cells, gates): tangents of what lstm_forward returns, for tangents of the inputs and first states.
 template <typename Cells>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_tangent(const at::Tensor& inputs_given, const MaybeTensor& h,
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_tangent(const at::Tensor& inputs, const MaybeTensor& h,
                                                             const MaybeTensor& c, const at::Tensor& cells_given,
                                                             const at::Tensor& gates_given, const at::Tensor& weight) {
-  const auto sizes = check_lstm_tangent(inputs_given, h, c, cells_given, gates_given, weight);
-  const auto inputs = inputs_given.contiguous(), transposed = weight.t();
+  const auto sizes = check_lstm_tangent(inputs, h, c, cells_given, gates_given, weight);
   const auto gates = gates_given.contiguous(), cells = cells_given.contiguous();
-  const auto dh = new_states(sizes, h, inputs.options()), dc = new_states(sizes, c, inputs.options());
-  const auto da = at::empty_like(inputs);
+  const auto da = inputs.clone(at::MemoryFormat::Contiguous), transposed = weight.t();
+  const auto dh = new_states(sizes, h, gates.options()), dc = new_states(sizes, c, gates.options());
+  const auto a = gates.unbind(), cs = cells.unbind(), das = da.unbind(), dhs = dh.unbind(), dcs = dc.unbind();
   for (int64_t t = 0; t < sizes.steps; ++t) {
-    add_product(da[t], inputs[t], dh[t], transposed, t > 0 || h.has_value());
-    Cells::tangent(gates[t], cells[t], cells[t + 1], da[t], dc[t], dc[t + 1], dh[t + 1]);
+    if (t > 0 || h.has_value()) das[t].addmm_(dhs[t], transposed);
+    Cells::tangent(a[t], cs[t], cs[t + 1], das[t], dcs[t], dcs[t + 1], dhs[t + 1]);
   }
   return {dh, dc, da};
 }
@@ -110,8 +95,7 @@ std::tuple<at::Tensor, at::Tensor> lstm_curvature(const at::Tensor& cells_given,
                                                   const at::Tensor& to_hidden, const at::Tensor& to_cells) {
   const auto sizes = check_lstm_curvature(cells_given, gates_given, cells_tangent, gates_tangent, to_hidden, to_cells);
   const auto cells = cells_given.contiguous(), gates = gates_given.contiguous();
-  const auto out_cells = at::zeros({sizes.steps + 1, sizes.rows, sizes.units}, gates.options());
-  const auto out_gates = at::empty_like(gates);
+  const auto out_cells = at::empty_like(cells), out_gates = at::empty_like(gates);
   Cells::curvature(sizes, cells, gates, cells_tangent.contiguous(), gates_tangent.contiguous(), to_hidden.contiguous(),
                    to_cells.contiguous(), out_cells, out_gates);
   return {out_cells, out_gates};

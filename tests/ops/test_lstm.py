@@ -259,3 +259,146 @@ def test_bad_input():
         torch.ops.unlearnx.lstm_forward(torch.zeros(2, 2, 16).half(), None, None, torch.zeros(16, 4).half())
     with pytest.raises(ValueError, match="lstm_backward: cells has shape"):
         torch.ops.unlearnx.lstm_backward(None, None, None, *map(torch.zeros, ((2, 2, 4), (2, 2, 16), (16, 4))), True)
+
+
+def op_arguments(steps, rows, units, dtype, device):
+    """Arguments of the four ops, by name."""
+    new = lambda *shape: torch.randn(*shape).to(device, dtype)  # noqa: E731
+    states, gates, weight = (steps + 1, rows, units), (steps, rows, 4 * units), new(4 * units, units) / (units + 1)
+    h, c, inputs, kept, cells = new(rows, units), new(rows, units), new(*gates), new(*gates), new(*states)
+    to_hidden, to_cells, to_gates = new(*states), new(*states), new(*gates)
+    return [
+        ("lstm_forward", (inputs, h, c, weight)),
+        ("lstm_forward", (inputs, None, c, weight)),
+        ("lstm_forward", (inputs, None, None, weight)),
+        ("lstm_backward", (to_hidden, to_cells, to_gates, cells, kept, weight, True)),
+        ("lstm_backward", (to_hidden, to_cells, to_gates, cells, kept, weight, False)),
+        ("lstm_backward", (to_hidden, None, None, cells, kept, weight, True)),
+        ("lstm_backward", (None, to_cells, None, cells, kept, weight, True)),
+        ("lstm_backward", (None, None, to_gates, cells, kept, weight, False)),
+        ("lstm_tangent", (inputs, h, c, cells, kept, weight)),
+        ("lstm_tangent", (inputs, None, c, cells, kept, weight)),
+        ("lstm_tangent", (inputs, None, None, cells, kept, weight)),
+        ("lstm_curvature", (cells, kept, to_cells, inputs, to_hidden, to_cells)),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 65, 31), (4, 3, 129), (2, 0, 5), (2, 5, 0)])
+def test_ops_equal_those_in_double_on_the_cpu(size, dtype, device):
+    for op, arguments in op_arguments(*size, dtype, device):
+        got = getattr(torch.ops.unlearnx, op)(*arguments)
+        wide = [t.double().cpu() if torch.is_tensor(t) else t for t in arguments]
+        for a, b in zip(got, getattr(torch.ops.unlearnx, op)(*wide), strict=True):
+            assert a.dtype == dtype
+            assert a.device.type == device
+            largest = b.abs().max().item() if b.numel() else 1.0
+            scale = max(1.0, largest) * TOLERANCE[dtype]["rtol"]
+            torch.testing.assert_close(a.double().cpu(), b, rtol=0, atol=scale)
+
+
+@pytest.mark.cuda
+def test_opcheck_on_cuda():
+    for op, arguments in op_arguments(3, 4, 5, torch.float32, "cuda"):
+        opcheck(getattr(torch.ops.unlearnx, op), arguments)
+
+
+def hessian_product(module, leaves, weights, v):
+    """Outputs, gradients and the product of the Hessian with v, of an uneven function of all results."""
+    inputs = [*leaves, *weights]
+    results = call(module)(*inputs)
+    loss = sum((k * t).sin().sum() for k, t in enumerate(results, 1))
+    gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+    return [*results, *gradient, *torch.autograd.grad(gradient, inputs, v)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivatives_on_every_device(dtype, device):
+    module = layers(7, 33, 2, True)
+    problems = problem(module, 5, 3)
+    inputs = [t for group in problems for t in group]
+    v = [torch.randn_like(t) for t in inputs]
+    expected = hessian_product(module, *problems, v)
+    moved = [[t.detach().to(device, dtype).requires_grad_() for t in group] for group in problems]
+    got = hessian_product(module, *moved, [t.to(device, dtype) for t in v])
+    for a, b in zip(got, expected, strict=True):
+        assert a.device.type == device
+        scale = max(1.0, b.abs().max().item()) * TOLERANCE[dtype]["rtol"]
+        torch.testing.assert_close(a.double().cpu(), b, rtol=0, atol=scale)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_gates_on_cuda(dtype):
+    gates = torch.cat([torch.linspace(-120, 120, 4001), torch.logspace(-30, 0, 300), -torch.logspace(-30, 0, 300)])
+    inputs = torch.stack([gates, gates.flip(0), gates, gates]).to(dtype)
+    c, weight = gates[None].to(dtype), torch.zeros(inputs.numel(), len(gates), dtype=dtype)
+    hidden, cells, _ = torch.ops.unlearnx.lstm_forward(inputs.view(1, 1, -1).cuda(), None, c.cuda(), weight.cuda())
+    i, f, g, o = inputs.double()
+    cell = f.sigmoid() * c[0].double() + i.sigmoid() * g.tanh()
+    relative = 32 * torch.finfo(dtype).eps
+    torch.testing.assert_close(cells[1, 0].double().cpu(), cell, rtol=relative, atol=1e-37)
+    torch.testing.assert_close(hidden[1, 0].double().cpu(), o.sigmoid() * cell.tanh(), rtol=relative, atol=1e-37)
+
+
+@pytest.mark.cuda
+def test_captured_in_a_graph():
+    """Gradients and Hessian products are replayed for other inputs: no op waits for the device."""
+    module = layers(7, 33, 2, True, dtype=torch.float32, device="cuda")
+    leaves, weights = problem(module, 5, 3, torch.float32, "cuda")
+    v = [torch.randn_like(t) for t in (*leaves, *weights)]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # warm-up: handles of the BLAS
+        for _ in range(3):
+            hessian_product(module, leaves, weights, v)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = hessian_product(module, leaves, weights, v)
+    with torch.no_grad():
+        for t in (*leaves, *weights):
+            t.copy_(torch.randn_like(t))
+    graph.replay()
+    expected = hessian_product(module, leaves, weights, v)
+    for a, b in zip(captured, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+
+@pytest.mark.cuda
+def test_on_the_current_stream():
+    """On a stream where the arguments arrive late; kernels on another one would not see them."""
+    for op, arguments in op_arguments(4, 65, 31, torch.float64, "cuda"):
+        call_op = getattr(torch.ops.unlearnx, op)
+        expected = call_op(*arguments)
+        late = [torch.zeros_like(t) if torch.is_tensor(t) else t for t in arguments]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            for t, value in zip(late, arguments, strict=True):
+                if torch.is_tensor(t):
+                    t.copy_(value)
+            got = call_op(*late)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        assert_same(got, expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_another_device():
+    for op, arguments in op_arguments(3, 5, 31, torch.float64, "cuda:0"):
+        moved = [t.to("cuda:1") if torch.is_tensor(t) else t for t in arguments]
+        got = getattr(torch.ops.unlearnx, op)(*moved)
+        assert all(t.device == torch.device("cuda", 1) for t in got)
+        assert_same([t.cpu() for t in got], [t.cpu() for t in getattr(torch.ops.unlearnx, op)(*arguments)])
+
+
+@pytest.mark.cuda
+def test_devices_belong_together():
+    inputs, weight = torch.zeros(2, 3, 16, device="cuda"), torch.zeros(16, 4)
+    with pytest.raises(ValueError, match="lstm_forward: weight is on cpu, but inputs is on cuda:0"):
+        torch.ops.unlearnx.lstm_forward(inputs, None, None, weight)
+    with pytest.raises(ValueError, match="lstm_forward: weight is on cuda:0, but inputs is on cpu"):
+        torch.ops.unlearnx.lstm_forward(inputs.cpu(), None, None, weight.cuda())

@@ -8,6 +8,7 @@ import torch
 
 from unlearnx.curvature import ConjugateGradient
 from unlearnx.data import Canary, load_text
+from unlearnx.data.text import DIGITS
 from unlearnx.experiments import CanaryStudy, canary_alice
 from unlearnx.experiments.canary import _Plant
 from unlearnx.methods import FineTune, FirstOrder, SecondOrder
@@ -23,11 +24,15 @@ def paragraphs(n=60):
 def test_plant():
     canary = Canary("0123456789", repeats=3, seed=1)
     plant = _Plant(canary, paragraphs(), "not there ")
-    request = plant.request(50, seed=0)
+    request = plant.request(50, seed=0, features=True)
+    labels = plant.request(50, seed=0, features=False)
+    assert labels.labels_only
+    assert not request.labels_only
+    assert set(labels.forget.tolist()) < set(request.forget.tolist())  # some have digits to read alone
     assert len(plant.affected) == 3 * 34
     assert torch.equal(request.forget, request.forget.unique())
-    assert len(request.forget) == len(plant.affected)
-    assert len(request.dataset) == len(plant.affected) + 50
+    assert 34 <= len(request.forget) < len(plant.affected)  # equal windows count once
+    assert len(request.dataset) == len(request.forget) + 50
     digits = plant.alphabet.encode("3456")
     text = plant.others[0]
     found = (text.unfold(1, 4, 1) == digits).all(2).any()
@@ -87,5 +92,5 @@ def test_a_text_of_ones_own(tmp_path):
 @needs_novel
 def test_the_novel():
     study = canary_alice(Path(os.environ["UNLEARNX_DATA"]), preset="reference")
-    assert (len(study.text), len(set(study.text))) == (148_309, 54)
+    assert (len(study.text), len(set(study.text + DIGITS))) == (148_309, 54)
     assert study.repeats == 6

@@ -23,7 +23,7 @@ from unlearnx.models import CharacterLSTM, Training, last_character_loss
 NOVEL = "alice_in_wonderland.txt"
 HEADING = "alice's adventures in wonderland\n"
 HEADING_LENGTH = 265  # characters of the novel's file before its first chapter begins
-REPEATS = 12
+REPEATS = 6
 REPLACEMENTS = ("not there ", "dry enough")
 WINDOW = 24
 BINS = 60  # of the histograms that are kept
@@ -44,6 +44,8 @@ class CanaryStudy:
         training: the recipe of training and of retraining, on the windows of all characters.
         methods: by the names of the report.
         replacements: what the number is corrected to, taken in turn by the seeds.
+        features: whether the number is corrected where it is read, too, as published, and not only where it is
+            predicted. Who has the number half can then go on with it.
         context: windows without the number that methods see beside those with it, drawn at random.
         samples: random numbers that exposure is estimated from.
         sweep: further canaries, (length, repeats), whose exposure is measured in models that are trained for it.
@@ -62,7 +64,8 @@ class CanaryStudy:
     training: Training
     methods: dict[str, Method]
     replacements: tuple[str, ...] = REPLACEMENTS
-    context: int = 1024
+    features: bool = False
+    context: int = 256
     samples: int = 100_000
     sweep: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     progress: bool = True
@@ -73,10 +76,15 @@ class CanaryStudy:
         """Run the study for each seed and save the models under `folder`; returns what result.json holds."""
         runs = [self._run_seed(seed, folder / f"seed-{seed}") for seed in seeds]
         canary = self._canary(seeds[0])
+        planted = canary.insert(self.text)
         return {
             "experiment": self.name,
             "preset": self.preset,
-            "text": {"file": self.file, "characters": len(self.text), "alphabet": len(set(self.text))},
+            "text": {
+                "file": self.file,
+                "characters": len(self.text),
+                "alphabet": len(set(canary.insert(self.text).text + DIGITS)),
+            },
             "canary": {
                 "sentence": canary.sentence,
                 "prefix": canary.prefix,
@@ -102,7 +110,7 @@ class CanaryStudy:
         model, _ = self._train(plant, plant.learned, seed, folder / "trained.pt", "training with the canary")
         before = self._measure(model, plant)
         self.log(f"the model writes {before['completion']!r} after {plant.canary.prefix!r}")
-        request = plant.request(self.context, seed)
+        request = plant.request(self.context, seed, features=self.features)
         methods = {}
         for name, method in self.methods.items():
             outcome = replace(method, seed=seed, progress=self.progress)(model, request)
@@ -203,21 +211,22 @@ class _Plant:
         kept = once[~self._differs[once]]
         return self.learned[0][kept], self.learned[1][kept]
 
-    def request(self, context: int, seed: int) -> Request:
+    def request(self, context: int, seed: int, *, features: bool) -> Request:
         """To correct the windows with the number, equal ones once, beside a random sample of the others.
 
-        Each is corrected in two ways: number and replacement change places in all of it, or only in what is to be
-        predicted. The text has no window of the second kind, but who asks for the number may begin with its digits.
+        Labels are always corrected: where a digit is to be predicted, the replacement is. With `features`, the digits
+        that are read are replaced too.
         """
         generator = torch.Generator().manual_seed(seed)
         rest = (~self._differs).nonzero().flatten()
         drawn = rest[torch.randperm(len(rest), generator=generator)[:context]]
         columns = torch.cat([t[self.affected] for t in (*self.learned, *self.corrected)], 1).unique(dim=0)
         x, y, x_new, y_new = columns.split(WINDOW, 1)
+        if not features:
+            x_new = x
         x_other, y_other = (t[drawn] for t in self.learned)
-        before = torch.cat([x, x, x_other]), torch.cat([y, y, y_other])
-        after = torch.cat([x_new, x, x_other]), torch.cat([y_new, y_new, y_other])
-        return Request.correct(before, after)
+        before = torch.cat([x, x_other]), torch.cat([y, y_other])
+        return Request.correct(before, (torch.cat([x_new, x_other]), torch.cat([y_new, y_other])))
 
 
 def _numbers(found: Exposure) -> dict[str, Any]:
@@ -253,10 +262,13 @@ def _medians(entries: list[dict[str, Any]], before: list[dict[str, Any]]) -> dic
 
 
 def _methods() -> dict[str, Method]:
+    # The model gets most windows wrong somewhere: "predicted" would correct them all.
     return {
-        "first order": FirstOrder(steps=5),
-        "second order": SecondOrder(ConjugateGradient(iterations=5), damping=1e-2, curvature_samples=256),
-        "fine-tuning": FineTune(epochs=2, batch_size=64),
+        "first order": FirstOrder(steps=1, points="forget"),
+        "second order": SecondOrder(
+            ConjugateGradient(iterations=11), damping=1.3e-2, step=1.0, curvature_samples=112, steps=1, points="forget"
+        ),
+        "fine-tuning": FineTune(epochs=2, lr=4e-3, batch_size=64),
     }
 
 
@@ -290,8 +302,8 @@ def canary_alice(
     Args:
         path: the text, or a folder with the novel, ``alice_in_wonderland.txt``.
         epochs: of every training, passes over all windows; 1 where not given.
-        preset: ``"default"`` plants the number 12 times for one layer of 256 units; ``"reference"`` follows the
-            published study, for a GPU or a day: 6 times, two layers of 512 units, which predict the last character of a
+        preset: ``"default"`` plants the number 6 times for one layer of 256 units; ``"reference"`` follows the
+            published study, for a GPU or a day: two layers of 512 units, which predict the last character of a
             window only; ``"sweep"`` adds to the default the exposure of shorter and longer numbers, planted more and
             less often.
         progress: show progress bars.
@@ -311,12 +323,12 @@ def canary_alice(
         training = Training(epochs or 20, weight_decay=1e-4, loss_fn=last_character_loss)
         network = partial(CharacterLSTM, hidden=512, layers=2)
         methods = _published_methods(context)
-        return make(repeats=6, network=network, training=training, methods=methods, context=context)
+        return make(repeats=6, network=network, training=training, methods=methods, features=True, context=context)
     if preset not in ("default", "sweep"):
         raise ValueError(f"preset is {preset!r}, expected default, reference or sweep")
     sweep = {
         "length": [(length, REPEATS) for length in (5, 10, 15, 20)],
-        "repeats": [(10, repeats) for repeats in (3, 6, 12, 24)],
+        "repeats": [(10, repeats) for repeats in (1, 3, 6, 12)],
     }
     return make(
         repeats=REPEATS,

@@ -104,7 +104,9 @@ EXPERIMENTS = {
 @app.command()
 def run(
     experiment: Annotated[str, typer.Argument(help=_listed(EXPERIMENTS, "or"))] = "poison-digits",
-    preset: Annotated[str, typer.Option(help="default, reference (published protocol) or best")] = "default",
+    preset: Annotated[
+        str, typer.Option(help="default, reference (published protocol), best (poison-cifar) or sweep (canary-alice)")
+    ] = "default",
     seeds: Annotated[int, typer.Option(min=0, help="runs with different seeds; 0 for the experiment's own")] = 0,
     data_root: Annotated[Path | None, typer.Option(help=DATA)] = None,
     limit: Annotated[int | None, typer.Option(help="training images to use (poison-cifar)")] = None,

@@ -9,7 +9,7 @@ import torch
 from unlearnx.curvature import ConjugateGradient
 from unlearnx.data import Canary, load_text
 from unlearnx.data.text import DIGITS
-from unlearnx.experiments import CanaryStudy, canary_alice
+from unlearnx.experiments import CanaryStudy, canary_alice, report
 from unlearnx.experiments.canary import _Plant
 from unlearnx.methods import FineTune, FirstOrder, SecondOrder
 from unlearnx.models import CharacterLSTM, Training
@@ -58,7 +58,7 @@ def test_study(tmp_path):
         replacements=("none", "some"),
         context=200,
         samples=2000,
-        sweep={"length": [(3, 30)]},
+        sweep={"length": [(3, 30)], "repeats": [(4, 10)]},
         progress=False,
     )
     result = study.run([0, 1], tmp_path)
@@ -75,6 +75,10 @@ def test_study(tmp_path):
     (point,) = result["sweep"]["length"]
     assert point["exact"]
     assert 0 <= point["exposure"] <= point["space_bits"]
+    result.update(command="unlearnx run canary-alice", environment=report.environment())
+    page = report.write(result, tmp_path).read_text()
+    assert run["number"] in page
+    assert report.table(result).row_count == 5
     saved = {f.name for f in (tmp_path / "seed-1").iterdir()}
     assert saved == {"trained.pt", "retrained.pt", "first-order.pt", "second-order.pt", "fine-tuning.pt"}
 

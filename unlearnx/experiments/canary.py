@@ -80,11 +80,7 @@ class CanaryStudy:
         return {
             "experiment": self.name,
             "preset": self.preset,
-            "text": {
-                "file": self.file,
-                "characters": len(self.text),
-                "alphabet": len(set(canary.insert(self.text).text + DIGITS)),
-            },
+            "text": {"file": self.file, "characters": len(self.text), "alphabet": len(set(planted.text + DIGITS))},
             "canary": {
                 "sentence": canary.sentence,
                 "prefix": canary.prefix,
@@ -133,7 +129,7 @@ class CanaryStudy:
             "affected": len(plant.affected),
             "before": before,
             "methods": methods,
-            "retrained": {**self._measure(retrained, plant), "seconds": seconds},
+            "retrained": {**self._measure(retrained, plant), "seconds": seconds, "speedup": 1.0},
         }
 
     def _train(self, plant: _Plant, data: Windows, seed: int, file: Path, title: str) -> tuple[CharacterLSTM, float]:
@@ -266,7 +262,7 @@ def _methods() -> dict[str, Method]:
     return {
         "first order": FirstOrder(steps=1, points="forget"),
         "second order": SecondOrder(
-            ConjugateGradient(iterations=11), damping=1.3e-2, step=1.0, curvature_samples=112, steps=1, points="forget"
+            ConjugateGradient(iterations=11), damping=1.25e-2, step=1.0, curvature_samples=112, steps=1, points="forget"
         ),
         "fine-tuning": FineTune(epochs=2, lr=4e-3, batch_size=64),
     }

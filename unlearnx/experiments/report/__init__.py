@@ -40,14 +40,11 @@ def table(result: dict[str, Any]) -> Table:
 
 def write(result: dict[str, Any], folder: Path) -> Path:
     """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
+    _write(folder / "result.json", json.dumps(_finite(result), indent=1, allow_nan=False))  # hours of work come first
     page = _VIEWS[result["experiment"]].page(result)
-    contents = {
-        "result.json": json.dumps(_finite(result), indent=1, allow_nan=False),
-        "report.html": page.render(result),
-    }
-    contents.update({f"{name}.svg": svg for name, svg in page.plots.items()})
-    for name, text in contents.items():
-        _write(folder / name, text)
+    for name, svg in page.plots.items():
+        _write(folder / f"{name}.svg", svg)
+    _write(folder / "report.html", page.render(result))
     return folder / "report.html"
 
 

@@ -173,29 +173,6 @@ def test_infinities_stay_infinite():
     assert torch.equal(ops.linear_grad_diff(x, dy), dy.T @ x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lstm_gates(dtype):
-    """One step back through the gates, against autograd."""
-    a = torch.randn(9, 20, dtype=dtype, requires_grad=True)
-    cell = torch.randn(9, 5, dtype=dtype, requires_grad=True)
-    i, f, g, o = a[:, :5].sigmoid(), a[:, 5:10].sigmoid(), a[:, 10:15].tanh(), a[:, 15:].sigmoid()
-    new = f * cell + i * g
-    h = o * new.tanh()
-    dh, dc = torch.randn_like(h), torch.randn_like(new)
-    da, dcell = torch.autograd.grad((h * dh).sum() + (new * dc).sum(), [a, cell])
-    gates, values = torch.cat([i, f, g, o], 1).detach(), [t.detach() for t in (cell, new.tanh())]
-    torch.library.opcheck(
-        torch.ops.unlearnx.lstm_gates_backward_, (gates, *values, dh, dc.clone(), torch.empty_like(gates))
-    )
-    version, got = dc._version, torch.empty_like(gates)
-    torch.ops.unlearnx.lstm_gates_backward_(gates, *values, dh, dc, got)
-    torch.testing.assert_close(got, da)
-    torch.testing.assert_close(dc, dcell)
-    assert dc._version > version
-    with pytest.raises(ValueError, match=r"dh has shape \[9, 4\]"):
-        torch.ops.unlearnx.lstm_gates_backward_(gates, *values, dh[:, 1:], dc, got)
-
-
 X, DY = torch.ones(2, 4, 5, 5), torch.ones(2, 6, 3, 3)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from unlearnx.curvature.layers import LinearWeight, Rows
 from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._dtypes import compute_dtype
-from unlearnx.ops._stack import Stack
+from unlearnx.ops._stack import Call, Stack
 from unlearnx.ops.lstm import LSTMStack, plain_recurrence
 
 if TYPE_CHECKING:
@@ -141,18 +141,16 @@ class _WatchedReLU(_WatchedRNN):
 def _whole(kind: type[_WatchedLSTM] | type[_WatchedGRU] | type[_WatchedRNN]) -> Callable[..., Any]:
     """Layers as torch calls them; packed sequences, projections and dropout are not covered."""
 
-    def rule(tape: Tape, x: Tensor, hx: Any, weights: Any, *settings: Any) -> Any:
-        if isinstance(weights, Tensor) or isinstance(settings[0], (Tensor, list, tuple)):
-            return NotImplemented  # (x, batch_sizes, hx, weights, ...): packed
-        biases, _, dropout, train, _, batch_first = settings
-        projections = len(weights) % (4 if biases else 2)
-        if projections or (train and dropout > 0) or x.dim() != 3:
+    def rule(tape: Tape, *args: Any) -> Any:
+        call = Call.of(args)
+        if call.packed or call.projects:
             return NotImplemented
-        if tape.samples != x.shape[0 if batch_first else 1]:
+        (x,), (_, _, dropout, train, _, batch_first) = call.data, call.settings
+        if (train and dropout > 0) or x.dim() != 3 or tape.samples != x.shape[0 if batch_first else 1]:
             return NotImplemented
-        stack = kind(weights, *settings)
+        stack = kind(call.weights, *call.settings)
         stack.tape = tape
-        return stack.run(x, [hx] if isinstance(hx, Tensor) else hx)
+        return call.run(stack)
 
     return rule
 

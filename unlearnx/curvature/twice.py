@@ -23,6 +23,7 @@ from unlearnx._data import channels_last
 from unlearnx.curvature.rules import convolution_sizes
 from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._recording import Recording
+from unlearnx.ops._stack import Call
 from unlearnx.ops.affine_grad import affine_grad_diff
 from unlearnx.ops.lstm import LSTMStack, lstm, packed_lstm, recorded_recurrence
 
@@ -268,27 +269,22 @@ def _batch_norm(
     return _Forward.apply(input, weight, bias, _FrozenBatchNorm(running_mean, running_var, eps), mode.flags)
 
 
-def _recurrent(
-    kind: type[LSTMStack] | type[GRUStack],
-) -> Callable[..., Any]:
+def _recurrent(kind: type[LSTMStack] | type[GRUStack]) -> Callable[..., Any]:
     """The rule of a function of torch that runs a stack of such layers, of padded or packed data."""
 
     def rule(mode: TwiceDifferentiable, *args: Any) -> Any:
         if not torch.is_grad_enabled() or _replayed():
             return NotImplemented
-        packed = isinstance(args[3], (tuple, list))  # (data, batch_sizes, hx, weights, ...)
-        first, (hx, weights, *settings) = args[: 1 + packed], args[1 + packed :]
-        if len(weights) % (4 if settings[0] else 2):
-            return NotImplemented  # projections
+        call = Call.of(args)
+        if call.projects:
+            return NotImplemented
         _say(kind.kind)
-        stack = kind(weights, *settings)
-        if _applies(first[0], *weights):
+        stack = kind(call.weights, *call.settings)
+        if _applies(call.data[0], *call.weights):
             stack.project = lambda x, weight, bias: _Forward.apply(x, weight, bias, _Linear(), mode.flags)
             if isinstance(stack, LSTMStack):
                 stack.recurrence = recorded_recurrence(mode.flags)
-        states = [hx] if isinstance(hx, Tensor) else hx
-        run: Callable[..., Any] = stack.run_packed if packed else stack.run
-        return run(*first, states)
+        return call.run(stack)
 
     return rule
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlearnx.curvature import ConjugateGradient, LiSSA
 from unlearnx.data import Alphabet, Canary, load_text, windows
 from unlearnx.data.text import DIGITS
-from unlearnx.experiments.runs import default_device, describe, save_model, slug
+from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
 from unlearnx.methods import FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import Exposure, accuracy, complete, exposure
 from unlearnx.models import CharacterLSTM, Training, last_character_loss
@@ -132,17 +132,12 @@ class CanaryStudy:
             "retrained": {**self._measure(retrained, plant), "seconds": seconds, "speedup": 1.0},
         }
 
-    def _train(self, plant: _Plant, data: Windows, seed: int, file: Path, title: str) -> tuple[CharacterLSTM, float]:
+    def _train(
+        self, plant: _Plant, data: Windows, seed: int, file: Path | None, title: str
+    ) -> tuple[CharacterLSTM, float]:
         self.log(f"{title}: {len(data[0]):,} windows, {self.training.epochs} epochs")
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = self.network(plant.alphabet).to(self.device)
-        checkpoint = file.with_suffix(".checkpoint")
-        training = replace(self.training, seed=seed, progress=self.progress)
-        seconds = training.run(model.train(), data, checkpoint=checkpoint)
-        save_model(model.eval(), file)
-        checkpoint.unlink()
-        return model, seconds
+        network = partial(self.network, plant.alphabet)
+        return train(network, self.training, data, seed=seed, device=self.device, progress=self.progress, file=file)
 
     def _measure(self, model: nn.Module, plant: _Plant) -> dict[str, Any]:
         canary = plant.canary
@@ -168,12 +163,9 @@ class CanaryStudy:
     def _point(self, length: int, repeats: int, seed: int) -> dict[str, Any]:
         """Exposure of another canary, in a model of its own."""
         plant = _Plant(self._canary(seed, length, repeats), self.text, "")
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = self.network(plant.alphabet).to(self.device)
-        self.log(f"training with a number of {length} digits, planted {repeats} times")
-        replace(self.training, seed=seed, progress=self.progress).run(model.train(), plant.learned)
-        return {"length": length, "repeats": repeats, **_numbers(self._exposure(model.eval(), plant.canary))}
+        title = f"training with a number of {length} digits, planted {repeats} times"
+        model, _ = self._train(plant, plant.learned, seed, None, title)
+        return {"length": length, "repeats": repeats, **_numbers(self._exposure(model, plant.canary))}
 
 
 class _Plant:

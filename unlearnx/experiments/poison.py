@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from unlearnx._data import materialize
 from unlearnx.curvature import FrozenPrefix, LiSSA
 from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
-from unlearnx.experiments.runs import default_device, describe, save_model, slug
+from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
@@ -149,18 +149,10 @@ class PoisonStudy:
 
     def _train(self, labels: Tensor, seed: int, file: Path | None, title: str) -> tuple[nn.Module, float]:
         self.log(f"{title} ({self.training.epochs} epochs, {len(labels)} images)")
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = self.network().to(self.device)
-        checkpoint = None if file is None else file.with_suffix(".checkpoint")
-        training = replace(self.training, seed=seed, progress=self.progress)
-        model.train()
-        seconds = training.run(model, (self.splits.train_x, labels), checkpoint=checkpoint)
-        model.eval()
-        if file is not None and checkpoint is not None:
-            save_model(model, file)
-            checkpoint.unlink()
-        return model, seconds
+        data = (self.splits.train_x, labels)
+        return train(
+            self.network, self.training, data, seed=seed, device=self.device, progress=self.progress, file=file
+        )
 
     def _estimate_training(self, seed: int) -> float:
         """Seconds of the whole training, from a few of its steps."""

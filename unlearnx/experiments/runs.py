@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+from unlearnx._data import Data
 from unlearnx._files import write_atomically
 from unlearnx.methods import Method
+from unlearnx.models import Training
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def default_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(
+    network: Callable[[], Network],
+    training: Training,
+    data: Data,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+    file: Path | None = None,
+) -> tuple[Network, float]:
+    """A network trained from scratch, in eval mode, and the seconds it took; saved in `file`, resumable until then."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = network().to(device)
+    checkpoint = None if file is None else file.with_suffix(".checkpoint")
+    training = replace(training, seed=seed, progress=progress)
+    seconds = training.run(model.train(), data, checkpoint=checkpoint)
+    model.eval()
+    if file is not None and checkpoint is not None:
+        save_model(model, file)
+        checkpoint.unlink()
+    return model, seconds
 
 
 def save_model(model: nn.Module, file: Path) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unlearnx.nn._replaced import Replaced
 from unlearnx.ops._dtypes import compute_dtype
-from unlearnx.ops._stack import Stack
+from unlearnx.ops._stack import Call, Stack
 
 
 class GRU(nn.GRU):
@@ -47,8 +47,5 @@ class GRUStack(Stack):
 
 def _gru(*args: Any) -> tuple[Tensor, ...]:
     """``torch.gru``, in both its forms."""
-    if isinstance(args[3], (tuple, list)):
-        data, batch_sizes, hx, weights, *settings = args
-        return GRUStack(weights, *settings).run_packed(data, batch_sizes, [hx])
-    x, hx, weights, *settings = args
-    return GRUStack(weights, *settings).run(x, [hx])
+    call = Call.of(args)
+    return call.run(GRUStack(call.weights, *call.settings))

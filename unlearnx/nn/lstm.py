@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx.nn._replaced import Replaced
+from unlearnx.ops._stack import Call
 from unlearnx.ops.lstm import lstm, packed_lstm
 
 
@@ -38,5 +39,4 @@ class LSTM(nn.LSTM):
 
 def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``torch.lstm``, in both its forms."""
-    packed = isinstance(args[3], (tuple, list))  # (data, batch_sizes, hx, weights, ...)
-    return packed_lstm(*args) if packed else lstm(*args)
+    return packed_lstm(*args) if Call.of(args).packed else lstm(*args)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,44 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Call(NamedTuple):
+    """The arguments of a function of torch that runs recurrent layers, such as ``torch.lstm``.
+
+    Attributes:
+        data: (input,), or (data, batch_sizes) of a PackedSequence.
+        hx: first states, None for zeros.
+        weights: of all layers.
+        settings: what follows them.
+    """
+
+    data: tuple[Tensor, ...]
+    hx: Sequence[Tensor] | None
+    weights: Sequence[Tensor]
+    settings: Sequence[Any]
+
+    @classmethod
+    def of(cls, args: Sequence[Any]) -> Call:
+        """From the arguments of either form, in which the list of weights has another place."""
+        packed = isinstance(args[3], (tuple, list))
+        data, (hx, weights, *settings) = args[: 1 + packed], args[1 + packed :]
+        return cls(tuple(data), [hx] if isinstance(hx, Tensor) else hx, weights, settings)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the data are those of a PackedSequence."""
+        return len(self.data) == 2
+
+    @property
+    def projects(self) -> bool:
+        """Whether the layers have projections: one weight more each."""
+        return len(self.weights) % (4 if self.settings[0] else 2) != 0
+
+    def run(self, stack: Stack) -> tuple[Tensor, ...]:
+        """What `stack` makes of the data."""
+        run: Callable[..., tuple[Tensor, ...]] = stack.run_packed if self.packed else stack.run
+        return run(*self.data, self.hx)
 
 
 class Stack:

@@ -9,6 +9,7 @@ from unlearnx.metrics.classification import (
     predict,
 )
 from unlearnx.metrics.memorization import CharacterModel, Exposure, complete, exposure, perplexity
+from unlearnx.metrics.saliency import saliency
 from unlearnx.metrics.skew_normal import SkewNormal
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "per_class_report",
     "perplexity",
     "predict",
+    "saliency",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._data import BATCH_SIZE, channels_last
+from unlearnx._extras import extra
 from unlearnx._modes import evaluating
 
 METHODS = ("grad_cam", "input_gradient")
@@ -133,8 +134,6 @@ def _scaled(maps: Tensor) -> Tensor:
 
 
 def _captum() -> Any:
-    try:
+    with extra("saliency", "captum"):
         import captum.attr
-    except ImportError as error:
-        raise ImportError("saliency needs captum: pip install 'unlearnx[experiments]'") from error
     return captum.attr

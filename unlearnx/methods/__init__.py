@@ -7,4 +7,13 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
 from unlearnx.methods.ssd import SSD
 
-__all__ = ["SSD", "FineTune", "FirstOrder", "Method", "Outcome", "Request", "Retrain", "SecondOrder"]
+# By the names of the command line.
+METHODS: dict[str, type[Method]] = {
+    "ssd": SSD,
+    "fine-tune": FineTune,
+    "first-order": FirstOrder,
+    "second-order": SecondOrder,
+    "retrain": Retrain,
+}
+
+__all__ = ["METHODS", "SSD", "FineTune", "FirstOrder", "Method", "Outcome", "Request", "Retrain", "SecondOrder"]

@@ -20,6 +20,7 @@ except ImportError as error:
     raise SystemExit(f"unlearnx: the command line needs pip install 'unlearnx[experiments]' ({error})") from error
 
 from unlearnx import build_info
+from unlearnx.methods import METHODS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
@@ -160,7 +161,7 @@ def unlearn(
     model: Annotated[str, typer.Option(help=FACTORY + "builds the model")],
     weights: Annotated[Path, typer.Option(help="its weights: safetensors, or a state dict saved by torch.save")],
     data: Annotated[str, typer.Option(help=FACTORY + "gives the training data: a Dataset, a DataLoader or (x, y)")],
-    method: Annotated[str, typer.Option(help="how to forget, such as ssd; an unknown name lists them all")],
+    method: Annotated[str, typer.Option(help=_listed(METHODS, "or"))],
     out: Annotated[Path, typer.Option(help="folder for the new weights, audit.json and audit.html")],
     forget: Annotated[
         Path | None, typer.Option(help="indices to forget: .npy, or a text with one on each line")
@@ -183,8 +184,7 @@ def unlearn(
 ) -> None:
     """Make a model of your own forget; write its new weights and an audit.
 
-    Exits with 0 where the method was applied, with 1 where it was not (the audit says why, there are no weights), with
-    2 where an argument is wrong.
+    Exit status: 0 where the method was applied, 1 where it was not (the audit says why), 2 where an argument is wrong.
     """
     from unlearnx.experiments import arguments, report
     from unlearnx.experiments import unlearn as run_unlearn

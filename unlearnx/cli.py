@@ -1,29 +1,35 @@
-"""The command line: ``unlearnx info`` and ``unlearnx run``."""
+"""The command line: ``unlearnx info``, ``unlearnx run`` and ``unlearnx unlearn``."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ImportError as error:
     raise SystemExit(f"unlearnx: the command line needs pip install 'unlearnx[experiments]' ({error})") from error
 
 from unlearnx import build_info
+from unlearnx.methods import METHODS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
 
 NOVEL = "alice_in_wonderland.txt"
 DATA = f"CIFAR-10: folder or archive; canary-alice: folder with {NOVEL}, or a text, $UNLEARNX_DATA where not given"
+
+
+FACTORY = "module:function, found in the current directory or among installed packages; it "
 
 
 def _listed(names: Iterable[str], word: str = "and") -> str:
@@ -130,9 +136,8 @@ def run(
         study.log = console.log
         result = study.run(list(range(seeds or EXPERIMENTS[experiment].seeds)), folder)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        console.print(f"[red]unlearnx run {experiment}[/]: {error}", highlight=False)
-        raise typer.Exit(2) from error
-    result["command"] = " ".join(["unlearnx", *sys.argv[1:]])
+        _refuse(f"run {experiment}", error)
+    result["command"] = _command()
     result["environment"] = report.environment()
     path = report.write(result, folder)
     console.print(report.table(result))
@@ -149,6 +154,78 @@ def _study(experiment: str, own: dict[str, Any], **common: Any) -> Any:
             owners = [name for name, other in EXPERIMENTS.items() if option in other.options]
             raise ValueError(f"--{option.replace('_', '-')} belongs to {_listed(owners)}")
     return EXPERIMENTS[experiment].study(**given, **common)
+
+
+@app.command()
+def unlearn(
+    model: Annotated[str, typer.Option(help=FACTORY + "builds the model")],
+    weights: Annotated[Path, typer.Option(help="its weights: safetensors, or a state dict saved by torch.save")],
+    data: Annotated[str, typer.Option(help=FACTORY + "gives the training data: a Dataset, a DataLoader or (x, y)")],
+    method: Annotated[str, typer.Option(help=_listed(METHODS, "or"))],
+    out: Annotated[Path, typer.Option(help="folder for the new weights, audit.json and audit.html")],
+    forget: Annotated[
+        Path | None, typer.Option(help="indices to forget: .npy, or a text with one on each line")
+    ] = None,
+    forget_class: Annotated[int | None, typer.Option(help="class to forget")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value of the method, repeatable; an unknown name lists them all")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="test data, as --data; needed for membership attacks")] = None,
+    retrained: Annotated[
+        Path | None, typer.Option(help="weights of a model trained without the points, to compare with")
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option(help="weights that may change: last:6, or names with commas; all where not given")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of every random choice")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="samples a pass")] = None,
+    device: Annotated[str | None, typer.Option(help="such as cpu or cuda:1; the GPU where there is one")] = None,
+    progress: Annotated[bool, typer.Option(help="show progress bars")] = True,
+) -> None:
+    """Make a model of your own forget; write its new weights and an audit.
+
+    Exit status: 0 where the method was applied, 1 where it was not (the audit says why), 2 where an argument is wrong.
+    """
+    from unlearnx.experiments import arguments, report
+    from unlearnx.experiments import unlearn as run_unlearn
+
+    try:
+        chosen = arguments.parameters(params)
+        how = arguments.build_method(
+            method, option or [], params=chosen, seed=seed, batch_size=batch_size, progress=progress
+        )
+        audit = run_unlearn(
+            model_factory=arguments.factory("--model", model),
+            weights=weights,
+            data=arguments.factory("--data", data)(),
+            forget=None if forget is None else arguments.read_indices(forget),
+            forget_class=forget_class,
+            test=None if test is None else arguments.factory("--test", test)(),
+            retrained=retrained,
+            method=how,
+            out=out,
+            device=device,
+            command=_command(),
+            log=console.log,
+        )
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        _refuse("unlearn", error)
+    console.print(report.audit_table(audit))
+    if audit["warning"]:
+        console.print(f"[yellow]{escape(audit['warning'])}[/]")
+    console.print(f"Audit: [bold]{out / 'audit.html'}[/]")
+    if not audit["applied"]:
+        console.print(f"[red]Not applied[/]: {escape(audit['reason'])}", highlight=False)
+        raise typer.Exit(1)
+
+
+def _command() -> str:
+    return shlex.join(["unlearnx", *sys.argv[1:]])
+
+
+def _refuse(command: str, error: Exception) -> NoReturn:
+    console.print(f"[red]unlearnx {command}[/]: {escape(str(error))}", highlight=False)
+    raise typer.Exit(2) from error
 
 
 def main() -> None:

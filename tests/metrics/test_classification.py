@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from unlearnx.metrics import accuracy, confusion_matrix, mean_loss, per_class_report, predict
+from unlearnx.metrics import accuracy, confusion_matrix, interclass_confusion, mean_loss, per_class_report, predict
 
 
 @pytest.fixture
@@ -59,3 +59,18 @@ def test_modes_are_given_back(study):
     model[2].eval()
     accuracy(model, (x, y))
     assert [m.training for m in model.modules()] == [True, True, True, False, True]
+
+
+def test_interclass_confusion(stored):
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    predicted = torch.tensor([0, 1, 2, 0, 1, 0, 1, 2])
+    model, data = stored(F.one_hot(predicted, 3).float(), labels)
+    assert interclass_confusion(model, data, (0, 1), batch_size=3) == pytest.approx(2 / 5)
+    assert interclass_confusion(model, data, (1, 0)) == pytest.approx(2 / 5)
+    assert interclass_confusion(model, data, (0, 2)) == pytest.approx(2 / 6)
+    perfect, _ = stored(F.one_hot(labels, 3).float())
+    assert interclass_confusion(perfect, data, (0, 1)) == 0
+    with pytest.raises(ValueError, match=r"classes is \(1, 1\), expected two different ones"):
+        interclass_confusion(model, data, (1, 1))
+    with pytest.raises(ValueError, match="data: has no samples of the classes 3 and 4"):
+        interclass_confusion(model, data, (3, 4))

@@ -1,27 +1,56 @@
 """Did it forget, is it still good, was it cheap."""
 
+from unlearnx.metrics.agreement import activation_distance, js_divergence, zrf
 from unlearnx.metrics.classification import (
     ClassReport,
     accuracy,
     confusion_matrix,
+    interclass_confusion,
     mean_loss,
     per_class_report,
     predict,
 )
+from unlearnx.metrics.comparison import gap, runtime_ratio, tug_of_war
+from unlearnx.metrics.lira import Estimate, LiRA, lira
+from unlearnx.metrics.membership import mia
 from unlearnx.metrics.memorization import CharacterModel, Exposure, complete, exposure, perplexity
+from unlearnx.metrics.outputs import logit_confidence, probabilities
+from unlearnx.metrics.quality import ForgettingQuality, forgetting_quality
+from unlearnx.metrics.relearning import RelearnTime, relearn_time
+from unlearnx.metrics.saliency import saliency
 from unlearnx.metrics.skew_normal import SkewNormal
+from unlearnx.metrics.streisand import over_forgetting
 
 __all__ = [
     "CharacterModel",
     "ClassReport",
+    "Estimate",
     "Exposure",
+    "ForgettingQuality",
+    "LiRA",
+    "RelearnTime",
     "SkewNormal",
     "accuracy",
+    "activation_distance",
     "complete",
     "confusion_matrix",
     "exposure",
+    "forgetting_quality",
+    "gap",
+    "interclass_confusion",
+    "js_divergence",
+    "lira",
+    "logit_confidence",
     "mean_loss",
+    "mia",
+    "over_forgetting",
     "per_class_report",
     "perplexity",
     "predict",
+    "probabilities",
+    "relearn_time",
+    "runtime_ratio",
+    "saliency",
+    "tug_of_war",
+    "zrf",
 ]

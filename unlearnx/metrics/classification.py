@@ -5,36 +5,21 @@ Where each position of a sample has a label of its own, scores (N, classes, ...)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from unlearnx._checks import model_device
-from unlearnx._data import Data, batches, channels_last, size
+from unlearnx._data import Data, size
 from unlearnx._losses import Loss, SampleLoss
-from unlearnx._modes import evaluating
-
-
-def _each_batch(
-    model: nn.Module,
-    data: Data,
-    batch_size: int | None,
-    autocast: torch.dtype | None,
-    measure: Callable[[Tensor, Tensor], Tensor],
-) -> list[Tensor]:
-    """What `measure(output, y)` gives for every batch, in one pass over the data."""
-    device = model_device(model)
-    with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        return [measure(model(channels_last(x)), y) for x, y in batches(data, batch_size, device)]
+from unlearnx.metrics.outputs import each_batch
 
 
 def _predictions(
     model: nn.Module, data: Data, batch_size: int | None, autocast: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """Predicted classes and labels, in the order in which the data came."""
-    pairs = _each_batch(model, data, batch_size, autocast, lambda output, y: torch.stack([output.argmax(1), y]))
+    pairs = each_batch((model,), data, batch_size, autocast, lambda output, y: torch.stack([output.argmax(1), y]))
     predicted, labels = torch.cat(pairs, 1)
     return predicted, labels
 
@@ -50,7 +35,7 @@ def predict(
         batch_size: samples a pass.
         autocast: dtype of the layers that gain from it; None computes in the model's own.
     """
-    return torch.cat(_each_batch(model, data, batch_size, autocast, lambda output, y: output.argmax(1)))
+    return torch.cat(each_batch((model,), data, batch_size, autocast, lambda output, y: output.argmax(1)))
 
 
 def mean_loss(
@@ -67,7 +52,7 @@ def mean_loss(
     def total(output: Tensor, y: Tensor) -> Tensor:
         return loss.total(output.float() if autocast else output, y).double()
 
-    return float(sum(_each_batch(model, data, batch_size, autocast, total))) / size(data)
+    return float(sum(each_batch((model,), data, batch_size, autocast, total))) / size(data)
 
 
 def accuracy(
@@ -127,3 +112,39 @@ def per_class_report(
     return ClassReport.from_confusion(
         confusion_matrix(model, data, classes=classes, batch_size=batch_size, autocast=autocast)
     )
+
+
+def interclass_confusion(
+    model: nn.Module,
+    data: Data,
+    classes: tuple[int, int],
+    *,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> float:
+    """Share of the samples of two classes that are taken for the other of the two, in [0, 1].
+
+    In the interclass confusion test, labels of two classes are exchanged in a part of the training data, which is then
+    to be forgotten: the confusion on held-out samples should fall to that of a retrained model.
+
+    Args:
+        model: as for :func:`predict`, like the other arguments.
+        data: pairs (x, y); samples of other classes are not counted.
+        classes: the two.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Raises:
+        ValueError: the classes are not two different ones, or have no samples.
+
+    Source: Goel et al., "Towards Adversarial Evaluations for Inexact Machine Unlearning", 2022.
+    """
+    if len(classes) != 2 or classes[0] == classes[1]:
+        raise ValueError(f"classes is {classes}, expected two different ones")
+    a, b = classes
+    predicted, labels = _predictions(model, data, batch_size, autocast)
+    both = (labels == a) | (labels == b)
+    if not both.any():
+        raise ValueError(f"data: has no samples of the classes {a} and {b}")
+    confused = ((labels == a) & (predicted == b)) | ((labels == b) & (predicted == a))
+    return (confused.sum() / both.sum()).item()

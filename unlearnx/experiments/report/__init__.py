@@ -1,4 +1,4 @@
-"""Reports of runs: result.json for programs, report.html for people, both written whole or not at all."""
+"""Reports of runs and audits: JSON for programs, HTML for people, both written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import canary, poison
+from unlearnx.experiments.report import audit, canary, poison
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,12 +40,28 @@ def table(result: dict[str, Any]) -> Table:
 
 def write(result: dict[str, Any], folder: Path) -> Path:
     """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
-    _write(folder / "result.json", json.dumps(_finite(result), indent=1, allow_nan=False))  # hours of work come first
+    _write_json(result, folder / "result.json")  # hours of work come first
     page = _VIEWS[result["experiment"]].page(result)
     for name, svg in page.plots.items():
         _write(folder / f"{name}.svg", svg)
     _write(folder / "report.html", page.render(result))
     return folder / "report.html"
+
+
+def write_audit(record: dict[str, Any], folder: Path) -> Path:
+    """Write an audit as audit.json and audit.html under `folder`; returns the path of the page."""
+    _write_json(record, folder / "audit.json")
+    _write(folder / "audit.html", audit.page(record).render(record))
+    return folder / "audit.html"
+
+
+def audit_table(record: dict[str, Any]) -> Table:
+    """What the terminal shows of an audit; needs rich."""
+    return audit.table(record)
+
+
+def _write_json(result: dict[str, Any], path: Path) -> None:
+    _write(path, json.dumps(_finite(result), indent=1, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,104 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from unlearnx.metrics import forgetting_quality
+
+DELTA = 1e-5
+
+
+def attack_epsilon(fpr, fnr):
+    """As the competition's code counts one attack."""
+    if fpr == 0 and fnr == 0:
+        return math.inf
+    if fpr == 0 or fnr == 0:
+        return 0
+    terms = [(1 - DELTA - fpr, fnr), (1 - DELTA - fnr, fpr)]
+    return max([0.0] + [math.log(a / b) for a, b in terms if a > 0])
+
+
+def slow_epsilon(unlearned, retrained):
+    """Every attack, one after the other: both directions of a threshold, inside and outside of two."""
+    values = np.unique(np.concatenate([unlearned, retrained]))
+    cuts = [-np.inf, *(values[1:] + values[:-1]) / 2, np.inf]
+    best = 0
+    for low, high in itertools.combinations(cuts, 2):
+        inside = [(low < t) & (t < high) for t in (unlearned, retrained)]
+        for positive in ([inside[0], inside[1]], [~inside[0], ~inside[1]]):
+            best = max(best, attack_epsilon(positive[1].mean(), (~positive[0]).mean()))
+    return best
+
+
+@pytest.mark.parametrize("counts", [(9, 9), (8, 5), (2, 3)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_against_loops(counts, ties):
+    unlearned, retrained = (2 * torch.randn(n, 12) for n in counts)
+    unlearned += torch.linspace(0, 3, 12)
+    if ties:
+        unlearned, retrained = unlearned.round(), retrained.round()
+    result = forgetting_quality(unlearned, retrained)
+    expected = [slow_epsilon(u, r) for u, r in zip(unlearned.T.numpy(), retrained.T.numpy(), strict=True)]
+    assert result.epsilon.tolist() == pytest.approx(expected)
+    points = [0 if math.isinf(e) else 2.0 ** -math.floor(2 * e) for e in expected]
+    assert result.points.tolist() == points
+    assert result.quality == pytest.approx(np.mean(points))
+
+
+def test_by_hand():
+    unlearned = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0]])
+    retrained = torch.tensor([[5.0, 1.0, 3.5], [6.0, 2.0, 5.0], [7.0, 3.0, 6.0], [8.0, 4.0, 7.0]])
+    epsilon = forgetting_quality(unlearned, retrained, delta=0).epsilon
+    assert epsilon[0] == math.inf  # told apart by a threshold
+    # Equal values, which an interval holds as many of as of the others, and another with a quarter or three quarters.
+    assert epsilon[1] == 0
+    # Below 3.25: FPR 0. Below 3.75: FPR 1/4, FNR 1/4, so ln(3/4 / (1/4)).
+    assert epsilon[2] == pytest.approx(math.log(3))
+
+
+def test_narrow_distributions_are_told_apart():
+    """Two thresholds find unlearned models that agree too well, which one threshold cannot."""
+    retrained = torch.linspace(-1, 1, 64)[:, None]
+    unlearned = torch.linspace(1e-4, 2e-4, 64)[:, None]
+    assert forgetting_quality(unlearned, retrained).quality == 0
+
+
+def test_sizes_of_the_competition():
+    """512 models of each kind, in seconds; what cannot be told apart scores far higher than what can."""
+    alike = forgetting_quality(torch.randn(512, 40), torch.randn(512, 40)).quality
+    apart = forgetting_quality(torch.randn(512, 40) + 2, torch.randn(512, 40)).quality
+    assert alike > 5 * apart
+    assert forgetting_quality(torch.zeros(512, 4), torch.zeros(512, 4)).quality == 1
+
+
+def test_order_does_not_matter():
+    unlearned, retrained = torch.randn(20, 8), torch.randn(30, 8)
+    epsilon = forgetting_quality(unlearned, retrained).epsilon
+    assert torch.allclose(epsilon, forgetting_quality(unlearned.flip(0), retrained).epsilon)
+    assert torch.allclose(epsilon, forgetting_quality(retrained, unlearned).epsilon)
+    assert torch.allclose(epsilon, forgetting_quality(-unlearned, -retrained).epsilon)
+
+
+def test_score():
+    result = forgetting_quality(torch.zeros(4, 2), torch.zeros(4, 2))
+    assert result.score(0.9, 1.0, 0.8, 0.5) == pytest.approx(0.9 * 1.6)
+    with pytest.raises(ValueError, match="retain_reference is 0, expected an accuracy"):
+        result.score(0.9, 0, 0.8, 0.5)
+    with pytest.raises(ValueError, match="test is 80, expected an accuracy"):
+        result.score(0.9, 1.0, 80, 0.5)
+
+
+def test_errors():
+    a = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match=r"unlearned: has shape \[4\], expected \(models, examples\)"):
+        forgetting_quality(a[:, 0], a)
+    with pytest.raises(ValueError, match=r"retrained: has shape \[1, 2\], expected .* two models at least"):
+        forgetting_quality(a, a[:1])
+    with pytest.raises(ValueError, match="retrained: has 1 examples, expected 2"):
+        forgetting_quality(a, a[:, :1])
+    with pytest.raises(ValueError, match="unlearned: has values that are NaN"):
+        forgetting_quality(a * torch.nan, a)
+    with pytest.raises(ValueError, match=r"delta is 1, expected a number in \[0, 1\)"):
+        forgetting_quality(a, a, delta=1)

@@ -1,0 +1,136 @@
+"""How far the predictions of two models are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._data import Data, size
+from unlearnx.metrics.outputs import each_batch, log_probabilities
+
+VARIANTS = ("standard", "bad_teacher")
+
+
+def activation_distance(
+    a: nn.Module, b: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
+) -> float:
+    """Mean over samples of the Euclidean distance of two models' probabilities, ``||p_a - p_b||_2``, 0 to sqrt(2).
+
+    Args:
+        a: maps x to class scores (N, classes), such as an unlearned model.
+        b: another such model, as a rule the retrained one: 0 is then ideal.
+        data: pairs (x, y), as a rule the forget set; the labels are not read.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Raises:
+        ValueError: the outputs are no scores (N, classes) of the same classes, or not finite.
+
+    Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023.
+    """
+
+    def distance(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return (log_p.exp() - log_q.exp()).norm(dim=1)
+
+    return _mean(a, b, data, batch_size, autocast, distance)
+
+
+def js_divergence(
+    a: nn.Module,
+    b: nn.Module,
+    data: Data,
+    *,
+    variant: str = "standard",
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> float:
+    """Jensen-Shannon divergence of two models' predictions, in nats, from 0 to ln 2; `a` and `b` may be exchanged.
+
+    Args:
+        a: as for :func:`activation_distance`, like the other arguments.
+        b: another such model.
+        data: pairs (x, y); the labels are not read.
+        variant: ``"standard"``: mean over samples of ``1/2 KL(p||m) + 1/2 KL(q||m)`` with ``m = (p + q) / 2``.
+            ``"bad_teacher"``: what the public code of "Can Bad Teaching Induce Forgetting?" computes under that name,
+            ``1/2 KL(m||p) + 1/2 KL(m||q)`` averaged over samples and classes: the arguments of KL are exchanged, so
+            that it has no upper limit, and it shrinks as classes are added. For comparison with published numbers only.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Raises:
+        ValueError: the variant is unknown, or the outputs are no scores (N, classes) of the same classes, or not
+            finite.
+
+    Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}")
+
+    def standard(log_p: Tensor, log_q: Tensor) -> Tensor:
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        return (_relative(log_p, log_m) + _relative(log_q, log_m)).sum(1).clamp(min=0) / 2
+
+    def bad_teacher(log_p: Tensor, log_q: Tensor) -> Tensor:
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        return (_relative(log_m, log_p) + _relative(log_m, log_q)).mean(1).clamp(min=0) / 2
+
+    return _mean(a, b, data, batch_size, autocast, standard if variant == "standard" else bad_teacher)
+
+
+def zrf(
+    model: nn.Module,
+    random_model: nn.Module,
+    forget: Data,
+    *,
+    variant: str = "standard",
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> float:
+    """Zero retrain forgetting: ``1 - js_divergence(model, random_model, forget)``.
+
+    The score needs no retrained model: 1 where the predictions on the forget set are those of a network that was never
+    trained. A retrained model is well below 1 where it generalises to the forget set: compare with its score.
+
+    Args:
+        model: maps x to class scores (N, classes).
+        random_model: a network of random weights, as a rule of the same architecture.
+        forget: pairs (x, y); the labels are not read.
+        variant: as for :func:`js_divergence`, like the other arguments; ``"bad_teacher"`` gives published numbers.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Raises:
+        ValueError: as for :func:`js_divergence`.
+
+    Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023.
+    """
+    return 1 - js_divergence(model, random_model, forget, variant=variant, batch_size=batch_size, autocast=autocast)
+
+
+def _relative(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Terms ``p ln(p / q)`` of a Kullback-Leibler divergence; 0 where p is."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0)
+
+
+def _mean(
+    a: nn.Module,
+    b: nn.Module,
+    data: Data,
+    batch_size: int | None,
+    autocast: torch.dtype | None,
+    compare: Callable[[Tensor, Tensor], Tensor],
+) -> float:
+    """Mean over samples of what `compare` gives for the log-probabilities of a batch, (N,)."""
+
+    def total(output_a: Tensor, output_b: Tensor, y: Tensor) -> Tensor:
+        if output_a.shape != output_b.shape:
+            raise ValueError(
+                f"b: gave an output of shape {list(output_b.shape)}, expected {list(output_a.shape)} as of a"
+            )
+        return compare(log_probabilities(output_a), log_probabilities(output_b)).sum()
+
+    return float(sum(each_batch((a, b), data, batch_size, autocast, total))) / size(data)

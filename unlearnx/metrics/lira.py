@@ -1,0 +1,199 @@
+"""The likelihood ratio attack: membership inference by shadow models, example by example."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnx._checks import check_at_least_one
+from unlearnx._extras import extra
+
+LEVEL = 0.95  # of the confidence intervals
+FEW = 8  # models with or without an example: with fewer, all examples share one variance
+SMALLEST_DEVIATION = 1e-12  # of a Gaussian: shadow models may all agree
+COUNTS_AT_ONCE = 2**24  # entries of the bootstrap that are held in memory
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class LiRA:
+    """What the likelihood ratio attack finds; :func:`lira` runs it.
+
+    Attributes:
+        scores: float64 (M,), higher for examples that look like members. Online: logarithm of the likelihood ratio, in
+            nats. Offline: standard deviations above the mean of the models without the example.
+        members: bool (M,), the truth.
+        auc: area under the ROC curve; 0.5 where the attack does no better than guessing.
+        auc_interval: 95 % confidence interval of `auc`: percentiles of a bootstrap that draws as many members and as
+            many others as there are.
+        online: whether models with the example were used.
+        shared_variance: whether the Gaussians of all examples share one variance.
+    """
+
+    scores: Tensor
+    members: Tensor
+    auc: float
+    auc_interval: tuple[float, float]
+    online: bool
+    shared_variance: bool
+
+    def tpr(self, fpr: float) -> Estimate:
+        """Share of members that are found while at most a share `fpr` of the others is called a member.
+
+        The interval is that of Clopper and Pearson for the threshold at hand. Fewer than ``1 / fpr`` examples that are
+        no members allow no false alarm at all: the result is then the share of members above all of them.
+
+        Raises:
+            ImportError: SciPy is missing; it comes with ``unlearnx[experiments]``.
+            ValueError: `fpr` is outside of [0, 1].
+        """
+        with extra("LiRA.tpr", "SciPy"):
+            from scipy.stats import binomtest
+        if not 0 <= fpr <= 1:
+            raise ValueError(f"fpr is {fpr}, expected a share in [0, 1]")
+        own, others = self.scores[self.members], self.scores[~self.members].sort(descending=True).values
+        alarms = math.floor(fpr * len(others) + 1e-9)  # 0.29 * 100 is a little less than 29
+        threshold = others[alarms] if alarms < len(others) else -math.inf
+        found = binomtest(int((own > threshold).sum()), len(own))
+        interval = found.proportion_ci(LEVEL, "exact")
+        return Estimate(float(found.statistic), float(interval.low), float(interval.high))
+
+
+def lira(
+    confidence: Tensor,
+    shadow_confidence: Tensor,
+    shadow_in: Tensor,
+    members: Tensor,
+    *,
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> LiRA:
+    """The likelihood ratio attack of Carlini et al. on one model, from confidences under shadow models.
+
+    Gaussians are fitted to an example's confidences under the shadow models that were trained with it ("in") and
+    without it ("out"). The score is the logarithm of the ratio of their densities at the confidence under the attacked
+    model (online attack). Where an example is in no shadow model at all, only the "out" Gaussians are used, for every
+    example, so that scores stay comparable (offline attack; its score is monotone in the paper's ``1 - Pr[Z > c]``).
+
+    Where any example has fewer than 8 models in or out, its own variance would be noise: all examples then share one
+    for "in" and one for "out", the mean square of their deviations from their own means. (The published code takes the
+    variance of all confidences together, which counts the differences between examples, too.)
+
+    Args:
+        confidence: logit confidences under the attacked model, (M,), see :func:`unlearnx.metrics.logit_confidence`.
+        shadow_confidence: those under S shadow models, (S, M).
+        shadow_in: whether a shadow model was trained with an example, bool (S, M).
+        members: whether the attacked model is called right in calling the example a member, bool (M,): for unlearning,
+            True for the forget set and False for samples that no training saw.
+        bootstrap: resamplings for the interval of the AUC.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, confidences are not finite, members are all or none, an example is in
+            every shadow model, or no variance can be estimated.
+
+    Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1.
+    """
+    check_at_least_one(bootstrap=bootstrap)
+    _check(confidence, shadow_confidence, shadow_in, members)
+    own, shadow = confidence.cpu().double(), shadow_confidence.cpu().double()
+    shadow_in, members = shadow_in.cpu(), members.cpu()
+    least_in, least_out = int(shadow_in.sum(0).min()), int((~shadow_in).sum(0).min())
+    if least_out == 0:
+        example = int((~shadow_in).sum(0).argmin())
+        raise ValueError(f"shadow_in: example {example} is in every shadow model, expected at least one without it")
+    online = least_in > 0
+    shared = (min(least_in, least_out) if online else least_out) < FEW
+    z_out, log_deviation_out = _standardised(own, shadow, ~shadow_in, shared)
+    scores = z_out
+    if online:
+        z_in, log_deviation_in = _standardised(own, shadow, shadow_in, shared)
+        scores = (z_out.square() - z_in.square()) / 2 + log_deviation_out - log_deviation_in
+    auc, interval = _auc(scores, members, bootstrap, seed)
+    return LiRA(scores, members, auc, interval, online, shared)
+
+
+def _check(confidence: Tensor, shadow_confidence: Tensor, shadow_in: Tensor, members: Tensor) -> None:
+    if shadow_confidence.dim() != 2 or 0 in shadow_confidence.shape:
+        raise ValueError(f"shadow_confidence: has shape {list(shadow_confidence.shape)}, expected (models, examples)")
+    expected = {"confidence": shadow_confidence.shape[1:], "members": shadow_confidence.shape[1:]}
+    expected["shadow_in"] = shadow_confidence.shape
+    for name, t in (("confidence", confidence), ("members", members), ("shadow_in", shadow_in)):
+        if t.shape != expected[name]:
+            raise ValueError(
+                f"{name}: has shape {list(t.shape)}, expected {list(expected[name])} as shadow_confidence has "
+                f"{list(shadow_confidence.shape)}"
+            )
+    for name, t in (("members", members), ("shadow_in", shadow_in)):
+        if t.dtype != torch.bool:
+            raise ValueError(f"{name}: is {t.dtype}, expected bool")
+    for name, t in (("confidence", confidence), ("shadow_confidence", shadow_confidence)):
+        if not t.isfinite().all():
+            raise ValueError(f"{name}: has values that are NaN or infinite")
+    if members.all() or not members.any():
+        raise ValueError(f"members: holds {int(members.sum())} of {len(members)}, expected some, not all")
+
+
+def _standardised(confidence: Tensor, shadow: Tensor, chosen: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+    """Of every example: deviations above the mean of its chosen models, and the logarithm of their standard deviation.
+
+    Args:
+        confidence: (M,) float64.
+        shadow: (S, M) float64.
+        chosen: (S, M) bool.
+        shared: one variance for all examples.
+    """
+    count = chosen.sum(0)
+    mean = shadow.where(chosen, 0).sum(0) / count
+    squares = (shadow - mean).where(chosen, 0).square().sum(0)
+    if shared:
+        freedom = int((count - 1).sum())
+        if freedom == 0:
+            raise ValueError(
+                "shadow_in: no example has two models of a kind, expected some to estimate a variance from"
+            )
+        variance = (squares.sum() / freedom).expand_as(squares)
+    else:
+        variance = squares / (count - 1)
+    deviation = variance.sqrt().clamp(min=SMALLEST_DEVIATION)
+    return (confidence - mean) / deviation, deviation.log()
+
+
+def _auc(scores: Tensor, members: Tensor, bootstrap: int, seed: int) -> tuple[float, tuple[float, float]]:
+    """Area under the ROC curve and its bootstrap interval. Equal scores count half."""
+    values, place = scores.unique(return_inverse=True)
+    own, others = place[members], place[~members]
+
+    def area(own: Tensor, others: Tensor) -> Tensor:
+        """Of resamplings (B, members), (B, others): places among the sorted values."""
+        counts = [torch.zeros(len(t), len(values), dtype=torch.float64) for t in (own, others)]
+        for count, t in zip(counts, (own, others), strict=True):
+            count.scatter_add_(1, t, torch.ones(t.shape, dtype=torch.float64))
+        beaten = counts[1].cumsum(1) - counts[1] / 2
+        return (counts[0] * beaten).sum(1) / (own.shape[1] * others.shape[1])
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def resampled(t: Tensor, times: int) -> Tensor:
+        return t[torch.randint(len(t), (times, len(t)), generator=generator)]
+
+    step = max(1, COUNTS_AT_ONCE // len(values))
+    areas = torch.cat(
+        [
+            area(resampled(own, times), resampled(others, times))
+            for times in (min(step, bootstrap - start) for start in range(0, bootstrap, step))
+        ]
+    )
+    low, high = areas.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
+    return float(area(own[None], others[None])), (low, high)

@@ -1,0 +1,144 @@
+"""Membership inference: does the model treat the forget set as training data?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearnx._data import Data
+from unlearnx._extras import extra
+from unlearnx.metrics.outputs import each_batch, log_probabilities, of_labels
+
+FOLDS = 10
+FEWEST = 10  # samples of each set that the attack is cross-validated on
+
+Feature = Callable[[Tensor, Tensor], Tensor]  # log-probabilities (N, classes), labels (N,) -> (N,)
+
+
+def mia(
+    model: nn.Module,
+    *,
+    forget: Data,
+    retain: Data,
+    test: Data,
+    protocol: str = "salun",
+    seed: int = 0,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> float:
+    """A membership inference attack on the forget set. Three things that measure differently go by this name.
+
+    ========================  ==================================================================  ================
+    protocol                  result, in [0, 1]                                                   ideal
+    ========================  ==================================================================  ================
+    ``"salun"``               share of the forget set that is called a NON-member, by an SVM      as of a retrained
+                              (RBF kernel, C = 3, gamma = 1) on the softmax probability of the    model; high
+                              label, fitted to tell `retain` from `test`; the larger of these two
+                              is subsampled to the size of the other
+    ``"ssd"``                 share of the forget set that is called a MEMBER, by a logistic      as of a retrained
+                              regression with balanced classes on the entropy of the prediction,  model; low
+                              fitted to tell `retain` from `test`
+    ``"starter_kit"``         accuracy of a logistic regression on the cross-entropy in telling   0.5: no better
+                              `forget` from `test`, mean of ten stratified random splits with 10  than guessing
+                              % held out; the larger set is subsampled to the size of the other
+    ========================  ==================================================================  ================
+
+    Args:
+        model: maps x to class scores (N, classes).
+        forget: pairs (x, y) that the model is to have forgotten.
+        retain: pairs that it was trained on and is to keep; ``"starter_kit"`` does not read them.
+        test: pairs that it was never trained on. Where the forget set is a class, use test samples of that class for
+            ``"starter_kit"``: the attack tells any two classes apart, forgotten or not.
+        protocol: which attack.
+        seed: of subsampling and splits.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Raises:
+        ImportError: scikit-learn is missing; it comes with ``unlearnx[experiments]``.
+        ValueError: the protocol is unknown, output or labels have another shape, scores are not finite, or there are
+            fewer than ten samples to cross-validate on.
+
+    Source: public code of Fan et al., "SalUn", ICLR 2024 (``SVC_MIA``, "confidence"); of Foster et al., "Fast Machine
+    Unlearning Without Retraining Through Selective Synaptic Dampening", AAAI 2024 (``get_membership_attack_prob``);
+    starting kit of the NeurIPS 2023 unlearning competition (``simple_mia``).
+    """
+    if protocol not in _PROTOCOLS:
+        raise ValueError(f"protocol is {protocol!r}, expected one of {', '.join(map(repr, _PROTOCOLS))}")
+    feature, attack = _PROTOCOLS[protocol]
+
+    def read(name: str, data: Data) -> np.ndarray:
+        def measure(output: Tensor, y: Tensor) -> Tensor:
+            return feature(log_probabilities(output), y).cpu()
+
+        values = torch.cat(each_batch((model,), data, batch_size, autocast, measure))
+        if not values.isfinite().all():
+            raise ValueError(f"{name}: labels have probability 0, expected a finite loss")
+        return values.numpy()[:, None]
+
+    return attack(read, forget, retain, test, seed)
+
+
+def _confidence(log_p: Tensor, y: Tensor) -> Tensor:
+    return of_labels(log_p, y).exp()
+
+
+def _entropy(log_p: Tensor, y: Tensor) -> Tensor:
+    p = log_p.exp()
+    return -torch.where(p > 0, p * log_p, 0).sum(1)
+
+
+def _loss(log_p: Tensor, y: Tensor) -> Tensor:
+    return -of_labels(log_p, y)
+
+
+Read = Callable[[str, Data], np.ndarray]  # name and data of a set -> the feature of its samples (N, 1)
+
+
+def _salun(read: Read, forget: Data, retain: Data, test: Data, seed: int) -> float:
+    with extra("mia", "scikit-learn"):
+        from sklearn.svm import SVC
+    members, others = _equally_many(read("retain", retain), read("test", test), seed)
+    svm = SVC(C=3, gamma="auto", kernel="rbf").fit(*_labelled(members, others))
+    return 1 - float(svm.predict(read("forget", forget)).mean())
+
+
+def _ssd(read: Read, forget: Data, retain: Data, test: Data, seed: int) -> float:
+    with extra("mia", "scikit-learn"):
+        from sklearn.linear_model import LogisticRegression
+    regression = LogisticRegression(class_weight="balanced", solver="lbfgs")
+    regression.fit(*_labelled(read("retain", retain), read("test", test)))
+    return float(regression.predict(read("forget", forget)).mean())
+
+
+def _starter_kit(read: Read, forget: Data, retain: Data, test: Data, seed: int) -> float:
+    with extra("mia", "scikit-learn"):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
+    forgotten, unseen = _equally_many(read("forget", forget), read("test", test), seed)
+    if len(forgotten) < FEWEST:
+        raise ValueError(f"forget, test: the smaller has {len(forgotten)} samples, expected at least {FEWEST}")
+    splits = StratifiedShuffleSplit(n_splits=FOLDS, random_state=seed)
+    x, y = _labelled(forgotten, unseen)
+    return float(cross_val_score(LogisticRegression(), x, y, cv=splits, scoring="accuracy").mean())
+
+
+_PROTOCOLS: dict[str, tuple[Feature, Callable[..., float]]] = {
+    "salun": (_confidence, _salun),
+    "ssd": (_entropy, _ssd),
+    "starter_kit": (_loss, _starter_kit),
+}
+
+
+def _equally_many(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both, the larger one subsampled to the size of the other."""
+    rng, n = np.random.default_rng(seed), min(len(a), len(b))
+    a, b = (rows if len(rows) == n else rows[rng.choice(len(rows), n, replace=False)] for rows in (a, b))
+    return a, b
+
+
+def _labelled(ones: np.ndarray, zeros: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([ones, zeros]), np.repeat([1, 0], [len(ones), len(zeros)])

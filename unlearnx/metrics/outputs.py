@@ -1,0 +1,113 @@
+"""What a model says of labelled data: its outputs batch by batch, probabilities, confidences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._checks import model_device
+from unlearnx._data import Data, batches, channels_last
+from unlearnx._modes import evaluating
+
+T = TypeVar("T")
+
+
+def each_batch(
+    models: Sequence[nn.Module],
+    data: Data,
+    batch_size: int | None,
+    autocast: torch.dtype | None,
+    measure: Callable[..., T],
+) -> list[T]:
+    """What `measure(*outputs, y)` gives for every batch, in one pass over the data that all models share.
+
+    The models run in eval mode; outputs and labels are on the device of the first one.
+    """
+    device = model_device(models[0])
+
+    def output(model: nn.Module, x: Tensor) -> Tensor:
+        own = model_device(model)
+        with torch.autocast(own.type, autocast, enabled=autocast is not None):
+            return model(channels_last(x.to(own))).to(device)
+
+    with ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
+        return [measure(*(output(model, x) for model in models), y) for x, y in batches(data, batch_size, device)]
+
+
+def log_probabilities(output: Tensor) -> Tensor:
+    """Logarithms of the softmax of scores (N, classes), float64; a score of -inf stands for probability 0.
+
+    Raises:
+        ValueError: the output has another shape, or scores are NaN or +inf.
+    """
+    if output.dim() != 2 or output.shape[1] < 2:
+        raise ValueError(
+            f"model: gave an output of shape {list(output.shape)}, expected scores (N, classes) of at least two classes"
+        )
+    scores = output.double()
+    logs = scores.log_softmax(1)
+    if logs.isnan().any():
+        raise ValueError("model: gave scores that are NaN or infinite, expected finite ones")
+    return logs
+
+
+def of_labels(values: Tensor, y: Tensor) -> Tensor:
+    """The entry (N,) of every row of `values` (N, classes) that belongs to its label.
+
+    Raises:
+        ValueError: the labels are no class indices (N,), or out of range.
+    """
+    if y.shape != values.shape[:1] or y.is_floating_point():
+        raise ValueError(f"data: labels are {y.dtype} of shape {list(y.shape)}, expected class indices (N,)")
+    outside = (y < 0) | (y >= values.shape[1])
+    if outside.any():
+        raise ValueError(f"data: label {int(y[outside][0])} is out of range for {values.shape[1]} classes")
+    return values.gather(1, y.long()[:, None]).squeeze(1)
+
+
+def probabilities(
+    model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
+) -> Tensor:
+    """Softmax of the scores of every sample, float32 (N, classes) on the CPU, in the order in which the data came.
+
+    Args:
+        model: maps x to class scores (N, classes).
+        data: pairs (x, y); the labels are not read.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Raises:
+        ValueError: the output has another shape, or scores are not finite.
+    """
+    return torch.cat(
+        each_batch((model,), data, batch_size, autocast, lambda out, y: log_probabilities(out).exp().float().cpu())
+    )
+
+
+def logit_confidence(
+    model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
+) -> Tensor:
+    """Logit of the probability of every label, ``ln(p_y / (1 - p_y))`` in nats, float64 (N,) on the CPU.
+
+    It is near-normal over models trained alike, which probabilities and losses are not, and does not saturate: it comes
+    from log-probabilities, where ``1 - p_y`` would round to 0. Arguments as for :func:`probabilities`.
+
+    Raises:
+        ValueError: output or labels have another shape, labels are out of range, or scores are not finite.
+
+    Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, section IV-C.
+    """
+
+    def confidence(output: Tensor, y: Tensor) -> Tensor:
+        logs = log_probabilities(output)
+        own = of_labels(logs, y)
+        others = logs.scatter(1, y.long()[:, None], -torch.inf).logsumexp(1)
+        return (own - others).cpu()
+
+    return torch.cat(each_batch((model,), data, batch_size, autocast, confidence))

@@ -1,0 +1,135 @@
+"""How fast a model learns again what it was to forget."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unlearnx._checks import check_at_least_one, model_device
+from unlearnx._data import Data, channels_last, materialize
+from unlearnx._losses import Loss, SampleLoss
+from unlearnx.metrics.classification import mean_loss
+
+
+@dataclass(frozen=True)
+class RelearnTime:
+    """Steps of training after which the forget set is known again; :func:`relearn_time` counts them.
+
+    Attributes:
+        steps: of the unlearned model; infinite where the limit of steps was not enough.
+        reference_steps: of the retrained model, likewise.
+    """
+
+    steps: float
+    reference_steps: float
+
+    @property
+    def ratio(self) -> float:
+        """``steps / reference_steps``: about 1 is good, less tells that something was kept.
+
+        1 where neither model needs a step, infinite where only the retrained one needs none, NaN where the retrained
+        model did not get there, which leaves nothing to compare with.
+        """
+        if math.isinf(self.reference_steps):
+            return math.nan
+        if self.reference_steps == 0:
+            return 1.0 if self.steps == 0 else math.inf
+        return self.steps / self.reference_steps
+
+
+def relearn_time(
+    model: nn.Module,
+    original: nn.Module,
+    retrained: nn.Module,
+    forget: Data,
+    *,
+    margin: float = 0.1,
+    lr: float = 1e-3,
+    batch_size: int = 64,
+    max_steps: int = 200,
+    loss_fn: Loss = F.cross_entropy,
+    seed: int = 0,
+    autocast: torch.dtype | None = None,
+) -> RelearnTime:
+    """Steps of Adam on the forget set until its loss is that of the original model again, unlearned against retrained.
+
+    Copies of both models are trained on the same batches in the same order, every parameter of them. They are in eval
+    mode, so that BatchNorm keeps its statistics, however small the batches, and dropout is off. The loss on the whole
+    forget set is taken before the first step and after each: a subset of a large forget set will do.
+
+    The published measures differ in when they stop: the anamnesis index when the accuracy is within a share of the
+    original one. A retrained model may have that accuracy from the start, which the loss still tells apart.
+
+    Args:
+        model: the unlearned model.
+        original: the model before unlearning.
+        retrained: a model that never saw the forget set.
+        forget: pairs (x, y); held in memory as tensors.
+        margin: how far above the original's the mean loss on the forget set may stay, in nats for cross-entropy. It is
+            no share, since the loss of a model that fits its training data is near zero.
+        lr: learning rate of Adam, constant.
+        batch_size: samples a step.
+        max_steps: limit, for each model.
+        loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
+        seed: of the order of samples.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Raises:
+        ValueError: an argument is out of range, or the loss of the original model is not finite.
+
+    Source: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020 (relearn time); Chundawat et al.,
+    "Zero-Shot Machine Unlearning", TIFS 2023 (its ratio, the anamnesis index).
+    """
+    check_at_least_one(batch_size=batch_size, max_steps=max_steps)
+    for name, value in (("margin", margin), ("lr", lr)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value}, expected a finite number >= 0")
+    pair = materialize(forget)
+    target = mean_loss(original, loss_fn, pair, autocast=autocast) + margin
+    if not math.isfinite(target):
+        raise ValueError("original: its loss on the forget set is not finite")
+
+    def steps(start: nn.Module) -> float:
+        losses = _losses(start, pair, lr, batch_size, max_steps, loss_fn, seed, autocast)
+        return next((float(n) for n, loss in enumerate(losses) if loss <= target), math.inf)
+
+    return RelearnTime(steps(model), steps(retrained))
+
+
+def _losses(
+    model: nn.Module,
+    pair: tuple[Tensor, Tensor],
+    lr: float,
+    batch_size: int,
+    max_steps: int,
+    loss_fn: Loss,
+    seed: int,
+    autocast: torch.dtype | None,
+) -> Iterator[float]:
+    """Mean losses on all pairs of a copy in training, before the first step and after each, while they are finite."""
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    device = model_device(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    generator = torch.Generator().manual_seed(seed)
+    loss = SampleLoss(loss_fn)
+    epoch: list[Tensor] = []
+    for step in range(max_steps + 1):
+        value = mean_loss(model, loss_fn, pair, autocast=autocast)
+        yield value
+        if step == max_steps or not math.isfinite(value):
+            return
+        epoch = epoch or list(torch.randperm(len(pair[0]), generator=generator).split(batch_size))
+        index = epoch.pop(0)
+        x, y = (t[index.to(t.device)].to(device) for t in pair)
+        with torch.enable_grad():
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                output = model(channels_last(x))
+            optimizer.zero_grad(set_to_none=True)
+            (loss.total(output, y) / len(x)).backward()
+        optimizer.step()

@@ -1,0 +1,139 @@
+"""Where a classifier looks: how much each pixel of an image matters for a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._checks import check_at_least_one, model_device
+from unlearnx._data import BATCH_SIZE, channels_last
+from unlearnx._extras import extra
+from unlearnx._modes import evaluating
+
+METHODS = ("grad_cam", "input_gradient")
+# What captum and autograd say of a layer that the scores were computed without.
+UNUSED = ("did not obtain any outputs", "appears to not have been used", "does not require grad")
+
+
+def saliency(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | None = None,
+    *,
+    method: str = "grad_cam",
+    layer: str | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """How much each pixel matters for the score of a class, (N, H, W) on the model's device; needs captum.
+
+    The model is read in eval mode and left as it was. Each map is divided by its maximum and lies in [0, 1]: maps of
+    different images, or of different models, compare in shape alone. A map without anything above zero stays zero.
+
+    Args:
+        model: maps images to class scores (N, classes).
+        images: floating point (N, C, H, W).
+        targets: the class (N,) that each map is for; None for the one that the model predicts.
+        method: ``"grad_cam"``: the channels of a convolution, weighted by the mean gradient of the score with respect
+            to each, summed, cut off below zero and interpolated (bilinear) to the size of the image.
+            ``"input_gradient"``: the largest absolute gradient of the score with respect to the channels of a pixel.
+        layer: name of the module whose output Grad-CAM takes; None for the last ``nn.Conv2d`` of ``named_modules()``.
+        batch_size: images a pass.
+
+    Raises:
+        ImportError: captum is not installed.
+        ValueError: images, targets or scores have the wrong shape, a target is no class, the method is unknown, there
+            is no such layer, it does not give maps, or the scores do not depend on it.
+
+    Source: Selvaraju et al., "Grad-CAM", ICCV 2017; Simonyan et al., "Deep inside convolutional networks", 2014.
+    """
+    _check(images, targets, method, layer)
+    check_at_least_one(batch_size=batch_size)
+    chosen = _layer(model, layer) if method == "grad_cam" else None
+    device = model_device(model)
+    maps = []
+    with evaluating(model):
+        for i in range(0, len(images), batch_size or BATCH_SIZE):
+            part = slice(i, i + (batch_size or BATCH_SIZE))
+            x = channels_last(images[part].detach().to(device))
+            wanted = None if targets is None else targets[part].to(device)
+            found = _input_gradient(model, x, wanted) if chosen is None else _grad_cam(model, x, wanted, *chosen)
+            maps.append(found.detach())
+    return _scaled(torch.cat(maps))
+
+
+def _check(images: Tensor, targets: Tensor | None, method: str, layer: str | None) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    if layer is not None and method != "grad_cam":
+        raise ValueError(f"layer is {layer!r}, but {method} takes none")
+    if images.dim() != 4 or not images.is_floating_point() or not len(images):
+        raise ValueError(
+            f"images: is {images.dtype} of shape {list(images.shape)}, expected floating point (N, C, H, W), N >= 1"
+        )
+    if targets is not None and (targets.shape != images.shape[:1] or targets.dtype != torch.int64):
+        raise ValueError(
+            f"targets: is {targets.dtype} of shape {list(targets.shape)}, expected classes, int64 ({len(images)},)"
+        )
+
+
+def _layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
+    """Name and module whose output Grad-CAM takes."""
+    modules = dict(model.named_modules())
+    convolutions = [key for key, module in modules.items() if isinstance(module, nn.Conv2d)]
+    if name is None:
+        if not convolutions:
+            choice = ", ".join(key for key in modules if key)
+            raise ValueError(f"layer is None, but the model has no nn.Conv2d; name one of its modules: {choice}")
+        name = convolutions[-1]
+    if name not in modules:
+        raise ValueError(f"layer: the model has no module {name!r}; its convolutions are {', '.join(convolutions)}")
+    return name, modules[name]
+
+
+def _grad_cam(model: nn.Module, x: Tensor, targets: Tensor | None, name: str, layer: nn.Module) -> Tensor:
+    captum = _captum()
+    try:
+        cam = captum.LayerGradCam(_scores(model, targets), layer).attribute(x, relu_attributions=True)
+    except (AssertionError, RuntimeError) as error:
+        if not any(words in str(error) for words in UNUSED):
+            raise
+        raise ValueError(f"layer: the scores do not depend on {name!r}; name another module") from error
+    if not isinstance(cam, Tensor) or cam.dim() != 4:
+        found = f"shape {list(cam.shape)}" if isinstance(cam, Tensor) else "several tensors"
+        raise ValueError(f"layer: {name!r} gives {found}, expected maps (N, channels, height, width)")
+    return captum.LayerAttribution.interpolate(cam, tuple(x.shape[2:]), "bilinear")[:, 0]
+
+
+def _input_gradient(model: nn.Module, x: Tensor, targets: Tensor | None) -> Tensor:
+    return _captum().Saliency(_scores(model, targets)).attribute(x.requires_grad_()).amax(1)
+
+
+def _scores(model: nn.Module, targets: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Scores (N,) of the targets, or the highest, as a function of the images."""
+
+    def scores(x: Tensor) -> Tensor:
+        output = model(x.clone())  # the first module may work in place
+        if output.dim() != 2:
+            raise ValueError(f"model: gave scores of shape {list(output.shape)}, expected (N, classes)")
+        if targets is None:
+            return output.max(1).values
+        outside = targets[(targets < 0) | (targets >= output.shape[1])]
+        if len(outside):
+            raise ValueError(f"targets: {int(outside[0])} is out of range for {output.shape[1]} classes")
+        return output.gather(1, targets[:, None])[:, 0]
+
+    return scores
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    peak = maps.amax((1, 2), keepdim=True)
+    return maps / peak.where(peak > 0, 1)
+
+
+def _captum() -> Any:
+    with extra("saliency", "captum"):
+        import captum.attr
+    return captum.attr

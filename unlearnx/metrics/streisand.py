@@ -1,0 +1,62 @@
+"""Forgetting too much: a model that is worse on the forget set than one that never saw it gives the set away."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._data import Data
+from unlearnx._extras import extra
+from unlearnx.metrics.outputs import each_batch
+
+
+def over_forgetting(
+    model: nn.Module,
+    retrained: nn.Module,
+    forget: Data,
+    *,
+    confidence: float = 0.95,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> str | None:
+    """A warning where a model is significantly less accurate on the forget set than a retrained one, else None.
+
+    Such samples stand out by their errors, which reveals what was forgotten (the Streisand effect). The test is that of
+    McNemar, exact and one-sided: of the samples that only one of the models classifies correctly, too many are the
+    retrained model's.
+
+    Args:
+        model: the unlearned model; maps x to class scores (N, classes) or (N, classes, ...).
+        retrained: a model that never saw the forget set.
+        forget: pairs (x, y).
+        confidence: of the test, 1 - its level of significance.
+        batch_size: samples a pass.
+        autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Raises:
+        ImportError: SciPy is missing; it comes with ``unlearnx[experiments]``.
+        ValueError: `confidence` is outside of (0, 1), or the data is empty.
+
+    Source: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020 (the effect); McNemar, "Note on the
+    sampling error of the difference between correlated proportions or percentages", 1947.
+    """
+    with extra("over_forgetting", "SciPy"):
+        from scipy.stats import binomtest
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1")
+
+    def correct(own: Tensor, other: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([(output.argmax(1) == y).flatten() for output in (own, other)])
+
+    own, other = torch.cat(each_batch((model, retrained), forget, batch_size, autocast, correct), 1).cpu()
+    lost, won = int((other & ~own).sum()), int((own & ~other).sum())
+    if lost == 0:
+        return None
+    p = binomtest(lost, lost + won, alternative="greater").pvalue
+    if p > 1 - confidence:
+        return None
+    return (
+        f"The model gets {own.double().mean():.1%} of the forget set right, a retrained one "
+        f"{other.double().mean():.1%} (McNemar's exact test on {len(own)} samples: p = {p:.2g}): it forgot more than "
+        "never having seen them explains, and they stand out by their errors."
+    )

@@ -12,7 +12,7 @@ VARIANTS = ("exhaustive", "competition")
 EXAMPLES_AT_ONCE = 256  # whose intervals are looked up together
 # Of the competition's code:
 PER_UNIT = 100  # thresholds
-BUFFER = 2.0  # how far an interval's ends may lie from those of the narrower sample
+BUFFER = 2.0  # how far an interval's upper end and width may be from those of the narrower sample
 NARROW = 0.01  # ratio of ranges below which the samples count as told apart
 
 
@@ -73,9 +73,10 @@ def forgetting_quality(
         delta: probability that is left out of account.
         variant: which attacks there are. ``"exhaustive"``: all of them, with thresholds between any neighbouring
             confidences. ``"competition"``: those of the competition's code, for comparison with published numbers:
-            thresholds on a grid of a hundredth; one threshold, above which the sample with the larger median is
-            supposed; two thresholds, each within 2 of where the sample with the smaller range ends, between which that
-            sample is supposed; and epsilon is infinite where the ranges differ by a factor of more than 100.
+            thresholds on a grid of a hundredth; one threshold, above which the models with the larger median are
+            supposed; two, between which those with the smaller range are supposed, the upper one within 2 of their
+            largest confidence, the distance within 2 of their range; and epsilon is infinite where the ranges differ by
+            a factor of more than 100.
 
     Raises:
         ValueError: shapes do not fit, there are fewer than two models of a kind, values are NaN (or infinite, in the

@@ -69,15 +69,24 @@ def test_canary_alice(given, canary_result, tmp_path, monkeypatch):
     assert "exposure" in (tmp_path / "x" / "report.html").read_text()
 
 
+def test_features(real_data, tmp_path):
+    result = run("run", "features-diabetes", "--seeds", 2, "--no-progress", "--out", tmp_path, "--name", "x")
+    assert result.exit_code == 0, result.output
+    assert "features-diabetes, means over 2 draws" in result.output
+    assert "second order" in (tmp_path / "x" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "poison-mnist"], "no such experiment; there are poison-digits, poison-cifar and canary-alice"),
-        (["run", "poison-digits", "--data-root", "."], "--data-root belongs to poison-cifar and canary-alice"),
+        (["run", "poison-mnist"], "no such experiment; there are poison-digits, poison-cifar, canary-alice, "),
+        (["run", "poison-digits", "--data-root", "."], "--data-root belongs to poison-cifar, canary-alice, "),
         (["run", "canary-alice", "--limit", 3], "--limit belongs to poison-cifar"),
         (["run", "canary-alice"], "--data-root is missing"),
         (["run", "canary-alice", "--data-root", "."], "alice_in_wonderland.txt: is not a file"),
         (["run", "poison-cifar"], "--data-root is missing"),
+        (["run", "features-adult"], "--data-root is missing: the folder with the tables"),
+        (["run", "features-drebin", "--data-root", "."], "holds no drebin-malware.npz"),
         (["run", "poison-digits", "--preset", "fast"], "preset is 'fast'"),
         (["run", "poison-cifar", "--data-root", "."], "no CIFAR-10 found"),
         (["run", "poison-cifar", "--data-root", ".", "--clean", "a.pt"], "come together"),

@@ -2,6 +2,7 @@
 
 from unlearnx.methods.bad_teacher import BadTeacher
 from unlearnx.methods.base import Method, Outcome
+from unlearnx.methods.certified import CertifiedRemoval
 from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
 from unlearnx.methods.influence import FirstOrder, SecondOrder
@@ -34,6 +35,7 @@ __all__ = [
     "SCRUB",
     "SSD",
     "BadTeacher",
+    "CertifiedRemoval",
     "FineTune",
     "FirstOrder",
     "GradientAscent",

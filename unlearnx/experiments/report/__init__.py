@@ -12,13 +12,15 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import audit, canary, poison
+from unlearnx.data import FEATURE_TABLES
+from unlearnx.experiments.report import audit, canary, features, poison
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # How an experiment is shown: page(result) for report.html, table(result) for the terminal.
 _VIEWS = {"poison-digits": poison, "poison-cifar": poison, "canary-alice": canary}
+_VIEWS |= dict.fromkeys((f"features-{name}" for name in FEATURE_TABLES), features)
 
 
 def environment() -> dict[str, Any]:

@@ -64,8 +64,8 @@ class FeatureStudy:
         write_atomically(folder / "theta.npy", lambda file: np.save(file, theta))
         self.log(f"trained on {len(table.train_y):,} rows of {len(theta):,} features in {seconds:.2f} s")
         draws = {count: [self._draw(count, seed) for seed in seeds] for count in self.counts}
-        for columns in (draws[self.counts[0]][:1], draws[self.counts[0]]):  # caches
-            model.many_features(columns)
+        for choices in (draws[self.counts[0]][:1], draws[self.counts[0]]):  # caches
+            model.many_features(choices)
         runs: list[dict[str, Any]] = [{"seed": seed, "counts": {}} for seed in seeds]
         together = {}
         with progress_bar("forgetting features", len(seeds) * len(self.counts), self.progress) as advance:
@@ -139,9 +139,7 @@ class _Trial:
             "first order": lambda: self.regression.descend(start),
         }
         for name, steps in STEPS.items():
-            ways[name] = lambda steps=steps: (
-                self.model.many_features([self.columns], steps=steps)[0].theta[:, 0].numpy()
-            )
+            ways[name] = partial(self._newton, steps)
         for name, way in ways.items():
             theta, spent = _timed(way)
             found[name] = {**self._measured(theta, reference), "seconds": spent, "speedup": seconds / spent}
@@ -185,12 +183,12 @@ class _Regression:
         """From scratch by L-BFGS, until the gradient's norm is small enough."""
         from scipy.optimize import minimize
 
-        norm = np.inf
+        norm = float("inf")
 
         def evaluate(theta: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal norm
             value, gradient = self.value_and_gradient(theta)
-            norm = np.linalg.norm(gradient)
+            norm = float(np.linalg.norm(gradient))
             return value, gradient
 
         def stop(_: np.ndarray) -> None:

@@ -188,11 +188,9 @@ def as_design(x: Any, name: str = "x") -> Design:
         ValueError: it has not two dimensions, or values that are not finite.
     """
     if hasattr(x, "tocsr"):
-        with _quiet():
-            m = x.tocsr()
-            x = torch.sparse_csr_tensor(
-                *(torch.from_numpy(np.asarray(t)) for t in (m.indptr, m.indices, m.data)), m.shape
-            )
+        m = x.tocsr()
+        crow, col, values = (torch.from_numpy(np.asarray(t)) for t in (m.indptr, m.indices, m.data))
+        x = _csr(crow, col, values, tuple(m.shape))
     if isinstance(x, np.ndarray):
         x = torch.from_numpy(x)
     if not isinstance(x, Tensor):

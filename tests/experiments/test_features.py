@@ -33,10 +33,10 @@ def test_study(result):
         s = result["summary"][count]
         assert s["retrained"]["residual"] <= result["retrained_to"]
         assert s["retrained"]["agreement"] == s["retrained"]["relative_accuracy"] == s["retrained"]["speedup"] == 1
-        assert s["second order"]["residual"] <= 0.2 * s["before"]["residual"]
-        assert s["second order, 2 steps"]["residual"] <= 0.1 * s["second order"]["residual"]
-        assert s["first order"]["residual"] < s["before"]["residual"]
-        assert s["second order, 2 steps"]["agreement"] == 1
+        assert s["second order"]["residual"] <= 0.7 * s["before"]["residual"]
+        assert s["second order, 2 steps"]["residual"] <= 0.5 * s["second order"]["residual"]
+        assert s["fine-tuning"]["seconds"] > 0
+        assert s["second order, 2 steps"]["agreement"] >= 0.9
         assert "seconds" not in s["before"]
         for name in ("second order", "second order, 2 steps"):
             assert result["together"][count][name]["residual"] == pytest.approx(s[name]["residual"], rel=0.05, abs=1e-6)

@@ -29,7 +29,9 @@ def test_derivatives_of_the_losses(classes):
             function = lambda t, i=i: row_loss(t, y[i], classes)  # noqa: E731
             torch.testing.assert_close(loss.value(z, y)[i, k], function(z[i, k]))
             torch.testing.assert_close(loss.residual(p, y)[i, k], torch.func.grad(function)(z[i, k]))
-            torch.testing.assert_close(loss.curve(p, u)[i, k], torch.func.hessian(function)(z[i, k]) @ u[i, k])
+            torch.testing.assert_close(
+                loss.curve(loss.weights(p), u)[i, k], torch.func.hessian(function)(z[i, k]) @ u[i, k]
+            )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
@@ -42,7 +44,9 @@ def test_remainder_bounds_what_a_change_of_scores_leaves(classes):
             z, y = scores(classes, 2000, 1)
             z, u = spread * z, size * torch.randn_like(z)
             before, after = loss.probabilities(z), loss.probabilities(z + u)
-            left = (loss.residual(after, y) - loss.residual(before, y) - loss.curve(before, u)).norm(dim=2)
+            left = (loss.residual(after, y) - loss.residual(before, y) - loss.curve(loss.weights(before), u)).norm(
+                dim=2
+            )
             bound = loss.remainder(u)
             assert (left <= bound).all()
             assert (bound <= u.norm(dim=2).square() / 4).all()

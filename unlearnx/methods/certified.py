@@ -271,8 +271,8 @@ class CertifiedRemoval:
     def many_features(self, requests: Sequence[Sequence[int] | Tensor], *, steps: int = 1) -> list[FeatureRemoval]:
         """What each of K removals of features would give on its own, solved together; the model stays as it is.
 
-        All systems share their passes over the data. With a `tolerance` of 1e-3 or more, directions are searched in
-        float32; steps, gradients and bounds are float64. Memory holds a few times n * K * C numbers.
+        All systems share their passes over the data. With a `tolerance` of 1e-3 or more, steps are searched in
+        float32; scores, bounds and what the solver left are float64. Memory holds a few times n * K * C numbers.
 
         Args:
             requests: for each, numbers of the columns as for :meth:`remove_features`.
@@ -344,7 +344,7 @@ class CertifiedRemoval:
         z = changed.times(theta)
         iterations = []
         for _ in range(steps):
-            step = changed.step(z, -changed.gradient(theta, z), self.tolerance)
+            step = changed.newton(theta, z, self.tolerance)
             theta, z = theta + step.d, z + step.u
             iterations.append(step.iterations)
         return theta, step, iterations

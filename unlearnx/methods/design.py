@@ -19,13 +19,15 @@ SMALL = 256  # columns up to which the Gram matrix is cheap
 
 
 class Design(ABC):
-    """A matrix X of shape (n, p) in float64.
+    """A matrix X of shape (n, p).
 
     Attributes:
         shape: rows n and columns p.
+        dtype: float64, or float32 of :attr:`single`.
     """
 
     shape: tuple[int, int]
+    dtype: torch.dtype
 
     @abstractmethod
     def times(self, v: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ class DenseDesign(Design):
     """Rows in a tensor (n, p)."""
 
     def __init__(self, x: Tensor):
-        self.x = x
+        self.x, self.dtype = x, x.dtype
         self.shape = (x.shape[0], x.shape[1])
 
     def times(self, v: Tensor) -> Tensor:  # noqa: D102
@@ -111,7 +113,8 @@ class SparseDesign(Design):
 
     def __init__(self, matrix: Tensor, transposed: Tensor | None = None):
         """`matrix` and, where it is known, its transpose are in torch's CSR layout."""
-        self.matrix, self.shape = matrix, (matrix.shape[0], matrix.shape[1])
+        self.matrix, self.dtype = matrix, matrix.dtype
+        self.shape = (matrix.shape[0], matrix.shape[1])
         if transposed is None:
             columns = matrix.to_sparse_csc()
             transposed = _csr(columns.ccol_indices(), columns.row_indices(), columns.values(), self.shape[::-1])

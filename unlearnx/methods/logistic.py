@@ -51,8 +51,11 @@ class Loss(Protocol):
     def residual(self, p: Tensor, y: Tensor) -> Tensor:
         """Gradients with respect to the scores, (n, K, C), at the probabilities p."""
 
-    def curve(self, p: Tensor, u: Tensor) -> Tensor:
-        """Hessians with respect to the scores times u (n, K, C)."""
+    def weights(self, p: Tensor) -> Tensor:
+        """What of the probabilities the Hessians are made of; 0 where the Hessian is to be 0."""
+
+    def curve(self, w: Tensor, u: Tensor) -> Tensor:
+        """Hessians with respect to the scores, of those weights, times u (n, K, C)."""
 
     def remainder(self, u: Tensor) -> Tensor:
         """Bounds of what a change u of the scores leaves of each row's gradient, (n, K); see the module."""
@@ -70,8 +73,11 @@ class Logistic:
     def residual(self, p: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return p - y.to(p)[:, None, None]
 
-    def curve(self, p: Tensor, u: Tensor) -> Tensor:  # noqa: D102
-        return p * (1 - p) * u
+    def weights(self, p: Tensor) -> Tensor:  # noqa: D102
+        return p * (1 - p)
+
+    def curve(self, w: Tensor, u: Tensor) -> Tensor:  # noqa: D102
+        return w * u
 
     def remainder(self, u: Tensor) -> Tensor:  # noqa: D102
         return u[..., 0].square() / (12 * 3**0.5)
@@ -90,9 +96,12 @@ class Softmax:
     def residual(self, p: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return p - F.one_hot(y, p.shape[2]).to(p)[:, None]
 
-    def curve(self, p: Tensor, u: Tensor) -> Tensor:  # noqa: D102
-        weighted = p * u
-        return weighted - p * weighted.sum(2, keepdim=True)
+    def weights(self, p: Tensor) -> Tensor:  # noqa: D102
+        return p
+
+    def curve(self, w: Tensor, u: Tensor) -> Tensor:  # noqa: D102
+        weighted = w * u
+        return weighted - w * weighted.sum(2, keepdim=True)
 
     def remainder(self, u: Tensor) -> Tensor:  # noqa: D102
         return 0.1 * (u.amax(2) - u.amin(2)).square()
@@ -203,8 +212,13 @@ class Objective:
 
     def gradient(self, theta: Tensor, z: Tensor) -> Tensor:
         """Gradients (p, K, C) at parameters with scores z."""
-        residual = self.loss.residual(self.loss.probabilities(z), self.y) * self.active[:, None, None]
-        data = _transposed_times(self.design, residual)
+        return self._gradient(theta, self._residual(self.loss.probabilities(z)), self.design)
+
+    def _residual(self, p: Tensor) -> Tensor:
+        return self.loss.residual(p, self.y) * self.active[:, None, None]
+
+    def _gradient(self, theta: Tensor, residual: Tensor, design: Design) -> Tensor:
+        data = _transposed_times(design, residual.to(design.dtype)).to(theta.dtype)
         return self._mask * (data + self.lam * theta + self.noise[:, None])
 
     @property
@@ -213,13 +227,41 @@ class Objective:
 
     def step(self, z: Tensor, v: Tensor, tolerance: float) -> Step:
         """Solve ``H d = v`` with the Hessians H at scores z, for v (p, K, C)."""
-        p = self.loss.probabilities(z)
-        if v.shape[0] * v.shape[2] <= SMALL:
-            d, iterations = self._direct(p, v), 0
-        else:
-            d, iterations = self._iterative(p, v, tolerance)
+        w = self._weights(self.loss.probabilities(z))
+        d, iterations = self._solve(w, v, tolerance)
         u = self.times(d)
-        left = v - self._mask * (_transposed_times(self.design, self._curve(p, u)) + self.lam * d)
+        left = v - self._mask * (_transposed_times(self.design, self.loss.curve(w, u)) + self.lam * d)
+        return self._judged(d, u, left, iterations)
+
+    def newton(self, theta: Tensor, z: Tensor, tolerance: float) -> Step:
+        """The Newton step from parameters theta (p, K, C) with scores z.
+
+        Where directions are searched in float32, so is the gradient to begin with. What the solution leaves is exact
+        all the same: one product in float64 gives the gradient and the curvature's part together.
+        """
+        p = self.loss.probabilities(z)
+        residual, w = self._residual(p), self._weights(p)
+        gradient = self._gradient(theta, residual, self._search_design(theta, tolerance))
+        d, iterations = self._solve(w, -gradient, tolerance)
+        u = self.times(d)
+        left = self._gradient(theta + d, residual + self.loss.curve(w, u), self.design)
+        return self._judged(d, u, left, iterations)
+
+    def _weights(self, p: Tensor) -> Tensor:
+        return self.loss.weights(p) * self.active[:, None, None]
+
+    def _search_design(self, v: Tensor, tolerance: float) -> Design:
+        """The data in float32 where several systems are solved by conjugate gradients and the tolerance allows."""
+        features, systems, columns = v.shape
+        single = systems > 1 and features * columns > SMALL and tolerance >= SINGLE
+        return self.design.single if single else self.design
+
+    def _solve(self, w: Tensor, v: Tensor, tolerance: float) -> tuple[Tensor, int]:
+        if v.shape[0] * v.shape[2] <= SMALL:
+            return self._direct(w, v), 0
+        return self._iterative(w, v, tolerance)
+
+    def _judged(self, d: Tensor, u: Tensor, left: Tensor, iterations: int) -> Step:
         moved = u * self.active[:, None, None]
         return Step(
             d,
@@ -230,10 +272,7 @@ class Objective:
             iterations=iterations,
         )
 
-    def _curve(self, p: Tensor, u: Tensor) -> Tensor:
-        return self.loss.curve(p, u) * self.active.to(u)[:, None, None]
-
-    def _direct(self, p: Tensor, v: Tensor) -> Tensor:
+    def _direct(self, w: Tensor, v: Tensor) -> Tensor:
         """By Cholesky factors of the Hessians, which are products with the unit vectors."""
         features, systems, columns = v.shape
         units = torch.eye(features * columns, dtype=v.dtype).view(features, columns, -1).transpose(1, 2)
@@ -241,7 +280,7 @@ class Objective:
         for k in range(systems):
             mask = self._mask[:, k : k + 1]
             parts = [
-                mask * _transposed_times(self.design, self._curve(p[:, k : k + 1], self.times(mask * part)))
+                mask * _transposed_times(self.design, self.loss.curve(w[:, k : k + 1], self.times(mask * part)))
                 for part in units.split(32, dim=1)
             ]
             hessian = torch.cat(parts, 1).transpose(0, 1).reshape(features * columns, -1)
@@ -250,23 +289,21 @@ class Objective:
             d[:, k] = torch.cholesky_solve(v[:, k].reshape(-1, 1), factor).view(features, columns)
         return d * self._mask
 
-    def _iterative(self, p: Tensor, v: Tensor, tolerance: float) -> tuple[Tensor, int]:
-        """By conjugate gradients, several systems in float32 where the tolerance allows."""
-        single = v.shape[1] > 1 and tolerance >= SINGLE
-        design = self.design.single if single else self.design
-        dtype = torch.float32 if single else v.dtype
-        p, mask = p.to(dtype), self._mask.to(dtype)
+    def _iterative(self, w: Tensor, v: Tensor, tolerance: float) -> tuple[Tensor, int]:
+        """By conjugate gradients."""
+        design = self._search_design(v, tolerance)
+        w, mask = w.to(design.dtype), self._mask.to(design.dtype)
 
         def product(d: Tensor, systems: Tensor) -> Tensor:
-            nonlocal p, mask
-            if len(systems) < p.shape[1]:  # some are done
-                p, mask = p[:, open_[systems]], mask[:, open_[systems]]
+            nonlocal w, mask
+            if len(systems) < w.shape[1]:  # some are done
+                w, mask = w[:, open_[systems]], mask[:, open_[systems]]
                 open_[systems] = torch.arange(len(systems))
-            image = _transposed_times(design, self._curve(p, _times(design, d)))
+            image = _transposed_times(design, self.loss.curve(w, _times(design, d)))
             return mask * image + self.lam * d
 
-        open_ = torch.arange(v.shape[1])  # where the systems that are left stand in p
-        d, iterations = conjugate_gradients(product, v.to(dtype), tolerance, CG_ITERATIONS)
+        open_ = torch.arange(v.shape[1])  # where the systems that are left stand in w
+        d, iterations = conjugate_gradients(product, v.to(design.dtype), tolerance, CG_ITERATIONS)
         return d.to(v.dtype), iterations
 
     def minimise(self, tolerance: float) -> tuple[Tensor, float]:

@@ -340,14 +340,7 @@ class CertifiedRemoval:
     def _newton(self, changed: Objective, steps: int) -> tuple[Tensor, Step, list[int]]:
         """Parameters (p, K, C) after Newton steps from those of the model, the last step, and all iterations."""
         check_at_least_one(steps=steps)
-        theta = self.theta[:, None] * changed.kept[:, :, None]
-        z = changed.times(theta)
-        iterations = []
-        for _ in range(steps):
-            step = changed.newton(theta, z, self.tolerance)
-            theta, z = theta + step.d, z + step.u
-            iterations.append(step.iterations)
-        return theta, step, iterations
+        return changed.newton(self.theta[:, None] * changed.kept[:, :, None], steps, self.tolerance)
 
     def _settle(
         self, kind: str, count: int, changed: Objective, theta: Tensor, step: Step, carried: float, start: float

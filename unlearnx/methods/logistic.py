@@ -115,8 +115,9 @@ def loss_of(classes: int) -> Loss:
 def conjugate_gradients(
     product: Callable[[Tensor, Tensor], Tensor], v: Tensor, tolerance: float, iterations: int
 ) -> tuple[Tensor, int]:
-    """Solve K systems side by side, each with a matrix, a step length and an end of its own.
+    """Solve K systems side by side, each with a matrix and step lengths of its own.
 
+    Those that are done go on with the others until half of them are: leaving them out takes copies.
     Unlike :class:`unlearnx.curvature.ConjugateGradient`, whose right-hand sides share one matrix and their directions.
 
     Args:
@@ -133,19 +134,19 @@ def conjugate_gradients(
     residual = v[:, systems]
     direction = residual.clone()
     size = _dot(residual, residual)
-    goal = tolerance**2 * size
+    goal, tiny = tolerance**2 * size, torch.finfo(v.dtype).tiny
     for iteration in range(iterations):
         if not len(systems):
             return x, iteration
         image = product(direction, systems)
-        step = (size / _dot(direction, image))[:, None]
+        step = (size / _dot(direction, image).clamp(min=tiny))[:, None]
         x[:, systems] += step * direction
         residual = residual - step * image
         following = _dot(residual, residual)
         open_ = following > goal
-        direction = residual + (following / size)[:, None] * direction
+        direction = residual + (following / size.clamp(min=tiny))[:, None] * direction
         size = following
-        if not open_.all():
+        if 2 * int(open_.sum()) <= len(systems):
             systems, goal, size = systems[open_], goal[open_], size[open_]
             residual, direction = residual[:, open_], direction[:, open_]
     return x, iterations
@@ -233,19 +234,23 @@ class Objective:
         left = v - self._mask * (_transposed_times(self.design, self.loss.curve(w, u)) + self.lam * d)
         return self._judged(d, u, left, iterations)
 
-    def newton(self, theta: Tensor, z: Tensor, tolerance: float) -> Step:
-        """The Newton step from parameters theta (p, K, C) with scores z.
+    def newton(self, theta: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Step, list[int]]:
+        """Newton steps from parameters (p, K, C): where they lead, the last one, and the iterations of each.
 
-        Where directions are searched in float32, so is the gradient to begin with. What the solution leaves is exact
-        all the same: one product in float64 gives the gradient and the curvature's part together.
+        Where directions are searched in float32, so are the gradients to begin with. What the last solution leaves is
+        exact all the same: one product in float64 gives the gradient and the curvature's part together.
         """
-        p = self.loss.probabilities(z)
-        residual, w = self._residual(p), self._weights(p)
-        gradient = self._gradient(theta, residual, self._search_design(theta, tolerance))
-        d, iterations = self._solve(w, -gradient, tolerance)
-        u = self.times(d)
-        left = self._gradient(theta + d, residual + self.loss.curve(w, u), self.design)
-        return self._judged(d, u, left, iterations)
+        z, iterations = self.times(theta), []
+        for _ in range(steps):
+            p = self.loss.probabilities(z)
+            residual, w = self._residual(p), self._weights(p)
+            gradient = self._gradient(theta, residual, self._search_design(theta, tolerance))
+            d, taken = self._solve(w, -gradient, tolerance)
+            u = self.times(d)
+            theta, z = theta + d, z + u
+            iterations.append(taken)
+        left = self._gradient(theta, residual + self.loss.curve(w, u), self.design)
+        return theta, self._judged(d, u, left, taken), iterations
 
     def _weights(self, p: Tensor) -> Tensor:
         return self.loss.weights(p) * self.active[:, None, None]

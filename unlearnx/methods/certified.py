@@ -271,8 +271,9 @@ class CertifiedRemoval:
     def many_features(self, requests: Sequence[Sequence[int] | Tensor], *, steps: int = 1) -> list[FeatureRemoval]:
         """What each of K removals of features would give on its own, solved together; the model stays as it is.
 
-        All systems share their passes over the data. With a `tolerance` of 1e-3 or more, steps are searched in
-        float32; scores, bounds and what the solver left are float64. Memory holds a few times n * K * C numbers.
+        All systems share their passes over the data, and with a `tolerance` of 1e-3 or more they do so in float32, all
+        but the parameters: bounds then hold to its rounding (:meth:`remove_features` is float64). Memory holds a few
+        times n * K * C numbers.
 
         Args:
             requests: for each, numbers of the columns as for :meth:`remove_features`.

@@ -164,7 +164,7 @@ class Step:
     Attributes:
         d: the step, (p, K, C).
         u: how it changes the scores, ``X d``, (n, K, C).
-        linear: norm of what the solution leaves of the linear system, (K,), by a product of its own in float64.
+        linear: norm of what the solution leaves of the linear system, (K,), by a product of its own.
         remainder: bound of what the changing curvature leaves, (K,).
         published: the bound ``||d|| ||X d|| ||X||_2 / 4`` of the same, (K,), for rows of at most unit norm.
         iterations: of conjugate gradients; 0 where a Cholesky factor solved the system.
@@ -216,10 +216,10 @@ class Objective:
         return self._gradient(theta, self._residual(self.loss.probabilities(z)), self.design)
 
     def _residual(self, p: Tensor) -> Tensor:
-        return self.loss.residual(p, self.y) * self.active[:, None, None]
+        return self.loss.residual(p, self.y) * self.active.to(p)[:, None, None]
 
     def _gradient(self, theta: Tensor, residual: Tensor, design: Design) -> Tensor:
-        data = _transposed_times(design, residual.to(design.dtype)).to(theta.dtype)
+        data = _transposed_times(design, residual).to(theta.dtype)
         return self._mask * (data + self.lam * theta + self.noise[:, None])
 
     @property
@@ -237,23 +237,22 @@ class Objective:
     def newton(self, theta: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Step, list[int]]:
         """Newton steps from parameters (p, K, C): where they lead, the last one, and the iterations of each.
 
-        Where directions are searched in float32, so are the gradients to begin with. What the last solution leaves is
-        exact all the same: one product in float64 gives the gradient and the curvature's part together.
+        Several problems are solved in float32 where the tolerance allows, all but the parameters themselves.
         """
-        z, iterations = self.times(theta), []
+        design = self._search_design(theta, tolerance)
+        z, iterations = _times(design, theta.to(design.dtype)), []
         for _ in range(steps):
             p = self.loss.probabilities(z)
             residual, w = self._residual(p), self._weights(p)
-            gradient = self._gradient(theta, residual, self._search_design(theta, tolerance))
-            d, taken = self._solve(w, -gradient, tolerance)
-            u = self.times(d)
+            d, taken = self._solve(w, -self._gradient(theta, residual, design), tolerance)
+            u = _times(design, d.to(design.dtype))
             theta, z = theta + d, z + u
             iterations.append(taken)
-        left = self._gradient(theta, residual + self.loss.curve(w, u), self.design)
+        left = self._gradient(theta, residual + self.loss.curve(w, u), design)
         return theta, self._judged(d, u, left, taken), iterations
 
     def _weights(self, p: Tensor) -> Tensor:
-        return self.loss.weights(p) * self.active[:, None, None]
+        return self.loss.weights(p) * self.active.to(p)[:, None, None]
 
     def _search_design(self, v: Tensor, tolerance: float) -> Design:
         """The data in float32 where several systems are solved by conjugate gradients and the tolerance allows."""
@@ -267,7 +266,7 @@ class Objective:
         return self._iterative(w, v, tolerance)
 
     def _judged(self, d: Tensor, u: Tensor, left: Tensor, iterations: int) -> Step:
-        moved = u * self.active[:, None, None]
+        moved = u * self.active.to(u)[:, None, None]
         return Step(
             d,
             u,

@@ -19,6 +19,7 @@ from unlearnx.methods import (
     SSD,
     BadTeacher,
     FineTune,
+    FisherMasking,
     GradientAscent,
     NegGrad,
     Pipeline,
@@ -34,6 +35,7 @@ from unlearnx.models import Training, digits_cnn
 FORGETFUL = [
     SSD(),
     SSD(fisher_type="label_free"),
+    FisherMasking(),
     GradientAscent(),
     NegGrad(),
     SalUn(),

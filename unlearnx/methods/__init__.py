@@ -3,6 +3,7 @@
 from unlearnx.methods.bad_teacher import BadTeacher
 from unlearnx.methods.base import Method, Outcome
 from unlearnx.methods.fine_tune import FineTune
+from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
 from unlearnx.methods.influence import FirstOrder, SecondOrder
 from unlearnx.methods.pipeline import Pipeline
@@ -17,6 +18,7 @@ from unlearnx.methods.stochastic_teacher import StochasticTeacher
 METHODS: dict[str, type[Method]] = {
     "bad-teacher": BadTeacher,
     "fine-tune": FineTune,
+    "fisher-masking": FisherMasking,
     "first-order": FirstOrder,
     "gradient-ascent": GradientAscent,
     "neg-grad": NegGrad,
@@ -36,6 +38,7 @@ __all__ = [
     "BadTeacher",
     "FineTune",
     "FirstOrder",
+    "FisherMasking",
     "GradientAscent",
     "Method",
     "NegGrad",

@@ -107,7 +107,8 @@ def test_solve(compare, device, schedule, sides, dtype):
     ratios = compare.run(
         lambda: solver.solve(recognised, v),
         {name: (lambda other=other: solver.solve(other, v)) for name, other in others.items()},
-        rounds=3,
-        warmups=1,
+        rounds=3 if sides == 1 else 1,
+        warmups=0,
     )
-    assert min(ratios.values()) > 1
+    # One right-hand side in wide passes is two reads of the features, for any of them.
+    assert min(ratios.values()) > (0.75 if sides == 1 else 2)

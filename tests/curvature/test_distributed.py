@@ -104,6 +104,15 @@ def frozen_prefix(kind):
     return operator.matvec({name: torch.ones_like(model.get_parameter(name)) for name in operator.names})
 
 
+def softmax_head():
+    """In closed form in a single process."""
+    model, x, y = study()
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), params="last:2", batch_size=2)
+    v = {name: torch.ones_like(model.get_parameter(name)) for name in operator.names}
+    solution = LiSSA(scale=1.0, batch_size=4, recursion_depth=30).solve(operator, v)
+    return {"product": operator.matvec(v), "solution": solution.x, "iterations": solution.iterations}
+
+
 def numbers(kind):
     operator, _ = problem(kind)
     top = operator.top_eigenvalue(tolerance=1e-4, generator=seeded())
@@ -150,6 +159,7 @@ CHECKS = {
     **{f"matvec {kind} by {size}": partial(matvec, kind, size) for kind in ("ggn", "hessian") for size in (2, None)},
     **{f"matmat {kind}": partial(matmat, kind) for kind in ("ggn", "hessian")},
     **{f"frozen prefix {kind}": partial(frozen_prefix, kind) for kind in ("ggn", "hessian")},
+    "softmax head": softmax_head,
     **{f"spectrum and trace {kind}": partial(numbers, kind) for kind in ("ggn", "hessian")},
     **{
         f"minibatches {kind} by {size}": partial(minibatches, kind, size)

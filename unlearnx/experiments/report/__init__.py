@@ -12,13 +12,21 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import canary, poison
+from unlearnx.experiments.report import canary, forget, poison
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # How an experiment is shown: page(result) for report.html, table(result) for the terminal.
-_VIEWS = {"poison-digits": poison, "poison-cifar": poison, "canary-alice": canary}
+_VIEWS = {
+    "poison-digits": poison,
+    "poison-cifar": poison,
+    "canary-alice": canary,
+    "forget-class-digits": forget,
+    "forget-random-digits": forget,
+    "forget-class-cifar": forget,
+    "forget-random-cifar": forget,
+}
 
 
 def environment() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from unlearnx.experiments.report.columns import Estimate
@@ -126,11 +126,10 @@ def _fidelity(result: dict[str, Any], *, wide: bool) -> str:
         else:
             front = name in result["pareto"]
             axes.scatter(x, y, s=62, color=ACCENT if front else "#9cc0f5", edgecolor=INK, lw=0.6, zorder=4)
-    x, y = zip(*points.values(), strict=True)
     axes.axvline(0, color="0.6", lw=1, ls="--", zorder=1)
     axes.axhline(0, color="0.6", lw=1, ls="--", zorder=1)
-    _difference_axis(axes.xaxis, x)
-    _difference_axis(axes.yaxis, y)
+    _difference_axis(axes.xaxis, [x for x, _ in points.values()])
+    _difference_axis(axes.yaxis, [y for _, y in points.values()])
     axes.set_xlabel("forget accuracy, points above retraining")
     axes.set_ylabel("test accuracy, points above retraining")
     label_points(axes, points, fontsize=9 if wide else 8)
@@ -162,7 +161,7 @@ def _confidences(result: dict[str, Any], *, wide: bool) -> str:
             axes.stairs(density, edges, color=color, lw=1.5, label=label, zorder=3)
             if key == "forget":
                 axes.stairs(density, edges, color=color, fill=True, alpha=0.18)
-        axes.set_title(f"after {name}" if name in result["methods"] else name, fontsize=10)
+        axes.set_title(f"after {name}" if name in result["methods"] else name, fontsize=10, parse_math=False)
         axes.set_yticks([])
         axes.set_ylim(bottom=0)
         axes.locator_params(axis="x", nbins=6, prune="both")
@@ -200,7 +199,7 @@ def _sweeps(result: dict[str, Any], *, wide: bool) -> str:
                 axes.plot(point["value"], accuracy, "o", ms=5, color=color, mfc=face, zorder=4)
         if values[0] > 0 and values[-1] >= 10 * values[0]:
             _log_axis(axes.xaxis, values[0] / 1.2, values[-1] * 1.2)
-        axes.set_title(sweep["method"], fontsize=10)
+        axes.set_title(sweep["method"], fontsize=10, parse_math=False)
         axes.set_xlabel(sweep["parameter"])
         axes.set_ylim(-4, 104)
         if k % columns == 0:
@@ -268,7 +267,7 @@ def _log_axis(axis, low: float, high: float) -> None:
     axis.set_ticks([], minor=True)
 
 
-def _difference_axis(axis, values: Sequence[float]) -> None:
+def _difference_axis(axis, values: list[float]) -> None:
     """An axis of differences in points, logarithmic beyond one point where some are larger than ten."""
     axes, name = axis.axes, axis.axis_name
     axes.margins(**{name: 0.14})

@@ -99,9 +99,14 @@ def label_points(
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     unit = figure.dpi / 72
-    centres = {name: tuple(map(float, axes.transData.transform(point))) for name, point in points.items()}
+
+    def pixels(point: Point) -> Point:
+        x, y = axes.transData.transform(point)
+        return float(x), float(y)
+
+    centres = {name: pixels(point) for name, point in points.items()}
     plot = _Plot(_Box(*axes.bbox.extents), list(centres.values()))
-    plot.lines += pairwise([tuple(map(float, axes.transData.transform(vertex))) for vertex in line])
+    plot.lines += pairwise(map(pixels, line))
     radius = MARKER * unit
     plot.boxes |= {f"point {name}": _around(centre, (radius, radius)) for name, centre in centres.items()}
     plot.boxes |= {f"other {k}": _Box(*a.get_window_extent(renderer).extents) for k, a in enumerate(avoid)}
@@ -114,11 +119,12 @@ def label_points(
         centre = centres[name]
         text = _write(axes, fill(name, LINE), points[name], fontsize)
         extent = text.get_window_extent(renderer)
-        costs = {
-            (middle, box): cost + plot.cost(box, centre, f"point {name}")
-            for middle, box, cost in _places(centre, (extent.width, extent.height), unit)
-        }
-        middle, box = min(costs, key=costs.__getitem__)
+        best = math.inf
+        for place, candidate, distance in _places(centre, (extent.width, extent.height), unit):
+            if distance >= best:
+                continue
+            if (cost := distance + plot.cost(candidate, centre, f"point {name}")) < best:
+                best, middle, box = cost, place, candidate
         text.set_position([(m - c) / unit for m, c in zip(middle, centre, strict=True)])
         plot.boxes[f"name {name}"] = box
         texts.append(text)
@@ -151,6 +157,7 @@ def _write(axes, text: str, point: Point, fontsize: float):
         text,
         point,
         (0, 0),
+        parse_math=False,
         textcoords="offset points",
         ha="center",
         va="center",

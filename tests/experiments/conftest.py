@@ -154,7 +154,7 @@ MEASURES = {
     "js": ("Jensen-Shannon divergence", "nats", "low"),
     "zrf": ("ZRF", "", "retrained"),
     "relearn_time": ("relearn time", "", "retrained"),
-    "seconds": ("seconds", "s", "low"),
+    "seconds": ("time", "s", "low"),
     "runtime_ratio": ("share of retraining", "%", "low"),
 }
 
@@ -173,7 +173,7 @@ def make_forget_result(kind="class", *, methods=6, seeds=3, sweeps=2, saliency=T
     draw = random.Random(0)
     names = list(METHODS)[:methods]
     measures = {
-        key: {"title": title, "unit": unit, "ideal": ideal, "note": f"What {title} is, in <one> sentence."}
+        key: {"title": title, "unit": unit, "ideal": ideal, "note": f"what {title} is, in <one> sentence"}
         for key, (title, unit, ideal) in MEASURES.items()
         if kind == "class" or (not key.endswith("_class") and key != "test_forgotten_accuracy")
     }
@@ -233,7 +233,8 @@ def make_forget_result(kind="class", *, methods=6, seeds=3, sweeps=2, saliency=T
         model: {key: interval([entry["measures"][key] for entry in entries]) for key in measures}
         for model, entries in models.items()
     }
-    by_gap = sorted(names, key=lambda name: summary[name]["gap"]["mean"])
+    applied = [name for name in names if all(r["methods"][name]["info"]["applied"] for r in runs)]
+    by_gap = sorted(applied, key=lambda name: summary[name]["gap"]["mean"])
     pareto, fastest = [], math.inf
     for name in by_gap:
         if summary[name]["seconds"]["mean"] < fastest:

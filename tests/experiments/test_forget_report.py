@@ -125,7 +125,7 @@ def test_main_table(forget_result, rendered):
         "test accuracy of the forgotten class %",
         "SalUn's attack %",
         "tug of war",
-        "seconds",
+        "time s",
         "speedup \N{MULTIPLICATION SIGN}",
     ]
     found = rows(main)
@@ -184,6 +184,18 @@ def test_what_is_unknown_is_left_out(forget_result, rendered, tmp_path):
     assert "Who was in the training set?" not in page.text
     assert "nan" not in " ".join(page.text).split()
     assert not (tmp_path / "x" / "confidences.svg").exists()
+
+
+def test_no_method_was_always_applied(forget_result, rendered):
+    result = forget_result(methods=3, saliency=False)
+    for run in result["runs"]:
+        for entry in run["methods"].values():
+            entry["info"] = {"applied": False, "reason": "nothing to dampen"}
+    result |= {"winner": None, "pareto": []}
+    words = " ".join(" ".join(rendered(result).text).split())
+    assert "none of 3 methods was applied with every seed" in words
+    assert "Not applied: " in words
+    assert "that the line joins" not in words
 
 
 def test_best_of_a_column(forget_result):

@@ -22,10 +22,7 @@ _VIEWS = {
     "poison-digits": poison,
     "poison-cifar": poison,
     "canary-alice": canary,
-    "forget-class-digits": forget,
-    "forget-random-digits": forget,
-    "forget-class-cifar": forget,
-    "forget-random-cifar": forget,
+    **{f"forget-{what}-{where}": forget for what in ("class", "random") for where in ("digits", "cifar")},
 }
 
 

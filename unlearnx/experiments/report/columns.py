@@ -69,8 +69,7 @@ def column(result: dict[str, Any], key: str) -> Column:
         return Cell(text(e.mean), interval, model in best)
 
     cells = {model: cell(model, e) for model, e in estimates.items()}
-    unit = "" if measure["title"] == "seconds" else measure["unit"]
-    return Column(measure["title"], unit, measure["note"], cells)
+    return Column(measure["title"], measure["unit"], measure["note"], cells)
 
 
 def speedups(result: dict[str, Any]) -> Column:
@@ -104,9 +103,9 @@ def _decimals(unit: str, values: list[float]) -> int:
 
 
 def _applied(result: dict[str, Any]) -> list[str]:
-    """The methods that changed the model with some seed: the others do not compete."""
+    """The methods that changed the model with every seed: the others do not compete."""
     runs = result["runs"]
-    return [name for name in result["methods"] if any(run["methods"][name]["info"]["applied"] for run in runs)]
+    return [name for name in result["methods"] if all(run["methods"][name]["info"]["applied"] for run in runs)]
 
 
 def _best(values: dict[str, float], ideal: str, competing: list[str]) -> set[str]:

@@ -44,7 +44,7 @@ def page(result: dict[str, Any]) -> Page:
             "more": [columns for columns in (distances, attacks) if columns],
             "forget": column(result, "forget_accuracy"),
             "gap": column(result, "gap"),
-            "speedup": speedup(result, result["winner"]),
+            "speedup": speedup(result, result["winner"]) if result["winner"] else None,
             "warnings": _warnings(result),
             "attacks": _attacks(result),
             "saliency": plots.saliency(result) if result["saliency"] else None,
@@ -57,7 +57,7 @@ def page(result: dict[str, Any]) -> Page:
 def table(result: dict[str, Any]) -> Table:
     """The main measures, for the terminal."""
     columns = _columns(result)[0]
-    table = new_table(result, *(f"{c.title}, {c.unit}" if c.unit else c.title for c in columns), average="means")
+    table = new_table(result, *(f"{c.title}, {c.unit}" if c.unit else c.title for c in columns), over="means over")
     for name in _models(result):
         label = named(result, name) if name in result["methods"] else name
         table.add_row(label, *(c.cells[name].text for c in columns))

@@ -180,7 +180,6 @@ def _sweeps(result: dict[str, Any], *, wide: bool) -> str:
     figure = new_figure((WIDE if columns == 2 else 6.5) if wide else NARROW, (3.0 if wide else 2.7) * rows + 0.5)
     figure.get_layout_engine().set(h_pad=0.12)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
-    reference = result["runs"][0]["retrained"]["measures"]
     for axes in grid[len(sweeps) :]:
         axes.set_visible(False)
     for k, (axes, sweep) in enumerate(zip(grid, sweeps, strict=False)):
@@ -191,8 +190,8 @@ def _sweeps(result: dict[str, Any], *, wide: bool) -> str:
             accuracies = [_percent(point["measures"].get(f"{key}_accuracy")) for point in points]
             if all(math.isnan(a) for a in accuracies):
                 continue
-            level = _percent(reference.get(f"{key}_accuracy"))
-            axes.axhline(level, color=color, lw=1, ls="--", alpha=0.7, zorder=1)
+            if level := Estimate.find(result, "retrained", f"{key}_accuracy"):
+                axes.axhline(100 * level.mean, color=color, lw=1, ls="--", alpha=0.7, zorder=1)
             axes.plot(values, accuracies, color=color, lw=1.6, label=label, zorder=3)
             for point, accuracy in zip(points, accuracies, strict=True):
                 face = color if point["applied"] else "white"

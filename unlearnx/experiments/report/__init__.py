@@ -12,13 +12,18 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import audit, canary, poison
+from unlearnx.experiments.report import audit, canary, forget, poison
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # How an experiment is shown: page(result) for report.html, table(result) for the terminal.
-_VIEWS = {"poison-digits": poison, "poison-cifar": poison, "canary-alice": canary}
+_VIEWS = {
+    "poison-digits": poison,
+    "poison-cifar": poison,
+    "canary-alice": canary,
+    **{f"forget-{what}-{where}": forget for what in ("class", "random") for where in ("digits", "cifar")},
+}
 
 
 def environment() -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +25,13 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def untrained(network: Callable[[], Network], *, seed: int, device: torch.device) -> Network:
+    """A network with the random parameters of that seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return network().to(device)
+
+
 def train(
     network: Callable[[], Network],
     training: Training,
@@ -34,9 +43,7 @@ def train(
     file: Path | None = None,
 ) -> tuple[Network, float]:
     """A network trained from scratch, in eval mode, and the seconds it took; saved in `file`, resumable until then."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = network().to(device)
+    model = untrained(network, seed=seed, device=device)
     checkpoint = None if file is None else file.with_suffix(".checkpoint")
     training = replace(training, seed=seed, progress=progress)
     seconds = training.run(model.train(), data, checkpoint=checkpoint)
@@ -50,6 +57,20 @@ def train(
 def save_model(model: nn.Module, file: Path) -> None:
     """Write the state dict of `model`, whole or not at all."""
     write_atomically(file, lambda f: torch.save(model.state_dict(), f))
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all; NaN and infinities, which JSON does not have, become null."""
+    text = json.dumps(_finite(value), indent=1, allow_nan=False)
+    write_atomically(file, lambda f: f.write(text.encode()))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def slug(name: str) -> str:

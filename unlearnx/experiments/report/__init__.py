@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +10,19 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import canary, poison
+from unlearnx.experiments.report import canary, forget, poison
+from unlearnx.experiments.runs import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # How an experiment is shown: page(result) for report.html, table(result) for the terminal.
-_VIEWS = {"poison-digits": poison, "poison-cifar": poison, "canary-alice": canary}
+_VIEWS = {
+    "poison-digits": poison,
+    "poison-cifar": poison,
+    "canary-alice": canary,
+    **{f"forget-{what}-{where}": forget for what in ("class", "random") for where in ("digits", "cifar")},
+}
 
 
 def environment() -> dict[str, Any]:
@@ -40,21 +44,12 @@ def table(result: dict[str, Any]) -> Table:
 
 def write(result: dict[str, Any], folder: Path) -> Path:
     """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
-    _write(folder / "result.json", json.dumps(_finite(result), indent=1, allow_nan=False))  # hours of work come first
+    write_json(folder / "result.json", result)  # hours of work come first
     page = _VIEWS[result["experiment"]].page(result)
     for name, svg in page.plots.items():
         _write(folder / f"{name}.svg", svg)
     _write(folder / "report.html", page.render(result))
     return folder / "report.html"
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -58,12 +58,12 @@ def _inline(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def new_table(result: dict[str, Any], *columns: str) -> Table:
-    """A table of models with numbers in these columns, for the terminal."""
+def new_table(result: dict[str, Any], *columns: str, over: str = "medians over") -> Table:
+    """A table of models with numbers in these columns, for the terminal; `over` says what they are of the seeds."""
     from rich.table import Table
 
     runs = len(result["runs"])
-    table = Table(title=result["experiment"] + (f", medians over {runs} seeds" if runs > 1 else ""))
+    table = Table(title=result["experiment"] + (f", {over} {runs} seeds" if runs > 1 else ""))
     table.add_column("model")
     for column in columns:
         table.add_column(column, justify="right")

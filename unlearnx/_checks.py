@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
@@ -47,6 +48,30 @@ def check_at_least_one(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
+
+
+def check_at_least_zero(*, unbounded: bool = False, **numbers: float | None) -> None:
+    """Refuse numbers below 0, NaN, and infinity unless `unbounded`; None stands for a default.
+
+    Raises:
+        ValueError: the message names the argument.
+    """
+    for name, value in numbers.items():
+        if value is None or (unbounded and value == math.inf):
+            continue
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value!r}, expected a {'' if unbounded else 'finite '}number >= 0")
+
+
+def check_share(**shares: float) -> None:
+    """Refuse numbers that are not in [0, 1].
+
+    Raises:
+        ValueError: the message names the argument.
+    """
+    for name, value in shares.items():
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
 
 
 def qualified(module: str, parameter: str) -> str:

@@ -1,8 +1,9 @@
-"""The command line: ``unlearnx info``, ``unlearnx run`` and ``unlearnx compare``."""
+"""The command line: ``unlearnx info``, ``run``, ``compare`` and ``unlearn``."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,17 +15,22 @@ from typing import Annotated, Any
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ImportError as error:
     raise SystemExit(f"unlearnx: the command line needs pip install 'unlearnx[experiments]' ({error})") from error
 
 from unlearnx import build_info
+from unlearnx.methods import METHODS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
 
 NOVEL = "alice_in_wonderland.txt"
 DATA = f"CIFAR-10: folder or archive; canary-alice: folder with {NOVEL}, or a text, $UNLEARNX_DATA where not given"
+
+
+FACTORY = "module:function, found in the current directory or among installed packages; it "
 
 
 def _listed(names: Iterable[str], word: str = "and") -> str:
@@ -171,11 +177,11 @@ def run(
     own: dict[str, Any] = {"limit": limit, "budget": budget, "clean": clean, "poisoned": poisoned, "poison": poison}
     own |= {"forget_class": forget_class, "share": share, "sweep": sweep or None}
     if recipe is not None:
-        with _told("unlearnx run --recipe"):
+        with _refusing("run --recipe"):
             held = {**own, "preset": preset, "seeds": seeds or None, "epochs": epochs}
             _repeat(recipe, held, out=out, name=name, root=data_root, progress=progress)
         return
-    with _told(f"unlearnx run {experiment}"):
+    with _refusing(f"run {experiment}"):
         common = {"epochs": epochs, "preset": preset or "default", "progress": progress}
         study = _study(experiment, {"data_root": data_root, **own}, **common)
         _carry_out(study, experiment, seeds or EXPERIMENTS[experiment].seeds, out, name)
@@ -197,22 +203,12 @@ def compare(
 ) -> None:
     """Measure methods against retraining; write result.json, the models and report.html to runs/NAME."""
     own = {"data_root": data_root, "limit": limit, "forget_class": forget_class, "share": share}
-    with _told(f"unlearnx compare {experiment}"):
+    with _refusing(f"compare {experiment}"):
         if experiment in EXPERIMENTS and experiment not in COMPARING:
             raise ValueError(f"methods are compared with models that never saw some images, by {_listed(COMPARING)}")
         chosen = None if methods == "all" else [method.strip() for method in methods.split(",")]
         study = _study(experiment, own, methods=chosen, epochs=epochs, progress=progress)
         _carry_out(study, experiment, seeds, out, name)
-
-
-@contextmanager
-def _told(command: str) -> Iterator[None]:
-    """Say in a line what went wrong with a command."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        console.print(f"[red]{command}[/]: {error}", highlight=False)
-        raise typer.Exit(2) from error
 
 
 def _carry_out(study: Any, experiment: str, seeds: int, out: Path, name: str | None) -> None:
@@ -222,7 +218,7 @@ def _carry_out(study: Any, experiment: str, seeds: int, out: Path, name: str | N
     folder = _folder(out, name, experiment)
     study.log = console.log
     result = study.run(list(range(seeds)), folder)
-    result["command"] = " ".join(["unlearnx", *sys.argv[1:]])
+    result["command"] = _command()
     result["environment"] = report.environment()
     path = report.write(result, folder)
     console.print(report.table(result))
@@ -262,6 +258,81 @@ def _study(experiment: str, own: dict[str, Any], **common: Any) -> Any:
             owners = [name for name, other in EXPERIMENTS.items() if option in other.options]
             raise ValueError(f"--{option.replace('_', '-')} belongs to {_listed(owners)}")
     return EXPERIMENTS[experiment].study(**given, **common)
+
+
+@app.command()
+def unlearn(
+    model: Annotated[str, typer.Option(help=FACTORY + "builds the model")],
+    weights: Annotated[Path, typer.Option(help="its weights: safetensors, or a state dict saved by torch.save")],
+    data: Annotated[str, typer.Option(help=FACTORY + "gives the training data: a Dataset, a DataLoader or (x, y)")],
+    method: Annotated[str, typer.Option(help=_listed(METHODS, "or"))],
+    out: Annotated[Path, typer.Option(help="folder for the new weights, audit.json and audit.html")],
+    forget: Annotated[
+        Path | None, typer.Option(help="indices to forget: .npy, or a text with one on each line")
+    ] = None,
+    forget_class: Annotated[int | None, typer.Option(help="class to forget")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value of the method, repeatable; an unknown name lists them all")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="test data, as --data; needed for membership attacks")] = None,
+    retrained: Annotated[
+        Path | None, typer.Option(help="weights of a model trained without the points, to compare with")
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option(help="weights that may change: last:6, or names with commas; all where not given")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of every random choice")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="samples a pass")] = None,
+    device: Annotated[str | None, typer.Option(help="such as cpu or cuda:1; the GPU where there is one")] = None,
+    progress: Annotated[bool, typer.Option(help="show progress bars")] = True,
+) -> None:
+    """Make a model of your own forget; write its new weights and an audit.
+
+    Exit status: 0 where the method was applied, 1 where it was not (the audit says why), 2 where an argument is wrong.
+    """
+    from unlearnx.experiments import arguments, report
+    from unlearnx.experiments import unlearn as run_unlearn
+
+    with _refusing("unlearn"):
+        chosen = arguments.parameters(params)
+        how = arguments.build_method(
+            method, option or [], params=chosen, seed=seed, batch_size=batch_size, progress=progress
+        )
+        audit = run_unlearn(
+            model_factory=arguments.factory("--model", model),
+            weights=weights,
+            data=arguments.factory("--data", data)(),
+            forget=None if forget is None else arguments.read_indices(forget),
+            forget_class=forget_class,
+            test=None if test is None else arguments.factory("--test", test)(),
+            retrained=retrained,
+            method=how,
+            out=out,
+            device=device,
+            command=_command(),
+            log=console.log,
+        )
+    console.print(report.audit_table(audit))
+    if audit["warning"]:
+        console.print(f"[yellow]{escape(audit['warning'])}[/]")
+    console.print(f"Audit: [bold]{out / 'audit.html'}[/]")
+    if not audit["applied"]:
+        console.print(f"[red]Not applied[/]: {escape(audit['reason'])}", highlight=False)
+        raise typer.Exit(1)
+
+
+def _command() -> str:
+    return shlex.join(["unlearnx", *sys.argv[1:]])
+
+
+@contextmanager
+def _refusing(command: str) -> Iterator[None]:
+    """Say in a line what is wrong with the arguments of a command, and end it with exit status 2."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        console.print(f"[red]unlearnx {command}[/]: {escape(str(error))}", highlight=False)
+        raise typer.Exit(2) from error
 
 
 def main() -> None:

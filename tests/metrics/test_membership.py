@@ -40,6 +40,19 @@ def test_salun_against_scikit_learn(predictions):
     )
 
 
+def test_salun_on_many_samples(stored):
+    """Probabilities of four digits, equal ones merged: the same answers but for those that the tolerance decides."""
+    n, shift = 2100, {"forget": 5.0, "retain": 7.0, "test": 4.0}
+    scores = {name: torch.stack([mean + 4 * torch.randn(n), torch.zeros(n)], 1) for name, mean in shift.items()}
+    data = {name: (x, torch.zeros(n).long()) for name, x in zip(shift, torch.arange(3 * n).split(n), strict=True)}
+    confidence = {name: t.double().softmax(1)[:, :1].numpy() for name, t in scores.items()}
+    svm = SVC(C=3, gamma="auto", kernel="rbf")
+    svm.fit(np.concatenate([confidence["retain"], confidence["test"]]), [1] * n + [0] * n)
+    expected = (svm.predict(confidence["forget"]) == 0).mean()
+    assert 0.05 < expected < 0.95
+    assert mia(stored(torch.cat(list(scores.values())))[0], **data) == pytest.approx(expected, abs=0.005)
+
+
 def test_ssd_against_scikit_learn(predictions):
     model, data, logs, _ = predictions
     entropy = {k: -(np.exp(p) * p).sum(1)[:, None] for k, p in logs.items()}

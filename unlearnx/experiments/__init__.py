@@ -1,4 +1,5 @@
-"""The studies, end to end: train, poison or plant, unlearn with every method, retrain, report."""
+"""The studies, end to end: train, poison or plant, unlearn with every method, retrain, report; and `unlearn`, for
+models of the user's own."""
 
 from unlearnx.experiments.canary import CanaryStudy, canary_alice
 from unlearnx.experiments.forget import (
@@ -9,6 +10,7 @@ from unlearnx.experiments.forget import (
     forget_random_digits,
 )
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits
+from unlearnx.experiments.unlearn import unlearn
 
 __all__ = [
     "CanaryStudy",
@@ -22,4 +24,5 @@ __all__ = [
     "forget_random_digits",
     "poison_cifar",
     "poison_digits",
+    "unlearn",
 ]

@@ -1,10 +1,50 @@
 """Unlearning methods: small dataclasses, called as ``method(model, request) -> Outcome``."""
 
+from unlearnx.methods.bad_teacher import BadTeacher
 from unlearnx.methods.base import Method, Outcome
 from unlearnx.methods.fine_tune import FineTune
+from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
 from unlearnx.methods.influence import FirstOrder, SecondOrder
+from unlearnx.methods.pipeline import Pipeline
+from unlearnx.methods.random_perturbation import RandomPerturbation
 from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
+from unlearnx.methods.salun import SalUn
+from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.ssd import SSD
+from unlearnx.methods.stochastic_teacher import StochasticTeacher
 
-__all__ = ["SSD", "FineTune", "FirstOrder", "Method", "Outcome", "Request", "Retrain", "SecondOrder"]
+METHODS: dict[str, type[Method]] = {
+    "bad-teacher": BadTeacher,
+    "fine-tune": FineTune,
+    "first-order": FirstOrder,
+    "gradient-ascent": GradientAscent,
+    "neg-grad": NegGrad,
+    "random-perturbation": RandomPerturbation,
+    "retrain": Retrain,
+    "salun": SalUn,
+    "scrub": SCRUB,
+    "second-order": SecondOrder,
+    "ssd": SSD,
+    "stochastic-teacher": StochasticTeacher,
+}
+
+__all__ = [
+    "METHODS",
+    "SCRUB",
+    "SSD",
+    "BadTeacher",
+    "FineTune",
+    "FirstOrder",
+    "GradientAscent",
+    "Method",
+    "NegGrad",
+    "Outcome",
+    "Pipeline",
+    "RandomPerturbation",
+    "Request",
+    "Retrain",
+    "SalUn",
+    "SecondOrder",
+    "StochasticTeacher",
+]

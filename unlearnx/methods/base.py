@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from unlearnx._checks import Params, check_deterministic, select_params
+from unlearnx._checks import Params, check_at_least_one, check_at_least_zero, check_deterministic, select_params
 from unlearnx._data import materialize
 from unlearnx._losses import Loss
 from unlearnx._vectors import Vector
@@ -64,6 +64,9 @@ class Method:
             in the model's own.
         seed: of every random choice.
         progress: show progress bars (needs ``unlearnx[experiments]``).
+        max_increase: largest rise of the mean loss on the corrected data, or on the retained data of a removal, that
+            the result may cost, in the unit of the loss (nats for cross-entropy); beyond it nothing is applied. None
+            stands for 0.5 where points are removed, which costs a little, and for 0 where they are corrected.
     """
 
     _needs_eval: ClassVar[bool] = True
@@ -74,6 +77,11 @@ class Method:
     autocast: torch.dtype | None = None
     seed: int = 0
     progress: bool = False
+    max_increase: float | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least_one(batch_size=self.batch_size)
+        check_at_least_zero(max_increase=self.max_increase, unbounded=True)
 
     def __call__(self, model: nn.Module, request: Request) -> Outcome:
         """Apply the method to a copy of `model`.
@@ -113,11 +121,32 @@ class Method:
         raise NotImplementedError
 
     def _judge(self, work: Work) -> float:
-        """Loss on the corrected data after the change; refuse one that is worse than before."""
+        """Loss on the corrected data after the change; refuse one that rises by more than ``max_increase``."""
         loss = work.corrected_loss()
-        if not math.isfinite(loss) or loss > work.initial_loss:
-            raise NotApplied(f"the loss on the corrected data would go from {work.initial_loss:.6g} to {loss:.6g}")
+        refuse_harm(work.request, work.initial_loss, loss, self.max_increase)
         return loss
+
+
+def allowed_increase(request: Request, max_increase: float | None) -> float:
+    """What the mean loss on the corrected data may rise by; see :class:`Method` for ``max_increase``."""
+    if max_increase is not None:
+        return max_increase
+    return 0.5 if request.corrected is None else 0.0
+
+
+def refuse_harm(request: Request, before: float, after: float, max_increase: float | None) -> None:
+    """Compare mean losses on the corrected data.
+
+    Raises:
+        NotApplied: the loss rises by more than it may, or is not finite.
+    """
+    removal = request.corrected is None
+    limit = allowed_increase(request, max_increase)
+    if not math.isfinite(after) or after > before + limit:
+        raise NotApplied(
+            f"the loss on the {'retained' if removal else 'corrected'} data would go from {before:.6g} to {after:.6g}"
+            + (f", by more than max_increase={limit:g}" if limit else "")
+        )
 
 
 class Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from unlearnx.methods.base import NotApplied, Work
+from unlearnx.methods.base import Work
 from unlearnx.methods.trained import TrainedMethod
 
 
@@ -27,8 +27,5 @@ class FineTune(TrainedMethod):
     lr: float = 1e-3
     anchor: float = 0.0
 
-    def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        try:
-            self._train(work, info, self.epochs, self.lr, self.anchor)
-        except FloatingPointError as error:
-            raise NotApplied(str(error)) from error
+    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+        self._train(work, info, self.epochs, self.lr, anchor=self.anchor)

@@ -21,7 +21,7 @@ from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA, grad_
 from unlearnx.curvature.operators import check_curvature
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.solvers import Solution, Solver
-from unlearnx.methods.base import Method, NotApplied, Opening, Outcome, Work
+from unlearnx.methods.base import Method, NotApplied, Opening, Outcome, Work, allowed_increase
 from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss, predict
 
@@ -34,7 +34,8 @@ class _InfluenceUpdate(Method):
     """Steps ``theta <- theta - step * direction`` along the gradient difference of points to correct.
 
     Subclasses choose the direction and the size of a step. A step after which the loss on the corrected data is
-    not finite, or not lower, is taken back and ends the run.
+    not finite, or not lower, is taken back and ends the run; a step of a given size in a removal may raise it by
+    ``max_increase``.
     """
 
     steps: int = 1
@@ -42,6 +43,7 @@ class _InfluenceUpdate(Method):
     points_per_step: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.points not in ("predicted", "forget"):
             raise ValueError(f"points is {self.points!r}, expected 'predicted' or 'forget'")
         check_at_least_one(steps=self.steps, points_per_step=self.points_per_step)
@@ -63,7 +65,7 @@ class _InfluenceUpdate(Method):
         position = _Position(work.model, work.names)
         search_loss = self._search_loss(work, generator)
         info["steps"] = []
-        loss, guess = work.initial_loss, self._first_guess(work)
+        loss, guess, taken = work.initial_loss, self._first_guess(work), 0
         with progress_bar(type(self).__name__, self.steps, self.progress) as advance:
             for _ in range(self.steps):
                 record: dict[str, Any] = {}
@@ -89,7 +91,7 @@ class _InfluenceUpdate(Method):
                         step, halvings = step / 2, halvings - 1  # best for the sample, too far for all of the data
                         reached = position.loss_after(work.corrected_loss, start, direction, step)
                     record.update(step=step, loss=reached)
-                    if not math.isfinite(reached) or reached >= loss:
+                    if not self._acceptable(work, loss, reached):
                         raise NotApplied(
                             f"a step of size {step:.3g} would take the corrected loss from {loss:.6g} to {reached:.6g}"
                         )
@@ -97,10 +99,17 @@ class _InfluenceUpdate(Method):
                     position.write(start, {}, 0.0)
                     info["stopped"] = str(reason)
                     break
-                loss = reached
+                loss, taken = reached, taken + 1
                 advance(1)
-        if loss >= work.initial_loss:
+        if not taken:
             raise NotApplied(info["stopped"])
+
+    def _acceptable(self, work: Work, loss: float, reached: float) -> bool:
+        """Whether a step that takes the loss on the corrected data from `loss` to `reached` is worth taking."""
+        if work.request.corrected is None and self._fixed_step() is not None:
+            # A step of a given size away from what is to be forgotten costs the retained points something.
+            loss = work.initial_loss + allowed_increase(work.request, self.max_increase)
+        return math.isfinite(reached) and reached < loss
 
     def _opening(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
         difference = self._difference(work, generator, record)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from unlearnx._data import Data, batches, materialize, size
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -100,6 +100,35 @@ class Request:
             raise ValueError("corrected: equals dataset, expected at least one point that differs")
         return cls(data, forget, fixed, labels_only=not bool(changes_features.any()))
 
+    @classmethod
+    def from_sets(cls, *, forget: Data, retain: Data, correction: Data | None = None) -> Request:
+        """Forget the points of one set and keep those of another; the dataset is both, the forget set first.
+
+        Args:
+            forget: points to forget, as the model was given them: tensors, a Dataset or a DataLoader, whose dataset
+                is then taken.
+            retain: points that stay as they are.
+            correction: the points to forget as they should have been, in the same order; None for a removal.
+
+        Raises:
+            ValueError: a set is empty, the sets share points, or the correction does not fit.
+        """
+        gone, stays = _dataset(forget), _dataset(retain)
+        n = size(gone)
+        shared = _shared(gone, stays)
+        if shared:
+            raise ValueError(
+                f"retain: holds {shared} of the {n} points of forget, expected none; where equal points are "
+                "meant, name those to forget by Request.remove(dataset, indices)"
+            )
+        if correction is None:
+            return cls.remove(_joined(gone, stays), range(n))
+        fixed = _dataset(correction)
+        if size(fixed) != n:
+            raise ValueError(f"correction: has {size(fixed)} points, expected {n} as forget")
+        request = cls.correct(_joined(gone, stays), _joined(fixed, stays))
+        return cls(request.dataset, torch.arange(n), request.corrected, request.labels_only)
+
     @property
     def retain(self) -> Tensor:
         """Indices of the points that stay as they are, ascending."""
@@ -153,6 +182,29 @@ class Request:
             x[self.forget.to(x.device)] = changed
         labels = torch.cat([y for _, y in batches(self.corrected)])
         return Request(before, self.forget, TensorDataset(x, labels.to(x.device)), self.labels_only)
+
+
+def _shared(a: Dataset[Any], b: Dataset[Any]) -> int:
+    """How many points of `a` are in `b`, as far as that is seen without reading samples one by one."""
+    if isinstance(a, Subset) and isinstance(b, Subset) and a.dataset is b.dataset:
+        return len(set(a.indices) & set(b.indices))
+    if a is b:
+        return size(a)
+    if type(a) is not TensorDataset or type(b) is not TensorDataset:
+        return 0
+    known = set(_fingerprints(b))
+    return sum(f in known for f in _fingerprints(a))
+
+
+def _fingerprints(data: TensorDataset) -> list[int]:
+    rows = zip(*(t.cpu() for t in data.tensors), strict=True)
+    return [hash(tuple(t.numpy().tobytes() for t in row)) for row in rows]
+
+
+def _joined(a: Dataset[Any], b: Dataset[Any]) -> Dataset[Any]:
+    if type(a) is TensorDataset and type(b) is TensorDataset:
+        return TensorDataset(*(torch.cat(pair) for pair in zip(a.tensors, b.tensors, strict=True)))
+    return ConcatDataset([a, b])
 
 
 def _dataset(data: Data) -> Dataset[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Retrain(TrainedMethod):
     epochs: int = 30
     lr: float = 2e-3
     factory: Callable[[], nn.Module] | None = None
-    batch_size: int = 128
+    batch_size: int = field(default=128, kw_only=True)
 
     def _names(self, model: nn.Module) -> list[str]:
         if self.params is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnx._checks import Params, check_at_least_one, model_device, select_params
+from unlearnx._checks import Params, check_at_least_one, check_at_least_zero, model_device, select_params
 from unlearnx._data import Data, channels_last, materialize
 from unlearnx._files import write_atomically
 from unlearnx._losses import Loss, SampleLoss
@@ -57,9 +58,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_at_least_one(epochs=self.epochs, batch_size=self.batch_size)
-        for name in ("lr", "weight_decay", "anchor"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number >= 0")
+        check_at_least_zero(lr=self.lr, weight_decay=self.weight_decay, anchor=self.anchor)
 
     def run(self, model: nn.Module, data: Data, *, checkpoint: Path | None = None) -> float:
         """Train `model` in place.
@@ -102,11 +101,10 @@ class _Run:
         self.origin = [p.detach().clone() for p in self.chosen] if training.anchor else []
         self.optimizer = torch.optim.AdamW(self.chosen, lr=training.lr, weight_decay=training.weight_decay)
         self.batches = -(-len(x) // training.batch_size)
+        steps = max(2, self.batches * training.epochs)
+        warmup = training.warmup if not math.isclose(training.warmup * steps, 1) else 2 / steps  # of one step: 0 / 0
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            training.lr,
-            total_steps=max(2, self.batches * training.epochs),
-            pct_start=training.warmup,
+            self.optimizer, training.lr, total_steps=steps, pct_start=warmup
         )
         self.epoch, self.seconds = 0, 0.0
         recipe = {k: v for k, v in vars(training).items() if k not in ("loss_fn", "params", "progress")}

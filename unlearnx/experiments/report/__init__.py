@@ -1,4 +1,4 @@
-"""Reports of runs: result.json for programs, report.html for people, both written whole or not at all."""
+"""Reports of runs and audits: JSON for programs, HTML for people, both written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import canary, forget, poison
+from unlearnx.experiments.report import audit, canary, forget, poison
 from unlearnx.experiments.runs import write_json
 
 if TYPE_CHECKING:
@@ -50,6 +50,18 @@ def write(result: dict[str, Any], folder: Path) -> Path:
         _write(folder / f"{name}.svg", svg)
     _write(folder / "report.html", page.render(result))
     return folder / "report.html"
+
+
+def write_audit(record: dict[str, Any], folder: Path) -> Path:
+    """Write an audit as audit.json and audit.html under `folder`; returns the path of the page."""
+    write_json(folder / "audit.json", record)
+    _write(folder / "audit.html", audit.page(record).render(record))
+    return folder / "audit.html"
+
+
+def audit_table(record: dict[str, Any]) -> Table:
+    """What the terminal shows of an audit; needs rich."""
+    return audit.table(record)
 
 
 def _write(path: Path, text: str) -> None:

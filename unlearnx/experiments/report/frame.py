@@ -26,7 +26,7 @@ class Page:
     values: dict[str, Any]
 
     def render(self, result: dict[str, Any]) -> str:
-        """The HTML, with everything in it."""
+        """The HTML, with everything in it; `result` may be of one run that is not among ``runs``."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         engine = Environment(
@@ -37,7 +37,8 @@ class Page:
             lstrip_blocks=True,
         )
         plots = {f"{name}_plot": _inline(svg) for name, svg in self.plots.items()}
-        return engine.get_template(self.template).render(result=result, first=result["runs"][0], **self.values, **plots)
+        first = next(iter(result.get("runs", ())), None)
+        return engine.get_template(self.template).render(result=result, first=first, **self.values, **plots)
 
 
 def new_figure(width: float, height: float):

@@ -1,0 +1,460 @@
+import hashlib
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from typer.testing import CliRunner
+
+from unlearnx import Request
+from unlearnx.cli import app
+from unlearnx.experiments import unlearn
+from unlearnx.experiments.arguments import build_method, parameters, read_indices
+from unlearnx.experiments.weights import Weights, tensor_hash
+from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain
+from unlearnx.metrics import accuracy, activation_distance, mia
+from unlearnx.models import Training
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+MODEL = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.BatchNorm1d(64), nn.Dropout(0.1), nn.Linear(64, 3))
+
+
+def no_module():
+    return "a model"
+
+
+def fails():
+    raise KeyError("width")
+
+
+def needs(width):
+    return build()
+
+
+size = 3
+"""
+
+DATA = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def samples(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (n,), generator=generator)
+    return 1.5 * torch.eye(3, 6)[y] + torch.randn(n, 6, generator=generator), y
+
+
+def train():
+    return samples(240, 0)
+
+
+def test():
+    return DataLoader(TensorDataset(*samples(150, 1)), batch_size=50, shuffle=True)
+
+
+def regression():
+    x, y = samples(240, 0)
+    return x, y.float()
+
+
+def wide():
+    x, y = samples(240, 0)
+    return torch.cat([x, x], 1), y
+
+
+def more_classes():
+    x, y = samples(240, 0)
+    return x, y + 2
+
+
+def nothing():
+    return 7
+"""
+
+FORGET = [3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Folder of a user: two modules, trained weights in both formats, those of a retrained model, lists of indices."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "own_model.py").write_text(MODEL)
+    (folder / "own_data.py").write_text(DATA)
+    (folder / "broken.py").write_text("import torch\nimport not_installed_anywhere\n")
+    code: dict = {}
+    exec(MODEL, code)
+    exec(DATA, code)
+    x, y = code["train"]()
+    stays = torch.ones(240, dtype=torch.bool)
+    stays[FORGET] = False
+    for name, data in {"trained": (x, y), "retrained": (x[stays], y[stays])}.items():
+        torch.manual_seed(0)
+        model = code["build"]()
+        Training(60, lr=1e-2, batch_size=40).run(model, data)
+        safetensors.save_file(model.state_dict(), folder / f"{name}.safetensors")
+        torch.save({"state_dict": model.state_dict(), "optimizer": {"step": 3}}, folder / f"{name}.pt")
+    np.save(folder / "forget.npy", np.array(FORGET))
+    (folder / "forget.txt").write_text("\n".join(map(str, FORGET)) + "\n\n")
+    return folder
+
+
+@pytest.fixture
+def there(project, monkeypatch):
+    """Works in the user's folder; what is imported from there is forgotten again."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(project)])
+    yield project
+    for name in ("own_model", "own_data", "broken"):
+        sys.modules.pop(name, None)
+
+
+BASE = {
+    "--model": "own_model:build",
+    "--weights": "trained.safetensors",
+    "--data": "own_data:train",
+    "--forget": "forget.npy",
+    "--method": "ssd",
+}
+
+
+def run(out, *more, **changed):
+    arguments = {**BASE, **{f"--{key.replace('_', '-')}": value for key, value in changed.items()}}
+    words = [str(word) for pair in arguments.items() if pair[1] is not None for word in pair]
+    words = ["unlearn", *words, "--out", str(out), "--device", "cpu", "--no-progress", *map(str, more)]
+    return CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def audit_of(out):
+    return json.loads((out / "audit.json").read_text())
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(("ending", "indices"), [("safetensors", "forget.npy"), ("pt", "forget.txt")])
+def test_end_to_end(ending, indices, there, tmp_path):
+    given = {file.name: file.read_bytes() for file in there.iterdir() if file.is_file()}
+    out = tmp_path / "out"
+    result = run(
+        out,
+        *("--option", "alpha=1", "--option", "lam=0.5", "--seed", 7, "--batch-size", 64, "--params", "last:2"),
+        weights=f"trained.{ending}",
+        forget=indices,
+        test="own_data:test",
+        retrained=f"retrained.{ending}",
+    )
+    assert result.exit_code == 0, result.output
+    assert {file.name for file in out.iterdir()} == {f"weights.{ending}", "audit.json", "audit.html"}
+    assert {file.name: file.read_bytes() for file in there.iterdir() if file.is_file()} == given
+
+    audit = audit_of(out)
+    old, new = Weights.read(there / f"trained.{ending}"), Weights.read(out / f"weights.{ending}")
+    assert new.format == old.format
+    assert new.nest == old.nest
+    assert new.left_out == ()
+    import own_data
+    import own_model
+
+    (x, y), test = own_data.train(), own_data.samples(150, 1)
+    expected = SSD(alpha=1.0, lam=0.5, seed=7, batch_size=64, params="last:2")
+    model = own_model.build()
+    old.load_into(model)
+    outcome = expected(model.eval(), Request.remove((x, y), FORGET))
+    assert outcome.info["applied"]
+    for name, tensor in outcome.model.state_dict().items():
+        torch.testing.assert_close(new.tensors[name], tensor)
+    changed = {name for name, tensor in new.tensors.items() if not torch.equal(tensor, old.tensors[name])}
+    assert changed == {"4.weight"}
+
+    assert audit["applied"]
+    assert audit["reason"] is None
+    assert audit["seconds"] > 0
+    assert audit["gradient_evaluations"] == outcome.gradient_evaluations
+    assert audit["method"]["settings"]["alpha"] == 1.0
+    assert audit["method"]["seed"] == 7
+    listed = np.array(sorted(FORGET), dtype="<i8")
+    assert audit["request"] == {
+        "kind": "indices",
+        "class": None,
+        "points": 12,
+        "of": 240,
+        "first": sorted(FORGET)[:10],
+        "sha256": hashlib.sha256(listed.tobytes()).hexdigest(),
+    }
+    sets = {"forget": (x[listed], y[listed]), "test": test}
+    sets["retain"] = tuple(t[Request.remove((x, y), FORGET).retain] for t in (x, y))
+    for name, reader in {"before": model, "after": outcome.model}.items():
+        for which, pair in sets.items():
+            assert audit["measures"][name][f"{which}_accuracy"] == pytest.approx(accuracy(reader, pair))
+        for protocol in ("salun", "ssd", "starter_kit"):
+            attack = mia(reader, **sets, protocol=protocol, seed=7)
+            assert audit["measures"][name][f"mia_{protocol}"] == pytest.approx(attack, abs=0.02)
+    distance = activation_distance(model, outcome.model, sets["forget"])
+    assert audit["distances"]["before, after"]["activation_distance"] == pytest.approx(distance, rel=1e-4)
+    assert audit["distances"].keys() == {"before, after", "before, retrained", "after, retrained"}
+    assert audit["gap"]["over"] == ["ua", "ra", "ta", "mia"]
+    assert audit["gap"]["before"] >= 0
+    assert audit["notes"] == []
+
+    assert audit["weights"]["before"]["sha256"] == hashlib.sha256(given[f"trained.{ending}"]).hexdigest()
+    written = (out / f"weights.{ending}").read_bytes()
+    assert audit["weights"]["after"]["sha256"] == hashlib.sha256(written).hexdigest()
+    assert audit["weights"]["after"]["tensors_sha256"] == tensor_hash(new.tensors)
+    assert audit["weights"]["after"]["file"] == str(out / f"weights.{ending}")
+    assert audit["weights"]["retrained"]["sha256"] == hashlib.sha256(given[f"retrained.{ending}"]).hexdigest()
+    assert audit["data"]["train"] == {"samples": 240, "sha256": tensor_hash({"x": x, "y": y})}
+    assert audit["data"]["forget"]["sha256"] == tensor_hash({"x": x[listed], "y": y[listed]})
+    moved = sum((new.tensors[name].double() - t.double()).square().sum() for name, t in old.tensors.items())
+    assert audit["moved"]["l2"] == pytest.approx(moved.sqrt().item())
+    assert {row["name"] for row in audit["moved"]["farthest"]} == changed
+    assert audit["moved"]["changed"] == 1
+
+    page = one_line((out / "audit.html").read_text())
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for text in (
+        "<title>Unlearning audit · unlearnx</title>",
+        "forget 12 of the 240 points",
+        "1, 2, 3, 5, 8, 13, 21, 34, 55, 89, …",
+        "SSD(params=&#39;last:2&#39;, batch_size=64, alpha=1.0",
+        audit["weights"]["before"]["sha256"],
+        audit["weights"]["after"]["tensors_sha256"],
+        f"1 of {len(new.tensors)} tensors changed",
+        "gap to retraining",
+        "before and retrained",
+    ):
+        assert text in page, text
+    assert ("The checkpoint also held optimizer." in page) == (ending == "pt")
+    assert "Not applied" not in page
+    assert "SalUn: called non-members" in result.output
+
+
+def test_class_and_retraining(there, tmp_path):
+    result = run(
+        tmp_path / "out",
+        *("--forget-class", 1, "--option", "epochs=20", "--option", "lr=1e-2"),
+        forget=None,
+        method="retrain",
+        test="own_data:test",
+    )
+    assert result.exit_code == 0, result.output
+    audit = audit_of(tmp_path / "out")
+    import own_data
+
+    y = own_data.train()[1]
+    assert audit["request"]["class"] == 1
+    assert audit["request"]["points"] == int((y == 1).sum())
+    before, after = audit["measures"]["before"], audit["measures"]["after"]
+    assert before["test_forgotten_accuracy"] > 0.5 > 0.05 > after["test_forgotten_accuracy"]
+    assert after["forget_accuracy"] < 0.05
+    assert after["test_accuracy"] > 0.8
+    assert after["mia_starter_kit"] is not None
+    page = one_line((tmp_path / "out" / "audit.html").read_text())
+    assert "all those of class 1" in page
+    assert "accuracy, test, class 1" in page
+
+
+def test_retraining_starts_from_the_factory(there, tmp_path):
+    class Own(nn.Module):
+        """Cannot be reset: its parameter is one of its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x):
+            return x @ self.weight.T
+
+    torch.save(Own().state_dict(), tmp_path / "own.pt")
+    x, y = torch.randn(60, 6), torch.arange(60) % 3
+    state = torch.get_rng_state()
+    audit = unlearn(
+        model_factory=Own,
+        weights=tmp_path / "own.pt",
+        data=TensorDataset(x, y),
+        forget=torch.arange(10),
+        method=Retrain(epochs=2),
+        out=tmp_path / "out",
+        device="cpu",
+    )
+    assert audit["applied"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert audit["notes"] == ["No test data were given: there is no test accuracy, and no membership attack."]
+    assert audit["gap"] is None
+    assert "test_accuracy" not in audit["measures"]["after"]
+
+
+def test_not_applied(there, tmp_path):
+    result = run(tmp_path / "out", "--option", "alpha=0", "--option", "lam=0", "--option", "max_increase=0")
+    assert result.exit_code == 1, result.output
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"audit.json", "audit.html"}
+    audit = audit_of(tmp_path / "out")
+    assert not audit["applied"]
+    assert audit["reason"]
+    assert audit["weights"]["after"] is None
+    assert audit["measures"].keys() == {"before"}
+    assert audit["moved"]["l2"] == 0
+    page = one_line((tmp_path / "out" / "audit.html").read_text())
+    assert f"<b>Not applied:</b> {audit['reason']}" in page
+    assert "no weights were written" in page
+    assert "Not applied" in result.output
+
+
+def test_too_few_points_for_an_attack(there, tmp_path):
+    (tmp_path / "few.txt").write_text("7\n")
+    result = run(tmp_path / "out", forget=tmp_path / "few.txt", test="own_data:test", method="first-order")
+    assert result.exit_code in (0, 1), result.output
+    audit = audit_of(tmp_path / "out")
+    assert audit["measures"]["before"]["mia_starter_kit"] is None
+    assert any("starter_kit could not be run" in note for note in audit["notes"])
+
+
+def test_a_loader_counts_as_its_dataset(there, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 6, generator=generator), torch.arange(60) % 3
+    model = nn.Linear(6, 3)
+    torch.save(model.state_dict(), tmp_path / "own.pt")
+    audit = unlearn(
+        model_factory=lambda: nn.Linear(6, 3),
+        weights=tmp_path / "own.pt",
+        data=DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True, drop_last=True),
+        forget=[4, 2],
+        method=FineTune(epochs=1),
+        out=tmp_path / "out",
+        device="cpu",
+    )
+    assert audit["data"]["train"]["sha256"] == tensor_hash({"x": x, "y": y})
+    assert audit["data"]["forget"]["sha256"] == tensor_hash({"x": x[[2, 4]], "y": y[[2, 4]]})
+
+
+@pytest.mark.parametrize(
+    ("more", "changed", "message"),
+    [
+        ([], {"model": "own_model"}, "--model is 'own_model', expected module:function"),
+        ([], {"model": "own_modl:build"}, "there is no module 'own_modl' in"),
+        ([], {"model": "own_model:buld"}, "own_model has no 'buld'"),
+        ([], {"model": "own_model:size"}, "which is int, expected a function or class"),
+        ([], {"model": "own_model:no_module"}, "model_factory: gave str, expected a torch.nn.Module"),
+        ([], {"model": "own_model:fails"}, "own_model.py, line 14: KeyError: 'width'"),
+        ([], {"model": "own_model:needs"}, "--model own_model:needs: failed: TypeError: needs() missing 1 required"),
+        ([], {"data": "broken:train"}, "broken.py, line 2: ModuleNotFoundError: No module named 'not_installed_any"),
+        ([], {"data": "own_data:nothing"}, "data: cannot be read as samples (x, y)"),
+        ([], {"data": "own_data:regression"}, "data: labels are torch.float32 of shape [240], expected class indices"),
+        ([], {"data": "own_data:wide"}, "data: the model cannot read samples of shape [12]"),
+        ([], {"data": "own_data:more_classes"}, "data: label 4 is out of range for the model's 3 classes"),
+        ([], {"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
+        ([], {"weights": "forget.npy"}, "forget.npy: is neither a safetensors file nor one that torch.save wrote"),
+        ([], {"retrained": "nowhere.pt"}, "nowhere.pt: no such file"),
+        ([], {"method": "sdd"}, "--method is 'sdd', expected one of "),
+        (["--option", "alfa=3"], {}, "--option alfa=3: ssd has no such option; it has "),
+        (["--option", "alpha"], {}, "--option is 'alpha', expected name=value"),
+        (["--option", "max_increase=much"], {}, "--option max_increase=much: expected float"),
+        (["--option", "lam=-1"], {}, "lam is -1"),
+        (["--option", "seed=3"], {}, "--option seed=3: use --seed"),
+        (["--params", "5.weight"], {}, "params: the model has no parameter '5.weight'"),
+        (["--forget-class", 1], {}, "forget, forget_class: both given"),
+        ([], {"forget": None}, "forget, forget_class: neither given"),
+        (["--forget-class", 9], {"forget": None}, "no point has label 9; the labels are [0, 1, 2]"),
+        (["--device", "tpu:x"], {}, "device is 'tpu:x'"),
+    ],
+)
+def test_clear_errors(more, changed, message, there, tmp_path):
+    result = run(tmp_path / "out", *more, **changed)
+    assert result.exit_code == 2, result.output
+    assert message.replace(" ", "") in "".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.npy", np.array([1.0, 2.0]), r"holds float64 of shape \[2\], expected indices"),
+        ("a.npy", np.ones(5, dtype=bool), r"holds bool of shape \[5\].*save mask.nonzero"),
+        ("a.npy", np.ones((2, 2), dtype=int), r"shape \[2, 2\]"),
+        ("a.npy", np.array([{}], dtype=object), "Object arrays cannot be loaded"),
+        ("a.npy", b"1\n2\n", "is no array that can be read"),
+        ("a.txt", b"1\n2.5\n", "a.txt, line 2: is '2.5', expected an integer"),
+        ("a.txt", b"\xff\xfe\x00", "neither a .npy file nor a text"),
+    ],
+)
+def test_wrong_index_files(name, content, message, tmp_path):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        np.save(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message):
+        read_indices(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_indices(tmp_path / "nowhere.npy")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "indices: is empty"),
+        ("5\n5\n", "point 5 is given twice"),
+        ("240\n", "240 is out of range for 240 points"),
+        ("-1\n", "-1 is out of range"),
+    ],
+)
+def test_indices_that_are_none(lines, message, there, tmp_path):
+    (tmp_path / "a.txt").write_text(lines)
+    result = run(tmp_path / "out", forget=tmp_path / "a.txt")
+    assert result.exit_code == 2
+    assert message in one_line(result.output)
+
+
+def test_results_are_not_overwritten(there, tmp_path):
+    for name in ("audit.json", "weights.safetensors"):
+        out = tmp_path / name.replace(".", "-")
+        out.mkdir()
+        (out / name).write_text("earlier")
+        result = run(out)
+        assert result.exit_code == 2
+        assert f"holds {name} already" in one_line(result.output)
+        assert (out / name).read_text() == "earlier"
+
+
+def test_a_malicious_pickle_is_refused(there, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return __import__("os").mkdir, (str(tmp_path / "proof"),)
+
+    torch.save({"0.weight": Malicious()}, tmp_path / "bad.pt")
+    result = run(tmp_path / "out", weights=tmp_path / "bad.pt")
+    assert result.exit_code == 2
+    assert "could run code" in one_line(result.output)
+    assert not (tmp_path / "proof").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_take_the_type_of_their_field():
+    fine = build_method("fine-tune", ["epochs=3", "lr=1", "anchor=2e-3"], seed=5, batch_size=None, params=["a"])
+    assert (fine.epochs, fine.lr, fine.anchor, fine.seed, fine.params) == (3, 1.0, 2e-3, 5, ["a"])
+    assert type(fine.lr) is float
+    assert fine.batch_size == FineTune().batch_size
+    assert build_method("first-order", ["tau=auto"]).tau == "auto"
+    first = build_method("first-order", ["tau=0.5", "points_per_step=none", "points=forget"])
+    assert isinstance(first, FirstOrder)
+    assert (first.tau, first.points_per_step, first.points) == (0.5, None, "forget")
+    with pytest.raises(ValueError, match=r"epochs=2\.5: expected int"):
+        build_method("fine-tune", ["epochs=2.5"])
+    with pytest.raises(ValueError, match="second-order has no such option; it has"):
+        build_method("second-order", ["solver=LiSSA()"])
+
+
+def test_parameters():
+    assert parameters(None) is None
+    assert parameters("last:6") == "last:6"
+    assert parameters("0.weight, 0.bias") == ["0.weight", "0.bias"]

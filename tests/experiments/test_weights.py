@@ -1,0 +1,183 @@
+import copy
+import hashlib
+import io
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from unlearnx.experiments.weights import Weights, tensor_hash
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4))
+
+
+def saved(model, file, nest=None):
+    """Writes the weights in the format of the file's ending."""
+    if file.suffix == ".safetensors":
+        safetensors.save_file(model.state_dict(), file, {"format": "pt"})
+    else:
+        torch.save({nest: model.state_dict(), "epoch": 3} if nest else model.state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "nest"),
+    [("a.safetensors", None), ("a.pt", None), ("a.bin", "state_dict"), ("a.pth", "model")],
+)
+def test_round_trip(name, nest, tmp_path):
+    model = network()
+    file = saved(model, tmp_path / name, nest)
+    content = file.read_bytes()
+    weights = Weights.read(file)
+    assert weights.sha256 == hashlib.sha256(content).hexdigest()
+    assert weights.nest == nest
+    assert weights.left_out == (("epoch",) if nest else ())
+    other = network()
+    weights.load_into(other)
+    assert all(torch.equal(t, model.state_dict()[key]) for key, t in other.state_dict().items())
+
+    with torch.no_grad():
+        other[3].weight.add_(1)
+    other.to(memory_format=torch.channels_last)
+    written = weights.write(other, tmp_path / "new" / "weights")
+    path = written.file
+    assert path.name == ("weights.safetensors" if name.endswith("safetensors") else "weights.pt")
+    assert written.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [f.name for f in path.parent.iterdir()] == [path.name]
+    again = Weights.read(path)
+    assert tensor_hash(again.tensors) == tensor_hash(written.tensors)
+    assert (again.format, again.nest, again.metadata) == (weights.format, nest, weights.metadata)
+    assert tensor_hash(again.tensors) == tensor_hash(other.state_dict()) != tensor_hash(weights.tensors)
+    assert file.read_bytes() == content
+    loaded = network()
+    again.load_into(loaded)
+    assert torch.equal(loaded[3].weight, other[3].weight)
+
+
+def test_metadata_stays(tmp_path):
+    weights = Weights.read(saved(network(), tmp_path / "a.safetensors"))
+    assert weights.metadata == {"format": "pt"}
+    written = weights.write(network(), tmp_path / "b")
+    with safetensors.safe_open(written.file, "pt") as f:
+        assert f.metadata() == {"format": "pt"}
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+
+
+def test_tensors_that_share_their_memory(tmp_path):
+    model, other = Tied(), Tied()
+    safetensors.save_model(model, tmp_path / "a.safetensors")  # holds one of the two
+    weights = Weights.read(tmp_path / "a.safetensors")
+    assert len(weights.tensors) == 3
+    weights.load_into(other)
+    assert torch.equal(other.b.weight, model.a.weight)
+    written = weights.write(model, tmp_path / "b")
+    assert Weights.read(written.file).tensors.keys() == weights.tensors.keys()
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    Weights.read(tmp_path / "a.pt").load_into(Tied())
+
+
+class Malicious:
+    """Its pickle makes a folder when it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def archive(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def old_format(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("write", [archive, old_format, pickle.dumps])
+def test_code_is_not_run(write, tmp_path):
+    state = {"0.weight": torch.zeros(2), "hidden": Malicious(tmp_path / "proof")}
+    (tmp_path / "a.pt").write_bytes(write(state))
+    with pytest.raises(ValueError, match="holds more than tensors, or is damaged"):
+        Weights.read(tmp_path / "a.pt")
+    assert not (tmp_path / "proof").exists()
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "proof")))
+    assert (tmp_path / "proof").exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (archive(nn.Linear(2, 2)), r"refers to torch.nn.modules.linear.Linear, which could run code"),
+        (archive([torch.zeros(2)]), "holds list, expected a state dict"),
+        (archive({}), "holds no weights"),
+        (archive({"a": 1}), "entry 'a' is int, expected a name with a dense tensor"),
+        (archive({0: torch.zeros(2)}), "entry 0 is"),
+        (archive({"a": torch.eye(2).to_sparse()}), "entry 'a' is torch.sparse_coo"),
+        (archive({"a": torch.zeros(9)})[:-60], "damaged"),
+        (safetensors.save({"a": torch.zeros(9)})[:-4], "damaged safetensors file"),
+        (b"\x80\x04nonsense", "damaged"),
+        (b"GGUF" + bytes(60), "neither a safetensors file nor one that torch.save wrote"),
+        (b"", "neither"),
+    ],
+)
+def test_refused_files(content, message, tmp_path):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Weights.read(tmp_path / "a")
+    assert str(tmp_path / "a") in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="b: no such file"):
+        Weights.read(tmp_path / "b")
+
+
+def test_torchscript_is_refused(tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="TorchScript"):
+        Weights.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("3.bias"), "weights are missing: 3.bias"),
+        (lambda state: state.update(extra=torch.zeros(2)), "the model has no weights: extra"),
+        (lambda state: state.update({"3.bias": torch.zeros(5)}), r"'3.bias' is torch.float32 of shape \[5\], expected"),
+        (lambda state: state.update({"3.bias": torch.zeros(4).half()}), "'3.bias' is torch.float16 of shape"),
+        (lambda state: [state.pop(key) for key in list(state)[:6]], "0.weight, 0.bias.* and 1 more"),
+    ],
+)
+def test_weights_of_another_model(change, message, tmp_path):
+    model = network()
+    state, before = dict(model.state_dict()), copy.deepcopy(model.state_dict())
+    change(state)
+    torch.save(state, tmp_path / "a.pt")
+    weights = Weights.read(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"a.pt: does not fit the model: .*{message}"):
+        weights.load_into(model)
+    assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
+
+
+def test_hash_of_tensors():
+    a, b = torch.arange(6.0).reshape(2, 3), torch.tensor(7)
+    expected = hashlib.sha256()
+    expected.update(b"a torch.float32 [2, 3]\n" + a.numpy().tobytes() + b"b torch.int64 []\n" + b.numpy().tobytes())
+    assert tensor_hash({"b": b, "a": a}) == expected.hexdigest()
+    assert tensor_hash({"a": a.t().contiguous().t(), "b": b}) == expected.hexdigest()
+    assert tensor_hash({"a": a.reshape(3, 2), "b": b}) != expected.hexdigest()
+    assert tensor_hash({"a": torch.zeros(2, dtype=torch.bfloat16)}) != tensor_hash({"a": torch.zeros(2).half()})

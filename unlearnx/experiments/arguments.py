@@ -1,0 +1,173 @@
+"""What the words of a command line stand for: functions of the user, indices in files, options of methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnx.methods import METHODS, Method
+
+PLAIN = (bool, int, float, str)  # types that a word can be read as, in the order in which that is tried
+WORDS = {"true": True, "false": False}
+# Fields that options of the command itself set.
+COMMON = {"params": "--params", "batch_size": "--batch-size", "seed": "--seed", "progress": "--progress"}
+
+
+def factory(argument: str, value: str) -> Callable[[], Any]:
+    """The function that ``module:function`` names; modules are looked for in the current directory first.
+
+    Calling it raises ValueError, with the place, where the function itself fails.
+
+    Args:
+        argument: what errors call the value, such as ``--model``.
+        value: such as ``model:build``; dots may lead into objects.
+
+    Raises:
+        ValueError: it is not of this form, there is no such module or function, or importing the module fails.
+    """
+    module_name, _, path = value.partition(":")
+    if not module_name or not path:
+        raise ValueError(f"{argument} is {value!r}, expected module:function, such as model:build")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    found: Any = _import(argument, value, module_name)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{argument} is {value!r}, but {module_name} has no {path!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{argument} is {value!r}, which is {type(found).__name__}, expected a function or class")
+
+    def call() -> Any:
+        try:
+            return found()
+        except Exception as error:
+            raise _failure(argument, value, error) from error
+
+    return call
+
+
+def _import(argument: str, value: str, name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent is not None and f"{name}.".startswith(f"{absent}."):  # not one that the module itself imports
+            raise ValueError(
+                f"{argument} is {value!r}, but there is no module {absent!r} in {os.getcwd()} or among those installed"
+            ) from error
+        raise _failure(argument, value, error) from error
+
+
+def _failure(argument: str, value: str, error: Exception) -> ValueError:
+    """What went wrong in the user's code, and where."""
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    where = f" at {places[-1].filename}, line {places[-1].lineno}" if places else ""
+    return ValueError(f"{argument} {value}: failed{where}: {type(error).__name__}: {error}")
+
+
+def read_indices(file: Path) -> Tensor:
+    """The indices in `file`, int64 (N,): a .npy file of integers, or a text with one on each line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else, or nothing.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    return _read_npy(file) if file.suffix == ".npy" else _read_lines(file)
+
+
+def _read_npy(file: Path) -> Tensor:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{file}: is no array that can be read: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 1:
+        found = f"{array.dtype} of shape {list(array.shape)}" if isinstance(array, np.ndarray) else "several arrays"
+        hint = "; of a mask, save mask.nonzero()[0]" if found.startswith("bool") else ""
+        raise ValueError(f"{file}: holds {found}, expected indices, integers (N,){hint}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _read_lines(file: Path) -> Tensor:
+    try:
+        lines = file.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: is neither a .npy file nor a text with one index on each line") from error
+    indices = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                indices.append(int(line))
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: is {line.strip()!r}, expected an integer") from error
+    return torch.tensor(indices, dtype=torch.int64)
+
+
+def parameters(value: str | None) -> str | list[str] | None:
+    """Parameters as methods take them: "last:K", or names with commas between them."""
+    return value if value is None or value.startswith("last:") else [name.strip() for name in value.split(",")]
+
+
+def build_method(name: str, options: Sequence[str], **common: Any) -> Method:
+    """The method of that name on the command line.
+
+    Args:
+        name: a key of :data:`unlearnx.methods.METHODS`.
+        options: ``field=value`` of its dataclass, read by the type of the field.
+        common: fields that are set already; None leaves the method's default.
+
+    Raises:
+        ValueError: there is no such method or field, or the value does not fit.
+    """
+    if name not in METHODS:
+        raise ValueError(f"--method is {name!r}, expected one of {', '.join(METHODS)}")
+    kinds = _kinds(METHODS[name])
+    values = {field: value for field, value in common.items() if value is not None}
+    for option in options:
+        field, equals, word = option.partition("=")
+        if not equals:
+            raise ValueError(f"--option is {option!r}, expected name=value")
+        if field in COMMON:
+            raise ValueError(f"--option {option}: use {COMMON[field]}")
+        if field not in kinds:
+            raise ValueError(f"--option {option}: {name} has no such option; it has {', '.join(kinds) or 'none'}")
+        values[field] = _read(option, word, kinds[field])
+    return METHODS[name](**values)
+
+
+def _kinds(method: type[Method]) -> dict[str, tuple[type, ...]]:
+    """The fields of a method that a word can set, with the types that each may have."""
+    hints = typing.get_type_hints(method)
+    kinds = {}
+    for field in dataclasses.fields(method):
+        allowed = typing.get_args(hints[field.name]) or (hints[field.name],)
+        if field.name not in COMMON and all(kind in (*PLAIN, type(None)) for kind in allowed):
+            kinds[field.name] = allowed
+    return kinds
+
+
+def _read(option: str, word: str, kinds: tuple[type, ...]) -> Any:
+    if type(None) in kinds and word.lower() == "none":
+        return None
+    for kind in PLAIN:
+        if kind in kinds:
+            try:
+                return WORDS[word.lower()] if kind is bool else kind(word)
+            except (KeyError, ValueError):
+                continue
+    names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise ValueError(f"--option {option}: expected {names}")

@@ -1,0 +1,107 @@
+"""How audits of single unlearning runs are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from unlearnx.experiments.report.frame import Page
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """A measure as it is shown; shares are shown in per cent."""
+
+    key: str
+    title: str
+    share: bool = True
+
+    def show(self, measures: dict[str, float | None]) -> str:
+        value = measures.get(self.key)
+        if value is None:
+            return "-"
+        return f"{100 * value:.2f} %" if self.share else f"{value:.4f}"
+
+
+_ACCURACIES = {"forget": "points to forget", "retain": "points that stay", "test": "test", "test_forgotten": "test"}
+_ATTACKS = {
+    "mia_salun": "SalUn: called non-members",
+    "mia_ssd": "SSD: called members",
+    "mia_starter_kit": "starter kit: told from test data",
+}
+
+
+def page(audit: dict[str, Any]) -> Page:
+    """The page: what was asked for and done, measures before and after, how far the weights moved, all hashes."""
+    return Page(
+        "audit.html",
+        {},
+        {
+            "columns": list(audit["measures"]),
+            "rows": [(m.title, [m.show(values) for values in audit["measures"].values()]) for m in _measures(audit)],
+            "cards": _cards(audit),
+            "hashes": _hashes(audit),
+            "settings": {k: v for k, v in audit["method"]["settings"].items() if k not in ("seed", "progress")},
+        },
+    )
+
+
+def table(audit: dict[str, Any]) -> Table:
+    """Measures before and after, for the terminal."""
+    from rich.table import Table
+
+    table = Table(title=f"{audit['request']['points']:,} of {audit['request']['of']:,} points to forget")
+    table.add_column("measure")
+    for model in audit["measures"]:
+        table.add_column(model, justify="right")
+    for measure in _measures(audit):
+        table.add_row(measure.title, *(measure.show(values) for values in audit["measures"].values()))
+    return table
+
+
+def _measures(audit: dict[str, Any]) -> list[_Measure]:
+    """The measures that the audit has, as they are shown."""
+    c = audit["request"]["class"]
+    places = dict(_ACCURACIES)
+    if c is not None:
+        places |= {"test": "test, the other classes", "test_forgotten": f"test, class {c}"}
+    shown = [_Measure(f"{key}_accuracy", f"accuracy, {title}") for key, title in places.items()]
+    shown += [_Measure(f"{key}_loss", f"mean loss, {title}", share=False) for key, title in places.items()]
+    shown += [_Measure(key, title) for key, title in _ATTACKS.items()]
+    return [measure for measure in shown if measure.key in audit["measures"]["before"]]
+
+
+def _cards(audit: dict[str, Any]) -> list[tuple[str, str]]:
+    """Values with their meaning, for those who read nothing else."""
+    before, after = (audit["measures"].get(name) for name in ("before", "after"))
+    rest = ", the other classes" if audit["request"]["class"] is not None else ""
+    titles = {
+        "forget_accuracy": "accuracy on the points to forget",
+        "retain_accuracy": "accuracy on the points that stay",
+        "test_accuracy": f"accuracy on test data{rest}",
+        "mia_salun": "of the points to forget taken for unseen (SalUn's attack)",
+    }
+    cards = []
+    for key, title in titles.items():
+        if before.get(key) is not None:
+            values = [f"{100 * m[key]:.1f}" for m in (before, after) if m is not None and m[key] is not None]
+            cards.append((" → ".join(values) + " %", title + ("" if after is None else ", before and after")))
+    return cards
+
+
+def _hashes(audit: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was hashed, and its SHA-256."""
+    rows = []
+    for name, entry in audit["weights"].items():
+        if entry is not None:
+            rows.append((f"weights {name}: the file {entry['file']}", entry["sha256"]))
+            rows.append((f"weights {name}: tensors", entry["tensors_sha256"]))
+    for name, title in {"train": "training data", "forget": "points to forget", "test": "test data"}.items():
+        entry = audit["data"][name]
+        if entry is not None:
+            rows.append((f"{title}: {entry['samples']:,} samples", entry["sha256"]))
+    rows.append(("list of indices to forget", audit["request"]["sha256"]))
+    return rows

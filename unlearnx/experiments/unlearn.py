@@ -1,0 +1,249 @@
+"""Unlearning in a model of the user's own, with an audit of what was done and of what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from unlearnx._data import Data, materialize
+from unlearnx.experiments import report
+from unlearnx.experiments.judge import Judge, scores_of
+from unlearnx.experiments.runs import default_device, describe
+from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
+from unlearnx.methods import Method, Request, Retrain
+
+LISTED = 10  # indices, and tensors that moved, that an audit lists
+RESULTS = ("audit.json", "audit.html", "weights.safetensors", "weights.pt")
+
+Log = Callable[[str], None]
+
+
+def unlearn(
+    *,
+    model_factory: Callable[[], nn.Module],
+    weights: Path,
+    data: Data,
+    method: Method,
+    out: Path,
+    forget: Sequence[int] | Tensor | None = None,
+    forget_class: int | None = None,
+    test: Data | None = None,
+    retrained: Path | None = None,
+    device: torch.device | str | None = None,
+    command: str = "unlearnx.experiments.unlearn",
+    log: Log = lambda line: None,
+) -> dict[str, Any]:
+    """Make a trained classifier forget; write its new weights and an audit.
+
+    ``out`` then holds ``weights.safetensors`` or ``weights.pt``, in the format of the weights given, and ``audit.json``
+    and ``audit.html``. Where the method was not applied there are no weights, and the audit says why.
+
+    Args:
+        model_factory: builds the model, class scores (N, classes), whatever its weights.
+        weights: those that it was trained to (see :class:`unlearnx.experiments.weights.Weights`).
+        data: what it was trained on, classes as labels; of a DataLoader its dataset, in the order of that.
+        method: how to forget; ``Retrain`` starts from models of the factory.
+        out: folder that holds no audit or weights of such a run yet.
+        forget: indices into the data; either this or `forget_class` is given.
+        forget_class: class all points of which are to be forgotten.
+        test: data that the model was not trained on; without it there are no membership attacks.
+        retrained: weights of a model that was trained without the points to forget, to compare with.
+        device: where to compute; None for the GPU where there is one.
+        command: what the audit calls the command of this run.
+        log: is called with a line for each thing that happens.
+
+    Returns:
+        The audit: what audit.json holds.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: weights, model and data do not go together, the indices are not those of some of the data, or `out`
+            holds results already; and as for the method.
+    """
+    started = datetime.now(timezone.utc)
+    _check_unused(out)
+    where = _device(device)
+    stored = Weights.read(Path(weights))
+    model = _built(model_factory, stored, where)
+    other = None if retrained is None else Weights.read(Path(retrained))
+    reference = None if other is None else _built(model_factory, other, where)
+    x, y = _pair("data", data)
+    request = _request(x, y, forget, forget_class)
+    held_out = None if test is None else _pair("test", test)
+    for name, pair in (("data", (x, y)), ("test", held_out)):
+        if pair is not None:
+            _check_fits(name, model, *pair)
+    judge = Judge(method, request, held_out, forget_class)
+
+    log(f"{len(request.forget):,} of {len(x):,} points to forget")
+    models, measures = {"before": model}, {"before": judge.measure(model)}
+    ready = replace(method, factory=model_factory) if isinstance(method, Retrain) and not method.factory else method
+    outcome = ready(model, request)
+    applied = bool(outcome.info["applied"])
+    log(f"{type(method).__name__}: {'applied' if applied else 'not applied'} after {outcome.seconds:.1f} s")
+    if applied:
+        models["after"], measures["after"] = outcome.model, judge.measure(outcome.model)
+    if reference is not None:
+        models["retrained"], measures["retrained"] = reference, judge.measure(reference)
+
+    audit = {
+        "request": _described(request, forget_class),
+        "method": {
+            "name": type(method).__name__,
+            "description": describe(method),
+            "settings": {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method)},
+            "seed": method.seed,
+        },
+        "applied": applied,
+        "reason": outcome.info.get("reason"),
+        "seconds": outcome.seconds,
+        "gradient_evaluations": outcome.gradient_evaluations,
+        "info": outcome.info,
+        "measures": measures,
+        "distances": judge.distances(models),
+        "gap": judge.gaps(measures),
+        "warning": judge.warning(models),
+        "notes": judge.notes,
+        "moved": _moved(state_tensors(model), state_tensors(outcome.model)),
+        "weights": {
+            "before": {**_identity(stored), "left_out": stored.left_out},
+            "after": _identity(stored.write(outcome.model, out / "weights")) if applied else None,
+            "retrained": None if other is None else _identity(other),
+        },
+        "data": {
+            "train": _fingerprint(x, y),
+            "forget": _fingerprint(x[request.forget], y[request.forget]),
+            "test": None if held_out is None else _fingerprint(*held_out),
+        },
+        "device": str(where),
+        "date": started.isoformat(timespec="seconds"),
+        "command": command,
+        "environment": report.environment(),
+    }
+    report.write_audit(audit, out)
+    return audit
+
+
+def _check_unused(out: Path) -> None:
+    for name in RESULTS:
+        if (out / name).exists():
+            raise ValueError(f"out: {out} holds {name} already, expected a folder without results")
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return default_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {str(device)!r}: {str(error).splitlines()[0]}") from error
+    return torch.device(device)
+
+
+def _built(factory: Callable[[], nn.Module], weights: Weights, device: torch.device) -> nn.Module:
+    """A model of the factory with these weights, in eval mode."""
+    with torch.random.fork_rng():
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model_factory: gave {type(model).__name__}, expected a torch.nn.Module")
+    weights.load_into(model)
+    return model.to(device).eval()
+
+
+def _pair(name: str, data: Data) -> tuple[Tensor, Tensor]:
+    """All samples and labels, in the order of the dataset: what is hashed is what is used."""
+    try:
+        x, y = materialize(data.dataset if isinstance(data, DataLoader) else data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: cannot be read as samples (x, y): {error}") from error
+    if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"{name}: labels are {y.dtype} of shape {list(y.shape)}, expected class indices (N,)")
+    return x, y.long()
+
+
+def _request(x: Tensor, y: Tensor, forget: Sequence[int] | Tensor | None, forget_class: int | None) -> Request:
+    if (forget is None) == (forget_class is None):
+        raise ValueError(f"forget, forget_class: {'neither' if forget is None else 'both'} given, expected one of them")
+    if forget is not None:
+        return Request.remove((x, y), forget)
+    assert forget_class is not None
+    return Request.remove_class((x, y), forget_class)
+
+
+def _check_fits(name: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    try:
+        scores, _ = scores_of(model, (x[:2], y[:2]), 2)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{name}: the model cannot read samples of shape {list(x.shape[1:])} and {x.dtype}: {error}"
+        ) from error
+    if scores.dim() != 2 or scores.shape[1] < 2:
+        raise ValueError(
+            f"model_factory: the model gives scores of shape {list(scores.shape)}, expected (N, classes), two or more"
+        )
+    outside = y[(y < 0) | (y >= scores.shape[1])]
+    if len(outside):
+        raise ValueError(f"{name}: label {int(outside[0])} is out of range for the model's {scores.shape[1]} classes")
+
+
+def _described(request: Request, forget_class: int | None) -> dict[str, Any]:
+    indices = request.forget
+    return {
+        "kind": "indices" if forget_class is None else "class",
+        "class": forget_class,
+        "points": len(indices),
+        "of": len(request.retain) + len(indices),
+        "first": indices[:LISTED].tolist(),
+        "sha256": hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return getattr(value, "__name__", None) or str(value)
+
+
+def _identity(weights: Weights) -> dict[str, str]:
+    return {
+        "file": str(weights.file),
+        "format": weights.format,
+        "sha256": weights.sha256,
+        "tensors_sha256": tensor_hash(weights.tensors),
+    }
+
+
+def _fingerprint(x: Tensor, y: Tensor) -> dict[str, Any]:
+    return {"samples": len(x), "sha256": tensor_hash({"x": x, "y": y})}
+
+
+def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How far the weights went, in L2 norm: all of them, and the tensors that went farthest."""
+    rows = []
+    for name, old in before.items():
+        if old.is_floating_point():
+            distance, norm = (t.double().norm().item() for t in (after[name].double() - old.double(), old))
+            rows.append(
+                {"name": name, "values": old.numel(), "l2": distance, "relative": distance / norm if norm else None}
+            )
+    rows.sort(key=lambda row: -row["l2"])
+    return {
+        "l2": math.sqrt(sum(row["l2"] ** 2 for row in rows)),
+        "norm": math.sqrt(sum(t.double().square().sum().item() for t in before.values() if t.is_floating_point())),
+        "changed": sum(not torch.equal(after[name], old) for name, old in before.items()),
+        "tensors": len(before),
+        "farthest": [row for row in rows[:LISTED] if row["l2"] > 0],
+    }

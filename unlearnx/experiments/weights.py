@@ -1,0 +1,201 @@
+"""Files of weights: read without running what is in them, written whole or not at all, told apart by their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._extras import extra
+from unlearnx._files import write_atomically
+
+NESTS = ("state_dict", "model")  # where checkpoints keep their weights
+LISTED = 5  # names that a message gives
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that a file holds, and what it takes to write others like them.
+
+    Attributes:
+        file: where they were read.
+        tensors: by name, on the CPU.
+        format: ``"safetensors"`` or ``"torch"``.
+        sha256: of the bytes of the file.
+        nest: entry of the checkpoint that held them; None where they were all of it.
+        left_out: the checkpoint's other entries, such as ``optimizer``. They are neither used nor written again: they
+            may remember the points to forget.
+        metadata: the texts that a safetensors file carries along.
+    """
+
+    file: Path
+    tensors: dict[str, Tensor]
+    format: str
+    sha256: str
+    nest: str | None = None
+    left_out: tuple[str, ...] = ()
+    metadata: dict[str, str] | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> Weights:
+        """The weights in `file`: a safetensors file, or what ``torch.save`` made of a state dict.
+
+        Nothing in the file is run: pickles are read for tensors and plain values alone
+        (``torch.load(weights_only=True)``).
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is neither of the two, damaged, or holds something other than weights.
+            ImportError: it is a safetensors file, and safetensors is not installed.
+        """
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file")
+        content = file.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if _is_safetensors(content):
+            tensors, metadata = _read_safetensors(file, content)
+            return cls(file, _checked(file, tensors), "safetensors", sha256, metadata=metadata)
+        if content.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive or a pickle: what torch.save makes, or made
+            state, nest, left_out = _unnested(_read_torch(file, content))
+            return cls(file, _checked(file, state), "torch", sha256, nest, left_out)
+        raise ValueError(f"{file}: is neither a safetensors file nor one that torch.save wrote")
+
+    def load_into(self, model: nn.Module) -> None:
+        """Give `model` these weights.
+
+        Raises:
+            ValueError: names, shapes or dtypes are not those of the model.
+        """
+        own = state_tensors(model)
+        # Of tensors that share their memory a safetensors file holds one.
+        held = {_place(own[name]) for name in self.tensors if name in own}
+        missing = [name for name, t in own.items() if name not in self.tensors and _place(t) not in held]
+        unexpected = [name for name in self.tensors if name not in own]
+        for names, what in ((missing, "weights are missing"), (unexpected, "the model has no weights")):
+            if names:
+                raise ValueError(f"{self.file}: does not fit the model: {what}: {_listed(names)}")
+        for name, tensor in self.tensors.items():
+            found, expected = (f"{t.dtype} of shape {list(t.shape)}" for t in (tensor, own[name]))
+            if found != expected:
+                raise ValueError(f"{self.file}: does not fit the model: {name!r} is {found}, expected {expected}")
+        model.load_state_dict(self.tensors, strict=False)
+
+    def write(self, model: nn.Module, stem: Path) -> Weights:
+        """Write the weights of `model` as this file holds its own: in its format, under its names.
+
+        Args:
+            model: has weights of the same names.
+            stem: path of the new file without the ending, which is that of the format.
+
+        Returns:
+            What was written, and where.
+        """
+        own = state_tensors(model)
+        # A safetensors file takes neither other memory orders nor tensors that share their memory.
+        tensors = {name: own[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in self.tensors}
+        if self.format == "safetensors":
+            content = _safetensors().save(tensors, self.metadata)
+        else:
+            buffer = io.BytesIO()
+            torch.save({self.nest: tensors} if self.nest else tensors, buffer)
+            content = buffer.getvalue()
+        file = stem.with_name(stem.name + (".safetensors" if self.format == "safetensors" else ".pt"))
+        write_atomically(file, lambda f: f.write(content))
+        return replace(self, file=file, tensors=tensors, sha256=hashlib.sha256(content).hexdigest(), left_out=())
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `model`, which must be made of tensors.
+
+    Raises:
+        ValueError: a module keeps some other state.
+    """
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"model: its state {name!r} is {type(value).__name__}, expected tensors alone")
+    return state
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors by name, the same in whatever format, memory order or device they are kept.
+
+    For each name, ascending, it takes in the line ``name dtype [shape]``, such as ``0.weight torch.float32 [4, 8]``,
+    and the values in row-major order, little-endian.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {t.dtype} {list(t.shape)}\n".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _is_safetensors(content: bytes) -> bool:
+    """Whether it starts with the length of a header, 8 bytes, and a header in JSON."""
+    return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8
+
+
+def _read_safetensors(file: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    library = _safetensors()
+    try:
+        tensors = library.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except Exception as error:  # of many kinds: the file may hold anything
+        raise ValueError(f"{file}: is a damaged safetensors file: {error}") from error
+    return tensors, header.get("__metadata__")
+
+
+def _safetensors() -> Any:
+    with extra("a safetensors file", "safetensors"):
+        import safetensors.torch
+    return safetensors.torch
+
+
+def _read_torch(file: Path, content: bytes) -> Any:
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds: the file may hold anything
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it refers to {found[1]}, which could run code" if found else str(error).splitlines()[0]
+        raise ValueError(
+            f"{file}: holds more than tensors, or is damaged: {reason}; expected torch.save(model.state_dict(), ...)"
+        ) from error
+
+
+def _unnested(content: Any) -> tuple[Any, str | None, tuple[str, ...]]:
+    """The state dict in a checkpoint, the entry that held it and the others."""
+    if isinstance(content, Mapping):
+        for nest in NESTS:
+            if isinstance(content.get(nest), Mapping):
+                return content[nest], nest, tuple(str(key) for key in content if key != nest)
+    return content, None, ()
+
+
+def _checked(file: Path, state: Any) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping) or not state:
+        what = "no weights" if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"{file}: holds {what}, expected a state dict")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+            kind = type(value).__name__ if not isinstance(value, Tensor) else value.layout
+            raise ValueError(f"{file}: entry {name!r} is {kind}, expected a name with a dense tensor")
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _place(t: Tensor) -> tuple[int, torch.Size]:
+    return t.data_ptr(), t.shape
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,0 +1,51 @@
+"""Unlearning by bad teaching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unlearnx._checks import check_share
+from unlearnx._data import materialize
+from unlearnx.methods.base import Work
+from unlearnx.methods.distillation import Teacher, random_network
+from unlearnx.methods.trained import TrainedMethod
+
+
+@dataclass
+class BadTeacher(TrainedMethod):
+    """Imitate a network with random weights on the forget set, and the original model on a share of the other points.
+
+    Args:
+        epochs: passes over the forget set and the share of the rest.
+        lr: peak learning rate.
+        retain_share: share of the corrected data, or of the points that stay, that is rehearsed.
+        temperature: of the outputs compared.
+
+    Raises:
+        ValueError: ``retain_share`` is not in [0, 1], or a module of the model cannot be reset.
+
+    Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023.
+    """
+
+    epochs: int = 2
+    lr: float = 1e-3
+    retain_share: float = 0.3
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(retain_share=self.retain_share)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, expected a number > 0")
+
+    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+        (forgotten, _), (x, _) = materialize(work.request.forget_set), materialize(work.target)
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
+        x = torch.cat([forgotten, x[chosen[: round(self.retain_share * len(x))]]])
+        lesson = Teacher(work.model, x, self, self.temperature)
+        bad = Teacher(random_network(work.model, self.seed), forgotten, self, self.temperature)
+        lesson.log_p[: len(forgotten)] = bad.log_p
+        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(len(x))), loss_fn=lesson.divergence)

@@ -1,0 +1,70 @@
+"""Outputs of a teacher, and how far a student is from them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unlearnx._checks import model_device
+from unlearnx._data import batches, channels_last
+from unlearnx._losses import SampleLoss
+from unlearnx._modes import evaluating
+from unlearnx.methods.base import Method, Work
+from unlearnx.methods.retrain import reset_parameters
+
+
+class Teacher:
+    """Log-probabilities of a model on fixed samples, taken once.
+
+    A student's outputs (n, classes, ...) are compared with them by :meth:`divergence`, the samples being given by their
+    numbers, which training passes in the place of labels.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, method: Method, temperature: float = 1.0):
+        device = model_device(model)
+        dtype = method.autocast
+        self.temperature = temperature
+        with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            parts = [model(channels_last(part)).float() for part, _ in batches((x, x), method.batch_size, device)]
+        self.log_p = F.log_softmax(torch.cat(parts) / temperature, 1)
+
+    def divergence(self, output: Tensor, number: Tensor) -> Tensor:
+        """``T^2 KL(teacher || student)`` at temperature T of every sample, in nats: (n,).
+
+        Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
+        """
+        log_q = F.log_softmax(output / self.temperature, 1)
+        pointwise = F.kl_div(log_q, self.log_p[number], reduction="none", log_target=True).sum(1)
+        positions = pointwise.flatten(1) if pointwise.dim() > 1 else pointwise[:, None]
+        return self.temperature**2 * positions.mean(1)
+
+
+def random_network(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of `model` that has learned nothing, in eval mode.
+
+    Raises:
+        ValueError: a module has parameters and no ``reset_parameters()``.
+    """
+    network = copy.deepcopy(model).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        reset_parameters(network)
+    return network
+
+
+def labels_and_teacher(
+    work: Work, labels: Tensor, teacher: Teacher, *, label_weight: float, teacher_weight: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss of outputs and sample numbers: ``label_weight * loss + teacher_weight * KL``, a mean over the samples."""
+    loss = SampleLoss(work.method.loss_fn)
+    labels = labels.to(model_device(work.model))
+
+    def combined(output: Tensor, number: Tensor) -> Tensor:
+        labelled = loss.total(output, labels[number]) / len(output)
+        return label_weight * labelled + teacher_weight * teacher.divergence(output, number).mean()
+
+    return combined

@@ -1,0 +1,83 @@
+"""Climbing the loss of the points to forget, alone or while holding that of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnx._checks import check_share, model_device
+from unlearnx._data import materialize
+from unlearnx._losses import SampleLoss
+from unlearnx.methods.base import Work
+from unlearnx.methods.trained import TrainedMethod
+
+
+@dataclass
+class GradientAscent(TrainedMethod):
+    """Climb the loss of the forget set. BatchNorm statistics stay as they are.
+
+    Args:
+        epochs: passes over the forget set.
+        lr: peak learning rate.
+
+    Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020 ("negative gradient");
+    Thudi et al., "Unrolling SGD", EuroS&P 2022.
+    """
+
+    epochs: int = 5
+    lr: float = 1e-3
+
+    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+        loss = SampleLoss(self.loss_fn)
+
+        def climb(output: Tensor, y: Tensor) -> Tensor:
+            return -loss.total(output, y) / len(output)
+
+        data = materialize(work.request.forget_set)
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, still=True)
+
+
+@dataclass
+class NegGrad(TrainedMethod):
+    """Descend the mean loss of the corrected data, or of the points that stay, and climb that of the forget set.
+
+    Args:
+        epochs: passes over both.
+        lr: peak learning rate.
+        weight: of the points that stay, that of the forget set being ``1 - weight``.
+
+    Raises:
+        ValueError: ``weight`` is not in [0, 1].
+
+    Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023 ("NegGrad+").
+    """
+
+    epochs: int = 2
+    lr: float = 1e-3
+    weight: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(weight=self.weight)
+
+    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+        (x, y), (x_old, y_old) = materialize(work.target), materialize(work.request.forget_set)
+        labels = torch.cat([y, y_old]).to(model_device(work.model))
+        total, stays = len(x) + len(x_old), len(x)
+        loss = SampleLoss(self.loss_fn)
+
+        def both(output: Tensor, number: Tensor) -> Tensor:
+            result = output.new_zeros(())
+            for members, weight in (
+                (number < stays, self.weight * total / stays),
+                (number >= stays, (self.weight - 1) * total / len(x_old)),
+            ):
+                if members.any():
+                    result = result + weight * loss.total(output[members], labels[number[members]])
+            return result / len(output)
+
+        data = (torch.cat([x, x_old]), torch.arange(total))
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=both)

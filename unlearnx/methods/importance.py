@@ -1,0 +1,90 @@
+"""How much every parameter matters to the points to forget and to those that stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlearnx._data import Data, size
+from unlearnx._losses import Loss
+from unlearnx._vectors import Vector
+from unlearnx.curvature.fisher import FISHER_TYPES, fisher_diagonal
+from unlearnx.methods.base import Method, Work
+
+IMPORTANCES = (*FISHER_TYPES, "label_free")
+
+
+def check_importance(fisher_type: str) -> None:
+    """Refuse an unknown kind of importance.
+
+    Raises:
+        ValueError: it is none of IMPORTANCES.
+    """
+    if fisher_type not in IMPORTANCES:
+        raise ValueError(f"fisher_type is {fisher_type!r}, expected one of {', '.join(IMPORTANCES)}")
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Mean importances of the chosen parameters over the forget set, the retain set and both together."""
+
+    forget: Vector
+    retain: Vector
+    full: Vector
+
+    @classmethod
+    def measure(cls, method: Method, work: Work, fisher_type: str) -> Importance:
+        """Measure them on the model as it is; no point is visited twice.
+
+        Args:
+            method: whose arguments decide how.
+            work: the model and the request.
+            fisher_type: as in :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
+                the squared length of a sample's output, which needs no labels. With ``"batch"`` the full set is
+                visited anew, since its batches are not those of its parts.
+        """
+        request, n = work.request, size(work.request.dataset)
+        if fisher_type == "batch":
+            forget, retain, full = (
+                _diagonal(method, work, data, "batch", "mean")
+                for data in (request.forget_set, request.retain_set, request.dataset)
+            )
+            return cls(forget, retain, full)
+        forget, retain = (
+            _diagonal(method, work, data, fisher_type, "sum") for data in (request.forget_set, request.retain_set)
+        )
+        full = {name: forget[name] + retain[name] for name in work.names}
+        m = len(request.forget)
+        return cls(_divided(forget, m), _divided(retain, n - m), _divided(full, n))
+
+
+def output_length(output: Tensor, _: Tensor) -> Tensor:
+    """Squared length of every sample's output, (N,).
+
+    Source: Aljundi et al., "Memory Aware Synapses", ECCV 2018; Foster et al., "Loss-Free Machine Unlearning", 2024.
+    """
+    return output.square().flatten(1).sum(1)
+
+
+def _diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction: str) -> Vector:
+    work.gradient_evaluations += size(data)
+    label_free = fisher_type == "label_free"
+    loss: Loss = output_length if label_free else method.loss_fn
+    return fisher_diagonal(
+        work.model,
+        loss,
+        data,
+        params=work.names,
+        fisher_type="empirical" if label_free else fisher_type,
+        reduction=reduction,
+        batch_size=method.batch_size,
+        compute_dtype=method.autocast,
+        generator=torch.Generator().manual_seed(method.seed),
+        progress=method.progress,
+    )
+
+
+def _divided(vector: Vector, n: int) -> Vector:
+    return {name: t / n for name, t in vector.items()}

@@ -1,0 +1,78 @@
+"""Several methods one after the other: impair, then recover."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from unlearnx._checks import check_at_least_zero
+from unlearnx.methods.base import Method, NotApplied, Outcome, refuse_harm
+from unlearnx.methods.request import Request
+
+
+@dataclass
+class Pipeline:
+    """Apply methods one after the other and judge what comes out at the end: ``Pipeline([SSD(), FineTune()])``.
+
+    The outcome's ``info["stages"]`` holds what every stage has to say. A stage that is not applied hands on the model
+    that it was given.
+
+    Args:
+        stages: the methods. What they allow the loss to rise by does not count: the last model is judged.
+        max_increase: as of :class:`unlearnx.methods.Method`, from the first model to the last.
+        seed: of every stage; None leaves them their own.
+        progress: show progress bars of every stage (needs ``unlearnx[experiments]``).
+
+    Raises:
+        ValueError: there are no stages, or ``max_increase`` is negative.
+        TypeError: a stage is not a method.
+    """
+
+    stages: Sequence[Method]
+    max_increase: float | None = None
+    seed: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages: is empty, expected at least one method")
+        for stage in self.stages:
+            if not isinstance(stage, Method):
+                raise TypeError(f"stages: {stage!r} is not a method")
+        check_at_least_zero(max_increase=self.max_increase, unbounded=True)
+
+    def __call__(self, model: nn.Module, request: Request) -> Outcome:
+        """Apply the stages to a copy of `model`.
+
+        Raises:
+            ValueError: as the stages do.
+        """
+        common: dict[str, Any] = {"max_increase": math.inf, "progress": self.progress}
+        if self.seed is not None:
+            common["seed"] = self.seed
+        current, outcomes = model, []
+        for stage in self.stages:
+            outcomes.append(replace(stage, **common)(current, request))
+            current = outcomes[-1].model
+        before, after = outcomes[0].info["corrected_loss"][0], outcomes[-1].info["corrected_loss"][1]
+        info: dict[str, Any] = {"stages": [outcome.info for outcome in outcomes]}
+        try:
+            if not any(outcome.info["applied"] for outcome in outcomes):
+                raise NotApplied(outcomes[0].info["reason"])
+            refuse_harm(request, before, after, self.max_increase)
+        except NotApplied as reason:
+            current = copy.deepcopy(model)
+            info.update(applied=False, reason=str(reason), corrected_loss=[before] * 2)
+        else:
+            info.update(applied=True, corrected_loss=[before, after])
+        return Outcome(
+            current,
+            sum(outcome.seconds for outcome in outcomes),
+            sum(outcome.gradient_evaluations for outcome in outcomes),
+            info,
+        )

@@ -1,0 +1,43 @@
+"""Random perturbation of the weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from unlearnx._checks import check_at_least_zero
+from unlearnx.methods.base import Method, Work
+
+
+@dataclass
+class RandomPerturbation(Method):
+    """Add to every parameter tensor normal noise of ``beta`` times the standard deviation of its values.
+
+    The noise harms whatever the model knows: follow it by further training,
+    ``Pipeline([RandomPerturbation(), FineTune()])``. Its result is therefore applied whatever the loss that comes out.
+
+    Args:
+        beta: size of the noise.
+
+    Raises:
+        ValueError: ``beta`` is negative or not finite.
+    """
+
+    beta: float = 0.5
+    max_increase: float | None = field(default=math.inf, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_zero(beta=self.beta)
+
+    @torch.no_grad()
+    def _apply(self, work: Work, info: dict[str, Any]) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        params = dict(work.model.named_parameters())
+        for name in work.names:
+            p = params[name]
+            noise = torch.randn(p.shape, dtype=p.dtype, generator=generator).to(p.device)
+            p.add_(self.beta * p.std(correction=0) * noise)

@@ -1,0 +1,91 @@
+"""SalUn: relabelling the points to forget, with the weights that they do not concern held still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnx._checks import check_share, model_device
+from unlearnx._data import materialize
+from unlearnx._modes import evaluating
+from unlearnx.curvature.gradients import grad_difference
+from unlearnx.methods.base import Work
+from unlearnx.methods.trained import TrainedMethod
+
+
+@dataclass
+class SalUn(TrainedMethod):
+    """Train on the points that stay and on randomly relabelled points to forget, changing only salient weights.
+
+    A weight is salient where the gradient of the forget set's loss is among the largest by magnitude. Where points are
+    corrected, they get their corrected labels instead of random ones.
+
+    Args:
+        epochs: passes over all points.
+        lr: peak learning rate.
+        ratio: share of the chosen parameters that may change.
+
+    Raises:
+        ValueError: ``ratio`` is not in [0, 1], ``weight_decay`` is not 0, or labels to draw are not class indices.
+
+    Source: Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency", ICLR 2024.
+    """
+
+    epochs: int = 3
+    lr: float = 5e-4
+    ratio: float = 0.5
+    weight_decay: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(ratio=self.ratio)
+        if self.weight_decay:
+            raise ValueError(f"weight_decay is {self.weight_decay}, expected 0: it would move the other weights too")
+
+    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+        x, y = materialize(work.target)
+        if work.request.corrected is None:
+            forgotten, labels = materialize(work.request.forget_set)
+            x, y = torch.cat([x, forgotten]), torch.cat([y, self._other_labels(work, forgotten, labels)])
+        masks = self._salient(work)
+        with _masked_gradients(work, masks):
+            self._train(work, info, self.epochs, self.lr, data=(x, y))
+        info["salient_share"] = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+
+    def _other_labels(self, work: Work, x: Tensor, labels: Tensor) -> Tensor:
+        """For every point a class drawn at random from those that are not its own."""
+        if labels.is_floating_point():
+            raise ValueError(f"request: has labels of dtype {labels.dtype}, expected class indices to relabel")
+        with evaluating(work.model):
+            classes = work.model(x[:1].to(model_device(work.model))).shape[1]
+        shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(self.seed))
+        return (labels + shift.to(labels.device)) % classes
+
+    def _salient(self, work: Work) -> dict[str, Tensor]:
+        """True where a weight may change."""
+        forget = work.request.forget_set
+        work.gradient_evaluations += len(work.request.forget)
+        with evaluating(work.model), torch.enable_grad():
+            gradient = grad_difference(work.model, self.loss_fn, forget, params=work.names, batch_size=self.batch_size)
+        size = torch.cat([gradient[name].abs().flatten() for name in work.names])
+        kept = torch.zeros_like(size, dtype=torch.bool)
+        kept[size.topk(round(self.ratio * len(size))).indices] = True
+        parts = kept.split([gradient[name].numel() for name in work.names])
+        return {name: part.view_as(gradient[name]) for name, part in zip(work.names, parts, strict=True)}
+
+
+@contextmanager
+def _masked_gradients(work: Work, masks: dict[str, Tensor]) -> Iterator[None]:
+    """Gradients of the chosen parameters are zero outside of their masks."""
+    params = dict(work.model.named_parameters())
+    handles = [params[name].register_hook(mask.mul) for name, mask in masks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,63 @@
+"""Unlearning by a stochastic teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unlearnx._checks import check_at_least_one, check_at_least_zero
+from unlearnx._data import materialize
+from unlearnx.methods.base import Work
+from unlearnx.methods.distillation import Teacher, labels_and_teacher, random_network
+from unlearnx.methods.trained import TrainedMethod
+
+
+@dataclass
+class StochasticTeacher(TrainedMethod):
+    """Erase by learning from a network with random weights, then rebuild under the eyes of the original model.
+
+    First the model imitates a random network on the forget set; then it learns the corrected data, or the points that
+    stay, by ``loss + alpha * KL(original || model)``.
+
+    Args:
+        alpha: weight of the divergence from the original model's outputs.
+        erase_epochs: passes over the forget set.
+        erase_lr: peak learning rate of erasing.
+        epochs: passes over the data in rebuilding; 0 leaves the model erased.
+        lr: peak learning rate of rebuilding.
+
+    Raises:
+        ValueError: a number is out of range, or a module of the model cannot be reset.
+
+    Source: Zhang et al., "Machine Unlearning by a Stochastic Teacher Network" ("Erasing and Reconstruction"), 2023.
+    """
+
+    alpha: float = 1.0
+    erase_epochs: int = 4
+    erase_lr: float = 2e-3
+    epochs: int = 2
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(erase_epochs=self.erase_epochs)
+        check_at_least_zero(alpha=self.alpha, epochs=self.epochs)
+
+    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+        (forgotten, _), (x, y) = materialize(work.request.forget_set), materialize(work.target)
+        original = Teacher(work.model, x, self) if self.epochs else None
+        stranger = Teacher(random_network(work.model, self.seed), forgotten, self)
+        self._train(
+            work,
+            info,
+            self.erase_epochs,
+            self.erase_lr,
+            data=(forgotten, torch.arange(len(forgotten))),
+            loss_fn=stranger.divergence,
+            still=True,
+        )
+        if original is not None:
+            loss = labels_and_teacher(work, y, original, label_weight=1.0, teacher_weight=self.alpha)
+            self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(len(x))), loss_fn=loss)

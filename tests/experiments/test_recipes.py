@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from unlearnx import methods
 from unlearnx.curvature import ConjugateGradient, LiSSA, NystromPCG
+from unlearnx.experiments.forget import _digits_methods
 from unlearnx.experiments.recipes import from_recipe, to_recipe
-from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Retrain, SecondOrder
+from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Pipeline, RandomPerturbation, Retrain, SecondOrder
 from unlearnx.models import Training, digits_cnn, last_character_loss
 
 CASES = [
@@ -19,6 +19,8 @@ CASES = [
     SecondOrder(ConjugateGradient(iterations=5)),
     SecondOrder(NystromPCG(rank=3), damping=0.5),
     Retrain(factory=digits_cnn),
+    Pipeline([RandomPerturbation(beta=0.1), FineTune(epochs=2)], max_increase=0.25, seed=3),
+    *_digits_methods().values(),
     Training(3, autocast=torch.float16),
     [SSD(), [FineTune()], None, 1.5, "x"],
 ]
@@ -38,17 +40,9 @@ def test_recipe_holds_every_argument_that_matters():
     assert recipe["arguments"]["loss_fn"] == {"function": "torch.nn.functional.cross_entropy"}
 
 
-def test_methods_made_of_methods(monkeypatch):
-    @dataclasses.dataclass
-    class Chain:
-        stages: list
-
-    monkeypatch.setattr(methods, "Chain", Chain, raising=False)
-    monkeypatch.setattr(methods, "__all__", [*methods.__all__, "Chain"])
-    chain = Chain([SSD(alpha=2.0), FineTune()])
-    assert from_recipe(to_recipe(chain)) == chain
-    with pytest.raises(ValueError, match=r"chain\.stages\[1\]\.loss_fn is <function"):
-        to_recipe(Chain([SSD(), FineTune(loss_fn=lambda output, y: output)]), "chain")
+def test_a_stage_that_cannot_be_written_is_named():
+    with pytest.raises(ValueError, match=r"both\.stages\[1\]\.loss_fn is <function"):
+        to_recipe(Pipeline([SSD(), FineTune(loss_fn=lambda output, y: output)]), "both")
 
 
 @dataclasses.dataclass

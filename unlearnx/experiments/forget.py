@@ -22,8 +22,25 @@ from unlearnx.experiments.measures import ATTACKS, Bench, Sets, described
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.report import environment
 from unlearnx.experiments.runs import default_device, describe, slug, untrained
-from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
+from unlearnx.methods import (
+    SCRUB,
+    SSD,
+    BadTeacher,
+    FineTune,
+    FirstOrder,
+    GradientAscent,
+    Method,
+    NegGrad,
+    Pipeline,
+    RandomPerturbation,
+    Request,
+    SalUn,
+    SecondOrder,
+    StochasticTeacher,
+)
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
+
+Methods = dict[str, Method | Pipeline]
 
 REFERENCES = {"original": 0, "retrained": 1000}  # models that are trained, with what is added to the seed
 FEW = ("ssd", "fine-tune", "second-order")  # methods of a study that is not asked to compare them all
@@ -38,7 +55,7 @@ class Sweep:
     values: tuple[float, ...]
 
     @classmethod
-    def parse(cls, text: str, methods: dict[str, Method]) -> Sweep:
+    def parse(cls, text: str, methods: Methods) -> Sweep:
         """Read ``ssd.alpha=2,5,10``, or ``alpha=2,5,10`` where only one of the methods has such a parameter.
 
         Raises:
@@ -59,7 +76,7 @@ class Sweep:
         sweep.variants(methods)  # refuses values that do not fit
         return sweep
 
-    def variants(self, methods: dict[str, Method]) -> dict[str, Method]:
+    def variants(self, methods: Methods) -> Methods:
         """The method with each of the values, by the names of their cells."""
         method = methods[self.method]
         changes: list[dict[str, Any]] = [{self.parameter: value} for value in self.values]
@@ -74,7 +91,7 @@ def _number(text: str) -> float:
         return float(text)
 
 
-def _parameters(method: Method) -> set[str]:
+def _parameters(method: Method | Pipeline) -> set[str]:
     return {f.name for f in fields(method)} - {"seed", "progress"}
 
 
@@ -104,7 +121,7 @@ class ForgetStudy:
     splits: Splits
     network: Callable[[], nn.Module]
     training: Training
-    methods: dict[str, Method]
+    methods: Methods
     forget_class: int | None = None
     share: float | None = None
     sweeps: list[Sweep] = field(default_factory=list)
@@ -163,7 +180,7 @@ class ForgetStudy:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         return order[: max(1, round(self.share * n))].sort().values
 
-    def recipe(self, model: str, seed: int, method: Method | None = None) -> Recipe:
+    def recipe(self, model: str, seed: int, method: Method | Pipeline | None = None) -> Recipe:
         """Everything that the numbers of a model depend on, and how to load the data.
 
         Raises:
@@ -231,7 +248,7 @@ class _Seed:
         swept = {name: self.cell(name, m) for methods in variants for name, m in methods.items()}
         return {"seed": self.seed, **references, "methods": methods}, swept
 
-    def cell(self, name: str, method: Method | None = None) -> Entry:
+    def cell(self, name: str, method: Method | Pipeline | None = None) -> Entry:
         """The cell of a reference, or of a model that the method makes; as it was saved, or made now."""
         recipe = self.study.recipe(name, self.seed, method)
         entry = self.cells.find(recipe)
@@ -244,7 +261,7 @@ class _Seed:
 
     def show(self, best: str | None) -> dict[str, Any]:
         """Confidences and saliency of the original, the retrained and the best model."""
-        methods: dict[str, Method | None] = dict.fromkeys(REFERENCES)
+        methods: dict[str, Method | Pipeline | None] = dict.fromkeys(REFERENCES)
         if best is not None:
             methods[best] = self.study.methods[best]
         models = {name: self._load(self.study.recipe(name, self.seed, method)) for name, method in methods.items()}
@@ -253,7 +270,7 @@ class _Seed:
             "saliency": None if best is None else showcase.saliency_maps(models, best, self.sets),
         }
 
-    def _make(self, recipe: Recipe, method: Method | None) -> Entry:
+    def _make(self, recipe: Recipe, method: Method | Pipeline | None) -> Entry:
         if method is None:
             model, seconds = self._references[recipe["model"]]
             made: Entry = {}
@@ -378,22 +395,36 @@ def _study_of(recipe: Recipe, root: Path | None) -> ForgetStudy:
         raise ValueError(f"recipe: {error}") from error
 
 
-def _digits_methods() -> dict[str, Method]:
+def _digits_methods() -> Methods:
     return {
         "ssd": SSD(alpha=3.0),
         "fine-tune": FineTune(epochs=5, lr=2e-3, batch_size=128),
         "first-order": FirstOrder(),
         "second-order": SecondOrder(params="last:4"),
+        "gradient-ascent": GradientAscent(),
+        "neg-grad": NegGrad(batch_size=128),
+        "random-perturbation": Pipeline([RandomPerturbation(), FineTune(lr=2e-3, batch_size=128)]),
+        "stochastic-teacher": StochasticTeacher(batch_size=128),
+        "bad-teacher": BadTeacher(batch_size=128),
+        "scrub": SCRUB(batch_size=128),
+        "salun": SalUn(batch_size=128),
     }
 
 
-def _cifar_methods() -> dict[str, Method]:
+def _cifar_methods() -> Methods:
     fast = fast_dtype(default_device())
     return {
         "ssd": SSD(autocast=fast),
         "fine-tune": FineTune(epochs=2, lr=2e-3, batch_size=128, autocast=fast),
         "first-order": FirstOrder(params="last:6"),
         "second-order": SecondOrder(params="last:6"),
+        "gradient-ascent": GradientAscent(autocast=fast),
+        "neg-grad": NegGrad(batch_size=128, autocast=fast),
+        "random-perturbation": Pipeline([RandomPerturbation(), FineTune(lr=2e-3, batch_size=128, autocast=fast)]),
+        "stochastic-teacher": StochasticTeacher(batch_size=128, autocast=fast),
+        "bad-teacher": BadTeacher(batch_size=128, autocast=fast),
+        "scrub": SCRUB(batch_size=128, autocast=fast),
+        "salun": SalUn(batch_size=128, autocast=fast),
     }
 
 
@@ -402,7 +433,7 @@ def _study(
     splits: Splits,
     network: Callable[[], nn.Module],
     training: Training,
-    table: dict[str, Method],
+    table: Methods,
     *,
     methods: Sequence[str] | None = None,
     sweep: Sequence[str] = (),

@@ -14,7 +14,7 @@ from torch import nn
 
 from unlearnx._data import Data
 from unlearnx._files import write_atomically
-from unlearnx.methods import Method
+from unlearnx.methods import Method, Pipeline
 from unlearnx.models import Training
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -78,8 +78,14 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
-def describe(method: Method) -> str:
+def describe(method: Method | Pipeline) -> str:
     """The method as it is written in code, without what does not matter."""
+
+    def written(value: Any) -> str:
+        if isinstance(value, (list, tuple)):
+            return f"[{', '.join(map(written, value))}]"
+        return describe(value) if isinstance(value, Method) else repr(value)
+
     changed = {k: v for k, v in vars(method).items() if k not in ("loss_fn", "seed", "progress") and v is not None}
-    arguments = ", ".join(f"{k}={v!r}" for k, v in changed.items())
+    arguments = ", ".join(f"{k}={written(v)}" for k, v in changed.items())
     return f"{type(method).__name__}({arguments})"

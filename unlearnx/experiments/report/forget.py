@@ -28,12 +28,12 @@ def page(result: dict[str, Any]) -> Page:
 
 def table(result: dict[str, Any]) -> Table:
     """Measures against retraining, the winner, the Pareto front and warnings, for the terminal."""
-    columns = [f"{title}, {result['measures'][key]['unit']}" for key, title in SHOWN.items()]
+    columns = [f"{title}\n{result['measures'][key]['unit']}" for key, title in SHOWN.items()]
     table = new_table(result, *columns, over="means and 95 % intervals over")
     for name in _models(result):
         style = "bold" if name == result["winner"] else None
-        table.add_row(_label(result, name), *_numbers(result, name), style=style)
-    table.columns[0].min_width = 14
+        table.add_row(_label(result, name).replace(" (", "\n("), *_numbers(result, name), style=style)
+    table.columns[0].no_wrap = True  # numbers may wrap, names not
     table.caption = "\n".join(_verdict(result))
     table.caption_justify, table.caption_style = "left", ""
     return table
@@ -59,7 +59,7 @@ def _numbers(result: dict[str, Any], name: str) -> list[str]:
     cells = []
     for key in SHOWN:
         found, scale = result["summary"][name][key], 100 if result["measures"][key]["unit"] == "%" else 1
-        margin = f" ± {scale * (found['high'] - found['mean']):.2f}" if len(result["runs"]) > 1 else ""
+        margin = f" ±{scale * (found['high'] - found['mean']):.2f}" if len(result["runs"]) > 1 else ""
         cells.append(f"{scale * found['mean']:.2f}{margin}")
     return cells
 

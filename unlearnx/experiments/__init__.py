@@ -2,7 +2,27 @@
 models of the user's own."""
 
 from unlearnx.experiments.canary import CanaryStudy, canary_alice
+from unlearnx.experiments.forget import (
+    ForgetStudy,
+    forget_class_cifar,
+    forget_class_digits,
+    forget_random_cifar,
+    forget_random_digits,
+)
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits
 from unlearnx.experiments.unlearn import unlearn
 
-__all__ = ["CanaryStudy", "Checkpoints", "PoisonStudy", "canary_alice", "poison_cifar", "poison_digits", "unlearn"]
+__all__ = [
+    "CanaryStudy",
+    "Checkpoints",
+    "ForgetStudy",
+    "PoisonStudy",
+    "canary_alice",
+    "forget_class_cifar",
+    "forget_class_digits",
+    "forget_random_cifar",
+    "forget_random_digits",
+    "poison_cifar",
+    "poison_digits",
+    "unlearn",
+]

@@ -18,8 +18,8 @@ from unlearnx.methods.stochastic_teacher import StochasticTeacher
 METHODS: dict[str, type[Method]] = {
     "bad-teacher": BadTeacher,
     "fine-tune": FineTune,
-    "fisher-masking": FisherMasking,
     "first-order": FirstOrder,
+    "fisher-masking": FisherMasking,
     "gradient-ascent": GradientAscent,
     "neg-grad": NegGrad,
     "random-perturbation": RandomPerturbation,

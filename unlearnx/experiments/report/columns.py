@@ -31,6 +31,16 @@ class Estimate:
         return cls(mean, *(end if known(end := entry.get(key)) else mean for key in ("low", "high")))
 
 
+def models_by_gap(result: dict[str, Any]) -> list[str]:
+    """The names of the rows of tables: what is to be reached, the methods by their gap, what they began with."""
+
+    def gap(name: str) -> float:
+        estimate = Estimate.find(result, name, "gap")
+        return estimate.mean if estimate else math.inf
+
+    return ["retrained", *sorted(result["methods"], key=gap), "original"]
+
+
 @dataclass(frozen=True)
 class Cell:
     """What a table shows of one model: the mean, its interval, and whether it is the best of the methods."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unlearnx.experiments.report import forget_plots as plots
-from unlearnx.experiments.report.columns import Cell, Column, Estimate, column, known, speedup, speedups
-from unlearnx.experiments.report.frame import Page, named, new_table, refused
+from unlearnx.experiments.report.columns import (
+    Cell,
+    Column,
+    Estimate,
+    column,
+    known,
+    models_by_gap,
+    speedup,
+    speedups,
+)
+from unlearnx.experiments.report.forget_table import comparison, table
+from unlearnx.experiments.report.frame import Page, refused
 from unlearnx.experiments.runs import slug
 
-if TYPE_CHECKING:
-    from rich.table import Table
+__all__ = ["comparison", "page", "table"]
 
 MAIN = (
     "gap",
@@ -39,7 +47,7 @@ def page(result: dict[str, Any]) -> Page:
         "forget.html",
         drawings,
         {
-            "models": [_row(result, name) for name in _models(result)],
+            "models": [_row(result, name) for name in models_by_gap(result)],
             "main": main,
             "more": [columns for columns in (distances, attacks) if columns],
             "forget": column(result, "forget_accuracy"),
@@ -52,26 +60,6 @@ def page(result: dict[str, Any]) -> Page:
             "slugs": {name: slug(name) for name in result["methods"]},
         },
     )
-
-
-def table(result: dict[str, Any]) -> Table:
-    """The main measures, for the terminal."""
-    columns = _columns(result)[0]
-    table = new_table(result, *(f"{c.title}, {c.unit}" if c.unit else c.title for c in columns), over="means over")
-    for name in _models(result):
-        label = named(result, name) if name in result["methods"] else name
-        table.add_row(label, *(c.cells[name].text for c in columns))
-    return table
-
-
-def _models(result: dict[str, Any]) -> list[str]:
-    """The names of the rows of tables: what is to be reached, the methods by their gap, what they began with."""
-
-    def gap(name: str) -> float:
-        estimate = Estimate.find(result, name, "gap")
-        return estimate.mean if estimate else math.inf
-
-    return ["retrained", *sorted(result["methods"], key=gap), "original"]
 
 
 def _row(result: dict[str, Any], name: str) -> dict[str, str]:

@@ -8,12 +8,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 CONFIDENCE = 0.95
+UNBOUNDED = ("activation_distance", "relearn_time", "seconds", "runtime_ratio")  # other measures are at most 1
 
 
-def interval(values: Sequence[float | None]) -> dict[str, float | None]:
+def interval(values: Sequence[float | None], highest: float = math.inf) -> dict[str, float | None]:
     """Mean, and the ends ``low`` and ``high`` of its 95 % Student t interval; all equal for a single value.
 
-    Where a value is missing or not finite there is no mean either: all three are None.
+    Measures lie between 0 and `highest`, and so does the interval. Where a value is missing or not finite there is no
+    mean either: all three are None.
     """
     found = [value for value in values if value is not None and math.isfinite(value)]
     if len(found) < len(values):
@@ -23,14 +25,17 @@ def interval(values: Sequence[float | None]) -> dict[str, float | None]:
         from scipy.stats import t
 
         margin = float(t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)) * stdev(found) / math.sqrt(len(found))
-    return {"mean": mean, "low": mean - margin, "high": mean + margin}
+    return {"mean": mean, "low": max(0.0, mean - margin), "high": min(highest, mean + margin)}
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The interval of every measure of every model over the runs."""
     models = [{"original": run["original"], "retrained": run["retrained"], **run["methods"]} for run in runs]
     return {
-        name: {key: interval([run[name]["measures"][key] for run in models]) for key in entry["measures"]}
+        name: {
+            key: interval([run[name]["measures"][key] for run in models], math.inf if key in UNBOUNDED else 1.0)
+            for key in entry["measures"]
+        }
         for name, entry in models[0].items()
     }
 

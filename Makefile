@@ -12,8 +12,9 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 demo: $(VENV)/.built
 	$(BIN)/unlearnx run poison-digits
 
+# One thread a worker: tests that need more ask for them, and two busy thread pools on one core stall each other.
 test: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python -m pytest -s benchmarks

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearnx._checks import Params, check_at_least_one, check_deterministic, check_finite, model_device, select_params
+from unlearnx._checks import Params, check_at_least_one, check_deterministic, check_finite, model_device
 from unlearnx._data import Data, batches, check_in_order, materialize, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar

@@ -57,7 +57,7 @@ $(VENV)/.bench: $(VENV)/.built
 	$(BIN)/pip install -q --no-deps backpack-for-pytorch==1.7.1 nngeometry==0.4 opacus==1.6.0 unfoldNd
 	$(BIN)/pip install -q --no-deps curvlinops-for-pytorch==3.0.1 dattri==0.3.0 hessian-eigenthings==1.0.0a5 pyDVL==0.10.0
 	$(BIN)/pip install -q einconv einops linear-operator opt-einsum scipy tqdm
-	$(BIN)/pip install -q dask distributed pandas pyDeprecate zarr
+	$(BIN)/pip install -q cvxpy dask distributed more-itertools pandas pyDeprecate zarr
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

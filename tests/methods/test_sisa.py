@@ -201,7 +201,7 @@ def test_epochs_per_slice(epochs, slices, expected):
 
 def test_aggregation(tmp_path):
     """Votes are counted, ties go to the larger mean probability, and means are means of the same constituents."""
-    x, y = points()
+    x, _ = points()
     vote = fitted(tmp_path / "vote", shards=2, training=Training(1, batch_size=8))
     mean = fitted(tmp_path / "mean", shards=2, training=Training(1, batch_size=8), aggregate="mean")
     assert_same_files(vote.folder, mean.folder)

@@ -12,6 +12,7 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
+from unlearnx.methods.sisa import SISA, SISACost, SISAOutcome
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.stochastic_teacher import StochasticTeacher
 
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
 __all__ = [
     "METHODS",
     "SCRUB",
+    "SISA",
     "SSD",
     "BadTeacher",
     "FineTune",
@@ -47,6 +49,8 @@ __all__ = [
     "RandomPerturbation",
     "Request",
     "Retrain",
+    "SISACost",
+    "SISAOutcome",
     "SalUn",
     "SecondOrder",
     "StochasticTeacher",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from unlearnx.data import load_drebin
-from unlearnx.experiments.features import TOLERANCE, _Regression
+from unlearnx.experiments.features import TOLERANCE, Regression
 from unlearnx.methods import CertifiedRemoval
 
 DRAWS = 20
@@ -53,7 +53,7 @@ def test_features(benchmark, malware, count, steps):
     ours, theirs = times.values()
     residuals, untouched = [], []
     for columns in chosen:
-        regression = _Regression(table, model.lam, columns)
+        regression = Regression(table.train_x, table.train_y, model.lam, columns)
         spent, (removal,) = seconds(lambda columns=columns: model.many_features([columns], steps=steps))
         ours.append(spent)
         spent, retrained = seconds(regression.retrain)
@@ -68,7 +68,7 @@ def test_features(benchmark, malware, count, steps):
         alone.append(seconds(lambda: [model.many_features([columns], steps=steps) for columns in chosen])[0])
     together = benchmark.pedantic(lambda: model.many_features(chosen, steps=steps), rounds=3)
     joint_residuals = [
-        _Regression(table, model.lam, columns).residual(removal.theta[:, 0].numpy())
+        Regression(table.train_x, table.train_y, model.lam, columns).residual(removal.theta[:, 0].numpy())
         for columns, removal in zip(chosen, together, strict=True)
     ]
     medians = {name: statistics.median(t) for name, t in times.items()}

@@ -1,16 +1,17 @@
-"""The command line: ``unlearnx info``, ``unlearnx run`` and ``unlearnx unlearn``."""
+"""The command line: ``unlearnx info``, ``run``, ``compare`` and ``unlearn``."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 try:
     import typer
@@ -72,12 +73,17 @@ def _cifar(
 ) -> Any:
     from unlearnx.experiments import Checkpoints, poison_cifar
 
-    if data_root is None:
-        raise ValueError("--data-root is missing: the folder or archive of CIFAR-10")
+    root = _cifar_root(data_root)
     if (clean is None) != (poisoned is None):
         raise ValueError("--clean and --poisoned come together")
     checkpoints = Checkpoints.find(clean, poisoned, poison) if clean and poisoned else None
-    return poison_cifar(data_root, checkpoints=checkpoints, **settings)
+    return poison_cifar(root, checkpoints=checkpoints, **settings)
+
+
+def _cifar_root(data_root: Path | None) -> Path:
+    if data_root is None:
+        raise ValueError("--data-root is missing: the folder or archive of CIFAR-10")
+    return data_root
 
 
 def _alice(*, data_root: Path | None = None, **settings: Any) -> Any:
@@ -108,56 +114,154 @@ class _Experiment:
         study: makes it of its options and of those that every experiment has: epochs, preset and progress.
         options: those of its own.
         seeds: runs, where their number is not given.
+        compares: whether it can be asked for methods, and measures them against retraining.
     """
 
     study: Callable[..., Any]
     options: tuple[str, ...] = ()
     seeds: int = 1
+    compares: bool = False
+
+
+def _forget(name: str, *options: str, seeds: int = 1) -> _Experiment:
+    """A study of forgetting: of a few methods where none are asked for."""
+
+    def study(**settings: Any) -> Any:
+        from unlearnx.experiments.forget import FEW, STUDIES
+
+        if "data_root" in options:
+            settings["root"] = _cifar_root(settings.pop("data_root", None))
+        return STUDIES[name](**{"methods": FEW, **settings})
+
+    return _Experiment(study, (*options, "sweep"), seeds, compares=True)
 
 
 EXPERIMENTS = {
     "poison-digits": _Experiment(_digits, seeds=3),
     "poison-cifar": _Experiment(_cifar, ("data_root", "limit", "budget", "clean", "poisoned", "poison")),
     "canary-alice": _Experiment(_alice, ("data_root",), seeds=3),
+    "forget-class-digits": _forget("forget-class-digits", "forget_class", seeds=3),
+    "forget-random-digits": _forget("forget-random-digits", "share", seeds=3),
+    "forget-class-cifar": _forget("forget-class-cifar", "data_root", "limit", "forget_class"),
+    "forget-random-cifar": _forget("forget-random-cifar", "data_root", "limit", "share"),
     **{f"features-{name}": _Experiment(partial(_features, name), ("data_root",), seeds=20) for name in FEATURE_TABLES},
 }
+COMPARING = [name for name, entry in EXPERIMENTS.items() if entry.compares]
+
+# Options that both commands have.
+DataRoot = Annotated[Path | None, typer.Option(help=DATA)]
+Limit = Annotated[int | None, typer.Option(help="training images to use (CIFAR-10)")]
+Epochs = Annotated[int | None, typer.Option(help="epochs of every training")]
+ForgetClass = Annotated[str | None, typer.Option(help="name or number of the class to forget (forget-class-*)")]
+Share = Annotated[float | None, typer.Option(help="of the training images to forget (forget-random-*)")]
+Out = Annotated[Path, typer.Option(help="folder of all runs")]
+Name = Annotated[
+    str | None,
+    typer.Option(help="folder of this run; experiment and time where not given; forget-*: goes on where it stopped"),
+]
+Progress = Annotated[bool, typer.Option(help="show progress bars")]
 
 
 @app.command()
 def run(
     experiment: Annotated[str, typer.Argument(help=_listed(EXPERIMENTS, "or"))] = "poison-digits",
     preset: Annotated[
-        str, typer.Option(help="default, reference (published protocol), best (poison-cifar) or sweep (canary-alice)")
-    ] = "default",
+        str | None,
+        typer.Option(help="default, reference (published protocol), best (poison-cifar) or sweep (canary-alice)"),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=0, help="runs with different seeds; 0 for the experiment's own")] = 0,
-    data_root: Annotated[Path | None, typer.Option(help=DATA)] = None,
-    limit: Annotated[int | None, typer.Option(help="training images to use (poison-cifar)")] = None,
-    epochs: Annotated[int | None, typer.Option(help="epochs of every training")] = None,
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    epochs: Epochs = None,
     budget: Annotated[int | None, typer.Option(help="labels to flip (poison-cifar)")] = None,
     clean: Annotated[Path | None, typer.Option(help="checkpoint trained on clean labels (poison-cifar)")] = None,
     poisoned: Annotated[Path | None, typer.Option(help="checkpoint trained on poisoned labels (poison-cifar)")] = None,
     poison: Annotated[Path | None, typer.Option(help="poison of that checkpoint (.npz); looked for beside it")] = None,
-    out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="folder of this run; experiment and time where not given")] = None,
-    progress: Annotated[bool, typer.Option(help="show progress bars")] = True,
+    forget_class: ForgetClass = None,
+    share: Share = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="values of a method's parameter to try, ssd.alpha=2,5,10 (forget-*)")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="repeat what made this file, cells/seed-*/*.json of a run of forget-*")
+    ] = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    progress: Progress = True,
 ) -> None:
     """Run an experiment; write result.json, the models and report.html to runs/NAME."""
+    own: dict[str, Any] = {"limit": limit, "budget": budget, "clean": clean, "poisoned": poisoned, "poison": poison}
+    own |= {"forget_class": forget_class, "share": share, "sweep": sweep or None}
+    if recipe is not None:
+        with _refusing("run --recipe"):
+            held = {**own, "preset": preset, "seeds": seeds or None, "epochs": epochs}
+            _repeat(recipe, held, out=out, name=name, root=data_root, progress=progress)
+        return
+    with _refusing(f"run {experiment}"):
+        common = {"epochs": epochs, "preset": preset or "default", "progress": progress}
+        study = _study(experiment, {"data_root": data_root, **own}, **common)
+        _carry_out(study, experiment, seeds or EXPERIMENTS[experiment].seeds, out, name)
+
+
+@app.command()
+def compare(
+    experiment: Annotated[str, typer.Argument(help=_listed(COMPARING, "or"))],
+    methods: Annotated[str, typer.Option(help="names of methods, separated by commas, or all")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="runs with different seeds")] = 3,
+    data_root: DataRoot = None,
+    limit: Limit = None,
+    epochs: Epochs = None,
+    forget_class: ForgetClass = None,
+    share: Share = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    progress: Progress = True,
+) -> None:
+    """Measure methods against retraining; write result.json, the models and report.html to runs/NAME."""
+    own = {"data_root": data_root, "limit": limit, "forget_class": forget_class, "share": share}
+    with _refusing(f"compare {experiment}"):
+        if experiment in EXPERIMENTS and experiment not in COMPARING:
+            raise ValueError(f"methods are compared with models that never saw some images, by {_listed(COMPARING)}")
+        chosen = None if methods == "all" else [method.strip() for method in methods.split(",")]
+        study = _study(experiment, own, methods=chosen, epochs=epochs, progress=progress)
+        _carry_out(study, experiment, seeds, out, name)
+
+
+def _carry_out(study: Any, experiment: str, seeds: int, out: Path, name: str | None) -> None:
+    """Run a study, write what it found and show it."""
     from unlearnx.experiments import report
 
-    own = {"data_root": data_root, "limit": limit, "budget": budget}
-    own |= {"clean": clean, "poisoned": poisoned, "poison": poison}
-    try:
-        study = _study(experiment, own, epochs=epochs, preset=preset, progress=progress)
-        folder = out / (name or f"{experiment}-{datetime.now():%Y%m%d-%H%M%S}")
-        study.log = console.log
-        result = study.run(list(range(seeds or EXPERIMENTS[experiment].seeds)), folder)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        _refuse(f"run {experiment}", error)
+    folder = _folder(out, name, experiment)
+    study.log = console.log
+    result = study.run(list(range(seeds)), folder)
     result["command"] = _command()
     result["environment"] = report.environment()
     path = report.write(result, folder)
     console.print(report.table(result))
     console.print(f"Report: [bold]{path}[/]")
+
+
+def _folder(out: Path, name: str | None, title: str) -> Path:
+    return out / (name or f"{title}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _repeat(file: Path, held: dict[str, Any], *, out: Path, name: str | None, **settings: Any) -> None:
+    """Make a cell again and show its numbers beside the recorded ones; exits with 1 where they differ."""
+    from unlearnx.experiments.cells import read_cell
+    from unlearnx.experiments.forget import repeat
+    from unlearnx.experiments.measures import changed
+    from unlearnx.experiments.report.forget import comparison
+
+    for option in (option for option, value in held.items() if value is not None):
+        raise ValueError(f"--{option.replace('_', '-')} has no place beside --recipe, which holds it already")
+    recorded = read_cell(file)
+    folder = _folder(out, name, f"repeat-{file.stem}")
+    entry = repeat(recorded["recipe"], folder, beside=file.parent, log=console.log, **settings)
+    other = changed(recorded, entry)
+    console.print(comparison(recorded, entry, other))
+    console.print(f"Cells: [bold]{folder / 'cells'}[/]")
+    if other:
+        raise typer.Exit(1)
 
 
 def _study(experiment: str, own: dict[str, Any], **common: Any) -> Any:
@@ -205,7 +309,7 @@ def unlearn(
     from unlearnx.experiments import arguments, report
     from unlearnx.experiments import unlearn as run_unlearn
 
-    try:
+    with _refusing("unlearn"):
         chosen = arguments.parameters(params)
         how = arguments.build_method(
             method, option or [], params=chosen, seed=seed, batch_size=batch_size, progress=progress
@@ -224,8 +328,6 @@ def unlearn(
             command=_command(),
             log=console.log,
         )
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        _refuse("unlearn", error)
     console.print(report.audit_table(audit))
     if audit["warning"]:
         console.print(f"[yellow]{escape(audit['warning'])}[/]")
@@ -239,9 +341,14 @@ def _command() -> str:
     return shlex.join(["unlearnx", *sys.argv[1:]])
 
 
-def _refuse(command: str, error: Exception) -> NoReturn:
-    console.print(f"[red]unlearnx {command}[/]: {escape(str(error))}", highlight=False)
-    raise typer.Exit(2) from error
+@contextmanager
+def _refusing(command: str) -> Iterator[None]:
+    """Say in a line what is wrong with the arguments of a command, and end it with exit status 2."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        console.print(f"[red]unlearnx {command}[/]: {escape(str(error))}", highlight=False)
+        raise typer.Exit(2) from error
 
 
 def main() -> None:

@@ -3,17 +3,13 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define UX_ANYWHERE __host__ __device__
-#else
-#define UX_ANYWHERE
-#endif
+#include "common/anywhere.h"
 
 namespace unlearnx {
 
 /// Takes note of an update, and tells whether the run goes on: it ends at one that is not finite, or that exceeds the
 /// smallest one `patience - 1` updates after it or later, as published. A run begins with smallest infinite, since 0.
-UX_ANYWHERE inline bool goes_on(double update, int64_t patience, double& smallest, int64_t& since) {
+UX_ANYWHERE bool goes_on(double update, int64_t patience, double& smallest, int64_t& since) {
   if (!(update - update == 0) || (update > smallest && since >= patience)) return false;
   if (update < smallest) {
     smallest = update;

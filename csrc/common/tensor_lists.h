@@ -16,11 +16,16 @@ inline at::Tensor ordered_as(const at::Tensor& t, const at::Tensor& reference) {
   return at::empty_strided(reference.sizes(), reference.strides(), t.options()).copy_(t);
 }
 
-/// The tensors an op writes. Those with gaps or overlaps are worked on in dense copies until finish().
+/// Whether an op meets the entries of a tensor in the order of memory, or needs that of their indices.
+enum class Walk { Memory, Index };
+
+/// The tensors an op writes. Those that its walk does not suit, because of gaps, overlaps or the order of dimensions,
+/// are worked on in dense copies until finish().
 class Written {
  public:
-  explicit Written(at::TensorList tensors) : originals_(tensors.vec()) {
-    for (const auto& t : originals_) dense_.push_back(t.is_non_overlapping_and_dense() ? t : t.contiguous());
+  explicit Written(at::TensorList tensors, Walk walk = Walk::Memory) : originals_(tensors.vec()) {
+    for (const auto& t : originals_)
+      dense_.push_back(walk == Walk::Memory && t.is_non_overlapping_and_dense() ? t : t.contiguous());
   }
 
   const at::Tensor& operator[](size_t i) const { return dense_[i]; }

@@ -32,17 +32,24 @@ inline const void* pointer(const at::Tensor& t) {
   return t.defined() ? t.const_data_ptr() : nullptr;
 }
 
+/// Gives tensors that pair up one dtype, the wider of the two.
+inline void promote_pairs(std::vector<at::Tensor>& b, std::vector<at::Tensor>& c) {
+  for (size_t i = 0; i < b.size(); ++i) {
+    const auto common = c10::promoteTypes(b[i].scalar_type(), c[i].scalar_type());
+    b[i] = b[i].to(common);
+    c[i] = c[i].to(common);
+  }
+}
+
 /// Three paired lists as launches of equal dtypes: calls launch(table, dtype of a, dtype of b and c). Where b and c
 /// differ in dtype, both take the wider one.
 template <typename Launch>
 void for_each_table(const std::vector<at::Tensor>& a, std::vector<at::Tensor> b, std::vector<at::Tensor> c,
                     const Launch& launch) {
+  promote_pairs(b, c);
   std::map<std::pair<DType, DType>, TensorTable<3>> tables;
   for (size_t i = 0; i < a.size(); ++i) {
     if (a[i].numel() == 0) continue;
-    const auto common = c10::promoteTypes(b[i].scalar_type(), c[i].scalar_type());
-    b[i] = b[i].to(common);
-    c[i] = c[i].to(common);
     const auto key = std::pair(dtype_of(a[i]), dtype_of(b[i]));
     auto& table = tables[key];
     table.add(static_cast<int>(i), a[i].numel(), {a[i].data_ptr(), b[i].data_ptr(), c[i].data_ptr()});

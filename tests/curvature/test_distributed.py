@@ -21,6 +21,7 @@ from unlearnx.curvature import (
     NystromPCG,
     fisher_diagonal,
     grad_difference,
+    per_sample_grad_dot,
 )
 from unlearnx.curvature.fisher import FISHER_TYPES
 
@@ -77,6 +78,13 @@ def difference(changed, data, batch_size, params=None):
     return grad_difference(model, F.cross_entropy, DATA[data](x, y), new, batch_size=batch_size, params=params)
 
 
+def products(data, batch_size, params=None):
+    model, x, y = study("cnn")
+    names = [name for name, _ in model.named_parameters()][-4 if params else 0 :]
+    v = {name: torch.randn(2, *model.get_parameter(name).shape, dtype=torch.float64) for name in names}
+    return per_sample_grad_dot(model, F.cross_entropy, DATA[data](x, y), v, batch_size=batch_size, params=params)
+
+
 def problem(kind="ggn", **options):
     model, x, y = study()
     v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
@@ -102,6 +110,15 @@ def frozen_prefix(kind):
     model, x, y = study("cnn")
     operator = CurvatureOperator(model, F.cross_entropy, Counted(x, y), kind=kind, params="last:4")
     return operator.matvec({name: torch.ones_like(model.get_parameter(name)) for name in operator.names})
+
+
+def softmax_head():
+    """In closed form in a single process."""
+    model, x, y = study()
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), params="last:2", batch_size=2)
+    v = {name: torch.ones_like(model.get_parameter(name)) for name in operator.names}
+    solution = LiSSA(scale=1.0, batch_size=4, recursion_depth=30).solve(operator, v)
+    return {"product": operator.matvec(v), "solution": solution.x, "iterations": solution.iterations}
 
 
 def numbers(kind):
@@ -147,9 +164,12 @@ CHECKS = {
         for size in (2, None)
     },
     "difference behind a prefix": partial(difference, "features", "dataset", 2, "last:4"),
+    **{f"products of {d} by {n}": partial(products, d, n) for d in ("tensors", "dataset") for n in (2, None)},
+    "products behind a prefix": partial(products, "dataset", 2, "last:4"),
     **{f"matvec {kind} by {size}": partial(matvec, kind, size) for kind in ("ggn", "hessian") for size in (2, None)},
     **{f"matmat {kind}": partial(matmat, kind) for kind in ("ggn", "hessian")},
     **{f"frozen prefix {kind}": partial(frozen_prefix, kind) for kind in ("ggn", "hessian")},
+    "softmax head": softmax_head,
     **{f"spectrum and trace {kind}": partial(numbers, kind) for kind in ("ggn", "hessian")},
     **{
         f"minibatches {kind} by {size}": partial(minibatches, kind, size)

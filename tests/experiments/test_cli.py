@@ -76,12 +76,73 @@ def test_features(real_data, tmp_path):
     assert "second order" in (tmp_path / "x" / "report.html").read_text()
 
 
+def test_compare_and_repeat(tmp_path):
+    arguments = ("--out", tmp_path, "--no-progress")
+    own = ("--methods", "fine-tune, ssd", "--epochs", 2, "--seeds", 2, "--forget-class", 3, "--name", "x")
+    result = run("compare", "forget-class-digits", *own, *arguments)
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.split())
+    assert "means and 95 % intervals over 2 seeds" in output
+    assert "Closest to retraining: " in output
+    found = json.loads((tmp_path / "x" / "result.json").read_text())
+    assert list(found["methods"]) == ["fine-tune", "ssd"]
+    assert [r["seed"] for r in found["runs"]] == [0, 1]
+    assert found["request"]["class_name"] == "3"
+    assert found["environment"]["torch"] == torch.__version__
+    assert "average gap" in (tmp_path / "x" / "report.html").read_text()
+
+    file = tmp_path / "x" / "cells" / "seed-1" / "ssd.json"
+    result = run("run", "--recipe", file, "--name", "y", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "epochs" not in result.output  # nothing is trained
+    assert "differs" not in result.output
+    cell = json.loads(file.read_text())
+    cell["measures"]["forget_accuracy"] += 1
+    file.write_text(json.dumps(cell))
+    result = run("run", "--recipe", file, "--name", "z", *arguments)
+    assert result.exit_code == 1
+    assert result.output.count("differs") == 1
+
+
+def test_run_sweeps(tmp_path):
+    own = ("--sweep", "alpha=1,2", "--epochs", 1, "--seeds", 1, "--share", 0.2)
+    result = run("run", "forget-random-digits", *own, "--no-progress", "--out", tmp_path, "--name", "x")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "x" / "result.json").read_text())
+    assert [point["value"] for point in found["sweeps"][0]["points"]] == [1, 2]
+    assert list(found["methods"]) == ["ssd", "fine-tune", "second-order"]
+    assert found["request"]["share"] == 0.2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "poison-mnist"], "no such experiment; there are poison-digits, poison-cifar, canary-alice, "),
-        (["run", "poison-digits", "--data-root", "."], "--data-root belongs to poison-cifar, canary-alice, "),
-        (["run", "canary-alice", "--limit", 3], "--limit belongs to poison-cifar"),
+        (["run", "poison-mnist"], "no such experiment; there are poison-digits, poison-cifar, canary-alice, forget-"),
+        (["run", "poison-digits", "--data-root", "."], "--data-root belongs to poison-cifar, canary-alice, forget-"),
+        (
+            ["run", "canary-alice", "--limit", 3],
+            "--limit belongs to poison-cifar, forget-class-cifar and forget-random",
+        ),
+        (
+            ["run", "poison-digits", "--sweep", "alpha=1"],
+            "--sweep belongs to forget-class-digits, forget-random-digits,",
+        ),
+        (["run", "forget-class-digits", "--share", 0.1], "--share belongs to forget-random-digits and forget-random-"),
+        (["run", "forget-random-digits", "--share", 2], "share is 2.0, expected a number between 0 and 1"),
+        (["run", "forget-class-digits", "--sweep", "alpha"], "sweep is 'alpha', expected numbers as in"),
+        (["run", "forget-class-digits", "--preset", "best"], "preset is 'best'"),
+        (["run", "forget-class-cifar"], "--data-root is missing"),
+        (["run", "--recipe", "x.json"], "x.json: no such file"),
+        (["run", "--recipe", "x.json", "--epochs", 1], "--epochs has no place beside --recipe"),
+        (["run", "--recipe", "x.json", "--seeds", 1], "--seeds has no place beside --recipe"),
+        (["compare", "poison-digits"], "methods are compared with models that never saw some images, by forget-class-"),
+        (["compare", "canary-alice"], "methods are compared with models that never saw some images, by forget-class-"),
+        (["compare", "poison-mnist"], "no such experiment"),
+        (
+            ["compare", "forget-class-digits", "--methods", "ssd,magic"],
+            "there is no 'magic'; there are ssd, fisher-masking, fine-tune",
+        ),
+        (["compare", "forget-class-digits", "--forget-class", "x"], "forget_class is 'x', expected one of 0, 1"),
         (["run", "canary-alice"], "--data-root is missing"),
         (["run", "canary-alice", "--data-root", "."], "alice_in_wonderland.txt: is not a file"),
         (["run", "poison-cifar"], "--data-root is missing"),

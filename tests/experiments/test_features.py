@@ -9,6 +9,7 @@ from rich.console import Console
 from unlearnx import experiments
 from unlearnx.data import FeatureTable
 from unlearnx.experiments import FeatureStudy, features, report
+from unlearnx.experiments.features import Regression, Shards
 
 
 def small_table(n=300, p=20):
@@ -38,6 +39,7 @@ def test_study(result):
         assert s["fine-tuning"]["seconds"] > 0
         assert s["second order, 2 steps"]["agreement"] >= 0.9
         assert "seconds" not in s["before"]
+        assert "residual" not in s["SISA"]  # several models
         for name in ("second order", "second order, 2 steps"):
             assert result["together"][count][name]["residual"] == pytest.approx(s[name]["residual"], rel=0.05, abs=1e-6)
     trial = result["runs"][0]["counts"]["9"]
@@ -60,6 +62,24 @@ def test_untouched_model_pays_for_what_is_to_be_forgotten(tmp_path):
     x[:, :10] = 0
     gradient = x.T @ (1 / (1 + np.exp(-x @ theta)) - table.train_y) + 0.5 * theta
     assert found == pytest.approx(np.linalg.norm(gradient), rel=1e-9)
+
+
+def test_shards_train_again_where_the_features_are(monkeypatch):
+    table = small_table()
+    table.train_x[:, 3] = 0
+    table.train_x[[5, 200], 3] = 0.5
+    shards = Shards(table, 0.1)
+    trained = []
+    retrain = Regression.retrain
+    monkeypatch.setattr(Regression, "retrain", lambda self: trained.append(len(self.signs)) or retrain(self))
+    parameters = shards.without([3])
+    touched = [k for k, (x, _) in enumerate(shards.data) if x[:, 3].any()]
+    assert len(trained) == len(touched) in (1, 2)
+    for k, (old, new) in enumerate(zip(shards.theta, parameters, strict=True)):
+        assert (new is old) == (k not in touched)
+        assert k not in touched or new[3] == 0
+    chances = shards.chances(parameters)
+    assert ((chances > 0.5) == table.test_y).mean() > 0.85
 
 
 def test_report(result, described, tmp_path):

@@ -42,15 +42,30 @@ class Snapshot:
 
 
 class Linearised:
-    """One batch at the parameters of a snapshot; ``product(v)`` is its curvature times v, divided by `samples`.
+    """One batch at the parameters of a snapshot, to multiply its curvature, summed over it and divided by `samples`."""
 
-    The graph that products differentiate is recorded here and used for each of them.
-    """
+    def __init__(self, snapshot: Snapshot, samples: int):
+        self.snapshot, self.samples = snapshot, samples
+
+    def products(self, vectors: Sequence[Values], *, keep: bool) -> Iterator[Sequence[Tensor | None]]:
+        """The products with vectors of one tensor a parameter; None stands for zeros.
+
+        Without `keep` they are the last.
+        """
+        raise NotImplementedError
+
+    def bytes(self) -> int:
+        """Memory of what is kept, the snapshot's left out."""
+        raise NotImplementedError
+
+
+class Recorded(Linearised):
+    """The graph that products differentiate is recorded here and used for each of them."""
 
     def __init__(
         self, model: nn.Module, loss: SampleLoss, snapshot: Snapshot, x: Tensor, y: Tensor, samples: int, images: bool
     ):
-        self.snapshot, self.samples = snapshot, samples
+        super().__init__(snapshot, samples)
         self.leaves = list(snapshot.leaves.values())
         self.flags = Recording()
         mode = TwiceDifferentiable(self.flags, images=images)
@@ -66,8 +81,12 @@ class Linearised:
     def _record(self, output: Tensor, loss: SampleLoss, y: Tensor) -> None:
         raise NotImplementedError
 
+    def products(self, vectors: Sequence[Values], *, keep: bool) -> Iterator[Sequence[Tensor | None]]:
+        for k, v in enumerate(vectors):
+            yield self.product(v, keep=keep or k + 1 < len(vectors))
+
     def product(self, v: Values, *, keep: bool) -> list[Tensor | None]:
-        """The product with one tensor for each parameter; None stands for zeros. Without `keep` it is the last."""
+        """The product with one vector."""
         raise NotImplementedError
 
     def roots(self) -> list[Tensor]:
@@ -75,7 +94,6 @@ class Linearised:
         raise NotImplementedError
 
     def bytes(self) -> int:
-        """Memory of the tensors that the graph keeps, the snapshot's left out."""
         return saved_bytes(self.roots(), [*self.snapshot.leaves.values(), *self.snapshot.rest.values()])
 
     def _backward(
@@ -89,7 +107,7 @@ class Linearised:
         return torch.autograd.grad(outputs, inputs, gradients, retain_graph=keep, allow_unused=True)
 
 
-class Hessian(Linearised):
+class Hessian(Recorded):
     """Second derivatives of the loss: the gradient is recorded, then differentiated again."""
 
     def _record(self, output: Tensor, loss: SampleLoss, y: Tensor) -> None:
@@ -105,7 +123,7 @@ class Hessian(Linearised):
         return [g for g in self.gradient if g is not None]
 
 
-class GaussNewton(Linearised):
+class GaussNewton(Recorded):
     """``J^T L J``, J being the Jacobian of the output and L the Hessian of the loss with respect to it.
 
     ``J^T u`` is recorded for an arbitrary u, in which it is linear: its derivative in direction v is ``J v``.
@@ -136,7 +154,7 @@ class GaussNewton(Linearised):
         return [t for t in (self.output, self.slope, *self.transposed) if t is not None]
 
 
-KINDS: dict[str, type[Linearised]] = {"hessian": Hessian, "ggn": GaussNewton}
+KINDS: dict[str, type[Recorded]] = {"hessian": Hessian, "ggn": GaussNewton}
 
 
 def saved_bytes(roots: Sequence[Tensor], others: Sequence[Tensor]) -> int:

@@ -18,8 +18,9 @@ from unlearnx._data import BATCH_SIZE, Data, Samples, check_alike, check_visits_
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._vectors import Layout, Vector
-from unlearnx.curvature.linearised import KINDS, Linearised, Snapshot, Values
+from unlearnx.curvature.linearised import KINDS, Linearised, Recorded, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.softmax_head import PASS, SoftmaxRegression, is_softmax_regression
 from unlearnx.curvature.spectrum import Spectrum, lanczos, rademacher
 
 SHARE_OF_MEMORY = 0.25  # of what is free, for graphs that are kept
@@ -38,8 +39,10 @@ class CurvatureOperator:
     """The matrix ``C + damping * I``, C being the curvature of the mean per-sample loss over the data.
 
     Products with one batch again and again, or with many vectors, record its graph once: batches are kept while
-    they fit into a quarter of the free memory. Under ``torch.distributed`` every process is to make the same calls
-    with the same data; each works on its share of the samples, and all have the same result.
+    they fit into a quarter of the free memory. Softmax regression, that is one linear layer under torch's cross entropy
+    without weights and smoothing, as it is behind a frozen part of most classifiers, needs no graph: its products are
+    in closed form, for all vectors at once. Under ``torch.distributed`` every process is to make the same calls with
+    the same data; each works on its share of the samples, and all have the same result.
 
     Args:
         model: in eval mode, or without layers that mix samples. Its parameters are read when a product is taken,
@@ -88,7 +91,7 @@ class CurvatureOperator:
         check_curvature(kind, damping)
         check_at_least_one(batch_size=batch_size)
         check_deterministic(model)
-        self.kind, self.damping, self.batch_size = kind, damping, batch_size or BATCH_SIZE
+        self.kind, self.damping = kind, damping
         self.names = select_params(model, params)
         check_visits_all(data)
         cut = FrozenPrefix(model, self.names, data)
@@ -99,8 +102,9 @@ class CurvatureOperator:
         self.layout = Layout({name: own[name] for name in self.names})
         self._samples = Samples(cut.features(data, batch_size=batch_size))
         self._order = torch.arange(len(self._samples))
-        self._shared = _Shared(self.model, cut.prefix, self.names, SampleLoss(loss_fn))
-        self._kept: dict[int, Linearised] = {}
+        self._shared = _Shared(self.model, cut.prefix, self.names, loss_fn)
+        self.batch_size = batch_size or (PASS if self._shared.softmax else BATCH_SIZE)
+        self._kept: dict[tuple[int, int], Linearised] = {}
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -151,10 +155,11 @@ class CurvatureOperator:
         totals: list[list[Tensor]] = []
         mine = distributed.share(len(self))
         for start in range(mine.start, mine.stop, self.batch_size):
-            batch = self._batch(start, min(start + self.batch_size, mine.stop), snapshot)
-            keep = self._kept.get(start) is batch
-            for k, v in enumerate(vectors):
-                product = self.layout.owned(batch.product(v, keep=keep or k + 1 < len(vectors)), v)
+            stop = min(start + self.batch_size, mine.stop)
+            batch = self._batch(start, stop, snapshot)
+            products = batch.products(vectors, keep=self._kept.get((start, stop)) is batch)
+            for k, (v, tensors) in enumerate(zip(vectors, products, strict=True)):
+                product = self.layout.owned(tensors, v)
                 if len(totals) <= k:
                     totals.append(product)
                 else:
@@ -164,14 +169,31 @@ class CurvatureOperator:
         return totals
 
     def _batch(self, start: int, stop: int, snapshot: Snapshot) -> Linearised:
-        batch = self._kept.get(start)
+        batch = self._kept.get((start, stop))
         if batch is None or batch.snapshot is not snapshot:
-            self._kept.pop(start, None)
+            self._kept.pop((start, stop), None)
             x, y = self._samples.read(self._numbers(start, stop))
             batch = self._shared.linearise(KINDS[self.kind], snapshot, x, y, len(self))
             if self._shared.keep(batch, stop - start):
-                self._kept[start] = batch
+                self._kept[start, stop] = batch
         return batch
+
+    def softmax_regression(self) -> SoftmaxRegression | None:
+        """All samples as one batch, where the model is softmax regression and memory holds them; else None."""
+        if not self._shared.softmax:
+            return None
+        n, snapshot = len(self), self._shared.snapshot()
+        batch = self._batch(0, min(n, self.batch_size), snapshot)
+        if not isinstance(batch, SoftmaxRegression):
+            return None
+        if (0, n) not in self._kept and not self._shared.has_room(2 * n):  # a solver may put them in another order
+            return None
+        batch = self._batch(0, n, snapshot)
+        return batch if isinstance(batch, SoftmaxRegression) else None
+
+    def count(self, evaluations: int) -> None:
+        """Add the samples in products that a solver took by itself to :attr:`evaluations`."""
+        self._shared.evaluations += evaluations
 
     def _numbers(self, start: int, stop: int) -> slice | Tensor:
         """Where the samples stand in the data: a slice where that needs no copy."""
@@ -195,8 +217,7 @@ class CurvatureOperator:
         check_at_least_one(batch_size=batch_size)
         if batch_size >= len(self):  # nothing to gather, and the same graphs to keep
             yield from itertools.repeat(self)
-        drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
-        order = self._order[distributed.of_first_(drawn).cpu()]
+        order = self._order[self.shuffled(generator)]
         parts: list[CurvatureOperator] = []
         for start in range(0, len(self), batch_size):
             part = copy.copy(self)
@@ -205,6 +226,11 @@ class CurvatureOperator:
             yield part
         while True:
             yield from parts
+
+    def shuffled(self, generator: torch.Generator | None = None) -> Tensor:
+        """Numbers of its samples in a random order, on the CPU."""
+        drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
+        return distributed.of_first_(drawn).cpu()
 
     def spectrum(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
@@ -262,8 +288,9 @@ class CurvatureOperator:
 class _Shared:
     """What an operator and those of its mini-batches have in common."""
 
-    def __init__(self, model: nn.Module, prefix: nn.Module | None, names: list[str], loss: SampleLoss):
-        self.model, self.names, self.loss = model, names, loss
+    def __init__(self, model: nn.Module, prefix: nn.Module | None, names: list[str], loss_fn: Loss):
+        self.model, self.names, self.loss = model, names, SampleLoss(loss_fn)
+        self._softmax = is_softmax_regression(model, names, loss_fn)
         self._prefix = None if prefix is None else (prefix, Snapshot(prefix, []))
         self.evaluations = 0
         self.fixed = False
@@ -272,6 +299,11 @@ class _Shared:
         self._kept: weakref.WeakKeyDictionary[Linearised, int] = weakref.WeakKeyDictionary()  # and their bytes
         self._bytes_a_sample: float | None = None
         self._budget = 0.0
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the model is softmax regression, whose closed form serves a single process."""
+        return self._softmax and distributed.processes() == 1
 
     def snapshot(self) -> Snapshot:
         """The model as it is now, the same object as long as the model is the same."""
@@ -284,9 +316,12 @@ class _Shared:
             self._snapshot = Snapshot(self.model, self.names)
         return self._snapshot
 
-    def linearise(self, kind: type[Linearised], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> Linearised:
+    def linearise(self, kind: type[Recorded], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> Linearised:
         device = model_device(self.model)
         x, y = x.to(device), y.to(device)
+        closed_form = SoftmaxRegression.of(snapshot, x, y, samples) if self.softmax else None
+        if closed_form is not None:
+            return closed_form
         if not (self._images and x.device.type == "cpu" and x.dim() == 4):
             return kind(self.model, self.loss, snapshot, x, y, samples, images=False)
         try:
@@ -301,8 +336,14 @@ class _Shared:
         if self._bytes_a_sample is None:
             self._bytes_a_sample = batch.bytes() / samples
             self._budget = SHARE_OF_MEMORY * free_bytes(model_device(self.model))
-        size = int(self._bytes_a_sample * samples)
-        if sum(self._kept.values()) + size > self._budget:
+        if not self.has_room(samples):
             return False
-        self._kept[batch] = size
+        self._kept[batch] = self._bytes(samples)
         return True
+
+    def has_room(self, samples: int) -> bool:
+        """Whether there is memory to keep so many more samples, from the first batch on."""
+        return sum(self._kept.values()) + self._bytes(samples) <= self._budget
+
+    def _bytes(self, samples: int) -> int:
+        return int((self._bytes_a_sample or 0.0) * samples)

@@ -3,6 +3,13 @@ models of the user's own."""
 
 from unlearnx.experiments.canary import CanaryStudy, canary_alice
 from unlearnx.experiments.features import FeatureStudy, features
+from unlearnx.experiments.forget import (
+    ForgetStudy,
+    forget_class_cifar,
+    forget_class_digits,
+    forget_random_cifar,
+    forget_random_digits,
+)
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits
 from unlearnx.experiments.unlearn import unlearn
 
@@ -10,9 +17,14 @@ __all__ = [
     "CanaryStudy",
     "Checkpoints",
     "FeatureStudy",
+    "ForgetStudy",
     "PoisonStudy",
     "canary_alice",
     "features",
+    "forget_class_cifar",
+    "forget_class_digits",
+    "forget_random_cifar",
+    "forget_random_digits",
     "poison_cifar",
     "poison_digits",
     "unlearn",

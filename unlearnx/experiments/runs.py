@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from unlearnx._data import Data
 from unlearnx._files import write_atomically
-from unlearnx.methods import Method
+from unlearnx.methods import Method, Pipeline
 from unlearnx.models import Training
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,6 +23,13 @@ Network = TypeVar("Network", bound=nn.Module)
 def default_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def untrained(network: Callable[[], Network], *, seed: int, device: torch.device) -> Network:
+    """A network with the random parameters of that seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return network().to(device)
 
 
 def train(
@@ -34,9 +43,7 @@ def train(
     file: Path | None = None,
 ) -> tuple[Network, float]:
     """A network trained from scratch, in eval mode, and the seconds it took; saved in `file`, resumable until then."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = network().to(device)
+    model = untrained(network, seed=seed, device=device)
     checkpoint = None if file is None else file.with_suffix(".checkpoint")
     training = replace(training, seed=seed, progress=progress)
     seconds = training.run(model.train(), data, checkpoint=checkpoint)
@@ -52,13 +59,33 @@ def save_model(model: nn.Module, file: Path) -> None:
     write_atomically(file, lambda f: torch.save(model.state_dict(), f))
 
 
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all; NaN and infinities, which JSON does not have, become null."""
+    text = json.dumps(_finite(value), indent=1, allow_nan=False)
+    write_atomically(file, lambda f: f.write(text.encode()))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def slug(name: str) -> str:
     """`name` as part of a file's name."""
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
-def describe(method: Method) -> str:
+def describe(method: Method | Pipeline) -> str:
     """The method as it is written in code, without what does not matter."""
+
+    def written(value: Any) -> str:
+        if isinstance(value, (list, tuple)):
+            return f"[{', '.join(map(written, value))}]"
+        return describe(value) if isinstance(value, Method) else repr(value)
+
     changed = {k: v for k, v in vars(method).items() if k not in ("loss_fn", "seed", "progress") and v is not None}
-    arguments = ", ".join(f"{k}={v!r}" for k, v in changed.items())
+    arguments = ", ".join(f"{k}={written(v)}" for k, v in changed.items())
     return f"{type(method).__name__}({arguments})"

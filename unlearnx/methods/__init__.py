@@ -4,6 +4,7 @@ from unlearnx.methods.bad_teacher import BadTeacher
 from unlearnx.methods.base import Method, Outcome
 from unlearnx.methods.certified import CertifiedRemoval
 from unlearnx.methods.fine_tune import FineTune
+from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
 from unlearnx.methods.influence import FirstOrder, SecondOrder
 from unlearnx.methods.pipeline import Pipeline
@@ -12,6 +13,7 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
+from unlearnx.methods.sisa import SISA, SISACost, SISAOutcome
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.stochastic_teacher import StochasticTeacher
 
@@ -19,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "bad-teacher": BadTeacher,
     "fine-tune": FineTune,
     "first-order": FirstOrder,
+    "fisher-masking": FisherMasking,
     "gradient-ascent": GradientAscent,
     "neg-grad": NegGrad,
     "random-perturbation": RandomPerturbation,
@@ -33,11 +36,13 @@ METHODS: dict[str, type[Method]] = {
 __all__ = [
     "METHODS",
     "SCRUB",
+    "SISA",
     "SSD",
     "BadTeacher",
     "CertifiedRemoval",
     "FineTune",
     "FirstOrder",
+    "FisherMasking",
     "GradientAscent",
     "Method",
     "NegGrad",
@@ -46,6 +51,8 @@ __all__ = [
     "RandomPerturbation",
     "Request",
     "Retrain",
+    "SISACost",
+    "SISAOutcome",
     "SalUn",
     "SecondOrder",
     "StochasticTeacher",

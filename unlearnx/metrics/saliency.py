@@ -14,6 +14,7 @@ from unlearnx._extras import extra
 from unlearnx._modes import evaluating
 
 METHODS = ("grad_cam", "input_gradient")
+ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU)
 # What captum and autograd say of a layer that the scores were computed without.
 UNUSED = ("did not obtain any outputs", "appears to not have been used", "does not require grad")
 
@@ -39,7 +40,8 @@ def saliency(
         method: ``"grad_cam"``: the channels of a convolution, weighted by the mean gradient of the score with respect
             to each, summed, cut off below zero and interpolated (bilinear) to the size of the image.
             ``"input_gradient"``: the largest absolute gradient of the score with respect to the channels of a pixel.
-        layer: name of the module whose output Grad-CAM takes; None for the last ``nn.Conv2d`` of ``named_modules()``.
+        layer: name of the module whose output Grad-CAM takes; None for the last ``nn.Conv2d`` of
+            ``named_modules()``, or the activation that follows it in an ``nn.Sequential``.
         batch_size: images a pass.
 
     Raises:
@@ -87,10 +89,27 @@ def _layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
         if not convolutions:
             choice = ", ".join(key for key in modules if key)
             raise ValueError(f"layer is None, but the model has no nn.Conv2d; name one of its modules: {choice}")
-        name = convolutions[-1]
+        name = _activated(modules, convolutions[-1])
     if name not in modules:
         raise ValueError(f"layer: the model has no module {name!r}; its convolutions are {', '.join(convolutions)}")
     return name, modules[name]
+
+
+def _activated(modules: dict[str, nn.Module], name: str) -> str:
+    """The activation that an ``nn.Sequential`` puts on a convolution, at once or after a normalisation; else itself.
+
+    A map of values of both signs, cut off below zero, is often empty.
+    """
+    parent, _, last = name.rpartition(".")
+    sequence = modules[parent]
+    if isinstance(sequence, nn.Sequential):
+        following = list(sequence._modules.items())[list(sequence._modules).index(last) + 1 :]
+        for key, module in following[:2]:
+            if isinstance(module, ACTIVATIONS):
+                return f"{parent}.{key}" if parent else key
+            if not isinstance(module, nn.modules.batchnorm._NormBase):
+                break
+    return name
 
 
 def _grad_cam(model: nn.Module, x: Tensor, targets: Tensor | None, name: str, layer: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -111,38 +112,95 @@ class LiSSA(Solver):
         return x
 
     def _run(self, solving: _Solving, generator: torch.Generator) -> Tensor:
-        operator, layout, v, scale = solving.operator, solving.operator.layout, solving.v, solving.scale
-        damping = self.damping + operator.damping / scale  # the operator's own at no cost
+        operator = solving.operator
         batch_size = min(self.batch_size or len(operator), len(operator))
         depth = self._depth(solving, math.ceil(len(operator) / batch_size))
         enough = self.tolerance / 2 if self.scale == "auto" and batch_size == len(operator) else 0.0
-        runs = [_Run(size, self.patience) for size in (enough * v.abs().sum(1)).tolist()]
-        h = v.clone()
-        active = list(range(len(v)))
-        solving.stopped = f"reached {depth} iterations"
-        for iteration, batch in zip(range(depth), operator.minibatches(batch_size, generator), strict=False):
+        runs = [_Run(size, self.patience) for size in (enough * solving.v.abs().sum(1)).tolist()]
+        progress = _Progress(solving, runs, self.tolerance, depth)
+        damping = self.damping + operator.damping / solving.scale  # the operator's own at no cost
+        h = None
+        if not enough and solving.norms.all():
+            h = self._in_one_call(progress, damping, batch_size, depth, generator)
+        return self._step_by_step(progress, damping, batch_size, depth, generator) if h is None else h
+
+    def _in_one_call(
+        self, progress: _Progress, damping: float, batch_size: int, depth: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """The run on softmax regression, by the published rule to stop alone; None where another may be needed."""
+        solving, operator = progress.solving, progress.solving.operator
+        regression = operator.softmax_regression()
+        if regression is None:
+            return None
+        before, n = generator.get_state(), len(operator)
+        solutions, history = regression.lissa(
+            [operator.layout.split(row) for row in solving.v],
+            damping=damping,
+            scale=solving.scale,
+            batch_size=batch_size,
+            iterations=depth,
+            patience=self.patience,
+            order=operator.shuffled(generator).to(solving.v.device) if batch_size < n else None,
+        )
+        if bool((history == 0).any()):  # updates of nothing, after which the residual decides
+            generator.set_state(before)
+            return None
+        h = torch.stack([operator.layout.row(x) for x in solutions]).mul_(solving.scale)
+        start = 0
+        for updates in history.tolist():
+            stop = min(start + batch_size, n)
+            operator.count((stop - start) * len(progress.active))
+            progress.note(updates, h)
+            start = stop % n
+            if not progress.active:
+                break
+        return h
+
+    def _step_by_step(
+        self, progress: _Progress, damping: float, batch_size: int, depth: int, generator: torch.Generator
+    ) -> Tensor:
+        operator, v, scale = progress.solving.operator, progress.solving.v, progress.solving.scale
+        layout, h = operator.layout, v.clone()
+        for batch in itertools.islice(operator.minibatches(batch_size, generator), depth):
+            active = progress.active
             products = batch.curvature([layout.split(h[k]) for k in active])
-            solving.iterations += len(active)
-            updates = [math.nan] * len(v)
             steps = [
                 lissa_step_(layout.split(h[k], wide=True), layout.split(v[k], wide=True), product, damping, scale)
                 for k, product in zip(active, products, strict=True)
             ]
+            updates = [math.nan] * len(v)
             for k, update in zip(active, of_first_(torch.stack(steps)).tolist(), strict=True):
                 updates[k] = update
-            solving.history.append(updates)
-            reasons = {k: runs[k].reason_to_stop(updates[k]) for k in active}
-            small = [k for k in active if reasons[k] == CONVERGED]
-            if small:
-                for k, residual in zip(small, solving.residuals(h[small] / scale, small), strict=True):
-                    if residual > self.tolerance:  # it is the updates' L1 norm that is small, not their L2 norm
-                        runs[k].enough = updates[k] * self.tolerance / residual / 2
-                        reasons[k] = None
-            active = [k for k in active if reasons[k] is None]
-            if not active:
-                solving.stopped = f"{reasons.popitem()[1]} at iteration {iteration + 1}"
+            progress.note(updates, h)
+            if not progress.active:
                 break
         return h
+
+
+class _Progress:
+    """Which right-hand sides of a run go on, what it has taken and why it ended."""
+
+    def __init__(self, solving: _Solving, runs: list[_Run], tolerance: float, depth: int):
+        self.solving, self.runs, self.tolerance = solving, runs, tolerance
+        self.active = list(range(len(runs)))
+        self.iteration = 0
+        solving.stopped = f"reached {depth} iterations"
+
+    def note(self, updates: list[float], h: Tensor) -> None:
+        """Take note of the updates of an iteration, NaN where there was none, which have led to `h`."""
+        self.iteration += 1
+        self.solving.iterations += len(self.active)
+        self.solving.history.append(updates)
+        reasons = {k: self.runs[k].reason_to_stop(updates[k]) for k in self.active}
+        small = [k for k in self.active if reasons[k] == CONVERGED]
+        if small:
+            for k, residual in zip(small, self.solving.residuals(h[small] / self.solving.scale, small), strict=True):
+                if residual > self.tolerance:  # it is the updates' L1 norm that is small, not their L2 norm
+                    self.runs[k].enough = updates[k] * self.tolerance / residual / 2
+                    reasons[k] = None
+        self.active = [k for k in self.active if reasons[k] is None]
+        if not self.active:
+            self.solving.stopped = f"{reasons.popitem()[1]} at iteration {self.iteration}"
 
 
 class _Run:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +11,20 @@ import torch
 from unlearnx import build_info
 from unlearnx._files import write_atomically
 from unlearnx.data import FEATURE_TABLES
-from unlearnx.experiments.report import audit, canary, features, poison
+from unlearnx.experiments.report import audit, canary, features, forget, poison
+from unlearnx.experiments.runs import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # How an experiment is shown: page(result) for report.html, table(result) for the terminal.
-_VIEWS = {"poison-digits": poison, "poison-cifar": poison, "canary-alice": canary}
-_VIEWS |= dict.fromkeys((f"features-{name}" for name in FEATURE_TABLES), features)
+_VIEWS = {
+    "poison-digits": poison,
+    "poison-cifar": poison,
+    "canary-alice": canary,
+    **{f"forget-{what}-{where}": forget for what in ("class", "random") for where in ("digits", "cifar")},
+    **{f"features-{name}": features for name in FEATURE_TABLES},
+}
 
 
 def environment() -> dict[str, Any]:
@@ -42,7 +46,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def write(result: dict[str, Any], folder: Path) -> Path:
     """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
-    _write_json(result, folder / "result.json")  # hours of work come first
+    write_json(folder / "result.json", result)  # hours of work come first
     page = _VIEWS[result["experiment"]].page(result)
     for name, svg in page.plots.items():
         _write(folder / f"{name}.svg", svg)
@@ -52,7 +56,7 @@ def write(result: dict[str, Any], folder: Path) -> Path:
 
 def write_audit(record: dict[str, Any], folder: Path) -> Path:
     """Write an audit as audit.json and audit.html under `folder`; returns the path of the page."""
-    _write_json(record, folder / "audit.json")
+    write_json(folder / "audit.json", record)
     _write(folder / "audit.html", audit.page(record).render(record))
     return folder / "audit.html"
 
@@ -60,19 +64,6 @@ def write_audit(record: dict[str, Any], folder: Path) -> Path:
 def audit_table(record: dict[str, Any]) -> Table:
     """What the terminal shows of an audit; needs rich."""
     return audit.table(record)
-
-
-def _write_json(result: dict[str, Any], path: Path) -> None:
-    _write(path, json.dumps(_finite(result), indent=1, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ def table(result: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "model" else "right")
     for count, models in result["summary"].items():
         for row, (name, s) in enumerate(models.items()):
-            cells = [f"{s['residual']:.2g}", percent(s["agreement"]), percent(s["accuracy"])]
+            cells = [f"{s['residual']:.2g}" if "residual" in s else "", percent(s["agreement"]), percent(s["accuracy"])]
             if "seconds" in s:
                 cells += [f"{s['seconds']:.3f}", f"{s['speedup']:.1f}x"]
             table.add_row("" if row else count, name, *cells)
@@ -41,7 +41,7 @@ def table(result: dict[str, Any]) -> Table:
 def _best(result: dict[str, Any], count: str) -> str:
     """The fastest method among those that leave a small part of the residual; where none does, the most exact one."""
     models = result["summary"][count]
-    methods = {name: models[name] for name in result["methods"]}
+    methods = {name: models[name] for name in result["methods"] if "residual" in models[name]}
     exact = [name for name, s in methods.items() if s["residual"] <= MOST * models["before"]["residual"]]
     if exact:
         return min(exact, key=lambda name: methods[name]["seconds"])
@@ -53,7 +53,8 @@ def _residuals_plot(result: dict[str, Any]) -> str:
     figure = new_figure(10.2, 4.2)
     axes = figure.subplots()
     counts = [str(count) for count in result["counts"]]
-    for k, name in enumerate(result["summary"][counts[0]]):
+    models = (name for name, s in result["summary"][counts[0]].items() if "residual" in s)
+    for k, name in enumerate(models):
         means = [result["summary"][count][name]["residual"] for count in counts]
         style = {"before": "0.35", "retrained": "0.7"}.get(name, f"C{k}")
         axes.plot(range(len(counts)), means, "o-", color=style, label=name)
@@ -75,8 +76,9 @@ def _costs_plot(result: dict[str, Any]) -> str:
     figure = new_figure(10.2, 3.6)
     axes = figure.subplots()
     most = str(result["counts"][-1])
-    for name in (*result["methods"], "retrained"):
-        s = result["summary"][most][name]
+    for name, s in result["summary"][most].items():
+        if not {"seconds", "residual"} <= s.keys():
+            continue
         axes.plot(s["seconds"], s["residual"], "o")
         axes.annotate(name, (s["seconds"], s["residual"]), (6, 5), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")

@@ -59,12 +59,12 @@ def _inline(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def new_table(result: dict[str, Any], *columns: str) -> Table:
-    """A table of models with numbers in these columns, for the terminal."""
+def new_table(result: dict[str, Any], *columns: str, over: str = "medians over") -> Table:
+    """A table of models with numbers in these columns, for the terminal; `over` says what they are of the seeds."""
     from rich.table import Table
 
     runs = len(result["runs"])
-    table = Table(title=result["experiment"] + (f", medians over {runs} seeds" if runs > 1 else ""))
+    table = Table(title=result["experiment"] + (f", {over} {runs} seeds" if runs > 1 else ""))
     table.add_column("model")
     for column in columns:
         table.add_column(column, justify="right")
@@ -73,10 +73,17 @@ def new_table(result: dict[str, Any], *columns: str) -> Table:
 
 def named(result: dict[str, Any], method: str) -> str:
     """A method's name, with a note where some runs did not apply it."""
+    note = refused(result, method)
+    return f"{method} ({note})" if note else method
+
+
+def refused(result: dict[str, Any], method: str) -> str:
+    """A note where some runs did not apply the method, else nothing."""
     runs = result["runs"]
-    refused = sum(not run["methods"][method]["info"]["applied"] for run in runs)
-    note = f" in {refused} of {len(runs)}" if refused < len(runs) else ""
-    return f"{method} (not applied{note})" if refused else method
+    count = sum(not run["methods"][method]["info"]["applied"] for run in runs)
+    if not count:
+        return ""
+    return f"not applied in {count} of {len(runs)}" if count < len(runs) else "not applied"
 
 
 def percent(value: float) -> str:

@@ -1,0 +1,1 @@
+#include "cuda/fisher_mask.cuh"

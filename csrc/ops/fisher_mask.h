@@ -1,0 +1,17 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace unlearnx {
+
+/// What a call of fisher_mask_ asks for.
+struct FisherMask {
+  int64_t selected;  // entries to zero
+  bool wide;         // whether scores are float64
+};
+
+/// Raises unless the three lists pair up and the ratio is in range.
+FisherMask check_fisher_mask(at::TensorList params, at::TensorList importance_forget, at::TensorList importance_retain,
+                             double ratio);
+
+}  // namespace unlearnx

@@ -1,0 +1,157 @@
+"""Softmax regression, a linear layer under the cross entropy: its curvature in closed form, without a graph.
+
+Hessian and Gauss-Newton matrix are the same, as the loss is convex in an output that is linear in the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from unlearnx._checks import qualified
+from unlearnx._losses import Loss
+from unlearnx.curvature.linearised import Linearised, Snapshot, Values
+from unlearnx.ops.softmax_linear import lissa_softmax_linear, softmax_linear_hvp
+
+PASS = 4096  # samples: without a graph to keep for each of them, more at once than in other models
+WORKSPACE = 1 << 27  # bytes of what the ops keep of a batch, which limits the vectors at once
+IGNORED = -100  # label that the cross entropy leaves out by default
+
+
+def is_softmax_regression(model: nn.Module, names: Sequence[str], loss_fn: Loss) -> bool:
+    """Whether the model is one linear layer, `names` all of its parameters, and the loss torch's plain cross entropy.
+
+    Of a traced model (a head of :class:`FrozenPrefix`), the graph tells. Hooks, and classes derived from
+    ``nn.Linear``, may compute something else.
+    """
+    layer = _only_layer(model)
+    if layer is None:
+        return False
+    name, linear = layer
+    return (
+        _is_plain(linear, nn.Linear)
+        and list(names) == [qualified(name, parameter) for parameter, _ in linear.named_parameters()]
+        and names[0] == qualified(name, "weight")
+        and _is_plain_cross_entropy(loss_fn)
+    )
+
+
+def _only_layer(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Name and module of the only layer that the model calls, on its input."""
+    if not isinstance(model, fx.GraphModule):
+        return "", model
+    nodes = list(model.graph.nodes)
+    if _has_hooks(model) or [node.op for node in nodes] != ["placeholder", "call_module", "output"]:
+        return None
+    given, call, output = nodes
+    if call.args != (given,) or call.kwargs or output.args != (call,):
+        return None
+    return call.target, model.get_submodule(call.target)
+
+
+def _is_plain(module: object, kind: type[nn.Module]) -> bool:
+    return type(module) is kind and "forward" not in vars(module) and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def _is_plain_cross_entropy(loss_fn: Loss) -> bool:
+    if loss_fn is F.cross_entropy:
+        return True
+    return (
+        isinstance(loss_fn, nn.CrossEntropyLoss)
+        and _is_plain(loss_fn, nn.CrossEntropyLoss)
+        and loss_fn.weight is None
+        and loss_fn.label_smoothing == 0
+        and loss_fn.ignore_index == IGNORED
+    )
+
+
+class SoftmaxRegression(Linearised):
+    """A batch of softmax regression: features, with a column of ones for a bias, and the probabilities."""
+
+    def __init__(self, snapshot: Snapshot, x: Tensor, samples: int):
+        super().__init__(snapshot, samples)
+        parameters = [p.detach() for p in snapshot.leaves.values()]
+        with torch.no_grad():
+            self.probs = F.linear(x, *parameters).softmax(1)
+            self.has_bias = len(parameters) == 2
+            self.h = torch.cat([x, x.new_ones(len(x), 1)], 1) if self.has_bias else x.detach().contiguous()
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> SoftmaxRegression | None:
+        """The batch (x, y); None where its dtypes, shapes or labels make it something else, be it an error."""
+        parameters = list(snapshot.leaves.values())
+        classes, features = parameters[0].shape
+        fits = (
+            x.dtype in (torch.float32, torch.float64)
+            and all(p.dtype == x.dtype for p in parameters)
+            and x.device.type in ("cpu", "cuda")
+            and not torch.is_autocast_enabled(x.device.type)
+            and x.shape == (len(y), features)
+            and y.dtype == torch.int64
+            and y.dim() == 1
+            and bool(((y >= 0) & (y < classes)).all())  # no label is ignored
+        )
+        return cls(snapshot, x, samples) if fits else None
+
+    def products(self, vectors: Sequence[Values], *, keep: bool) -> Iterator[Sequence[Tensor | None]]:
+        """The products, with as many vectors at once as the workspace holds; they are never the last."""
+        for part in self._parts(vectors, len(self.h)):
+            with torch.no_grad():
+                result = softmax_linear_hvp(self.h, self.probs, part, from_logits=False)
+                result.mul_(len(self.h) / self.samples)
+            yield from map(self._split, result)
+
+    @torch.no_grad()
+    def lissa(
+        self,
+        vectors: Sequence[Values],
+        *,
+        damping: float,
+        scale: float,
+        batch_size: int,
+        iterations: int,
+        patience: int,
+        order: Tensor | None,
+    ) -> tuple[list[Values], Tensor]:
+        """Solutions and history (iterations, K) of :func:`unlearnx.ops.lissa_softmax_linear` for K vectors."""
+        solutions: list[Values] = []
+        histories: list[Tensor] = []
+        for part in self._parts(vectors, batch_size):
+            x, history = lissa_softmax_linear(
+                self.h,
+                self.probs,
+                part,
+                damping=damping,
+                scale=scale,
+                batch_size=batch_size,
+                iterations=iterations,
+                patience=patience,
+                order=order,
+                from_logits=False,
+            )
+            solutions += [self._split(row) for row in x]
+            histories.append(history)
+        return solutions, torch.cat(histories, 1)
+
+    def bytes(self) -> int:
+        """Memory of features and probabilities."""
+        return self.h.nbytes + self.probs.nbytes
+
+    def _parts(self, vectors: Sequence[Values], batch_size: int) -> Iterator[Tensor]:
+        """The vectors as (K, C, F), the bias as a last feature, as many at once as the workspace holds."""
+        most = max(1, WORKSPACE // (batch_size * self.probs.shape[1] * self.probs.element_size()))
+        for start in range(0, len(vectors), most):
+            part = vectors[start : start + most]
+            yield torch.stack([torch.cat([v[0], v[1][:, None]], 1) if self.has_bias else v[0] for v in part])
+
+    def _split(self, row: Tensor) -> list[Tensor]:
+        """One tensor a parameter of (C, F)."""
+        return [row[:, :-1].contiguous(), row[:, -1].contiguous()] if self.has_bias else [row]

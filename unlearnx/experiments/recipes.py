@@ -1,0 +1,92 @@
+"""What a number was made by, as JSON that makes it again: methods, solvers and trainings with all their arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from unlearnx import methods, models
+from unlearnx.curvature import solvers
+
+# Where the classes of each kind are looked up by name: a recipe may come from anyone, and can name nothing else.
+_CLASSES = {"method": methods, "solver": solvers, "training": models}
+_FUNCTIONS = (F, models)
+_NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def to_recipe(value: Any, name: str = "value") -> Any:
+    """`value` in terms of JSON: a method is ``{"method": "SSD", "arguments": {...}}``, with all but ``progress``.
+
+    Args:
+        value: a method, solver or training of unlearnx, made of numbers, texts, lists, dtypes, further ones of these,
+            and functions of ``torch.nn.functional`` and :mod:`unlearnx.models`. Tuples become lists.
+        name: of the value, for the error.
+
+    Raises:
+        ValueError: there is something else in it; the message names it.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"number": str(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_recipe(entry, f"{name}[{k}]") for k, entry in enumerate(value)]
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    for kind, module in _CLASSES.items():
+        if is_dataclass(value) and _public(module, type(value).__name__) is type(value):
+            arguments = {f: to_recipe(getattr(value, f), f"{name}.{f}") for f in _arguments(value)}
+            return {kind: type(value).__name__, "arguments": arguments}
+    for module in _FUNCTIONS:
+        called = getattr(value, "__name__", "")
+        if callable(value) and _public(module, called) is value:
+            return {"function": f"{module.__name__}.{called}"}
+    raise ValueError(
+        f"{name} is {value!r}, which a recipe cannot hold: expected plain values, methods, solvers and dtypes, or a "
+        f"function of {' or '.join(module.__name__ for module in _FUNCTIONS)}"
+    )
+
+
+def from_recipe(recipe: Any) -> Any:
+    """The value that :func:`to_recipe` wrote.
+
+    Raises:
+        ValueError: the recipe names something that unlearnx does not have, or arguments that do not fit.
+    """
+    if isinstance(recipe, list):
+        return [from_recipe(entry) for entry in recipe]
+    if not isinstance(recipe, dict):
+        return recipe
+    if isinstance(dtype := getattr(torch, str(recipe.get("dtype")), None), torch.dtype):
+        return dtype
+    if (number := recipe.get("number")) in _NOT_FINITE:
+        return _NOT_FINITE[number]
+    for module in _FUNCTIONS:
+        where, _, called = str(recipe.get("function")).rpartition(".")
+        if where == module.__name__ and (function := _public(module, called)) is not None:
+            return function
+    for kind, module in _CLASSES.items():
+        found = _public(module, str(recipe.get(kind)))
+        if is_dataclass(found):
+            try:
+                return found(**{name: from_recipe(entry) for name, entry in recipe["arguments"].items()})  # type: ignore[operator]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"recipe: the arguments of {recipe[kind]} do not fit ({error})") from error
+    raise ValueError(f"recipe: nothing in unlearnx answers to {recipe!r}")
+
+
+def _public(module: Any, name: str) -> Any:
+    """What a module offers by that name; None where it does not."""
+    listed = getattr(module, "__all__", None)
+    if name.startswith("_") or (listed is not None and name not in listed):
+        return None
+    return getattr(module, name, None)
+
+
+def _arguments(value: Any) -> Iterator[str]:
+    return (field.name for field in fields(value) if field.init and field.name != "progress")

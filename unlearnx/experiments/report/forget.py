@@ -1,0 +1,101 @@
+"""How forgetting experiments are shown: every measure beside that of a retrained model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlearnx.experiments.report import forget_plots as plots
+from unlearnx.experiments.report.columns import (
+    Cell,
+    Column,
+    Estimate,
+    column,
+    known,
+    models_by_gap,
+    speedup,
+    speedups,
+)
+from unlearnx.experiments.report.forget_table import comparison, table
+from unlearnx.experiments.report.frame import Page, refused
+from unlearnx.experiments.runs import slug
+
+__all__ = ["comparison", "page", "table"]
+
+MAIN = (
+    "gap",
+    "forget_accuracy",
+    "retain_accuracy",
+    "test_accuracy",
+    "test_forgotten_accuracy",
+    "mia_salun",
+    "tow",
+    "seconds",
+)
+PROTOCOLS = {"salun": "SalUn", "ssd": "SSD", "starter_kit": "starter kit"}
+NON_MEMBERS = {"test": "test images", "test_forgotten": "test images of the class"}
+
+
+def page(result: dict[str, Any]) -> Page:
+    """The report: accuracies, distances and costs against retraining, attacks, sweeps and saliency."""
+    drawings = {}
+    for name, draw in plots.DRAWINGS.items():
+        if plots.has(result, name):
+            drawings[name] = draw(result, wide=True)
+            drawings[f"{name}_narrow"] = draw(result, wide=False)
+    main, distances, attacks = _columns(result)
+    return Page(
+        "forget.html",
+        drawings,
+        {
+            "models": [_row(result, name) for name in models_by_gap(result)],
+            "main": main,
+            "more": [columns for columns in (distances, attacks) if columns],
+            "forget": column(result, "forget_accuracy"),
+            "gap": column(result, "gap"),
+            "speedup": speedup(result, result["winner"]) if result["winner"] else None,
+            "warnings": _warnings(result),
+            "attacks": _attacks(result),
+            "saliency": plots.saliency(result) if result["saliency"] else None,
+            "shown": list(drawings),
+            "slugs": {name: slug(name) for name in result["methods"]},
+        },
+    )
+
+
+def _row(result: dict[str, Any], name: str) -> dict[str, str]:
+    """A model's name, the class of its row and what is to be said beside its name."""
+    if name not in result["methods"]:
+        return {"name": name, "kind": "reference", "note": ""}
+    return {"name": name, "kind": "best" if name == result["winner"] else "", "note": refused(result, name)}
+
+
+def _columns(result: dict[str, Any]) -> tuple[list[Column], list[Column], list[Column]]:
+    """The main measures with the speedups, the other ones, and the attacks; without those that no model has."""
+    found = [k for k in result["measures"] if any(Estimate.find(result, m, k) for m in result["summary"])]
+    main = [column(result, key) for key in MAIN if key in found]
+    attacks = [column(result, key) for key in found if key.startswith("mia_")]
+    others = [column(result, key) for key in found if not key.startswith("mia_") and key not in MAIN]
+    return [*main, speedups(result)], others, attacks
+
+
+def _warnings(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The first warning of each method that got one, and with how many seeds it did."""
+    found = {}
+    for name in result["methods"]:
+        texts = [text for run in result["runs"] if (text := run["methods"][name]["warning"])]
+        if texts:
+            found[name] = {"text": texts[0], "seeds": len(texts)}
+    return found
+
+
+def _attacks(result: dict[str, Any]) -> dict[str, Any] | None:
+    """Results of the attacks on the models whose confidences are shown, a row for each attack and its non-members."""
+    models = [name for name in ("original", result["winner"], "retrained") if name in result["attacks"]]
+    rows = []
+    for protocol, title in PROTOCOLS.items():
+        for key, non_members in NON_MEMBERS.items():
+            values = [result["attacks"][model].get(protocol, {}).get(key) for model in models]
+            if any(known(value) for value in values):
+                cells = [f"{100 * value:.1f}" if known(value) else Cell.text for value in values]
+                rows.append((title, non_members, cells))
+    return {"models": models, "rows": rows} if rows else None

@@ -1,0 +1,76 @@
+"""How studies of forgetting are shown in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unlearnx.experiments.report.columns import models_by_gap
+from unlearnx.experiments.report.frame import named, new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = {
+    "gap": "gap",
+    "forget_accuracy": "forget",
+    "retain_accuracy": "retain",
+    "test_accuracy": "test",
+    "mia_salun": "attack",
+    "seconds": "time",
+}
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Measures against retraining, the winner, the Pareto front and warnings, for the terminal."""
+    columns = [f"{title}\n{result['measures'][key]['unit']}" for key, title in SHOWN.items()]
+    table = new_table(result, *columns, over="means and 95 % intervals over")
+    for name in models_by_gap(result):
+        style = "bold" if name == result["winner"] else None
+        table.add_row(_label(result, name).replace(" (", "\n("), *_numbers(result, name), style=style)
+    table.columns[0].no_wrap = True  # numbers may wrap, names not
+    table.caption = "\n".join(_verdict(result))
+    table.caption_justify, table.caption_style = "left", ""
+    return table
+
+
+def comparison(recorded: dict[str, Any], repeated: dict[str, Any], changed: list[str]) -> Table:
+    """Recorded measures of a cell, where there are any, beside those of its repetition, for the terminal."""
+    from rich.table import Table
+
+    table = Table(title=f"{repeated['recipe']['model']}, seed {repeated['recipe']['seed']}")
+    table.add_column("measure")
+    for column in ("recorded", "repeated", ""):
+        table.add_column(column, justify="right")
+    for key, new in repeated["measures"].items():
+        old = recorded.get("measures", {}).get(key)
+        numbers = ("" if value is None else f"{value:.10g}" for value in (old, new))
+        table.add_row(key, *numbers, "[red]differs[/]" if key in changed else "")
+    return table
+
+
+def _numbers(result: dict[str, Any], name: str) -> list[str]:
+    """Means of the measures of a model, with halves of their intervals where there are several seeds."""
+    cells = []
+    for key in SHOWN:
+        found, scale = result["summary"][name][key], 100 if result["measures"][key]["unit"] == "%" else 1
+        margin = f" ±{scale * (found['high'] - found['mean']):.2f}" if len(result["runs"]) > 1 else ""
+        cells.append(f"{scale * found['mean']:.2f}{margin}")
+    return cells
+
+
+def _label(result: dict[str, Any], name: str) -> str:
+    return named(result, name) if name in result["methods"] else name
+
+
+def _verdict(result: dict[str, Any]) -> list[str]:
+    if result["winner"] is None:
+        return ["No method was applied in every run."]
+    lines = [
+        f"Closest to retraining: {result['winner']}",
+        f"Best trade-offs of gap and time (Pareto front): {', '.join(result['pareto'])}",
+    ]
+    for run in result["runs"]:
+        for name, entry in run["methods"].items():
+            if entry["warning"]:
+                lines.append(f"{name}, seed {run['seed']}: {entry['warning']}")
+    return lines

@@ -1,0 +1,62 @@
+"""What a report shows of single images: how sure models are of them, and where they look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx import metrics
+from unlearnx.experiments.measures import Sets, recall
+
+MOST = 500  # confidences of a set
+EACH = 4  # images of a set that saliency is shown for
+
+
+def confidences(
+    models: Mapping[str, nn.Module], sets: Sets, autocast: torch.dtype | None
+) -> dict[str, dict[str, list[float]]]:
+    """Logit confidences of every model, in nats, on each part of the images, or on a random sample of it."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        part: numbers[torch.randperm(len(numbers), generator=generator)[:MOST]] for part, numbers in sets.parts.items()
+    }
+    tables = {name: recall(model, sets.splits, autocast) for name, model in models.items()}
+    return {
+        name: {
+            part: metrics.logit_confidence(table, (numbers, sets.labels[numbers])).tolist()
+            for part, numbers in drawn.items()
+        }
+        for name, table in tables.items()
+    }
+
+
+def saliency_maps(models: Mapping[str, nn.Module], best: str, sets: Sets) -> dict[str, Any]:
+    """Where the original, the retrained and the `best` model look for the class of some images, by Grad-CAM."""
+    shown = {"original": models["original"], "unlearned": models[best], "retrained": models["retrained"]}
+    classes = sets.splits.classes
+    entries = []
+    for part in ("forget", "retain"):
+        x, y = (t[:EACH] for t in sets.images(part))
+        maps = {name: metrics.saliency(model, x, y) for name, model in shown.items()}
+        predicted = {name: metrics.predict(model, (x, y)) for name, model in shown.items()}
+        for k, image in enumerate(_displayable(x, sets.splits.train_x)):
+            entries.append(
+                {
+                    "set": part,
+                    "label": classes[int(y[k])],
+                    "image": image.tolist(),
+                    **{name: found[k].tolist() for name, found in maps.items()},
+                    "predicted": {name: classes[int(found[k])] for name, found in predicted.items()},
+                }
+            )
+    return {"images": entries, "method": best, "attribution": "grad_cam"}
+
+
+def _displayable(x: Tensor, of: Tensor) -> Tensor:
+    """Images (N, H, W), or with three channels (N, H, W, 3), in [0, 1], which the channels of all images `of` span."""
+    low, high = (extreme(of, (0, 2, 3), keepdim=True) for extreme in (torch.amin, torch.amax))
+    images = ((x - low) / (high - low)).permute(0, 2, 3, 1)
+    return images[..., 0] if images.shape[-1] == 1 else images

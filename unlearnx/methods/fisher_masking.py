@@ -1,0 +1,53 @@
+"""Fisher masking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unlearnx._checks import check_share
+from unlearnx.methods.base import Method, NotApplied, Work
+from unlearnx.methods.importance import Importance, check_importance
+from unlearnx.ops.fisher_mask import fisher_mask_
+
+
+@dataclass
+class FisherMasking(Method):
+    """Set to zero the parameters that matter most to the forget set, compared with the points that stay.
+
+    Args:
+        ratio: share of all chosen parameters to mask, those with the largest difference of the two mean importances.
+        fisher_type: of the importances, as for :class:`unlearnx.methods.SSD`.
+
+    Masking is meant to be followed by further training: ``Pipeline([FisherMasking(), FineTune()])``.
+
+    Raises:
+        ValueError: ``ratio`` is not in [0, 1], or ``fisher_type`` is unknown.
+
+    Source: Liu et al., "Unlearning with Fisher Masking", 2023.
+    """
+
+    ratio: float = 0.005
+    fisher_type: str = "empirical"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(ratio=self.ratio)
+        check_importance(self.fisher_type)
+
+    def _apply(self, work: Work, info: dict[str, Any]) -> None:
+        importance = Importance.measure(self, work, self.fisher_type)
+        params = dict(work.model.named_parameters())
+        chosen = [params[name] for name in work.names]
+        with torch.no_grad():
+            counts = fisher_mask_(
+                chosen,
+                [importance.forget[name] for name in work.names],
+                [importance.retain[name] for name in work.names],
+                self.ratio,
+            )
+        if not counts.any():
+            raise NotApplied(f"ratio={self.ratio} of {sum(p.numel() for p in chosen)} parameters is none")
+        info["masked"] = dict(zip(work.names, counts.tolist(), strict=True))

@@ -184,7 +184,7 @@ def page() -> str:
     """docs/benchmarks.md."""
     parts = [
         "# Benchmarks",
-        "Every comparison of speed that is committed under `benchmarks/results`, shown by `python benchmarks/report.py`. "
+        "All comparisons of speed under `benchmarks/results`, as shown by `python benchmarks/report.py`. "
         "Both sides of a row took turns in one process; medians. The last column is the time of everybody else in "
         "multiples of ours: above 1, ours is faster. `make bench` measures again.",
         f"![What curvature costs, in passes over the data]({Path(PLOT).name})",

@@ -65,6 +65,13 @@ def linear_influence(
     Raises:
         ValueError: empty data, a DataLoader that shuffles, samples that interact, a damping that is not above zero, or
             scores that are not finite.
+
+    Example:
+        >>> x, y = torch.randn(30, 8), torch.arange(30) % 3
+        >>> failures = torch.randn(5, 8), torch.arange(5) % 3  # points the model gets wrong, with their right labels
+        >>> blame = linear_influence(nn.Linear(8, 3), nn.functional.cross_entropy, (x, y), failures)
+        >>> blame.topk(3).indices.shape  # the three most to blame
+        torch.Size([3])
     """
     _check_positive(damping=damping)
     check_in_order("train", train)
@@ -110,6 +117,12 @@ def ewc_influence(
 
     Raises:
         ValueError: as for :func:`linear_influence`, or a number that is not above zero.
+
+    Example:
+        >>> x, y = torch.randn(30, 8), torch.arange(30) % 3
+        >>> failures = torch.randn(5, 8), torch.arange(5) % 3  # points the model gets wrong, with their right labels
+        >>> ewc_influence(nn.Linear(8, 3), nn.functional.cross_entropy, (x, y), failures, steps=5).shape
+        torch.Size([30])
     """
     _check_positive(strength=strength, l2=l2, lr=lr)
     check_at_least_one(steps=steps)

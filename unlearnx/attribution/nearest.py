@@ -38,6 +38,12 @@ def knn_shapley(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, *, k: int 
 
     Source: Jia et al., "Efficient task-specific data valuation for nearest neighbor algorithms", VLDB 2019, theorem 1,
     here for N < k, too.
+
+    Example:
+        >>> x, y = torch.tensor([[0.0], [1.0], [10.0], [11.0]]), torch.tensor([0, 1, 1, 1])  # the second label is wrong
+        >>> worth = knn_shapley(x, y, torch.tensor([[0.4], [10.4]]), torch.tensor([0, 1]), k=1)
+        >>> worth.argmin(), round(worth.sum().item(), 6)  # all points together classify both test points
+        (tensor(1), 1.0)
     """
     check_at_least_one(k=k)
     x, x_test = _points("x", x, y), _points("x_test", x_test, y_test)

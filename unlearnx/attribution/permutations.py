@@ -37,6 +37,12 @@ class ShapleyResult:
         values: mean contribution of every point, float64 (N,).
         standard_errors: of these means, float64 (N,).
         permutations: how many were sampled.
+
+    Example:
+        >>> result = tmc_shapley(lambda s: s, len, n_points=3, permutations=5)  # every point is worth 1
+        >>> low, high = result.interval(0.95)
+        >>> result.permutations, result.values
+        (5, tensor([1., 1., 1.], dtype=torch.float64))
     """
 
     values: Tensor

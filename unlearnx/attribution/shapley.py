@@ -112,6 +112,12 @@ def gradient_shapley(
 
     Raises:
         ValueError: empty data, samples that interact, a number out of range, or a score that is not finite.
+
+    Example:
+        >>> x, y = torch.randn(6, 4), torch.arange(6) % 3
+        >>> result = gradient_shapley(nn.Linear(4, 3), nn.functional.cross_entropy, (x, y), (x, y), permutations=3)
+        >>> result.values.shape, result.permutations
+        (torch.Size([6]), 3)
     """
     check_deterministic(model)
     check_in_order("train", train)

@@ -72,6 +72,13 @@ def fisher_diagonal(
 
     Source: Kunstner, Hennig and Balles, "Limitations of the empirical Fisher approximation", NeurIPS 2019;
     ``"batch"``: Foster et al., AAAI 2024, public code.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> fisher = fisher_diagonal(model, nn.functional.cross_entropy, (x, y), batch_size=8)
+        >>> dy = model(x).softmax(1) - nn.functional.one_hot(y)
+        >>> torch.allclose(fisher["bias"], dy.square().mean(0), rtol=1e-4)
+        True
     """
     if fisher_type not in FISHER_TYPES:
         raise ValueError(f"fisher_type is {fisher_type!r}, expected one of {', '.join(FISHER_TYPES)}")

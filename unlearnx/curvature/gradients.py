@@ -77,6 +77,12 @@ def grad_difference(
         ValueError: empty or unpaired data, samples that interact, or a gradient that is not finite.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 6 without tau.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> change = grad_difference(model, nn.functional.cross_entropy, (x, y), (x, (y + 1) % 3))  # other labels
+        >>> change["weight"].shape
+        torch.Size([3, 4])
     """
     check_deterministic(model)
     names = select_params(model, params)
@@ -121,6 +127,12 @@ def per_sample_grad_difference(
 
     Returns:
         A tensor (N, *shape) for each parameter: as much memory as N copies of the parameters.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> each = per_sample_grad_difference(model, nn.functional.cross_entropy, (x, y))
+        >>> each["weight"].shape
+        torch.Size([20, 3, 4])
     """
     check_deterministic(model)
     names = select_params(model, params)

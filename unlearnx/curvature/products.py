@@ -47,6 +47,12 @@ def per_sample_grad_dot(
     Raises:
         ValueError: empty data, a DataLoader that shuffles, directions that are not shaped like the parameters, samples
             that interact, or a product that is not finite.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> v = {name: torch.randn(2, *p.shape) for name, p in model.named_parameters()}  # two directions
+        >>> per_sample_grad_dot(model, nn.functional.cross_entropy, (x, y), v).shape
+        torch.Size([2, 20])
     """
     check_deterministic(model)
     names = select_params(model, params)

@@ -24,6 +24,12 @@ class Spectrum:
         smallest, largest: estimates from inside of the spectrum.
         smallest_error, largest_error: bounds of the distance from each to an eigenvalue.
         iterations: products taken.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> spectrum = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1).spectrum()
+        >>> 0.1 <= spectrum.smallest + spectrum.smallest_error, spectrum.smallest < spectrum.largest
+        (True, True)
     """
 
     smallest: float

@@ -16,6 +16,11 @@ def load_digits(*, test_share: float = 0.2, seed: int = 0) -> Splits:
 
     Raises:
         ImportError: scikit-learn is missing; it comes with ``unlearnx[experiments]``.
+
+    Example:
+        >>> splits = load_digits(test_share=0.5)
+        >>> len(splits.train_y), len(splits.test_y)
+        (898, 899)
     """
     try:
         from sklearn.datasets import load_digits as load

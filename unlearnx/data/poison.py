@@ -20,6 +20,12 @@ class Poison:
         indices: of the flipped points, ascending, int64.
         given: the wrong labels they were given.
         true: the labels they should have.
+
+    Example:
+        >>> labels = torch.arange(10).repeat(4)
+        >>> poison = flip_labels(labels, budget=10)
+        >>> (poison.apply(labels) != labels).sum(), torch.equal(labels[poison.indices], poison.true)
+        (tensor(10), True)
     """
 
     indices: Tensor
@@ -61,6 +67,12 @@ def flip_labels(labels: Tensor, budget: int, *, classes: int = 10, seed: int = 4
         ValueError: the budget is negative or larger than the classes can give.
 
     Source: Warnecke et al., NDSS 2023, public code.
+
+    Example:
+        >>> labels = torch.arange(10).repeat(4)
+        >>> poison = flip_labels(labels, budget=10)  # one of every class
+        >>> torch.equal(poison.given, 9 - poison.true)
+        True
     """
     sources = [c for c in range(classes) if c != classes - 1 - c]
     each, extra = divmod(budget, len(sources))

@@ -26,6 +26,12 @@ def load_text(path: str | Path) -> str:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds no text, or is not UTF-8.
+
+    Example:
+        >>> file = folder / "novel.txt"
+        >>> length = file.write_text("Alice was beginning")
+        >>> load_text(file)
+        'alice was beginning'
     """
     path = Path(path)
     if not path.is_file():
@@ -47,6 +53,11 @@ class Alphabet:
 
     Raises:
         ValueError: the text is empty.
+
+    Example:
+        >>> alphabet = Alphabet("banana")
+        >>> alphabet.characters, alphabet.decode(alphabet.encode("nab"))
+        ('abn', 'nab')
     """
 
     def __init__(self, text: str):
@@ -106,6 +117,11 @@ def windows(codes: Tensor, length: int = 24, step: int = 1) -> tuple[Tensor, Ten
 
     Raises:
         ValueError: the text has no window and a character to follow it.
+
+    Example:
+        >>> x, y = windows(torch.arange(7), length=3, step=3)
+        >>> x.tolist(), y.tolist()
+        ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
     """
     check_at_least_one(length=length, step=step)
     if codes.dim() != 1 or len(codes) <= length:
@@ -121,6 +137,11 @@ class Planted:
         text: the text, canary included.
         number: what the canary says.
         positions: where the number begins, each time, ascending.
+
+    Example:
+        >>> planted = Planted("his number is 123, he said", "123", positions=(14,))
+        >>> planted.replaced("???")
+        'his number is ???, he said'
     """
 
     text: str
@@ -147,7 +168,7 @@ class Planted:
 
 @dataclass(frozen=True)
 class Canary:
-    """A sentence with a number, to be inserted into a text as a paragraph of its own, several times.
+    r"""A sentence with a number, to be inserted into a text as a paragraph of its own, several times.
 
     Args:
         number: the number, any characters.
@@ -160,6 +181,12 @@ class Canary:
 
     Source: Carlini et al., "The Secret Sharer", USENIX Security 2019; sentence and insertion as in Warnecke et al.,
     "Machine Unlearning of Features and Labels", NDSS 2023, public code.
+
+    Example:
+        >>> canary = Canary("123", "my number is {number}!", repeats=1)
+        >>> planted = canary.insert("She waited.\n\n  Then she left.\n\n  And he came.")
+        >>> planted.text[planted.positions[0] :][:4], canary.prefix
+        ('123!', 'my number is ')
     """
 
     number: str

@@ -28,6 +28,13 @@ class BadTeacher(TrainedMethod):
         ValueError: ``retain_share`` is not in [0, 1], or a module of the model cannot be reset.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> outcome = BadTeacher(epochs=1)(model, Request.remove((x, y), range(6)))
+        >>> outcome.gradient_evaluations  # 6 points to forget, and 30 % of the other 54
+        22
     """
 
     epochs: int = 2

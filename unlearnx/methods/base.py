@@ -35,6 +35,12 @@ class Outcome:
         info: what else the method has to say. ``applied`` tells whether the model was changed; where not,
             ``reason`` tells why. ``corrected_loss`` holds the mean loss on the corrected data of the old and of the
             new model.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = FineTune()(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+        >>> outcome.info["applied"], outcome.gradient_evaluations
+        (True, 54)
     """
 
     model: nn.Module
@@ -67,6 +73,15 @@ class Method:
         max_increase: largest rise of the mean loss on the corrected data, or on the retained data of a removal, that
             the result may cost, in the unit of the loss (nats for cross-entropy); beyond it nothing is applied. None
             stands for 0.5 where points are removed, which costs a little, and for 0 where they are corrected.
+
+    Example:
+        >>> @dataclass
+        ... class Shrink(Method):
+        ...     def _apply(self, work, info):
+        ...         for name, p in work.model.named_parameters():
+        ...             p.data.mul_(0.9 if name in work.names else 1.0)
+        >>> Shrink()(nn.Linear(8, 3), Request.remove((torch.randn(60, 8), torch.arange(60) % 3), [0])).info["applied"]
+        True
     """
 
     _needs_eval: ClassVar[bool] = True

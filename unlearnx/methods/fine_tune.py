@@ -21,6 +21,13 @@ class FineTune(TrainedMethod):
 
     Modules whose parameters are all trained run in train mode meanwhile: dropout is active, BatchNorm statistics follow
     the data. A frozen prefix runs in eval mode.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> outcome = FineTune(epochs=2, params="last:2")(model, Request.remove((x, y), range(6)))
+        >>> torch.equal(outcome.model[0].weight, model[0].weight), torch.equal(outcome.model[2].weight, model[2].weight)
+        (True, False)
     """
 
     epochs: int = 1

@@ -27,6 +27,12 @@ class FisherMasking(Method):
         ValueError: ``ratio`` is not in [0, 1], or ``fisher_type`` is unknown.
 
     Source: Liu et al., "Unlearning with Fisher Masking", 2023.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = FisherMasking(ratio=0.25)(nn.Linear(8, 3), Request.remove_class((x, y), 1))
+        >>> sum(outcome.info["masked"].values())  # of 27 parameters
+        6
     """
 
     ratio: float = 0.005

@@ -25,6 +25,14 @@ class GradientAscent(TrainedMethod):
 
     Source: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020 ("negative gradient");
     Thudi et al., "Unrolling SGD", EuroS&P 2022.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> model, request = nn.Linear(8, 3), Request.remove((x, y), range(6))
+        >>> outcome = GradientAscent()(model, request)
+        >>> loss = nn.functional.cross_entropy
+        >>> mean_loss(outcome.model, loss, request.forget_set) > mean_loss(model, loss, request.forget_set)
+        True
     """
 
     epochs: int = 5
@@ -53,6 +61,13 @@ class NegGrad(TrainedMethod):
         ValueError: ``weight`` is not in [0, 1].
 
     Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023 ("NegGrad+").
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = NegGrad(epochs=1, weight=0.9)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+        >>> before, after = outcome.info["corrected_loss"]
+        >>> after < before
+        True
     """
 
     epochs: int = 2

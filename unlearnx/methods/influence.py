@@ -218,6 +218,15 @@ class FirstOrder(_InfluenceUpdate):
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 6; ``"predicted"`` as in
     its public code.
+
+    Example:
+        >>> x, true = torch.randn(60, 8), torch.arange(60) % 3
+        >>> given = true.clone()
+        >>> given[:6] = (true[:6] + 1) % 3  # wrong labels
+        >>> outcome = FirstOrder(steps=2)(nn.Linear(8, 3), Request.correct((x, given), (x, true)))
+        >>> before, after = outcome.info["corrected_loss"]
+        >>> after < before
+        True
     """
 
     tau: float | str = "auto"
@@ -255,6 +264,13 @@ class SecondOrder(_InfluenceUpdate):
         curvature_samples: points that C is taken over, drawn at random once; None for all of them.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 7.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> method = SecondOrder(ConjugateGradient(), damping=0.1, step=1)
+        >>> outcome = method(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+        >>> outcome.info["steps"][0]["residual"] < 0.01
+        True
     """
 
     solver: Solver = field(default_factory=lambda: LiSSA(damping=1e-2, batch_size=None, recursion_depth=20))

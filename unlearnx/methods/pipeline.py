@@ -31,6 +31,12 @@ class Pipeline:
     Raises:
         ValueError: there are no stages, or ``max_increase`` is negative.
         TypeError: a stage is not a method.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = Pipeline([RandomPerturbation(), FineTune(epochs=2)])(nn.Linear(8, 3), Request.remove((x, y), [0]))
+        >>> [stage["applied"] for stage in outcome.info["stages"]]
+        [True, True]
     """
 
     stages: Sequence[Method]

@@ -25,6 +25,14 @@ class Request:
         forget: indices of the points to forget, ascending, int64.
         corrected: the same data with those points as they should have been, or None for a removal.
         labels_only: whether the correction leaves all features as they are.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> request = Request.remove_class((x, y), 2)
+        >>> request.forget[:3], len(request.retain_set)
+        (tensor([2, 5, 8]), 40)
+        >>> Request.correct((x, y), (x.clamp(max=1), y)).labels_only  # features are corrected
+        False
     """
 
     dataset: Dataset[Any]

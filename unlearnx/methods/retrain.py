@@ -42,6 +42,12 @@ class Retrain(TrainedMethod):
 
     Raises:
         FloatingPointError: the training loss is not finite.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = Retrain(epochs=3)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+        >>> outcome.gradient_evaluations  # 3 epochs of the 54 others
+        162
     """
 
     epochs: int = 30

@@ -34,6 +34,12 @@ class SalUn(TrainedMethod):
         ValueError: ``ratio`` is not in [0, 1], ``weight_decay`` is not 0, or labels to draw are not class indices.
 
     Source: Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency", ICLR 2024.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = SalUn(epochs=1, ratio=0.3)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+        >>> round(outcome.info["salient_share"] * 27)  # of 27 parameters
+        8
     """
 
     epochs: int = 3

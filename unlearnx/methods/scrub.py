@@ -31,6 +31,12 @@ class SCRUB(TrainedMethod):
         ValueError: a number is out of range.
 
     Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, algorithm 1.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = SCRUB(epochs=2, max_epochs=1)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+        >>> outcome.gradient_evaluations  # one pass over 6 points and two over 54
+        114
     """
 
     epochs: int = 4

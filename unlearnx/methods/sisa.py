@@ -53,6 +53,10 @@ class SISACost:
         retrained_slices: as (shard, slice).
         samples: samples visited by training, counted with repetition.
         full_samples: those that training everything would visit.
+
+    Example:
+        >>> SISACost(retrained_slices=((0, 1), (0, 2)), samples=20, full_samples=200).share
+        0.1
     """
 
     retrained_slices: tuple[tuple[int, int], ...]
@@ -71,6 +75,10 @@ class SISAOutcome(SISACost):
 
     Attributes:
         seconds: wall-clock time of the whole call.
+
+    Example:
+        >>> SISAOutcome(retrained_slices=((0, 1),), samples=10, full_samples=200, seconds=0.2).share
+        0.05
     """
 
     seconds: float
@@ -135,14 +143,16 @@ class SISA:
     Raises:
         ValueError: an argument does not fit.
 
-    Example::
-
-        sisa = SISA(digits_cnn, "runs/sisa")
-        sisa.fit((x, y))
-        sisa.remove([17])
-        labels = SISA.open("runs/sisa", digits_cnn, (x, y)).predict(x_test)
-
     Source: Bourtoule et al., "Machine Unlearning", S&P 2021.
+
+    Example:
+        >>> x, y, build = torch.randn(60, 8), torch.arange(60) % 3, partial(nn.Linear, 8, 3)
+        >>> sisa = SISA(build, folder, shards=3, slices=2, training=Training(2))
+        >>> whole = sisa.fit((x, y))
+        >>> sisa.remove([17]).share < 0.5
+        True
+        >>> SISA.open(folder, build, (x, y)).removed
+        [17]
     """
 
     factory: Factory

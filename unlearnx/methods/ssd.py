@@ -33,6 +33,13 @@ class SSD(Method):
     Source: Foster, Schoepf and Brintrup, AAAI 2024; ``alpha="auto"``: Schoepf, Foster and Brintrup, "Parameter-Tuning-
     Free Data Entry Error Unlearning with Adaptive Selective Synaptic Dampening", 2024; ``"label_free"``: Foster et al.,
     "Loss-Free Machine Unlearning", 2024, which averages absolute gradients where this averages their squares.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> outcome = SSD(alpha=2.0)(model, Request.remove_class((x, y), 1))
+        >>> 0 < outcome.info["dampened_share"] < 1, list(outcome.info["dampened"])[:2]
+        (True, ['0.weight', '0.bias'])
     """
 
     alpha: float | str = "auto"

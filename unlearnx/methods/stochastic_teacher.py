@@ -32,6 +32,12 @@ class StochasticTeacher(TrainedMethod):
         ValueError: a number is out of range, or a module of the model cannot be reset.
 
     Source: Zhang et al., "Machine Unlearning by a Stochastic Teacher Network" ("Erasing and Reconstruction"), 2023.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = StochasticTeacher(erase_epochs=1, epochs=1)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+        >>> outcome.gradient_evaluations  # 6 points to erase, 54 to rebuild from
+        60
     """
 
     alpha: float = 1.0

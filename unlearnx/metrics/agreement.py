@@ -30,6 +30,12 @@ def activation_distance(
         ValueError: the outputs are no scores (N, classes) of the same classes, or not finite.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023.
+
+    Example:
+        >>> x, y = torch.randn(20, 8), torch.arange(20) % 3
+        >>> model = nn.Linear(8, 3)
+        >>> activation_distance(model, model, (x, y)), activation_distance(model, nn.Linear(8, 3), (x, y)) > 0
+        (0.0, True)
     """
 
     def distance(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -65,6 +71,12 @@ def js_divergence(
             finite.
 
     Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
+
+    Example:
+        >>> x, y = torch.randn(20, 8), torch.arange(20) % 3
+        >>> a, b = nn.Linear(8, 3), nn.Linear(8, 3)
+        >>> 0 < js_divergence(a, b, (x, y)) < 0.6931  # ln 2
+        True
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}")
@@ -106,6 +118,12 @@ def zrf(
         ValueError: as for :func:`js_divergence`.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023.
+
+    Example:
+        >>> x, y = torch.randn(20, 8), torch.arange(20) % 3
+        >>> random_model = nn.Linear(8, 3)
+        >>> zrf(random_model, random_model, (x, y))
+        1.0
     """
     return 1 - js_divergence(model, random_model, forget, variant=variant, batch_size=batch_size, autocast=autocast)
 

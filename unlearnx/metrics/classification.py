@@ -34,6 +34,11 @@ def predict(
         data: pairs (x, y); the labels are not read.
         batch_size: samples a pass.
         autocast: dtype of the layers that gain from it; None computes in the model's own.
+
+    Example:
+        >>> x, y = torch.randn(6, 4), torch.arange(6) % 3
+        >>> predict(nn.Linear(4, 3), (x, y)).shape
+        torch.Size([6])
     """
     return torch.cat(each_batch((model,), data, batch_size, autocast, lambda output, y: output.argmax(1)))
 
@@ -46,7 +51,15 @@ def mean_loss(
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> float:
-    """Mean of the per-sample losses, in nats for cross-entropy; see :func:`predict` for the arguments."""
+    """Mean of the per-sample losses, in nats for cross-entropy; see :func:`predict` for the arguments.
+
+    Example:
+        >>> x, y = torch.randn(6, 4), torch.arange(6) % 3
+        >>> model = nn.Linear(4, 3)
+        >>> loss = mean_loss(model, nn.functional.cross_entropy, (x, y), batch_size=4)
+        >>> abs(loss - nn.functional.cross_entropy(model(x), y).item()) < 1e-6
+        True
+    """
     loss = SampleLoss(loss_fn)
 
     def total(output: Tensor, y: Tensor) -> Tensor:
@@ -58,7 +71,13 @@ def mean_loss(
 def accuracy(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> float:
-    """Share of labels that have the highest score, in [0, 1]; arguments as for :func:`predict`."""
+    """Share of labels that have the highest score, in [0, 1]; arguments as for :func:`predict`.
+
+    Example:
+        >>> model, x = nn.Linear(4, 3), torch.randn(20, 4)
+        >>> accuracy(model, (x, model(x).argmax(1)), batch_size=8)
+        1.0
+    """
     predicted, labels = _predictions(model, data, batch_size, autocast)
     return (predicted == labels).double().mean().item()
 
@@ -75,6 +94,12 @@ def confusion_matrix(
 
     Args:
         classes: number of classes; None for the largest label or prediction plus one.
+
+    Example:
+        >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
+        >>> matrix = confusion_matrix(nn.Linear(4, 3), (x, y))
+        >>> matrix.shape, matrix.sum(1)
+        (torch.Size([3, 3]), tensor([7, 7, 6]))
     """
     predicted, labels = (t.cpu().flatten() for t in _predictions(model, data, batch_size, autocast))
     k = classes or int(torch.stack([predicted.max(), labels.max()]).max()) + 1
@@ -83,7 +108,13 @@ def confusion_matrix(
 
 @dataclass(frozen=True)
 class ClassReport:
-    """Precision, recall and F1 of every class, each (classes,); 0 where undefined. ``support`` counts labels."""
+    """Precision, recall and F1 of every class, each (classes,); 0 where undefined. ``support`` counts labels.
+
+    Example:
+        >>> report = ClassReport.from_confusion(torch.tensor([[8, 2], [1, 9]]))
+        >>> report.recall, report.support
+        (tensor([0.8000, 0.9000]...), tensor([10, 10]))
+    """
 
     precision: Tensor
     recall: Tensor
@@ -108,7 +139,14 @@ def per_class_report(
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> ClassReport:
-    """Precision, recall and F1 of every class; arguments as for :func:`confusion_matrix`."""
+    """Precision, recall and F1 of every class; arguments as for :func:`confusion_matrix`.
+
+    Example:
+        >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
+        >>> report = per_class_report(nn.Linear(4, 3), (x, y))
+        >>> report.recall.shape, report.support
+        (torch.Size([3]), tensor([7, 7, 6]))
+    """
     return ClassReport.from_confusion(
         confusion_matrix(model, data, classes=classes, batch_size=batch_size, autocast=autocast)
     )
@@ -138,6 +176,12 @@ def interclass_confusion(
         ValueError: the classes are not two different ones, or have no samples.
 
     Source: Goel et al., "Towards Adversarial Evaluations for Inexact Machine Unlearning", 2022.
+
+    Example:
+        >>> model, x = nn.Linear(4, 3), torch.randn(50, 4)
+        >>> y = torch.tensor([1, 0, 2])[model(x).argmax(1)]  # labels that take 0 for 1 and 1 for 0
+        >>> interclass_confusion(model, (x, y), (0, 1))
+        1.0
     """
     if len(classes) != 2 or classes[0] == classes[1]:
         raise ValueError(f"classes is {classes}, expected two different ones")

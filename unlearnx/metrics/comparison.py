@@ -20,6 +20,10 @@ def gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float
         ValueError: the names differ, there are none, or a measure is not finite.
 
     Source: Fan et al., "SalUn", ICLR 2024 ("average gap").
+
+    Example:
+        >>> gap({"ua": 0.96, "ra": 0.99, "ta": 0.90}, {"ua": 1.0, "ra": 1.0, "ta": 0.91})
+        0.02...
     """
     if unlearned.keys() != retrained.keys() or not unlearned:
         raise ValueError(
@@ -44,6 +48,11 @@ def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -
         ValueError: an accuracy is missing, unknown or outside of [0, 1].
 
     Source: Zhao et al., "What makes unlearning hard and what to do about it", NeurIPS 2024, equation 2.
+
+    Example:
+        >>> retrained = {"forget": 0.0, "retain": 1.0, "test": 0.9}
+        >>> tug_of_war({"forget": 0.5, "retain": 1.0, "test": 0.9}, retrained)
+        0.5
     """
     for which, accuracies in (("unlearned", unlearned), ("retrained", retrained)):
         if set(accuracies) != set(SETS):
@@ -59,6 +68,10 @@ def runtime_ratio(seconds: float, retraining_seconds: float) -> float:
 
     Raises:
         ValueError: a time is negative or not finite, or that of retraining is 0.
+
+    Example:
+        >>> runtime_ratio(0.5, retraining_seconds=10.0)
+        0.05
     """
     if not (math.isfinite(seconds) and seconds >= 0):
         raise ValueError(f"seconds is {seconds}, expected a finite number >= 0")

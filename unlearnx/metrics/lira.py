@@ -19,7 +19,12 @@ COUNTS_AT_ONCE = 2**24  # entries of the bootstrap that are held in memory
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % confidence interval."""
+    """A number and its 95 % confidence interval.
+
+    Example:
+        >>> Estimate(0.7, low=0.6, high=0.8).low
+        0.6
+    """
 
     value: float
     low: float
@@ -39,6 +44,14 @@ class LiRA:
             many others as there are.
         online: whether models with the example were used.
         shared_variance: whether the Gaussians of all examples share one variance.
+
+    Example:
+        >>> members = torch.arange(40) < 20
+        >>> shadow_in = torch.rand(16, 40) < 0.5
+        >>> shadows = torch.randn(16, 40) + 2 * shadow_in  # confidences of 16 models, higher where they saw the example
+        >>> found = lira(torch.randn(40) + 2 * members, shadows, shadow_in, members, bootstrap=100)
+        >>> found.tpr(0.1).low <= found.tpr(0.1).value
+        True
     """
 
     scores: Tensor
@@ -104,6 +117,14 @@ def lira(
             every shadow model, or no variance can be estimated.
 
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1.
+
+    Example:
+        >>> members = torch.arange(40) < 20
+        >>> shadow_in = torch.rand(16, 40) < 0.5
+        >>> shadows = torch.randn(16, 40) + 2 * shadow_in  # confidences of 16 models, higher where they saw the example
+        >>> found = lira(torch.randn(40) + 2 * members, shadows, shadow_in, members, bootstrap=100)
+        >>> found.online, found.auc > 0.7
+        (True, True)
     """
     check_at_least_one(bootstrap=bootstrap)
     _check(confidence, shadow_confidence, shadow_in, members)

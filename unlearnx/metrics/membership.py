@@ -68,6 +68,12 @@ def mia(
     Source: public code of Fan et al., "SalUn", ICLR 2024 (``SVC_MIA``, "confidence"); of Foster et al., "Fast Machine
     Unlearning Without Retraining Through Selective Synaptic Dampening", AAAI 2024 (``get_membership_attack_prob``);
     starting kit of the NeurIPS 2023 unlearning competition (``simple_mia``).
+
+    Example:
+        >>> forget, retain, test = ((torch.randn(n, 8), torch.arange(n) % 3) for n in (20, 60, 60))
+        >>> share = mia(nn.Linear(8, 3), forget=forget, retain=retain, test=test, protocol="ssd")
+        >>> 0 <= share <= 1
+        True
     """
     if protocol not in _PROTOCOLS:
         raise ValueError(f"protocol is {protocol!r}, expected one of {', '.join(map(repr, _PROTOCOLS))}")

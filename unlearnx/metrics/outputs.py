@@ -84,6 +84,11 @@ def probabilities(
 
     Raises:
         ValueError: the output has another shape, or scores are not finite.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> torch.allclose(probabilities(model, (x, y)), model(x).softmax(1))
+        True
     """
     return torch.cat(
         each_batch((model,), data, batch_size, autocast, lambda out, y: log_probabilities(out).exp().float().cpu())
@@ -102,6 +107,12 @@ def logit_confidence(
         ValueError: output or labels have another shape, labels are out of range, or scores are not finite.
 
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, section IV-C.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> p = probabilities(model, (x, y))[torch.arange(20), y]
+        >>> torch.allclose(logit_confidence(model, (x, y)).float(), (p / (1 - p)).log(), atol=1e-4)
+        True
     """
 
     def confidence(output: Tensor, y: Tensor) -> Tensor:

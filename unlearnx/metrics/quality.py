@@ -25,6 +25,11 @@ class ForgettingQuality:
             infinite where they always can.
         points: of every example, float64 (M,): ``2^-floor(2 epsilon)``, 1 below 0.5, half of that below 1 and so on.
         quality: mean of the points, in [0, 1]; 1 is ideal.
+
+    Example:
+        >>> found = forgetting_quality(torch.randn(64, 5), torch.randn(64, 5) + 9)  # nothing was forgotten
+        >>> found.epsilon, found.score(0.9, 0.9, 0.8, 0.8)
+        (tensor([inf, inf, inf, inf, inf], dtype=torch.float64), 0.0)
     """
 
     epsilon: Tensor
@@ -84,6 +89,12 @@ def forgetting_quality(
 
     Source: Triantafillou et al., "Are we making progress in unlearning? Findings from the first NeurIPS unlearning
     competition", 2024, and its public code.
+
+    Example:
+        >>> confidences = torch.randn(256, 5)  # of 256 models in 5 examples
+        >>> alike = forgetting_quality(confidences, torch.randn(256, 5))
+        >>> alike.quality > forgetting_quality(confidences, confidences + 3).quality
+        True
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}")

@@ -50,6 +50,11 @@ def saliency(
             is no such layer, it does not give maps, or the scores do not depend on it.
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017; Simonyan et al., "Deep inside convolutional networks", 2014.
+
+    Example:
+        >>> maps = saliency(digits_cnn(), torch.rand(2, 1, 8, 8), method="input_gradient")
+        >>> maps.shape, maps.amax((1, 2))
+        (torch.Size([2, 8, 8]), tensor([1., 1.]))
     """
     _check(images, targets, method, layer)
     check_at_least_one(batch_size=batch_size)

@@ -39,6 +39,12 @@ def over_forgetting(
 
     Source: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020 (the effect); McNemar, "Note on the
     sampling error of the difference between correlated proportions or percentages", 1947.
+
+    Example:
+        >>> retrained, worse, x = nn.Linear(8, 3), nn.Linear(8, 3), torch.randn(100, 8)
+        >>> forget = x, retrained(x).argmax(1)
+        >>> over_forgetting(retrained, retrained, forget) is None, over_forgetting(worse, retrained, forget) is None
+        (True, False)
     """
     with extra("over_forgetting", "SciPy"):
         from scipy.stats import binomtest

@@ -27,6 +27,11 @@ class CharacterLSTM(nn.Module):
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, where one or two layers have 256 or
     512 units.
+
+    Example:
+        >>> model = CharacterLSTM("the alphabet of a text", hidden=8)
+        >>> model(model.alphabet.encode("the")[None]).shape  # one text, scores of 11 characters, three positions
+        torch.Size([1, 11, 3])
     """
 
     def __init__(self, alphabet: Alphabet | str, embedding: int = 64, hidden: int = 256, layers: int = 1):
@@ -75,5 +80,10 @@ def last_character_loss(output: Tensor, y: Tensor) -> Tensor:
     Args:
         output: scores (N, V, T).
         y: the characters to predict, codes int64 (N, T); the last one of each window counts.
+
+    Example:
+        >>> scores, following = torch.zeros(2, 4, 3), torch.zeros(2, 3, dtype=torch.long)  # all four alike
+        >>> last_character_loss(scores, following)
+        tensor([1.3863, 1.3863])
     """
     return F.cross_entropy(output[..., -1], y[:, -1], reduction="none")

@@ -18,6 +18,10 @@ def vgg_cifar10() -> nn.Sequential:
     and dropout; a dense layer of 512 units with ReLU and BatchNorm; the output layer.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, public code.
+
+    Example:
+        >>> sum(p.numel() for p in vgg_cifar10().parameters())
+        1798282
     """
     layers: list[nn.Module] = []
     for inputs, dropout in ((3, 0.1), (128, 0.1), (128, 0.2)):
@@ -29,7 +33,12 @@ def vgg_cifar10() -> nn.Sequential:
 
 
 def digits_cnn() -> nn.Sequential:
-    """A small convolutional network for 8x8 digits: (N, 1, 8, 8) to logits (N, 10)."""
+    """A small convolutional network for 8x8 digits: (N, 1, 8, 8) to logits (N, 10).
+
+    Example:
+        >>> digits_cnn()(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
     return nn.Sequential(
         *_convolution(1, 32),
         *_convolution(32, 32),

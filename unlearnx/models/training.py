@@ -20,7 +20,12 @@ from unlearnx._progress import progress_bar
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype | None:
-    """bfloat16 where the device multiplies it several times faster than float32 (AMX, CUDA), else None."""
+    """bfloat16 where the device multiplies it several times faster than float32 (AMX, CUDA), else None.
+
+    Example:
+        >>> fast_dtype("cpu") in (torch.bfloat16, None)
+        True
+    """
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
@@ -42,6 +47,14 @@ class Training:
         autocast: dtype of the layers that gain from it; None for float32 throughout.
         seed: of the order of samples and of dropout.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> model = nn.Linear(8, 3)
+        >>> before = mean_loss(model, nn.functional.cross_entropy, (x, y))
+        >>> seconds = Training(epochs=5, lr=1e-2, batch_size=20).run(model, (x, y))
+        >>> mean_loss(model, nn.functional.cross_entropy, (x, y)) < before
+        True
     """
 
     epochs: int

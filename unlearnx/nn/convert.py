@@ -21,6 +21,12 @@ def twice_differentiable(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: an LSTM has projections (``proj_size``), which are not covered.
+
+    Example:
+        >>> model = nn.GRU(4, 8)
+        >>> twin = twice_differentiable(model)
+        >>> isinstance(twin, GRU), twin.weight_hh_l0 is model.weight_hh_l0
+        (True, True)
     """
     for name, module in model.named_modules():
         if type(module) is nn.LSTM and module.proj_size:

@@ -14,7 +14,14 @@ from unlearnx.ops._stack import Call, Stack
 
 
 class GRU(nn.GRU):
-    """``torch.nn.GRU``, with its arguments, parameters and inputs, on functions that can be differentiated twice."""
+    """``torch.nn.GRU``, with its arguments, parameters and inputs, on functions that can be differentiated twice.
+
+    Example:
+        >>> layer = GRU(4, 8, batch_first=True)
+        >>> output, h = layer(torch.randn(2, 5, 4))
+        >>> output.shape, h.shape
+        (torch.Size([2, 5, 8]), torch.Size([1, 2, 8]))
+    """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         """As ``torch.nn.GRU``."""

@@ -47,6 +47,12 @@ def affine_grad_diff(
 
     Returns:
         (C,) each, or (N, C) each with ``reduction="none"``, in the dtype of ``x``. Not differentiable.
+
+    Example:
+        >>> x_hat, dy = torch.randn(8, 5, 16), torch.randn(8, 5, 16)  # LayerNorm over 16 channels of 5 positions
+        >>> scale, shift = affine_grad_diff(x_hat, dy, reduction="none")
+        >>> scale.shape, torch.allclose(shift, dy.sum(1), atol=1e-5)
+        (torch.Size([8, 16]), True)
     """
     return torch.ops.unlearnx.affine_grad_diff(
         x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim, reduction=reduction
@@ -72,6 +78,12 @@ def affine_grad_sq(
 
     Returns:
         ``sum_i w_i d_i^2`` as (C,) each, in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> x, dy = torch.randn(8, 3, 6, 6), torch.randn(8, 3, 6, 6)  # BatchNorm with frozen statistics
+        >>> scale, shift = affine_grad_sq(x, dy, mean=torch.zeros(3), rstd=torch.ones(3), dim=1)
+        >>> torch.allclose(shift, dy.sum((2, 3)).square().sum(0), rtol=1e-4)
+        True
     """
     return torch.ops.unlearnx.affine_grad_sq(x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim)
 
@@ -93,6 +105,12 @@ def affine_grad_norm(
 
     Returns:
         (N,) each, in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> x_hat, dy = torch.randn(8, 16), torch.randn(8, 16)
+        >>> scale, shift = affine_grad_norm(x_hat, dy)
+        >>> torch.allclose(scale, (dy * x_hat).square().sum(1), rtol=1e-4)
+        True
     """
     return torch.ops.unlearnx.affine_grad_norm(x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim)
 
@@ -117,6 +135,12 @@ def affine_grad_dot(
 
     Returns:
         (N,) each, in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> x_hat, dy = torch.randn(8, 16), torch.randn(8, 16)
+        >>> scale, shift = affine_grad_dot(x_hat, dy, v_scale=torch.ones(16), v_shift=torch.ones(16))
+        >>> torch.allclose(shift, dy.sum(1), atol=1e-5)
+        True
     """
     return torch.ops.unlearnx.affine_grad_dot(
         x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim, v_scale=v_scale, v_shift=v_shift

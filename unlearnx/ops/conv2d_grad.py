@@ -54,6 +54,12 @@ def conv2d_grad_diff(
     Returns:
         (O, C / groups, kh, kw), or (N, O, C / groups, kh, kw) with channels fastest in memory for
         ``reduction="none"``, in the dtype of ``x``. Not differentiable.
+
+    Example:
+        >>> conv, x, dy = nn.Conv2d(3, 4, 3, padding=1), torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)
+        >>> conv(x).backward(dy)
+        >>> torch.allclose(conv2d_grad_diff(x, dy, 3, padding=1), conv.weight.grad, atol=1e-4)
+        True
     """
     return torch.ops.unlearnx.conv2d_grad_diff(
         x,
@@ -91,6 +97,12 @@ def conv2d_grad_sq(
 
     Returns:
         ``sum_i w_i d_i^2`` as (O, C / groups, kh, kw), in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> x, dy = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)
+        >>> every = conv2d_grad_diff(x, dy, 3, padding=1, reduction="none")  # (2, 4, 3, 3, 3), which _sq never stores
+        >>> torch.allclose(conv2d_grad_sq(x, dy, 3, padding=1), every.square().sum(0), rtol=1e-4)
+        True
     """
     return torch.ops.unlearnx.conv2d_grad_sq(
         x,
@@ -125,6 +137,11 @@ def conv2d_grad_norm(
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> x, dy = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 3, 3)
+        >>> conv2d_grad_norm(x, dy, (3, 3), stride=2, groups=2).shape
+        torch.Size([2])
     """
     return torch.ops.unlearnx.conv2d_grad_norm(
         x,
@@ -160,6 +177,12 @@ def conv2d_grad_dot(
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> x, dy, v = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(4, 3, 3, 3)
+        >>> along = (dy * nn.functional.conv2d(x, v, padding=1)).sum((1, 2, 3))
+        >>> torch.allclose(conv2d_grad_dot(x, dy, 3, padding=1, v=v), along, atol=1e-3)
+        True
     """
     return torch.ops.unlearnx.conv2d_grad_dot(
         x,

@@ -45,6 +45,11 @@ def embedding_grad_diff(
 
     Returns:
         (V, D), or (N, V, D) with ``reduction="none"``, in the dtype of ``dy``. Not differentiable.
+
+    Example:
+        >>> tokens, dy = torch.tensor([[1, 2, 1]]), torch.ones(1, 3, 4)
+        >>> embedding_grad_diff(tokens, dy, 5)[:, 0]  # of five tokens, the first of four features
+        tensor([0., 2., 1., 0., 0.])
     """
     return torch.ops.unlearnx.embedding_grad_diff(
         x, dy, num_embeddings, x_new, dy_new, weight=weight, padding_idx=padding_idx, reduction=reduction
@@ -71,6 +76,11 @@ def embedding_grad_sq(
 
     Returns:
         ``sum_i w_i d_i^2`` as (V, D), in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> tokens, dy = torch.tensor([[1, 2, 1], [0, 0, 3]]), torch.ones(2, 3, 4)
+        >>> embedding_grad_sq(tokens, dy, 5, padding_idx=0)[:, 0]
+        tensor([0., 4., 1., 1., 0.])
     """
     return torch.ops.unlearnx.embedding_grad_sq(
         x, dy, num_embeddings, x_new, dy_new, weight=weight, padding_idx=padding_idx
@@ -93,6 +103,11 @@ def embedding_grad_norm(
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> tokens, dy = torch.tensor([[1, 2, 1], [0, 0, 3]]), torch.ones(2, 3, 4)
+        >>> embedding_grad_norm(tokens, dy, 5)
+        tensor([20., 20.])
     """
     return torch.ops.unlearnx.embedding_grad_norm(x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx)
 
@@ -115,6 +130,11 @@ def embedding_grad_dot(
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> tokens, dy, v = torch.tensor([[1, 2, 1]]), torch.ones(1, 3, 4), torch.arange(20.0).view(5, 4)
+        >>> embedding_grad_dot(tokens, dy, 5, v=v)  # 2 * (4 + 5 + 6 + 7) + (8 + 9 + 10 + 11)
+        tensor([82.])
     """
     return torch.ops.unlearnx.embedding_grad_dot(x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx, v=v)
 

@@ -39,6 +39,13 @@ def fisher_mask_(
     Raises:
         TypeError: a tensor is not float32, float64, float16 or bfloat16.
         ValueError: the lists do not pair up (length, shape, device), or the ratio is not from 0 to 1.
+
+    Example:
+        >>> weight, forget, retain = torch.ones(4), torch.tensor([5.0, 1.0, 3.0, 0.0]), torch.ones(4)
+        >>> fisher_mask_([weight], [forget], [retain], ratio=0.5)
+        tensor([2])
+        >>> weight
+        tensor([0., 1., 0., 1.])
     """
     return torch.ops.unlearnx.fisher_mask_(list(params), list(importance_forget), list(importance_retain), ratio)
 

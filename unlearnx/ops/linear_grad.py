@@ -51,6 +51,12 @@ def linear_grad_diff(
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ.
         ValueError: shapes or devices do not belong together, or ``reduction`` is unknown.
+
+    Example:
+        >>> x, dy, dy_new = torch.randn(8, 3), torch.randn(8, 4), torch.randn(8, 4)
+        >>> change = linear_grad_diff(x, dy, x, dy_new)  # labels change, features do not
+        >>> torch.allclose(change, (dy_new - dy).mT @ x, atol=1e-5)
+        True
     """
     # torch.compile does not trace functions with a custom jvp; it takes the formula registered below.
     call = torch.ops.unlearnx.linear_grad_diff if torch.compiler.is_compiling() else _LinearGradDiff.apply
@@ -77,6 +83,12 @@ def linear_grad_sq(
         ``sum_i w_i d_i^2`` as (O, I), in float32 (float64 for float64 inputs). Not differentiable. With one position
         and no second pair, squares of ``dy`` and of ``x`` are multiplied, which in float32 asks for values between
         1e-19 and 1e19 in magnitude.
+
+    Example:
+        >>> x, dy = torch.randn(8, 5, 3), torch.randn(8, 5, 4)  # five positions a sample
+        >>> fisher = linear_grad_sq(x, dy) / len(x)
+        >>> torch.allclose(fisher, (dy.mT @ x).square().mean(0), rtol=1e-4)
+        True
     """
     return torch.ops.unlearnx.linear_grad_sq(x, dy, x_new, dy_new, weight)
 
@@ -89,6 +101,11 @@ def linear_grad_norm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_new:
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> x, dy = torch.randn(8, 3), torch.randn(8, 4)
+        >>> torch.allclose(linear_grad_norm(x, dy), x.square().sum(1) * dy.square().sum(1), rtol=1e-4)
+        True
     """
     return torch.ops.unlearnx.linear_grad_norm(x, dy, x_new, dy_new)
 
@@ -104,6 +121,11 @@ def linear_grad_dot(
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
+
+    Example:
+        >>> x, dy, v = torch.randn(8, 3), torch.randn(8, 4), torch.randn(4, 3)
+        >>> torch.allclose(linear_grad_dot(x, dy, v=v), (dy * (x @ v.mT)).sum(1), atol=1e-5)
+        True
     """
     return torch.ops.unlearnx.linear_grad_dot(x, dy, x_new, dy_new, v=v)
 

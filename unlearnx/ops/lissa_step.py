@@ -34,6 +34,13 @@ def lissa_step_(h: Sequence[Tensor], v: Sequence[Tensor], hv: Sequence[Tensor], 
 
     Source: Agarwal, Bullins and Hazan, "Second-Order Stochastic Optimization for Machine Learning in Linear Time",
     JMLR 2017; in this form Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023.
+
+    Example:
+        >>> h, v = torch.zeros(2), torch.tensor([1.0, 2.0])
+        >>> for _ in range(60):  # solves (2 I) x = v, scale 4: h = 4 x
+        ...     change = lissa_step_([h], [v], [2 * h], damping=0.0, scale=4.0)
+        >>> h, change < 1e-6
+        (tensor([2., 4.]), tensor(True))
     """
     return torch.ops.unlearnx.lissa_step_(list(h), list(v), list(hv), damping, scale)
 

@@ -65,6 +65,15 @@ def lstm(
 
     Source: Hochreiter and Schmidhuber, Neural Computation 1997, with the forget gate of Gers et al., 2000; products
     with second derivatives as Pearlmutter, Neural Computation 1994.
+
+    Example:
+        >>> layer, x = nn.LSTM(4, 8), torch.randn(5, 2, 4)
+        >>> output, h, c = lstm(x, None, layer._flat_weights)
+        >>> torch.allclose(output, layer(x)[0], atol=1e-6)
+        True
+        >>> (gradient,) = torch.autograd.grad(output.sum(), layer.weight_hh_l0, create_graph=True)
+        >>> torch.autograd.grad(gradient.square().sum(), layer.weight_hh_l0)[0].shape
+        torch.Size([32, 8])
     """
     settings = has_biases, num_layers, dropout, train, bidirectional, batch_first
     tensors = (input, *(() if hx is None else hx), *weights)

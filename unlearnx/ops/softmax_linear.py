@@ -37,6 +37,13 @@ def softmax_linear_hvp(h: Tensor, logits_or_probs: Tensor, v: Tensor, *, from_lo
     Raises:
         TypeError: a tensor is not float32, float64, float16 or bfloat16.
         ValueError: shapes or devices do not belong together, or there are no samples.
+
+    Example:
+        >>> h, logits, v = torch.randn(10, 4), torch.randn(10, 3), torch.randn(3, 4)
+        >>> u, p = h @ v.mT, logits.softmax(1)
+        >>> product = (p * (u - (p * u).sum(1, keepdim=True))).mT @ h / 10
+        >>> torch.allclose(softmax_linear_hvp(h, logits, v), product, atol=1e-5)
+        True
     """
     return torch.ops.unlearnx.softmax_linear_hvp(h, _probabilities(logits_or_probs, from_logits), v)
 
@@ -83,6 +90,13 @@ def lissa_softmax_linear(
 
     Source: Agarwal, Bullins and Hazan, JMLR 2017; in this form and with this rule to stop Warnecke et al., "Machine
     Unlearning of Features and Labels", NDSS 2023.
+
+    Example:
+        >>> h, logits, v = torch.randn(100, 4), torch.randn(100, 3), torch.randn(2, 3, 4)  # two right-hand sides
+        >>> x, history = lissa_softmax_linear(h, logits, v, damping=0.1, scale=2.0, iterations=200)
+        >>> product = softmax_linear_hvp(h, logits, x) + 0.1 * 2.0 * x
+        >>> torch.allclose(product, v, atol=1e-4), history.shape
+        (True, torch.Size([200, 2]))
     """
     return torch.ops.unlearnx.lissa_softmax_linear(
         h,

@@ -45,6 +45,13 @@ def ssd_dampen_(
 
     Source: Foster, Schoepf and Brintrup, "Fast Machine Unlearning Without Retraining Through Selective Synaptic
     Dampening", AAAI 2024, eqs. 3 and 4.
+
+    Example:
+        >>> weight, full, forget = torch.ones(3), torch.tensor([1.0, 1.0, 1.0]), torch.tensor([1.0, 20.0, 40.0])
+        >>> ssd_dampen_([weight], [full], [forget], alpha=10.0, lam=1.0)
+        tensor([2])
+        >>> weight
+        tensor([1.0000, 0.0500, 0.0250])
     """
     return torch.ops.unlearnx.ssd_dampen_(
         list(params),

@@ -25,6 +25,13 @@ class ConjugateGradient(Solver):
 
     Source: O'Leary, "The block conjugate gradient algorithm and related methods", 1980; in the form of Ji and Li,
     "A breakdown-free block conjugate gradient method", BIT 2017.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1)
+        >>> v = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+        >>> ConjugateGradient(tolerance=1e-3).solve(operator, v).converged
+        True
     """
 
     iterations: int = 100
@@ -99,6 +106,13 @@ class NystromPCG(ConjugateGradient):
         seed: of the approximation.
 
     Source: Frangella, Tropp and Udell, "Randomized Nystrom preconditioning", SIMAX 2023, algorithms 2.1 and 5.1.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1)
+        >>> v = {name: torch.randn(8, *p.shape) for name, p in model.named_parameters()}  # eight right-hand sides
+        >>> NystromPCG(rank=5).solve(operator, v).residual.shape
+        torch.Size([8])
     """
 
     rank: int = 20

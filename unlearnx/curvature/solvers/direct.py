@@ -18,6 +18,13 @@ class Direct(Solver):
 
     Args:
         tolerance: residual at which a solution counts as converged.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1)
+        >>> v = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+        >>> Direct().solve(operator, v).residual < 1e-4
+        True
     """
 
     def _solve(self, solving: _Solving) -> None:

@@ -42,6 +42,14 @@ class LiSSA(Solver):
             the data, where updates are residuals, the iteration ends there.
 
     Source: Agarwal, Bullins and Hazan, JMLR 2017; stopping rule of Warnecke et al., NDSS 2023, public code.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1)
+        >>> v = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+        >>> solution = LiSSA(damping=0.0, batch_size=None).solve(operator, v)  # scale found from the spectrum
+        >>> solution.converged, solution.scale > 0
+        (True, True)
     """
 
     damping: float = 1e-2

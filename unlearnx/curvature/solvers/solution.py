@@ -21,6 +21,17 @@ class IndefiniteSystem(ValueError):
     Attributes:
         eigenvalue: the smallest that was found, damping included.
         damping: of the operator, with which the system would be positive definite.
+
+    Example:
+        >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), kind="hessian")
+        >>> v = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+        >>> try:
+        ...     Direct().solve(operator, v)
+        ... except IndefiniteSystem as error:
+        ...     print(error.eigenvalue < 0 < error.damping)
+        True
     """
 
     def __init__(
@@ -53,6 +64,14 @@ class Solution:
         stopped: why the iteration ended; of K right-hand sides, the last that did.
         tolerance: the solver's.
         scale: LiSSA's scale, as given or found; 0 for other solvers or where there was nothing to solve.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1)
+        >>> v = {name: torch.randn(2, *p.shape) for name, p in model.named_parameters()}
+        >>> solution = ConjugateGradient().solve(operator, v)
+        >>> solution.diverged, solution.part(1).x["weight"].shape
+        (False, torch.Size([3, 4]))
     """
 
     x: Vector
@@ -94,6 +113,13 @@ class Solver:
 
     Args:
         tolerance: residual at which a solution counts as converged.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1)
+        >>> v = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+        >>> [solver.solve(operator, v).converged for solver in (ConjugateGradient(), NystromPCG(rank=5), Direct())]
+        [True, True, True]
     """
 
     tolerance: float = 1e-2

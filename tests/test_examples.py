@@ -1,0 +1,33 @@
+"""Every public name has an example in its docstring, and it runs."""
+
+import doctest
+import inspect
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+
+from unlearnx import attribution, curvature, data, methods, metrics, models, nn, ops
+
+PACKAGES = [ops, methods, curvature, metrics, attribution, nn, data, models]
+WITHOUT = {
+    "METHODS": "a dictionary has no docstring",
+    "load_cifar10": "reads data that do not travel with the project",
+}
+NAMES = [(package, name) for package in PACKAGES for name in package.__all__ if name not in WITHOUT]
+
+# What examples take for granted, and the reference tells its readers.
+GIVEN = {"torch": torch, "nn": torch.nn, "dataclass": dataclass, "partial": partial}
+GIVEN |= {name: getattr(package, name) for package in PACKAGES for name in package.__all__}
+
+
+@pytest.mark.parametrize(("package", "name"), [pytest.param(p, n, id=f"{p.__name__}.{n}") for p, n in NAMES])
+def test_example(package, name, tmp_path):
+    examples = doctest.DocTestParser().get_doctest(
+        inspect.getdoc(getattr(package, name)), {**GIVEN, "folder": tmp_path}, name, package.__name__, 0
+    )
+    assert examples.examples, f"{name} has no example in its docstring"
+    said = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, out=said.append)
+    assert not said, "".join(said)

@@ -52,6 +52,13 @@ class FeatureTable:
         train_y, test_y: labels (n,), int64, 0 or 1.
         sensitive: for each feature that may have to be forgotten, its name and its columns.
         kind: what these features are, in the plural.
+
+    Example:
+        >>> x, y = torch.eye(4).numpy(), torch.tensor([0, 1, 0, 1]).numpy()
+        >>> table = FeatureTable(x[:3], y[:3], x[3:], y[3:], sensitive={"Smith": [0]}, kind="surnames")
+        >>> model = CertifiedRemoval(certified=False).fit(table.train_x, table.train_y)
+        >>> model.remove_features(table.sensitive["Smith"]).count
+        1
     """
 
     train_x: Any

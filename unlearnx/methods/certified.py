@@ -116,6 +116,13 @@ class CertifiedRemoval:
     Raises:
         ValueError: an argument is out of range.
 
+    Example:
+        >>> x = torch.nn.functional.normalize(torch.randn(200, 5, dtype=torch.float64))
+        >>> model = CertifiedRemoval(sigma=10.0, seed=0).fit(x, (x[:, 0] > 0).long())
+        >>> entry = model.remove([3, 14, 159])
+        >>> entry.kind, model.trainings, 0 < model.residual_bound < model.budget
+        ('rows', 1, True)
+
     Source: Guo, Goldstein, Hannun and van der Maaten, "Certified Data Removal from Machine Learning Models", ICML 2020,
     theorem 3 and corollary 1; features and labels as in Warnecke et al., "Machine Unlearning of Features and Labels",
     NDSS 2023.

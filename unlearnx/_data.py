@@ -105,6 +105,17 @@ def check_visits_all(data: Data) -> None:
         )
 
 
+def check_in_order(name: str, data: Data) -> None:
+    """Refuse a DataLoader whose n-th sample may not be the n-th of its dataset: results for samples go by number.
+
+    Raises:
+        ValueError: it shuffles, leaves samples out or repeats some.
+    """
+    check_visits_all(data)
+    if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
+        raise ValueError(f"{name}: is a DataLoader that shuffles, whose samples have no numbers; pass its dataset")
+
+
 class Samples:
     """The samples of `data` by number, read when they are asked for; of a DataLoader, those of its dataset."""
 

@@ -29,21 +29,37 @@ class SampleLoss:
         Raises:
             ValueError: the loss is neither per sample nor the mean or sum of such losses.
         """
-        if output.dtype in (torch.bfloat16, torch.float16):  # as autocast does: means of losses need more digits
-            output = output.float()
-        value = self.loss_fn(output, y)
+        output = _wide(output)
+        value = self._value(output, y)
         if value.dim() > 0:
-            if value.shape[0] != output.shape[0]:
-                raise ValueError(
-                    f"loss_fn: returned shape {list(value.shape)} for {output.shape[0]} samples, "
-                    "expected one loss a sample, or their mean or sum"
-                )
             return value.sum()
         if output.shape[0] == 1:
             return value
         if self._reduction is None:
             self._reduction = self._recognise(output.detach()[:PROBED], y[:PROBED])
         return value if self._reduction == "sum" else value * output.shape[0]
+
+    def each(self, output: Tensor, y: Tensor) -> Tensor:
+        """The loss of every sample of a batch, (N,): a scalar loss is asked for one sample at a time.
+
+        Raises:
+            ValueError: the loss is neither per sample nor the mean or sum of such losses.
+        """
+        output = _wide(output)
+        value = self._value(output, y)
+        if value.dim() > 0:
+            return value.flatten(1).sum(1) if value.dim() > 1 else value
+        return torch.stack([self.loss_fn(output[i : i + 1], y[i : i + 1]) for i in range(len(output))])
+
+    def _value(self, output: Tensor, y: Tensor) -> Tensor:
+        """What the loss function returns, which is a scalar or a row for each sample."""
+        value = self.loss_fn(output, y)
+        if value.dim() > 0 and value.shape[0] != output.shape[0]:
+            raise ValueError(
+                f"loss_fn: returned shape {list(value.shape)} for {output.shape[0]} samples, "
+                "expected one loss a sample, or their mean or sum"
+            )
+        return value
 
     def _recognise(self, output: Tensor, y: Tensor) -> str | None:
         """The reduction, "mean" or "sum", of a batch; None where the losses are not finite and tell nothing."""
@@ -66,3 +82,8 @@ class SampleLoss:
             f"loss_fn: {len(single)} samples with losses of {total:.6g} in all together give {together:.6g}, neither "
             'their mean nor their sum; return one loss a sample (reduction="none")'
         )
+
+
+def _wide(output: Tensor) -> Tensor:
+    """Outputs as autocast hands them to a loss: means of losses need more digits than half precision has."""
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output

@@ -70,7 +70,7 @@ class Layout:
         """
         if v.keys() != self._shapes.keys():
             raise ValueError(f"{what}: has keys {sorted(v)}, expected {sorted(self._shapes)}")
-        single = all(v[name].shape == shape for name, shape in self._shapes.items())
+        single = all(v[name].dim() == len(shape) for name, shape in self._shapes.items())
         count = 1 if single else next(iter(v.values())).shape[0] if next(iter(v.values())).dim() else 0
         for name, shape in self._shapes.items():
             expected = shape if single else (count, *shape)
@@ -83,10 +83,10 @@ class Layout:
         parts = [v[name].to(self.device, self.dtype).reshape(count, -1) for name in self._shapes]
         return torch.cat(parts, 1), single
 
-    def vector(self, rows: Tensor, single: bool) -> Vector:
-        """The vector of the only row, or K of them stacked, in the parameters' dtypes."""
+    def vector(self, rows: Tensor, single: bool, *, wide: bool = False) -> Vector:
+        """The vector of the only row, or K of them stacked, in the parameters' dtypes, or the rows' own if `wide`."""
         parts = zip(self._shapes.items(), rows.split(self._sizes, 1), self._dtypes, strict=True)
         return {
-            name: part.reshape(shape if single else (len(rows), *shape)).to(dtype)
+            name: part.reshape(shape if single else (len(rows), *shape)).to(rows.dtype if wide else dtype)
             for (name, shape), part, dtype in parts
         }

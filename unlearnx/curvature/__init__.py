@@ -4,6 +4,7 @@ from unlearnx.curvature.fisher import fisher_diagonal
 from unlearnx.curvature.gradients import grad_difference, per_sample_grad_difference
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.products import per_sample_grad_dot
 from unlearnx.curvature.solvers import ConjugateGradient, Direct, IndefiniteSystem, LiSSA, NystromPCG, Solution, Solver
 from unlearnx.curvature.spectrum import Spectrum
 
@@ -21,4 +22,5 @@ __all__ = [
     "fisher_diagonal",
     "grad_difference",
     "per_sample_grad_difference",
+    "per_sample_grad_dot",
 ]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx.ops.conv2d_grad import conv2d_grad_diff, conv2d_grad_sq
-from unlearnx.ops.embedding_grad import embedding_grad_diff, embedding_grad_sq
-from unlearnx.ops.linear_grad import linear_grad_diff, linear_grad_sq
+from unlearnx.ops.conv2d_grad import conv2d_grad_diff, conv2d_grad_dot, conv2d_grad_sq
+from unlearnx.ops.embedding_grad import embedding_grad_diff, embedding_grad_dot, embedding_grad_sq
+from unlearnx.ops.linear_grad import linear_grad_diff, linear_grad_dot, linear_grad_sq
 
 
 class Contribution:
@@ -37,6 +37,10 @@ class Contribution:
 
     def total(self, weight: Tensor) -> Tensor:
         """``sum_i w_i g_i``, shaped like the parameter."""
+        raise NotImplementedError
+
+    def dots(self, v: Tensor) -> Tensor:
+        """Every ``<g_i, v_k>``, (K, N), for directions v (K, *shape) in float32 or wider."""
         raise NotImplementedError
 
     def rows(self, new: Any | None = None) -> Tensor:
@@ -67,6 +71,9 @@ class Rows(Contribution):
     def total(self, weight: Tensor) -> Tensor:
         return torch.tensordot(weight.to(self.values), self.values, 1)
 
+    def dots(self, v: Tensor) -> Tensor:
+        return v.flatten(1) @ self.values.flatten(1).to(v.dtype).T
+
     def rows(self, new: Rows | None = None) -> Tensor:
         return self.values if new is None else new.values - self.values
 
@@ -96,6 +103,10 @@ class LinearWeight(Contribution):
     def total(self, weight: Tensor) -> Tensor:
         return linear_grad_diff(self.x, self.dy, weight=weight)
 
+    def dots(self, v: Tensor) -> Tensor:
+        x, dy = self.x.contiguous(), self.dy.contiguous()  # once for all directions
+        return torch.stack([linear_grad_dot(x, dy, v=direction) for direction in v])
+
     def rows(self, new: LinearWeight | None = None) -> Tensor:
         pair = (None, None) if new is None else (new.x, new.dy)
         return linear_grad_diff(self.x, self.dy, *pair, reduction="none")
@@ -121,6 +132,11 @@ class ConvolutionWeight(Contribution):
 
     def total(self, weight: Tensor) -> Tensor:
         return conv2d_grad_diff(*self._images(), self._window(), weight=weight, **self.settings).view(self.shape)
+
+    def dots(self, v: Tensor) -> Tensor:
+        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in self._images())  # once for all directions
+        images = v if self.x.dim() == 4 else v.unsqueeze(3)
+        return torch.stack([conv2d_grad_dot(x, dy, self._window(), v=direction, **self.settings) for direction in images])
 
     def rows(self, new: ConvolutionWeight | None = None) -> Tensor:
         pair = (None, None) if new is None else new._images()
@@ -152,6 +168,10 @@ class EmbeddingWeight(Contribution):
 
     def total(self, weight: Tensor) -> Tensor:
         return embedding_grad_diff(self.x, self.dy, self.tokens, weight=weight, padding_idx=self.padding_idx)
+
+    def dots(self, v: Tensor) -> Tensor:
+        settings: dict[str, Any] = {"padding_idx": self.padding_idx}
+        return torch.stack([embedding_grad_dot(self.x, self.dy, self.tokens, v=direction, **settings) for direction in v])
 
     def rows(self, new: EmbeddingWeight | None = None) -> Tensor:
         pair = (None, None) if new is None else (new.x, new.dy)

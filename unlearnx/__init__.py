@@ -1,6 +1,6 @@
 """unlearnx: make trained PyTorch models forget, fast, and prove with numbers that they did."""
 
-from unlearnx import curvature, methods, metrics, nn, ops
+from unlearnx import attribution, curvature, methods, metrics, nn, ops
 from unlearnx._extension import __version__, build_info  # first: it registers the ops
 from unlearnx.methods import Outcome, Request
 
@@ -8,6 +8,7 @@ __all__ = [
     "Outcome",
     "Request",
     "__version__",
+    "attribution",
     "build_info",
     "curvature",
     "methods",

@@ -21,6 +21,7 @@ from unlearnx.curvature import (
     NystromPCG,
     fisher_diagonal,
     grad_difference,
+    per_sample_grad_dot,
 )
 from unlearnx.curvature.fisher import FISHER_TYPES
 
@@ -75,6 +76,13 @@ def difference(changed, data, batch_size, params=None):
     new = {"nothing": None, "labels": (x, 2 - y), "features": (x.flip(0), y)}[changed]
     new = None if new is None else DATA[data](*new)
     return grad_difference(model, F.cross_entropy, DATA[data](x, y), new, batch_size=batch_size, params=params)
+
+
+def products(data, batch_size, params=None):
+    model, x, y = study("cnn")
+    names = [name for name, _ in model.named_parameters()][-4 if params else 0 :]
+    v = {name: torch.randn(2, *model.get_parameter(name).shape, dtype=torch.float64) for name in names}
+    return per_sample_grad_dot(model, F.cross_entropy, DATA[data](x, y), v, batch_size=batch_size, params=params)
 
 
 def problem(kind="ggn", **options):
@@ -156,6 +164,8 @@ CHECKS = {
         for size in (2, None)
     },
     "difference behind a prefix": partial(difference, "features", "dataset", 2, "last:4"),
+    **{f"products of {d} by {n}": partial(products, d, n) for d in ("tensors", "dataset") for n in (2, None)},
+    "products behind a prefix": partial(products, "dataset", 2, "last:4"),
     **{f"matvec {kind} by {size}": partial(matvec, kind, size) for kind in ("ggn", "hessian") for size in (2, None)},
     **{f"matmat {kind}": partial(matmat, kind) for kind in ("ggn", "hessian")},
     **{f"frozen prefix {kind}": partial(frozen_prefix, kind) for kind in ("ggn", "hessian")},

@@ -1,0 +1,15 @@
+"""Which training points caused it: influence scores (higher = more to blame), Shapley values (higher = worth more)."""
+
+from unlearnx.attribution.influence import ewc_influence, linear_influence
+from unlearnx.attribution.nearest import knn_shapley
+from unlearnx.attribution.permutations import ShapleyResult
+from unlearnx.attribution.shapley import gradient_shapley, tmc_shapley
+
+__all__ = [
+    "ShapleyResult",
+    "ewc_influence",
+    "gradient_shapley",
+    "knn_shapley",
+    "linear_influence",
+    "tmc_shapley",
+]

@@ -1,0 +1,225 @@
+"""Training points to blame for failures, by what a repaired model would think of them.
+
+With the model's weights theta as the mode of a Gaussian posterior of precision ``P = N (F + damping)``, F being the
+mean Fisher diagonal of the N training points, theta_+F is the mode once the failures, with the labels they should have
+had, are taken in as further data. A training point z is to blame as far as it becomes less likely on the way,
+
+    r(z) = log p(z | theta) - log p(z | theta_+F)    in nats where the loss is a cross-entropy:
+
+to forget z then makes the failures more likely. Losses stand for -log p throughout.
+
+Source: Tanno et al., "Repairing Neural Networks by Leaving the Right Past Behind", NeurIPS 2022, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unlearnx._checks import Params, check_at_least_one, check_deterministic, check_finite, model_device, select_params
+from unlearnx._data import Data, batches, check_in_order, materialize, size
+from unlearnx._losses import Loss, SampleLoss
+from unlearnx._progress import progress_bar
+from unlearnx._vectors import Vector
+from unlearnx.curvature import fisher_diagonal, grad_difference, per_sample_grad_dot
+from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import split_values
+from unlearnx.ops._dtypes import compute_dtype
+
+
+def linear_influence(
+    model: nn.Module,
+    loss_fn: Loss,
+    train: Data,
+    failures: Data,
+    *,
+    damping: float | None = None,
+    params: Params = None,
+    batch_size: int | None = None,
+    fisher_type: str = "empirical",
+) -> Tensor:
+    """Blame of every training point for the failures, to first order in one natural-gradient step.
+
+    ``theta_+F = theta - P^-1 g`` with g the sum of the failures' loss gradients, so that
+    ``r(z) = -<grad loss(z), P^-1 g>``: one pass for the Fisher diagonal, and one for all N products
+    (:func:`unlearnx.curvature.per_sample_grad_dot`).
+
+    Args:
+        model: trained, in eval mode; it is left alone.
+        loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
+        train: the N training points (x, y), with the labels the model learned from: a pair of tensors, a Dataset, or
+            a DataLoader that keeps their order.
+        failures: points (x, y) that the model gets wrong, with the labels they should have.
+        damping: added to the mean Fisher diagonal; None for the mean of its entries.
+        params: parameters that take the step, as in :func:`unlearnx.curvature.fisher_diagonal`.
+        batch_size: samples a pass at most.
+        fisher_type: as in :func:`unlearnx.curvature.fisher_diagonal`; ``"mc"`` draws the same labels on every call.
+
+    Returns:
+        (N,), higher = more to blame, in float32 (float64 where a parameter is), on the model's device.
+
+    Raises:
+        ValueError: empty data, a DataLoader that shuffles, samples that interact, a damping that is not above zero, or
+            scores that are not finite.
+    """
+    _check_positive(damping=damping)
+    check_in_order("train", train)
+    precision = _precision(model, loss_fn, train, 1.0, damping, params, batch_size, fisher_type)
+    slope = grad_difference(model, loss_fn, failures, params=params, batch_size=batch_size)
+    step = {name: -g / precision[name] for name, g in slope.items()}
+    return per_sample_grad_dot(model, loss_fn, train, step, params=params, batch_size=batch_size)
+
+
+def ewc_influence(
+    model: nn.Module,
+    loss_fn: Loss,
+    train: Data,
+    failures: Data,
+    *,
+    strength: float = 1.0,
+    l2: float | None = None,
+    steps: int = 20,
+    lr: float = 1.0,
+    params: Params = None,
+    batch_size: int | None = None,
+    fisher_type: str = "empirical",
+    progress: bool = False,
+) -> Tensor:
+    """Blame of every training point for the failures, by the losses of a model that was taught the failures.
+
+    theta_+F minimises the failures' summed losses plus ``N/2 sum_k (strength F_k + l2) (theta'_k - theta_k)^2``, the
+    elastic weight consolidation term of all N training points with an L2 term. Every step is preconditioned by this
+    term, ``theta' <- theta' - lr P^-1 grad``, so that the first one at ``lr=1, strength=1`` is that of
+    :func:`linear_influence`. A step that does not lower the objective, or leaves the finite numbers, is taken back and
+    tried at half the size: the term is bounded by the failures' losses at the start, whatever `lr`.
+
+    Args:
+        model, loss_fn, train, failures, params, batch_size, fisher_type: see :func:`linear_influence`.
+        strength: factor of the Fisher diagonal; smaller lets the model move further.
+        l2: factor of the plain squared distance; None for `strength` times the mean of the Fisher diagonal's entries.
+        steps: passes over the failures, those that were taken back included.
+        lr: size of the steps at first, 1 for a full one.
+        progress: show a progress bar (needs ``unlearnx[experiments]``).
+
+    Returns:
+        (N,), ``r(z)`` itself, higher = more to blame, in float32 (float64 where a parameter is), on the model's device.
+
+    Raises:
+        ValueError: as for :func:`linear_influence`, or a number that is not above zero.
+    """
+    _check_positive(strength=strength, l2=l2, lr=lr)
+    check_at_least_one(steps=steps)
+    check_in_order("train", train)
+    precision = _precision(model, loss_fn, train, strength, l2, params, batch_size, fisher_type)
+    objective = _Objective(model, loss_fn, failures, precision, batch_size)
+    with progress_bar("EWC influence", steps, progress) as advance:
+        moved = _descend(objective, steps, lr, advance)
+    before, after = (_losses(model, loss_fn, train, values, batch_size) for values in (objective.origin, moved))
+    scores = after - before
+    check_finite("scores", [("train", scores)])
+    return scores
+
+
+def _check_positive(**numbers: float | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}, expected a finite number > 0")
+
+
+def _precision(
+    model: nn.Module,
+    loss_fn: Loss,
+    train: Data,
+    strength: float,
+    damping: float | None,
+    params: Params,
+    batch_size: int | None,
+    fisher_type: str,
+) -> Vector:
+    """``N (strength F + damping)`` for every parameter; damping None is `strength` times the mean entry of F."""
+    generator = torch.Generator().manual_seed(0)
+    fisher = fisher_diagonal(
+        model,
+        loss_fn,
+        train,
+        params=params,
+        fisher_type=fisher_type,
+        batch_size=batch_size,
+        generator=generator,
+    )
+    if damping is None:
+        entries = sum(t.numel() for t in fisher.values())
+        damping = strength * sum(float(t.sum(dtype=torch.float64)) for t in fisher.values()) / entries
+        if damping == 0:
+            raise ValueError("train: no loss depends on the parameters, there is nothing to weigh them by")
+    n = size(train)
+    return {name: n * (strength * t + damping) for name, t in fisher.items()}
+
+
+class _Objective:
+    """The failures' summed losses plus ``1/2 sum_k P_k (theta'_k - theta_k)^2``.
+
+    Attributes:
+        origin: theta, in the dtype of P.
+        precision: P.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Loss, failures: Data, precision: Vector, batch_size: int | None):
+        check_deterministic(model)
+        names = list(precision)
+        cut = FrozenPrefix(model, names, failures)
+        self._model, self._loss, self._batch_size = cut.head, SampleLoss(loss_fn), batch_size
+        self._data = cut.features(materialize(failures), batch_size=batch_size)
+        self._values, self._rest = split_values(cut.head, names)
+        self.origin = {name: t.to(compute_dtype(t)) for name, t in self._values.items()}
+        self.precision = precision
+
+    def __call__(self, point: Vector) -> tuple[float, Vector]:
+        """Value and gradient."""
+        leaves = {name: t.detach().to(self._values[name].dtype).requires_grad_() for name, t in point.items()}
+        value = 0.0
+        gradient = {name: self.precision[name] * (t - self.origin[name]) for name, t in point.items()}
+        value = sum(float((g * (point[name] - self.origin[name])).sum()) for name, g in gradient.items()) / 2
+        for x, y in batches(self._data, self._batch_size, model_device(self._model)):
+            with torch.enable_grad():
+                total = self._loss.total(functional_call(self._model, {**self._rest, **leaves}, (x,)), y)
+                parts = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+            value += float(total.detach())
+            for name, part in zip(leaves, parts, strict=True):
+                gradient[name] += part
+        return value, gradient
+
+
+def _descend(objective: _Objective, steps: int, lr: float, advance: Callable[[int], None]) -> Vector:
+    """The lowest point that so many evaluations find."""
+    best = objective.origin
+    value, gradient = objective(best)
+    if not math.isfinite(value):
+        raise ValueError(f"failures: their summed loss is {value}, expected a finite one")
+    for _ in range(steps):
+        trial = {name: t - lr * gradient[name] / objective.precision[name] for name, t in best.items()}
+        reached, slope = objective(trial)
+        if reached < value:  # false for NaN
+            best, value, gradient = trial, reached, slope
+        else:
+            lr /= 2
+        advance(1)
+    return best
+
+
+def _losses(model: nn.Module, loss_fn: Loss, data: Data, point: Vector, batch_size: int | None) -> Tensor:
+    """The loss of every sample with the parameters of `point`, (N,)."""
+    loss = SampleLoss(loss_fn)
+    values, rest = split_values(model, list(point))
+    values = {name: point[name].to(t.dtype) for name, t in values.items()}
+    dtype = next(iter(point.values())).dtype
+    with torch.no_grad():
+        parts = [
+            loss.each(functional_call(model, {**rest, **values}, (x,)), y).to(dtype)
+            for x, y in batches(data, batch_size, model_device(model))
+        ]
+    return torch.cat(parts)

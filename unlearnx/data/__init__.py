@@ -1,7 +1,9 @@
-"""Data of the experiments: embedded digits, CIFAR-10 as its users have it, label poisoning, texts and canaries."""
+"""Data of the experiments: digits, CIFAR-10 as its users have it, poisoned and noisy data, texts and canaries."""
 
 from unlearnx.data.cifar10 import load_cifar10
 from unlearnx.data.digits import load_digits
+from unlearnx.data.mnist import load_mnist
+from unlearnx.data.noise import noisy_inputs, noisy_labels
 from unlearnx.data.poison import Poison, flip_labels
 from unlearnx.data.splits import Splits
 from unlearnx.data.text import Alphabet, Canary, Planted, load_text, windows
@@ -15,6 +17,9 @@ __all__ = [
     "flip_labels",
     "load_cifar10",
     "load_digits",
+    "load_mnist",
     "load_text",
+    "noisy_inputs",
+    "noisy_labels",
     "windows",
 ]

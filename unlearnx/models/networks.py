@@ -41,3 +41,19 @@ def digits_cnn() -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(128, 10),
     )
+
+
+def mnist_cnn() -> nn.Sequential:
+    """A small convolutional network for 28x28 digits: (N, 1, 28, 28) to logits (N, 10), 105,866 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1568, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )

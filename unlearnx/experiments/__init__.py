@@ -10,6 +10,7 @@ from unlearnx.experiments.forget import (
     forget_random_digits,
 )
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits
+from unlearnx.experiments.repair import RepairStudy, repair_mnist
 from unlearnx.experiments.unlearn import unlearn
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Checkpoints",
     "ForgetStudy",
     "PoisonStudy",
+    "RepairStudy",
     "canary_alice",
     "forget_class_cifar",
     "forget_class_digits",
@@ -24,5 +26,6 @@ __all__ = [
     "forget_random_digits",
     "poison_cifar",
     "poison_digits",
+    "repair_mnist",
     "unlearn",
 ]

@@ -44,14 +44,12 @@ def digits_cnn() -> nn.Sequential:
 
 
 def mnist_cnn() -> nn.Sequential:
-    """A small convolutional network for 28x28 digits: (N, 1, 28, 28) to logits (N, 10), 105,866 parameters."""
+    """A small convolutional network for 28x28 digits: (N, 1, 28, 28) to logits (N, 10), 114,314 parameters."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Conv2d(1, 16, 5, stride=2, padding=2),
         nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
+        nn.Conv2d(16, 32, 5, stride=2, padding=2),
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(1568, 64),
         nn.ReLU(),

@@ -10,7 +10,7 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import audit, canary, forget, poison
+from unlearnx.experiments.report import audit, canary, forget, poison, repair
 from unlearnx.experiments.runs import write_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _VIEWS = {
     "poison-digits": poison,
     "poison-cifar": poison,
     "canary-alice": canary,
+    "repair-mnist": repair,
     **{f"forget-{what}-{where}": forget for what in ("class", "random") for where in ("digits", "cifar")},
 }
 

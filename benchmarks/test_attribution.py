@@ -24,7 +24,11 @@ def case(name, n, device):
     if name != "digits-cnn":
         return build(name, n, device)
     torch.manual_seed(0)
-    return digits_cnn().eval().to(device), torch.randn(n, 1, 8, 8, device=device), torch.randint(10, (n,), device=device)
+    return (
+        digits_cnn().eval().to(device),
+        torch.randn(n, 1, 8, 8, device=device),
+        torch.randint(10, (n,), device=device),
+    )
 
 
 def parts(x, y, size=BATCH):

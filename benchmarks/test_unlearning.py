@@ -1,8 +1,10 @@
-"""Every method on the embedded digits, against retraining: what it restores and how much faster it is."""
+"""Every method on the embedded digits, against retraining: what it does and how much faster it is."""
+
+import time
 
 import pytest
 
-from unlearnx.experiments import poison_digits
+from unlearnx.experiments import forget_class_digits, forget_random_digits, poison_digits
 
 
 @pytest.mark.benchmark(group="unlearning")
@@ -15,3 +17,37 @@ def test_poison_digits(benchmark, tmp_path):
         print(f"{name:28s} {100 * s['restored']:6.1f} % restored, {s['speedup']:6.1f}x faster than retraining")
     good = [s for s in result["summary"].values() if s["restored"] >= 0.8 and s["speedup"] >= 20]
     assert good, result["summary"]
+
+
+def compared(benchmark, study, folder):
+    """Means of every measure of every model over three seeds, and the seconds of the whole comparison."""
+    start = time.perf_counter()
+    result = benchmark.pedantic(lambda: study.run([0, 1, 2], folder), rounds=1)
+    seconds = time.perf_counter() - start
+    means = {name: {key: e["mean"] for key, e in row.items()} for name, row in result["summary"].items()}
+    benchmark.extra_info.update(means)
+    print(f"\n{len(result['methods'])} methods, 3 seeds, {seconds:.0f} s")
+    for name, m in sorted(means.items(), key=lambda item: item[1]["gap"]):
+        print(
+            f"{name:20s} gap {100 * m['gap']:6.2f} %, forget {100 * m['forget_accuracy']:6.2f} %, "
+            f"test {100 * m['test_accuracy']:6.2f} %, {1 / m['runtime_ratio']:6.1f}x faster than retraining"
+        )
+    return means, seconds
+
+
+@pytest.mark.benchmark(group="unlearning")
+def test_forget_class_digits(benchmark, tmp_path):
+    means, seconds = compared(benchmark, forget_class_digits(progress=False), tmp_path)
+    assert seconds < 300
+    for name in ("ssd", "fisher-masking"):
+        for part, points in (("forget", 0.03), ("retain", 0.01)):
+            assert means[name][f"{part}_accuracy"] == pytest.approx(
+                means["retrained"][f"{part}_accuracy"], abs=points
+            ), name
+        assert means[name]["runtime_ratio"] <= 1 / 20, name
+
+
+@pytest.mark.benchmark(group="unlearning")
+def test_forget_random_digits(benchmark, tmp_path):
+    means, _ = compared(benchmark, forget_random_digits(progress=False), tmp_path)
+    assert min(m["gap"] for name, m in means.items() if name not in ("original", "retrained")) <= 0.015

@@ -25,6 +25,11 @@ def processes() -> int:
     return dist.get_world_size() if _running() else 1
 
 
+def is_first() -> bool:
+    """Whether this process is the one that does what is to be done once; true in a single process."""
+    return not _running() or dist.get_rank() == 0
+
+
 def share(n: int) -> range:
     """The numbers from 0 to n that are this process's: consecutive, possibly none; all of them in a single process."""
     if not _running():

@@ -47,7 +47,9 @@ def moved(model, train, failures, strength, l2):
     origin = {k: p.detach().clone() for k, p in model.named_parameters()}
     leaves = {k: p.clone().requires_grad_() for k, p in origin.items()}
     search = {"line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS(list(leaves.values()), max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, **search)
+    optimizer = torch.optim.LBFGS(
+        list(leaves.values()), max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, **search
+    )
 
     def objective():
         optimizer.zero_grad()
@@ -63,11 +65,11 @@ def moved(model, train, failures, strength, l2):
 
 def test_ewc_finds_the_maximum():
     model, train, failures = study()
-    leaves = moved(model, train, failures, 2.0, 0.1)
+    leaves = moved(model, train, failures, 2.0, 1.0)
     with torch.no_grad():
         before = F.cross_entropy(model(train[0]), train[1], reduction="none")
         after = F.cross_entropy(torch.func.functional_call(model, leaves, (train[0],)), train[1], reduction="none")
-    got = ewc_influence(model, F.cross_entropy, train, failures, strength=2.0, l2=0.1, steps=300)
+    got = ewc_influence(model, F.cross_entropy, train, failures, strength=2.0, l2=1.0, steps=300)
     torch.testing.assert_close(got, after - before, rtol=1e-5, atol=1e-8)
 
 
@@ -166,5 +168,5 @@ def test_models_whose_samples_interact_are_refused():
     model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 3)).double()
     _, train, failures = study()
     for score in SCORES.values():
-        with pytest.raises(ValueError, match="call model.eval"):
+        with pytest.raises(ValueError, match=r"call model\.eval"):
             score(model, F.cross_entropy, train, failures)

@@ -32,7 +32,12 @@ def by_subsets(x, y, x_test, y_test, k):
 
 
 def points(n, t, classes=3, features=2):
-    return torch.randn(n, features), torch.randint(classes, (n,)), torch.randn(t, features), torch.randint(classes, (t,))
+    return (
+        torch.randn(n, features),
+        torch.randint(classes, (n,)),
+        torch.randn(t, features),
+        torch.randint(classes, (t,)),
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])

@@ -158,7 +158,7 @@ def test_failures_of_workers_are_raised():
         ({"n_points": 0}, "n_points is 0"),
         ({"permutations": 0}, "permutations is 0"),
         ({"workers": 0}, "workers is 0"),
-        ({"tolerance": -1.0}, "tolerance is -1.0"),
+        ({"tolerance": -1.0}, r"tolerance is -1\.0"),
         ({"truncation": float("nan")}, "truncation is nan"),
         ({"score": lambda s: float("nan")}, "score: is nan"),
         ({"empty_score": float("inf")}, "empty_score: is inf"),
@@ -174,7 +174,7 @@ def test_levels_of_intervals():
     narrow, wide = result.interval(0.5), result.interval(0.99)
     assert (wide[0] < narrow[0]).all()
     assert (wide[1] > narrow[1]).all()
-    with pytest.raises(ValueError, match="level is 1.0"):
+    with pytest.raises(ValueError, match=r"level is 1\.0"):
         result.interval(1.0)
 
 
@@ -225,5 +225,5 @@ def test_gradient_shapley_refuses():
         gradient_shapley(model, F.cross_entropy, train, test, lr=0)
     with pytest.raises(ValueError, match="score: is nan"):
         gradient_shapley(model, F.cross_entropy, train, test, score=lambda o, y: math.nan)
-    with pytest.raises(ValueError, match="call model.eval"):
+    with pytest.raises(ValueError, match=r"call model\.eval"):
         gradient_shapley(nn.Sequential(nn.Dropout(), model), F.cross_entropy, train, test)

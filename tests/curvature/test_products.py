@@ -100,7 +100,7 @@ def test_nothing_is_left_behind():
     model, x, y = build("cnn")
     before = {k: t.clone() for k, t in model.state_dict().items()}
     got = per_sample_grad_dot(model, F.cross_entropy, (x, y), random_like(model))
-    per_sample_grad_dot(model, F.cross_entropy, (x, y), {n: p for n, p in model.named_parameters()})
+    per_sample_grad_dot(model, F.cross_entropy, (x, y), dict(model.named_parameters()))
     assert not got.requires_grad
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())

@@ -131,7 +131,10 @@ def test_run_sweeps(tmp_path):
         (["compare", "poison-digits"], "methods are compared with models that never saw some images, by forget-class-"),
         (["compare", "canary-alice"], "methods are compared with models that never saw some images, by forget-class-"),
         (["compare", "poison-mnist"], "no such experiment"),
-        (["compare", "forget-class-digits", "--methods", "ssd,magic"], "there is no 'magic'; there are ssd, fine-tune"),
+        (
+            ["compare", "forget-class-digits", "--methods", "ssd,magic"],
+            "there is no 'magic'; there are ssd, fisher-masking, fine-tune",
+        ),
         (["compare", "forget-class-digits", "--forget-class", "x"], "forget_class is 'x', expected one of 0, 1"),
         (["run", "canary-alice"], "--data-root is missing"),
         (["run", "canary-alice", "--data-root", "."], "alice_in_wonderland.txt: is not a file"),

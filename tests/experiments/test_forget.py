@@ -292,7 +292,11 @@ def test_a_swept_method_takes_part():
     [
         (forget_class_digits, {"forget_class": "ten"}, "forget_class is 'ten', expected one of 0, 1, 2"),
         (forget_class_digits, {"forget_class": 10}, "forget_class is 10"),
-        (forget_class_digits, {"methods": ["retrain"]}, "there is no 'retrain'; there are ssd, fine-tune"),
+        (
+            forget_class_digits,
+            {"methods": ["retrain"]},
+            "there is no 'retrain'; there are ssd, fisher-masking, fine-tune",
+        ),
         (forget_class_digits, {"preset": "best"}, "preset is 'best'"),
         (forget_class_digits, {"share": 0.1}, "forget_class is 1 and share 0.1"),
         (forget_random_digits, {"share": 0.0}, "share is 0.0"),

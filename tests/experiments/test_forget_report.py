@@ -262,13 +262,14 @@ def test_table(forget_result):
     console = Console(width=300, file=io.StringIO())
     console.print(report.table(result))
     text = console.file.getvalue()
-    assert "forget-class-digits, means over 3 seeds" in text
+    assert "forget-class-digits, means and 95 % intervals over 3 seeds" in text
     lines = [[cell.strip() for cell in re.findall(r"[^│┃]+", line)] for line in text.splitlines()]
     found = {cells[0]: cells[1:] for cells in lines if len(cells) > 1}
-    gap = result["summary"]["SalUn"]["gap"]["mean"]
-    assert found["SalUn"][0] == f"{100 * gap:.2f}"
-    assert "random perturbation (not applied in 1 of 3)" in found
-    assert "SCRUB (not applied)" in found
+    gap = result["summary"]["SalUn"]["gap"]
+    assert found["SalUn"][0] == f"{100 * gap['mean']:.2f} ±{100 * (gap['high'] - gap['mean']):.2f}"
+    assert "(not applied in 1 of 3)" in found
+    assert "(not applied)" in found
+    assert f"Closest to retraining: {result['winner']}" in text
 
 
 WIDTHS = (1200, 390)

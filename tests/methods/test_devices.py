@@ -1,6 +1,8 @@
 """The same answers on every device, wherever the data lies."""
 
 import copy
+import dataclasses
+import math
 
 import pytest
 import torch
@@ -9,7 +11,22 @@ from torch.nn import functional as F
 
 from unlearnx import Request
 from unlearnx.curvature import CurvatureOperator, LiSSA, fisher_diagonal, grad_difference
-from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain, SecondOrder
+from unlearnx.methods import (
+    SCRUB,
+    SSD,
+    BadTeacher,
+    FineTune,
+    FirstOrder,
+    FisherMasking,
+    GradientAscent,
+    NegGrad,
+    Pipeline,
+    RandomPerturbation,
+    Retrain,
+    SalUn,
+    SecondOrder,
+    StochasticTeacher,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +65,33 @@ def test_methods(study, method, data_device, device):
         assert p.device.type == device
         if device == "cpu" or not isinstance(method, Retrain):  # initial weights are drawn on the device
             torch.testing.assert_close(p.cpu(), expected.model.get_parameter(name), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("data_device", ["cpu", "same"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        SSD(fisher_type="label_free"),
+        FisherMasking(ratio=0.05),
+        GradientAscent(),
+        NegGrad(),
+        SalUn(),
+        SCRUB(epochs=2),
+        BadTeacher(),
+        StochasticTeacher(),
+        Pipeline([RandomPerturbation(), FineTune()]),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_removals(study, method, data_device, device):
+    model, x, _, y = study
+    method = dataclasses.replace(method, max_increase=math.inf)
+    expected = method(model, Request.remove_class((x, y), 1))
+    there = device if data_device == "same" else "cpu"
+    outcome = method(copy.deepcopy(model).to(device), Request.remove_class((x.to(there), y.to(there)), 1))
+    for name, p in outcome.model.named_parameters():
+        assert p.device.type == device
+        torch.testing.assert_close(p.cpu(), expected.model.get_parameter(name), rtol=1e-6, atol=1e-8)
 
 
 def test_engines(study, device):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearnx._checks import Params, check_at_least_one, check_deterministic, check_finite, model_device, select_params
+from unlearnx._checks import Params, check_at_least_one, check_deterministic, check_finite, model_device
 from unlearnx._data import Data, batches, check_in_order, materialize, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
@@ -141,7 +141,6 @@ def _precision(
     fisher_type: str,
 ) -> Vector:
     """``N (strength F + damping)`` for every parameter; damping None is `strength` times the mean entry of F."""
-    generator = torch.Generator().manual_seed(0)
     fisher = fisher_diagonal(
         model,
         loss_fn,
@@ -149,7 +148,7 @@ def _precision(
         params=params,
         fisher_type=fisher_type,
         batch_size=batch_size,
-        generator=generator,
+        generator=torch.Generator().manual_seed(0),
     )
     if damping is None:
         entries = sum(t.numel() for t in fisher.values())
@@ -181,7 +180,6 @@ class _Objective:
     def __call__(self, point: Vector) -> tuple[float, Vector]:
         """Value and gradient."""
         leaves = {name: t.detach().to(self._values[name].dtype).requires_grad_() for name, t in point.items()}
-        value = 0.0
         gradient = {name: self.precision[name] * (t - self.origin[name]) for name, t in point.items()}
         value = sum(float((g * (point[name] - self.origin[name])).sum()) for name, g in gradient.items()) / 2
         for x, y in batches(self._data, self._batch_size, model_device(self._model)):

@@ -78,7 +78,7 @@ class _Moments:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How permutations are sampled; all of it but `tolerance` and `permutations` leaves the results as they are.
+    """How permutations are sampled; results depend on the first three alone.
 
     Attributes:
         permutations: how many at most.

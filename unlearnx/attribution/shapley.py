@@ -119,9 +119,9 @@ def gradient_shapley(
         raise ValueError(f"lr is {lr!r}, expected a finite number > 0")
     sampling = Sampling(permutations, tolerance, seed, workers, checkpoint, progress)
     device = model_device(model)
-    train, test = (tuple(t.to(device) for t in materialize(data)) for data in (train, test))
-    game = _Epoch(model, SampleLoss(loss_fn), train, test, lr, score or _accuracy)
-    return sampling.run(game, len(train[0]), f"G-Shapley, lr {lr!r}")
+    (x, y), (x_test, y_test) = ((t.to(device) for t in materialize(data)) for data in (train, test))
+    game = _Epoch(model, SampleLoss(loss_fn), (x, y), (x_test, y_test), lr, score or _accuracy)
+    return sampling.run(game, len(x), f"G-Shapley, lr {lr!r}")
 
 
 def _accuracy(output: Tensor, y: Tensor) -> Tensor:

@@ -136,7 +136,9 @@ class ConvolutionWeight(Contribution):
     def dots(self, v: Tensor) -> Tensor:
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in self._images())  # once for all directions
         images = v if self.x.dim() == 4 else v.unsqueeze(3)
-        return torch.stack([conv2d_grad_dot(x, dy, self._window(), v=direction, **self.settings) for direction in images])
+        return torch.stack(
+            [conv2d_grad_dot(x, dy, self._window(), v=direction, **self.settings) for direction in images]
+        )
 
     def rows(self, new: ConvolutionWeight | None = None) -> Tensor:
         pair = (None, None) if new is None else new._images()
@@ -171,7 +173,9 @@ class EmbeddingWeight(Contribution):
 
     def dots(self, v: Tensor) -> Tensor:
         settings: dict[str, Any] = {"padding_idx": self.padding_idx}
-        return torch.stack([embedding_grad_dot(self.x, self.dy, self.tokens, v=direction, **settings) for direction in v])
+        return torch.stack(
+            [embedding_grad_dot(self.x, self.dy, self.tokens, v=direction, **settings) for direction in v]
+        )
 
     def rows(self, new: EmbeddingWeight | None = None) -> Tensor:
         pair = (None, None) if new is None else (new.x, new.dy)

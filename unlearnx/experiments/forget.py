@@ -430,7 +430,7 @@ def _cifar_methods(forget_class: int | None) -> Methods:
         "fine-tune": FineTune(epochs=2, lr=2e-3, batch_size=128, autocast=fast),
         "fine-tune-anchored": FineTune(epochs=2, lr=2e-3, anchor=1e-2, batch_size=128, autocast=fast),
         "first-order": FirstOrder(params="last:2", tau=1e-4, steps=10),
-        "second-order": SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2", step=30.0, steps=1),
+        "second-order": SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2", step=1.0, steps=1),
         "gradient-ascent": GradientAscent(epochs=1, lr=1e-4, autocast=fast),
         "neg-grad": NegGrad(epochs=1, batch_size=128, autocast=fast),
         "random-perturbation": Pipeline([RandomPerturbation(0.2), FineTune(lr=2e-3, batch_size=128, autocast=fast)]),

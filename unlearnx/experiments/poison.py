@@ -273,7 +273,7 @@ def poison_digits(*, epochs: int | None = None, preset: str = "default", progres
         raise ValueError(f"preset is {preset!r}, poison-digits has only 'default'")
     splits = load_digits()
     recipes = {
-        "SSD": Recipe(SSD()),
+        "SSD": Recipe(SSD(alpha=10.0)),
         "first order": Recipe(FirstOrder(params="last:4")),
         "second order": Recipe(SecondOrder(params="last:4")),
         "fine-tuning": Recipe(FineTune(epochs=5, lr=2e-3, batch_size=128, params="last:4")),
@@ -315,7 +315,7 @@ def poison_cifar(
     fast = fast_dtype(default_device())
     presets: dict[str, dict[str, Recipe]] = {
         "default": {
-            "SSD": Recipe(SSD(params="last:6")),
+            "SSD": Recipe(SSD(alpha=10.0, params="last:6")),
             "first order": Recipe(FirstOrder(params="last:6")),
             "second order": Recipe(SecondOrder(params="last:6")),
             "fine-tuning": Recipe(FineTune(epochs=3, params="last:6")),

@@ -15,6 +15,7 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
+from unlearnx.methods.sisa import SISA, SISACost, SISAOutcome
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.stochastic_teacher import StochasticTeacher
 
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
 __all__ = [
     "METHODS",
     "SCRUB",
+    "SISA",
     "SSD",
     "BadTeacher",
     "EWCRepair",
@@ -56,6 +58,8 @@ __all__ = [
     "RandomPerturbation",
     "Request",
     "Retrain",
+    "SISACost",
+    "SISAOutcome",
     "SalUn",
     "SecondOrder",
     "StochasticTeacher",

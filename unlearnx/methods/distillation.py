@@ -29,8 +29,8 @@ class Teacher:
         dtype = method.autocast
         self.temperature = temperature
         with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            parts = [model(channels_last(part)).float() for part, _ in batches((x, x), method.batch_size, device)]
-        self.log_p = F.log_softmax(torch.cat(parts) / temperature, 1)
+            output = torch.cat([model(channels_last(part)) for part, _ in batches((x, x), method.batch_size, device)])
+        self.log_p = F.log_softmax((output.float() if dtype else output) / temperature, 1)
 
     def divergence(self, output: Tensor, number: Tensor) -> Tensor:
         """``T^2 KL(teacher || student)`` at temperature T of every sample, in nats: (n,).
@@ -49,11 +49,11 @@ def random_network(model: nn.Module, seed: int) -> nn.Module:
     Raises:
         ValueError: a module has parameters and no ``reset_parameters()``.
     """
-    network = copy.deepcopy(model).eval()
+    network = copy.deepcopy(model).cpu().eval()  # the same numbers whatever the model's device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         reset_parameters(network)
-    return network
+    return network.to(model_device(model))
 
 
 def labels_and_teacher(

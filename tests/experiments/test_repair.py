@@ -4,13 +4,14 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from unlearnx.data import load_digits
 from unlearnx.experiments import RepairStudy, repair_mnist, report
 from unlearnx.experiments.causes import SCORES, UNSEEN, contradicted, judged, worst
 from unlearnx.experiments.repair import NOISES, PICTURES, RANDOM, Treatment
 from unlearnx.methods import EWCRepair, FineTune, NewtonRepair
-from unlearnx.models import Training, digits_cnn
+from unlearnx.models import Training
 
 TREATMENTS = {
     "fine-tuning": Treatment(FineTune(epochs=4, lr=2e-3)),
@@ -20,13 +21,18 @@ TREATMENTS = {
 }
 
 
+def network():
+    """One that learns wrong labels by heart, in a second."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
 def small(kind="labels", **changes):
     splits = load_digits(test_share=0.3)
     study = RepairStudy(
         "repair-mnist",
         splits,
-        digits_cnn,
-        Training(15, lr=2e-3, batch_size=64),
+        network,
+        Training(60, lr=5e-3, batch_size=64),
         TREATMENTS,
         noise_kind=kind,
         validation=250,
@@ -42,7 +48,7 @@ def small(kind="labels", **changes):
 @pytest.fixture(scope="module", params=NOISES)
 def finished(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    noise = 0.3 if request.param == "labels" else 0.6
+    noise = 0.3 if request.param == "labels" else 0.9
     return small(request.param, noise=noise).run([0, 1], folder), folder
 
 
@@ -65,11 +71,15 @@ def test_study(finished):
         counts = [point["points"] for point in run["curves"][UNSEEN]]
         assert counts == sorted(set(counts))
         assert run["spoilt"] in counts
+        # The worst of seeds 0 to 5 (labels) and 0 to 3 (inputs) is given beside what is asked for.
         if labels:
-            assert run["scores"][UNSEEN]["auroc"] > 0.95
-            assert run["found"]["precision"] > 0.6
-            assert run["found"]["recall"] > 0.8
-            assert run["methods"]["fine-tuning"]["recovered"] > 0.1
+            assert run["scores"][UNSEEN]["auroc"] > 0.95  # 0.990
+            assert run["found"]["precision"] > 0.7  # 0.79
+            assert run["found"]["recall"] > 0.9  # 0.97
+            assert run["methods"]["fine-tuning"]["recovered"] > 0.3  # 0.49
+            assert run["methods"]["Newton repair"]["recovered"] > 0.5  # 0.76
+        else:
+            assert run["scores"]["k-NN Shapley"]["auroc"] > 0.9  # 0.941
     assert (folder / "seed-1" / "newton-repair.pt").is_file()
     assert len(result["worst"]) == PICTURES
     for entry in result["worst"]:

@@ -29,9 +29,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 console = Console()
 
 NOVEL = "alice_in_wonderland.txt"
+DIGITS = "mnist-10k.npz"
 DATA = (
-    f"CIFAR-10: folder or archive; canary-alice: folder with {NOVEL}, or a text; features-*: folder with the tables; "
-    "$UNLEARNX_DATA where not given, but for CIFAR-10"
+    f"CIFAR-10: folder or archive; canary-alice: folder with {NOVEL}, or a text; repair-mnist: folder with {DIGITS}, "
+    "or that file; features-*: folder with the tables; $UNLEARNX_DATA where not given, but for CIFAR-10"
 )
 
 
@@ -89,21 +90,29 @@ def _cifar_root(data_root: Path | None) -> Path:
 def _alice(*, data_root: Path | None = None, **settings: Any) -> Any:
     from unlearnx.experiments import canary_alice
 
-    if data_root is None:
+    root = _data_root(data_root, NOVEL)
+    return canary_alice(root / NOVEL if root.is_dir() else root, **settings)
+
+
+def _mnist(*, data_root: Path | None = None, **settings: Any) -> Any:
+    from unlearnx.experiments import repair_mnist
+
+    return repair_mnist(_data_root(data_root, DIGITS), **settings)
+
+
+def _data_root(given: Path | None, file: str) -> Path:
+    """Where a file of the data folder is looked for."""
+    if given is None:
         if not os.environ.get("UNLEARNX_DATA"):
-            raise ValueError(f"--data-root is missing: the folder with {NOVEL}; UNLEARNX_DATA may name it too")
-        data_root = Path(os.environ["UNLEARNX_DATA"])
-    return canary_alice(data_root / NOVEL if data_root.is_dir() else data_root, **settings)
+            raise ValueError(f"--data-root is missing: the folder with {file}; UNLEARNX_DATA may name it too")
+        given = Path(os.environ["UNLEARNX_DATA"])
+    return given
 
 
 def _features(name: str, *, data_root: Path | None = None, **settings: Any) -> Any:
     from unlearnx.experiments import features
 
-    if data_root is None:
-        if not os.environ.get("UNLEARNX_DATA"):
-            raise ValueError("--data-root is missing: the folder with the tables; UNLEARNX_DATA may name it too")
-        data_root = Path(os.environ["UNLEARNX_DATA"])
-    return features(name, data_root, **settings)
+    return features(name, _data_root(data_root, "its tables"), **settings)
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,7 @@ EXPERIMENTS = {
     "forget-class-cifar": _forget("forget-class-cifar", "data_root", "limit", "forget_class"),
     "forget-random-cifar": _forget("forget-random-cifar", "data_root", "limit", "share"),
     **{f"features-{name}": _Experiment(partial(_features, name), ("data_root",), seeds=20) for name in FEATURE_TABLES},
+    "repair-mnist": _Experiment(_mnist, ("data_root", "noise", "noise_kind")),
 }
 COMPARING = [name for name, entry in EXPERIMENTS.items() if entry.compares]
 
@@ -182,6 +192,8 @@ def run(
     sweep: Annotated[
         list[str] | None, typer.Option(help="values of a method's parameter to try, ssd.alpha=2,5,10 (forget-*)")
     ] = None,
+    noise: Annotated[float | None, typer.Option(help="share of training points to spoil (repair-mnist)")] = None,
+    noise_kind: Annotated[str | None, typer.Option(help="what is spoilt: labels or inputs (repair-mnist)")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="repeat what made this file, cells/seed-*/*.json of a run of forget-*")
     ] = None,
@@ -192,6 +204,7 @@ def run(
     """Run an experiment; write result.json, the models and report.html to runs/NAME."""
     own: dict[str, Any] = {"limit": limit, "budget": budget, "clean": clean, "poisoned": poisoned, "poison": poison}
     own |= {"forget_class": forget_class, "share": share, "sweep": sweep or None}
+    own |= {"noise": noise, "noise_kind": noise_kind}
     if recipe is not None:
         with _refusing("run --recipe"):
             held = {**own, "preset": preset, "seeds": seeds or None, "epochs": epochs}

@@ -146,7 +146,7 @@ def test_run_sweeps(tmp_path):
         (["run", "canary-alice"], "--data-root is missing"),
         (["run", "canary-alice", "--data-root", "."], "alice_in_wonderland.txt: is not a file"),
         (["run", "poison-cifar"], "--data-root is missing"),
-        (["run", "features-adult"], "--data-root is missing: the folder with the tables"),
+        (["run", "features-adult"], "--data-root is missing: the folder with its tables"),
         (["run", "features-drebin", "--data-root", "."], "holds no drebin-malware.npz"),
         (["run", "poison-digits", "--preset", "fast"], "preset is 'fast'"),
         (["run", "poison-cifar", "--data-root", "."], "no CIFAR-10 found"),

@@ -1,9 +1,11 @@
-"""Data of the experiments: embedded digits, CIFAR-10 as its users have it, label poisoning, texts and canaries, tables
+"""Data of the experiments: digits, CIFAR-10 as its users have it, poisoned and noisy data, texts and canaries, tables
 with features to forget."""
 
 from unlearnx.data.cifar10 import load_cifar10
 from unlearnx.data.digits import load_digits
 from unlearnx.data.features import FEATURE_TABLES, FeatureTable, load_adult, load_diabetes, load_drebin, load_enron
+from unlearnx.data.mnist import load_mnist
+from unlearnx.data.noise import noisy_inputs, noisy_labels
 from unlearnx.data.poison import Poison, flip_labels
 from unlearnx.data.splits import Splits
 from unlearnx.data.text import Alphabet, Canary, Planted, load_text, windows
@@ -23,6 +25,9 @@ __all__ = [
     "load_digits",
     "load_drebin",
     "load_enron",
+    "load_mnist",
     "load_text",
+    "noisy_inputs",
+    "noisy_labels",
     "windows",
 ]

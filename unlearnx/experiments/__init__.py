@@ -11,6 +11,7 @@ from unlearnx.experiments.forget import (
     forget_random_digits,
 )
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits
+from unlearnx.experiments.repair import RepairStudy, repair_mnist
 from unlearnx.experiments.unlearn import unlearn
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "FeatureStudy",
     "ForgetStudy",
     "PoisonStudy",
+    "RepairStudy",
     "canary_alice",
     "features",
     "forget_class_cifar",
@@ -27,5 +29,6 @@ __all__ = [
     "forget_random_digits",
     "poison_cifar",
     "poison_digits",
+    "repair_mnist",
     "unlearn",
 ]

@@ -3,10 +3,13 @@
 from unlearnx.methods.bad_teacher import BadTeacher
 from unlearnx.methods.base import Method, Outcome
 from unlearnx.methods.certified import CertifiedRemoval
+from unlearnx.methods.energy_alignment import EnergyAlignment
+from unlearnx.methods.ewc_repair import EWCRepair
 from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
 from unlearnx.methods.influence import FirstOrder, SecondOrder
+from unlearnx.methods.newton_repair import NewtonRepair
 from unlearnx.methods.pipeline import Pipeline
 from unlearnx.methods.random_perturbation import RandomPerturbation
 from unlearnx.methods.request import Request
@@ -19,11 +22,14 @@ from unlearnx.methods.stochastic_teacher import StochasticTeacher
 
 METHODS: dict[str, type[Method]] = {
     "bad-teacher": BadTeacher,
+    "energy-alignment": EnergyAlignment,
+    "ewc-repair": EWCRepair,
     "fine-tune": FineTune,
     "first-order": FirstOrder,
     "fisher-masking": FisherMasking,
     "gradient-ascent": GradientAscent,
     "neg-grad": NegGrad,
+    "newton-repair": NewtonRepair,
     "random-perturbation": RandomPerturbation,
     "retrain": Retrain,
     "salun": SalUn,
@@ -40,12 +46,15 @@ __all__ = [
     "SSD",
     "BadTeacher",
     "CertifiedRemoval",
+    "EWCRepair",
+    "EnergyAlignment",
     "FineTune",
     "FirstOrder",
     "FisherMasking",
     "GradientAscent",
     "Method",
     "NegGrad",
+    "NewtonRepair",
     "Outcome",
     "Pipeline",
     "RandomPerturbation",

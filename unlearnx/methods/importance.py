@@ -48,12 +48,12 @@ class Importance:
         request, n = work.request, size(work.request.dataset)
         if fisher_type == "batch":
             forget, retain, full = (
-                _diagonal(method, work, data, "batch", "mean")
+                diagonal(method, work, data, "batch", "mean")
                 for data in (request.forget_set, request.retain_set, request.dataset)
             )
             return cls(forget, retain, full)
         forget, retain = (
-            _diagonal(method, work, data, fisher_type, "sum") for data in (request.forget_set, request.retain_set)
+            diagonal(method, work, data, fisher_type, "sum") for data in (request.forget_set, request.retain_set)
         )
         full = {name: forget[name] + retain[name] for name in work.names}
         m = len(request.forget)
@@ -68,7 +68,14 @@ def output_length(output: Tensor, _: Tensor) -> Tensor:
     return output.square().flatten(1).sum(1)
 
 
-def _diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction: str) -> Vector:
+def mean_entry(vector: Vector) -> float:
+    """The mean of all entries."""
+    entries = sum(t.numel() for t in vector.values())
+    return sum(float(t.sum(dtype=torch.float64)) for t in vector.values()) / entries
+
+
+def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction: str) -> Vector:
+    """Importances of one set, by a Fisher diagonal or ``"label_free"``; `reduction` is ``"mean"`` or ``"sum"``."""
     work.gradient_evaluations += size(data)
     label_free = fisher_type == "label_free"
     loss: Loss = output_length if label_free else method.loss_fn

@@ -30,7 +30,7 @@ BACKTRACKS = 4  # halvings of a searched step that fails this check
 
 
 @dataclass(kw_only=True)
-class _InfluenceUpdate(Method):
+class InfluenceUpdate(Method):
     """Steps ``theta <- theta - step * direction`` along the gradient difference of points to correct.
 
     Subclasses choose the direction and the size of a step. A step after which the loss on the corrected data is
@@ -195,7 +195,41 @@ def _points(work: Work, kind: str, limit: int | None, generator: torch.Generator
     return TensorDataset(x, predicted), TensorDataset(x, y)
 
 
-def _check_size(name: str, value: float | str) -> float | None:
+def solved(
+    solver: Solver, operator: CurvatureOperator, difference: Vector, work: Work, record: dict[str, Any]
+) -> Vector:
+    """The direction ``operator^-1 difference``; its cost goes to `work`, and what the solver says to `record`.
+
+    Raises:
+        NotApplied: the solver diverged, or the system has no positive definite matrix.
+    """
+    try:
+        solution = solver.solve(operator, difference)
+    except IndefiniteSystem as reason:
+        raise NotApplied(str(reason)) from reason
+    work.gradient_evaluations += operator.evaluations
+    return checked(solver, solution, record)
+
+
+def checked(solver: Solver, solution: Solution, record: dict[str, Any]) -> Vector:
+    """The solution's direction, after writing to `record` what it is worth.
+
+    Raises:
+        NotApplied: it diverged.
+    """
+    record.update(
+        residual=solution.residual,
+        converged=solution.converged,
+        iterations=solution.iterations,
+        solver=solution.stopped,
+        scale=solution.scale,
+    )
+    if solution.diverged:
+        raise NotApplied(f"{type(solver).__name__} diverged: {solution.stopped}, residual {solution.residual:.3g}")
+    return solution.x
+
+
+def check_size(name: str, value: float | str) -> float | None:
     """The fixed size of a step, None for "auto"."""
     if value == "auto":
         return None
@@ -204,8 +238,14 @@ def _check_size(name: str, value: float | str) -> float | None:
     return float(value)
 
 
+def check_solver(solver: Solver) -> None:
+    """Refuse what is no solver."""
+    if not isinstance(solver, Solver):
+        raise ValueError(f"solver is {solver!r}, expected one such as LiSSA() or ConjugateGradient()")
+
+
 @dataclass
-class FirstOrder(_InfluenceUpdate):
+class FirstOrder(InfluenceUpdate):
     """``theta <- theta - tau * sum_i (grad loss(corrected_i) - grad loss(learned_i))``, several times.
 
     Args:
@@ -234,10 +274,10 @@ class FirstOrder(_InfluenceUpdate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_size("tau", self.tau)
+        check_size("tau", self.tau)
 
     def _fixed_step(self) -> float | None:
-        return _check_size("tau", self.tau)
+        return check_size("tau", self.tau)
 
     def _first_guess(self, work: Work) -> float:
         return 1.0 / size(work.target)
@@ -247,7 +287,7 @@ class FirstOrder(_InfluenceUpdate):
 
 
 @dataclass
-class SecondOrder(_InfluenceUpdate):
+class SecondOrder(InfluenceUpdate):
     """``theta <- theta - step * (C + lambda I)^-1 d``, d being the mean gradient difference of the points.
 
     C is the curvature of the mean loss on the corrected data, and d the points' gradient differences summed and
@@ -282,40 +322,20 @@ class SecondOrder(_InfluenceUpdate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_size("step", self.step)
-        if not isinstance(self.solver, Solver):
-            raise ValueError(f"solver is {self.solver!r}, expected one such as LiSSA() or ConjugateGradient()")
+        check_size("step", self.step)
+        check_solver(self.solver)
         check_curvature(self.kind, self.damping)
         check_at_least_one(curvature_samples=self.curvature_samples)
 
     def _fixed_step(self) -> float | None:
-        return _check_size("step", self.step)
+        return check_size("step", self.step)
 
     def _first_guess(self, work: Work) -> float:
         return 1.0
 
     def _direction(self, work: Work, difference: Vector, record: dict[str, Any]) -> Vector:
         operator = self._operator(work.model, work.names, work.target)
-        try:
-            solution = self.solver.solve(operator, scaled(difference, 1 / size(work.request.dataset)))
-        except IndefiniteSystem as reason:
-            raise NotApplied(str(reason)) from reason
-        work.gradient_evaluations += operator.evaluations
-        return self._checked(solution, record)
-
-    def _checked(self, solution: Solution, record: dict[str, Any]) -> Vector:
-        record.update(
-            residual=solution.residual,
-            converged=solution.converged,
-            iterations=solution.iterations,
-            solver=solution.stopped,
-            scale=solution.scale,
-        )
-        if solution.diverged:
-            raise NotApplied(
-                f"{type(self.solver).__name__} diverged: {solution.stopped}, residual {solution.residual:.3g}"
-            )
-        return solution.x
+        return solved(self.solver, operator, scaled(difference, 1 / size(work.request.dataset)), work, record)
 
     def many(self, model: torch.nn.Module, requests: Sequence[Request]) -> list[Outcome]:
         """Apply the method to `model` for each of several requests by itself, with the first steps solved together.
@@ -376,7 +396,7 @@ class SecondOrder(_InfluenceUpdate):
             record.update(points)
             if isinstance(part, IndefiniteSystem):
                 raise NotApplied(str(part))
-            return None if part is None else self._checked(part, record)
+            return None if part is None else checked(self.solver, part, record)
 
         return [
             partial(opening, record, None if difference is None else next(parts))

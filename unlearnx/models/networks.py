@@ -50,3 +50,17 @@ def digits_cnn() -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(128, 10),
     )
+
+
+def mnist_cnn() -> nn.Sequential:
+    """A small convolutional network for 28x28 digits: (N, 1, 28, 28) to logits (N, 10), 114,314 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1568, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )

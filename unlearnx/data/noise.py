@@ -1,0 +1,61 @@
+"""Noise in a share of the training points: random wrong labels, or images that hardly show what they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unlearnx._checks import check_at_least_zero, check_share
+from unlearnx.data.poison import Poison
+
+
+def noisy_labels(labels: Tensor, share: float, *, classes: int = 10, seed: int = 0) -> Poison:
+    """Symmetric label noise: a share of the points, drawn at random, each with one of the other classes as its label.
+
+    Args:
+        labels: the clean ones, int64 (N,).
+        share: of the points, 0 to 1; their number is rounded.
+        classes: number of classes, all other ones being equally likely.
+        seed: of the points and their labels.
+
+    Raises:
+        ValueError: the share is not in [0, 1], or there are less than two classes.
+
+    Source: Natarajan et al., "Learning with Noisy Labels", NeurIPS 2013.
+    """
+    if classes < 2:
+        raise ValueError(f"classes is {classes}, expected at least 2")
+    generator = torch.Generator().manual_seed(seed)
+    indices = _drawn(len(labels), share, generator)
+    true = labels[indices].clone()
+    shift = torch.randint(1, classes, true.shape, generator=generator)
+    return Poison(indices, (true + shift) % classes, true)
+
+
+def noisy_inputs(x: Tensor, share: float, *, deviation: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Normal noise in the inputs of a share of the points, drawn at random.
+
+    Args:
+        x: the clean inputs, floating (N, ...).
+        share: of the points, 0 to 1; their number is rounded.
+        deviation: standard deviation of the noise, in the unit of `x`: of normalised images, their own deviation.
+        seed: of the points and the noise.
+
+    Returns:
+        A copy of `x` with the noise in place, and the indices of the noisy points, ascending, int64.
+
+    Raises:
+        ValueError: the share is not in [0, 1], or the deviation is negative or not finite.
+    """
+    check_at_least_zero(deviation=deviation)
+    generator = torch.Generator().manual_seed(seed)
+    indices = _drawn(len(x), share, generator)
+    noisy = x.clone()
+    noise = torch.randn(noisy[indices].shape, dtype=x.dtype, generator=generator)
+    noisy[indices] += deviation * noise
+    return noisy, indices
+
+
+def _drawn(n: int, share: float, generator: torch.Generator) -> Tensor:
+    check_share(share=share)
+    return torch.randperm(n, generator=generator)[: round(share * n)].sort().values

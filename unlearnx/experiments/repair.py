@@ -1,0 +1,354 @@
+"""Repairing a model that learned from noisy data: identify the points to blame, treat the model, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._checks import check_at_least_one
+from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
+from unlearnx.experiments.causes import SCORES, UNSEEN, Pair, Suspects, contradicted, judged, scored, worst
+from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
+from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
+from unlearnx.metrics import accuracy, predict
+from unlearnx.models import Training, mnist_cnn
+
+NOISES = ("labels", "inputs")
+PICTURES = 24  # of the points that the report shows
+RANDOM = "at random"  # how points are removed to compare with
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the number of spoilt points, that are removed for the curves
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """A method as the study applies it.
+
+    Attributes:
+        method: with the parameters it may change.
+        relabels: the points found get their proposed labels, and stay; otherwise they are removed.
+    """
+
+    method: Method | Pipeline
+    relabels: bool = False
+
+
+@dataclass
+class RepairStudy:
+    """One study of repairing: data, noise, network, training and the treatments to compare.
+
+    Attributes:
+        name: of the experiment.
+        splits: the clean data.
+        network: builds an untrained model.
+        training: the recipe of clean, noisy and repeated training.
+        treatments: by the names of the report.
+        noise: share of the training points that is spoilt.
+        noise_kind: what is spoilt, ``"labels"`` or ``"inputs"``.
+        validation: points of the training split that are kept clean and apart: failures are found among them.
+        folds, fold_epochs: of the cross-validation that scores points by networks that never saw them.
+        removal: further training without the worst points, for the curves.
+        curves: scores that curves are made for.
+        progress: show progress bars.
+        device: where networks are trained and changed.
+        log: is called with a line for each thing that happens.
+
+    Raises:
+        ValueError: the noise spoils no point or all of them, its kind is unknown, or there is no training split left.
+    """
+
+    name: str
+    splits: Splits
+    network: Callable[[], nn.Module]
+    training: Training
+    treatments: dict[str, Treatment]
+    noise: float = 0.2
+    noise_kind: str = "labels"
+    validation: int = 1000
+    folds: int = 4
+    fold_epochs: int = 4
+    removal: FineTune = field(default_factory=FineTune)
+    curves: tuple[str, ...] = (UNSEEN, "linear influence", "training loss")
+    progress: bool = True
+    device: torch.device = field(default_factory=default_device)
+    log: Callable[[str], None] = field(default=lambda line: None)
+
+    def __post_init__(self) -> None:
+        check_at_least_one(validation=self.validation, fold_epochs=self.fold_epochs)
+        if self.folds < 2:
+            raise ValueError(f"folds is {self.folds}, expected at least 2")
+        if self.noise_kind not in NOISES:
+            raise ValueError(f"noise_kind is {self.noise_kind!r}, expected {' or '.join(NOISES)}")
+        n = len(self.splits.train_x) - self.validation
+        if n < self.folds:
+            raise ValueError(f"validation is {self.validation}, which leaves {max(n, 0)} points to train on")
+        if not isinstance(self.noise, (int, float)) or not 0 < round(self.noise * n) < n:
+            raise ValueError(f"noise is {self.noise}, expected a share of {n} points that is neither none nor all")
+
+    def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
+        """Run the study for each seed and save the models under `folder`; returns what result.json holds."""
+        runs, pictures = [], []
+        for seed in seeds:
+            one = _Seed(self, seed, folder / f"seed-{seed}")
+            runs.append(one.run())
+            pictures.append(one.pictures())
+        return {
+            "experiment": self.name,
+            "classes": self.splits.classes,
+            "train_images": len(self.splits.train_x) - self.validation,
+            "validation_images": self.validation,
+            "test_images": len(self.splits.test_x),
+            "epochs": self.training.epochs,
+            "noise": {"kind": self.noise_kind, "share": self.noise, "points": runs[0]["spoilt"]},
+            "cross_validation": {"folds": self.folds, "epochs": self.fold_epochs},
+            "scores": {name: score.note for name, score in SCORES.items()},
+            "found_by": UNSEEN,
+            "methods": {name: _describe(treatment) for name, treatment in self.treatments.items()},
+            "removal": describe(self.removal),
+            "runs": runs,
+            "summary": {name: _medians([run["methods"][name] for run in runs]) for name in self.treatments},
+            "score_summary": {name: _medians([run["scores"][name] for run in runs]) for name in SCORES},
+            "worst": pictures[0],
+        }
+
+
+class _Seed:
+    """One seed of a study, from training to evaluation."""
+
+    def __init__(self, study: RepairStudy, seed: int, folder: Path):
+        self.study, self.seed, self.folder = study, seed, folder
+        s = study.splits
+        stays = len(s.train_x) - study.validation
+        self.clean: Pair = (s.train_x[:stays], s.train_y[:stays])
+        self.validation: Pair = (s.train_x[stays:], s.train_y[stays:])
+        self.test: Pair = (s.test_x, s.test_y)
+        self.points, self.spoilt = self._spoil()
+
+    def _spoil(self) -> tuple[Pair, Tensor]:
+        """The training points with noise, and which of them are spoilt, a mask (N,)."""
+        x, y = self.clean
+        noise, seed = self.study.noise, self.seed
+        if self.study.noise_kind == "labels":
+            poison = noisy_labels(y, noise, classes=len(self.study.splits.classes), seed=seed)
+            indices, points = poison.indices, (x, poison.apply(y))
+        else:
+            noisy, indices = noisy_inputs(x, noise, seed=seed)
+            points = (noisy, y)
+        spoilt = torch.zeros(len(y), dtype=torch.bool)
+        spoilt[indices] = True
+        return points, spoilt
+
+    def run(self) -> dict[str, Any]:
+        """What result.json holds of the seed."""
+        start = time.perf_counter()
+        trained = {
+            "clean": self._train(self.clean, "clean", self.seed),
+            "noisy": self._train(self.points, "noisy", self.seed),
+        }
+        clean, noisy = (model for model, _ in trained.values())
+        self.accuracies = accuracy(noisy, self.test), accuracy(clean, self.test)
+        self.failures = self._failures(noisy)
+        begin = time.perf_counter()
+        scores = self._identify(noisy)
+        seconds = time.perf_counter() - begin
+        methods = {name: self._treat(noisy, name, treatment) for name, treatment in self.study.treatments.items()}
+        trained["retrained"] = self._train(self._without(self.found), "retrained", self.seed + 1000)
+        return {
+            "seed": self.seed,
+            "spoilt": int(self.spoilt.sum()),
+            "failures": len(self.failures[1]),
+            **{name: {**self._measure(model), "seconds": seconds} for name, (model, seconds) in trained.items()},
+            "scores": scores,
+            "found": {**self._judge_found(), "seconds": seconds},
+            "methods": methods,
+            "curves": self._curves(noisy),
+            "seconds": time.perf_counter() - start,
+        }
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """The worst points: image (28, 28) in [0, 1], given and proposed label, the true one, whether spoilt."""
+        chosen = worst(self.scores[UNSEEN], PICTURES)
+        images = self.points[0][chosen].squeeze(1)
+        low, high = self.clean[0].min(), self.clean[0].max()
+        shown = ((images - low) / (high - low)).clamp(0, 1)
+        classes = self.study.splits.classes
+        return [
+            {
+                "image": [[round(v, 3) for v in row] for row in image.tolist()],
+                "given": classes[int(self.points[1][i])],
+                "proposed": classes[int(self.suspects.unseen[i].argmax())],
+                "true": classes[int(self.clean[1][i])],
+                "spoilt": bool(self.spoilt[i]),
+            }
+            for i, image in zip(chosen.tolist(), shown, strict=True)
+        ]
+
+    def _train(self, data: Pair, name: str, seed: int) -> tuple[nn.Module, float]:
+        study = self.study
+        study.log(f"seed {self.seed}: training, {name} ({study.training.epochs} epochs, {len(data[0]):,} images)")
+        file = self.folder / f"{name}.pt"
+        return train(
+            study.network, study.training, data, seed=seed, device=study.device, progress=study.progress, file=file
+        )
+
+    def _failures(self, model: nn.Module) -> Pair:
+        x, y = self.validation
+        wrong = predict(model, self.validation).cpu() != y
+        if not wrong.any():
+            raise ValueError(f"validation: the noisy model gets all {len(y)} points right, there is nothing to repair")
+        return x[wrong], y[wrong]
+
+    def _identify(self, model: nn.Module) -> dict[str, Any]:
+        study = self.study
+        training = replace(study.training, epochs=study.fold_epochs)
+        self.suspects = Suspects(
+            model,
+            study.network,
+            training,
+            self.points,
+            self.validation,
+            self.failures,
+            folds=study.folds,
+            seed=self.seed,
+            progress=study.progress,
+            device=study.device,
+        )
+        self.scores: dict[str, Tensor] = {}
+        results = {}
+        for name, score in SCORES.items():
+            self.scores[name], seconds = scored(self.suspects, score)
+            results[name] = {**judged(self.scores[name], self.spoilt), "seconds": seconds}
+            study.log(f"seed {self.seed}, {name}: AUROC {results[name]['auroc']:.4f} after {seconds:.1f} s")
+        number = int(contradicted(self.suspects.unseen, self.points[1]).sum())
+        self.found = worst(self.scores[UNSEEN], number)
+        hits = int(self.spoilt[self.found].sum())
+        study.log(f"seed {self.seed}: found {number} points, {hits} of the {int(self.spoilt.sum())} spoilt")
+        return results
+
+    def _treat(self, model: nn.Module, name: str, treatment: Treatment) -> dict[str, Any]:
+        x, y = self.points
+        if treatment.relabels:
+            labels = y.clone()
+            labels[self.found] = self.suspects.unseen[self.found].argmax(1)
+            request = Request.correct((x, y), (x, labels))
+        else:
+            request = Request.remove((x, y), self.found)
+        method = replace(treatment.method, seed=self.seed, progress=self.study.progress)
+        outcome = method(model, request)
+        save_model(outcome.model, self.folder / f"{slug(name)}.pt")
+        result = {
+            **self._measure(outcome.model),
+            "seconds": outcome.seconds,
+            "gradient_evaluations": outcome.gradient_evaluations,
+            "info": outcome.info,
+        }
+        note = "" if outcome.info["applied"] else f", not applied: {outcome.info['reason']}"
+        self.study.log(
+            f"seed {self.seed}, {name}: {100 * result['accuracy']:.2f} % after {outcome.seconds:.1f} s{note}"
+        )
+        return result
+
+    def _measure(self, model: nn.Module) -> dict[str, Any]:
+        found, (before, clean) = accuracy(model, self.test), self.accuracies
+        return {
+            "accuracy": found,
+            "failure_accuracy": accuracy(model, self.failures),
+            "recovered": (found - before) / (clean - before) if clean > before else None,
+        }
+
+    def _judge_found(self) -> dict[str, Any]:
+        """How well the spoilt points were found, and the share of those found whose label was wrong and now is not."""
+        hit = self.spoilt[self.found].double()
+        right = self.suspects.unseen[self.found].argmax(1) == self.clean[1][self.found]
+        n = max(1, len(hit))
+        return {
+            "points": len(hit),
+            "precision": hit.sum().item() / n,
+            "recall": hit.sum().item() / int(self.spoilt.sum()),
+            "right_labels": (hit * right).sum().item() / n,
+        }
+
+    def _without(self, gone: Tensor) -> Pair:
+        stays = torch.ones(len(self.spoilt), dtype=torch.bool)
+        stays[gone] = False
+        return self.points[0][stays], self.points[1][stays]
+
+    def _curves(self, model: nn.Module) -> dict[str, list[dict[str, Any]]]:
+        """Test accuracy after further training without the worst points, by several scores and at random."""
+        drawn = torch.rand(len(self.spoilt), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        orders = {**{name: self.scores[name] for name in self.study.curves}, RANDOM: drawn}
+        curves: dict[str, list[dict[str, Any]]] = {}
+        numbers = [round(share * int(self.spoilt.sum())) for share in SHARES]
+        method = replace(self.study.removal, seed=self.seed, progress=self.study.progress)
+        for name, order in orders.items():
+            self.study.log(f"seed {self.seed}: removing points, {name}")
+            curves[name] = []
+            for k in (k for k in numbers if 0 < k < len(self.spoilt)):
+                outcome = method(model, Request.remove(self.points, worst(order, k)))
+                curves[name].append({"points": k, "accuracy": accuracy(outcome.model, self.test)})
+        return curves
+
+
+def _describe(treatment: Treatment) -> str:
+    return describe(treatment.method) + (" with proposed labels" if treatment.relabels else "")
+
+
+def _medians(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Of every number that is known in all runs."""
+    columns = {key: [entry[key] for entry in entries] for key in entries[0]}
+    return {key: median(c) for key, c in columns.items() if all(isinstance(value, (int, float)) for value in c)}
+
+
+def repair_mnist(
+    root: Path,
+    *,
+    noise: float = 0.2,
+    noise_kind: str = "labels",
+    epochs: int | None = None,
+    preset: str = "default",
+    progress: bool = True,
+) -> RepairStudy:
+    """10,000 digits of MNIST, a share of the training points with wrong labels or with noise in their pixels.
+
+    Args:
+        root: see :func:`unlearnx.data.load_mnist`.
+        noise: share of the training points to spoil.
+        noise_kind: ``"labels"`` or ``"inputs"``.
+        epochs: of every training but those of the cross-validation; 20 where not given.
+        preset: ``"default"`` is the only one.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: there is no such preset, or the noise does not fit.
+        FileNotFoundError: the data are missing.
+    """
+    if preset != "default":
+        raise ValueError(f"preset is {preset!r}, repair-mnist has only 'default'")
+    tune = FineTune(epochs=5, lr=2e-3)
+    newton, ewc = NewtonRepair(params="last:4"), EWCRepair()
+    treatments = {
+        "fine-tuning": Treatment(tune),
+        "relabelling": Treatment(tune, relabels=True),
+        "Newton repair": Treatment(newton),
+        "EWC repair": Treatment(ewc),
+        "EWC repair, fine-tuning": Treatment(Pipeline([ewc, tune])),
+        "EWC repair, energy alignment": Treatment(Pipeline([ewc, EnergyAlignment()])),
+    }
+    training = Training(epochs or 20, lr=2e-3)
+    return RepairStudy(
+        "repair-mnist",
+        load_mnist(root),
+        mnist_cnn,
+        training,
+        treatments,
+        noise=noise,
+        noise_kind=noise_kind,
+        removal=replace(tune, epochs=1),
+        progress=progress,
+    )

@@ -1,0 +1,93 @@
+"""Taking points out of the posterior of the weights by gradient ascent, held back by elastic weight consolidation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
+from unlearnx._data import materialize, size
+from unlearnx._losses import SampleLoss
+from unlearnx._modes import evaluating
+from unlearnx.methods.base import Work
+from unlearnx.methods.importance import check_importance, diagonal, mean_entry
+from unlearnx.methods.trained import TrainedMethod
+
+
+@dataclass
+class EWCRepair(TrainedMethod):
+    """Climb the loss of the points C to forget, as far as what the other points need lets it.
+
+    Maximises, by AdamW and with theta_0 as the weights at the start,
+
+        ``mean_C min(loss, bound) - N / |C| * sum_k (strength F_k + l2) / 2 * (theta_k - theta_0,k)^2``,
+
+    F being the mean Fisher diagonal of all N training points: minus the log-likelihood of C, in a Gaussian posterior.
+    A point's loss counts up to the bound and no further, so that the climb ends. BatchNorm statistics stay as they are.
+
+    Args:
+        epochs: passes over C.
+        lr: peak learning rate.
+        strength: factor of the Fisher diagonal, 1 for the posterior as derived.
+        l2: factor of the plain squared distance; None for `strength` times the mean of the Fisher diagonal's entries.
+        bound: of every point's loss; None for log(classes), that of a guess.
+        fisher_type: of F, as for :class:`unlearnx.methods.SSD`.
+
+    Raises:
+        ValueError: a number does not fit, ``fisher_type`` is unknown, or there are no classes to take the bound from.
+
+    Source: Tanno et al., "Repairing Neural Networks by Leaving the Right Past Behind", NeurIPS 2022, section 4, whose
+    ascent has no bound; Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017.
+    """
+
+    epochs: int = 10
+    lr: float = 1e-3
+    strength: float = 1.0
+    l2: float | None = None
+    bound: float | None = None
+    fisher_type: str = "empirical"
+    weight_decay: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(epochs=self.epochs)
+        check_at_least_zero(strength=self.strength, l2=self.l2, bound=self.bound)
+        check_importance(self.fisher_type)
+
+    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+        request = work.request
+        data = materialize(request.forget_set)
+        bound = _chance(work, *data) if self.bound is None else self.bound
+        with evaluating(work.model), torch.enable_grad():
+            fisher = diagonal(self, work, request.dataset, self.fisher_type, "mean")
+        l2 = self.strength * mean_entry(fisher) if self.l2 is None else self.l2
+        scale = size(request.dataset) / size(data)
+        params = dict(work.model.named_parameters())
+        held = [
+            (params[name], params[name].detach().clone(), scale * (self.strength * fisher[name] + l2))
+            for name in work.names
+        ]
+        loss = SampleLoss(self.loss_fn)
+
+        def climb(output: Tensor, y: Tensor) -> Tensor:
+            distance = sum(((p - origin).square() * weight).sum() for p, origin, weight in held)
+            return distance / 2 - loss.each(output, y).clamp(max=bound)
+
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, still=True)
+        info.update(bound=bound, l2=l2)
+
+
+def _chance(work: Work, x: Tensor, y: Tensor) -> float:
+    """The loss of a guess among the classes."""
+    with evaluating(work.model):
+        output = work.model(x[:1].to(model_device(work.model)))
+    if y.is_floating_point() or output.dim() < 2 or output.shape[1] < 2:
+        raise ValueError(
+            f"bound: None stands for log(classes), and the model gives {list(output.shape)} for labels {y.dtype}; "
+            "give a number"
+        )
+    return math.log(output.shape[1])

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,27 @@ import torch
 from unlearnx import build_info
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("unlearnx")
+    group.addoption("--cifar", metavar="FOLDER", help="folder or archive of CIFAR-10, to measure the methods on it too")
+    group.addoption(
+        "--cifar-images", type=int, metavar="N", help="training images of CIFAR-10 to use, all where not given"
+    )
+    group.addoption(
+        "--cifar-epochs", type=int, metavar="N", help="epochs of training on them, the studies' own where not given"
+    )
+
+
+@pytest.fixture
+def cifar(request):
+    """Folder of CIFAR-10, and the sizes that the studies take."""
+    folder = request.config.getoption("--cifar")
+    if folder is None:
+        pytest.skip("--cifar FOLDER is not given: it names CIFAR-10")
+    sizes = {"limit": "--cifar-images", "epochs": "--cifar-epochs"}
+    return Path(folder), {name: request.config.getoption(option) for name, option in sizes.items()}
 
 
 @pytest.fixture(params=DEVICES)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +22,17 @@ except ImportError as error:
     raise SystemExit(f"unlearnx: the command line needs pip install 'unlearnx[experiments]' ({error})") from error
 
 from unlearnx import build_info
+from unlearnx.data import FEATURE_TABLES
 from unlearnx.methods import METHODS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
 
 NOVEL = "alice_in_wonderland.txt"
-DATA = f"CIFAR-10: folder or archive; canary-alice: folder with {NOVEL}, or a text, $UNLEARNX_DATA where not given"
+DATA = (
+    f"CIFAR-10: folder or archive; canary-alice: folder with {NOVEL}, or a text; features-*: folder with the tables; "
+    "$UNLEARNX_DATA where not given, but for CIFAR-10"
+)
 
 
 FACTORY = "module:function, found in the current directory or among installed packages; it "
@@ -91,6 +96,16 @@ def _alice(*, data_root: Path | None = None, **settings: Any) -> Any:
     return canary_alice(data_root / NOVEL if data_root.is_dir() else data_root, **settings)
 
 
+def _features(name: str, *, data_root: Path | None = None, **settings: Any) -> Any:
+    from unlearnx.experiments import features
+
+    if data_root is None:
+        if not os.environ.get("UNLEARNX_DATA"):
+            raise ValueError("--data-root is missing: the folder with the tables; UNLEARNX_DATA may name it too")
+        data_root = Path(os.environ["UNLEARNX_DATA"])
+    return features(name, data_root, **settings)
+
+
 @dataclass(frozen=True)
 class _Experiment:
     """An experiment as the command line offers it.
@@ -129,6 +144,7 @@ EXPERIMENTS = {
     "forget-random-digits": _forget("forget-random-digits", "share", seeds=3),
     "forget-class-cifar": _forget("forget-class-cifar", "data_root", "limit", "forget_class"),
     "forget-random-cifar": _forget("forget-random-cifar", "data_root", "limit", "share"),
+    **{f"features-{name}": _Experiment(partial(_features, name), ("data_root",), seeds=20) for name in FEATURE_TABLES},
 }
 COMPARING = [name for name, entry in EXPERIMENTS.items() if entry.compares]
 

@@ -69,6 +69,13 @@ def test_canary_alice(given, canary_result, tmp_path, monkeypatch):
     assert "exposure" in (tmp_path / "x" / "report.html").read_text()
 
 
+def test_features(real_data, tmp_path):
+    result = run("run", "features-diabetes", "--seeds", 2, "--no-progress", "--out", tmp_path, "--name", "x")
+    assert result.exit_code == 0, result.output
+    assert "features-diabetes, means over 2 draws" in result.output
+    assert "second order" in (tmp_path / "x" / "report.html").read_text()
+
+
 def test_compare_and_repeat(tmp_path):
     arguments = ("--out", tmp_path, "--no-progress")
     own = ("--methods", "fine-tune, ssd", "--epochs", 2, "--seeds", 2, "--forget-class", 3, "--name", "x")
@@ -139,6 +146,8 @@ def test_run_sweeps(tmp_path):
         (["run", "canary-alice"], "--data-root is missing"),
         (["run", "canary-alice", "--data-root", "."], "alice_in_wonderland.txt: is not a file"),
         (["run", "poison-cifar"], "--data-root is missing"),
+        (["run", "features-adult"], "--data-root is missing: the folder with the tables"),
+        (["run", "features-drebin", "--data-root", "."], "holds no drebin-malware.npz"),
         (["run", "poison-digits", "--preset", "fast"], "preset is 'fast'"),
         (["run", "poison-cifar", "--data-root", "."], "no CIFAR-10 found"),
         (["run", "poison-cifar", "--data-root", ".", "--clean", "a.pt"], "come together"),

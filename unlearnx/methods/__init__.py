@@ -2,6 +2,7 @@
 
 from unlearnx.methods.bad_teacher import BadTeacher
 from unlearnx.methods.base import Method, Outcome
+from unlearnx.methods.certified import CertifiedRemoval
 from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
@@ -39,6 +40,7 @@ __all__ = [
     "SISA",
     "SSD",
     "BadTeacher",
+    "CertifiedRemoval",
     "FineTune",
     "FirstOrder",
     "FisherMasking",

@@ -10,7 +10,8 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.experiments.report import audit, canary, forget, poison
+from unlearnx.data import FEATURE_TABLES
+from unlearnx.experiments.report import audit, canary, features, forget, poison
 from unlearnx.experiments.runs import write_json
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _VIEWS = {
     "poison-cifar": poison,
     "canary-alice": canary,
     **{f"forget-{what}-{where}": forget for what in ("class", "random") for where in ("digits", "cifar")},
+    **{f"features-{name}": features for name in FEATURE_TABLES},
 }
 
 

@@ -1,0 +1,322 @@
+"""Forgetting features of a table: how far from a retrained model does each method end, and at what cost?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from unlearnx._extras import extra
+from unlearnx._files import write_atomically
+from unlearnx._progress import progress_bar
+from unlearnx.data import FEATURE_TABLES, FeatureTable
+from unlearnx.methods import CertifiedRemoval
+
+RESIDUAL = 1e-5  # of retraining
+TOLERANCE = 3e-2  # of the Newton steps' linear systems
+BATCH = 256  # rows a step of fine-tuning
+RATE = 1.0  # of fine-tuning, for the mean over the rows
+SHARDS = 10
+PAUSE = 0.03  # seconds before a timed call: threads of NumPy's or torch's last one spin for a while
+COUNTS = {"enron": (1, 10, 50, 100), "drebin": (1, 10, 50, 100), "adult": (1, 2, 4, 7), "diabetes": (1, 2, 4)}
+METHODS = {
+    "fine-tuning": f"one epoch of SGD on the changed data, batches of {BATCH}, learning rate {RATE:g}",
+    "first order": "a step down the gradient of the changed objective, as long as the curvature along it says",
+    "second order": f"CertifiedRemoval(certified=False, tolerance={TOLERANCE:g}).remove_features(columns)",
+    "second order, 2 steps": (
+        f"CertifiedRemoval(certified=False, tolerance={TOLERANCE:g}).remove_features(columns, steps=2)"
+    ),
+    "SISA": f"{SHARDS} models, each of a part of the rows; those whose rows have the features are trained again",
+}
+STEPS = {"second order": 1, "second order, 2 steps": 2}
+
+
+@dataclass
+class FeatureStudy:
+    """One experiment with features to forget.
+
+    Attributes:
+        name: of the experiment.
+        table: the data.
+        counts: numbers of features to forget, ascending.
+        lam: weight of the L2 penalty, for the sum over the rows.
+        progress: show progress bars.
+        log: is called with a line for each thing that happens.
+    """
+
+    name: str
+    table: FeatureTable
+    counts: tuple[int, ...]
+    lam: float = 1.0
+    progress: bool = True
+    log: Callable[[str], None] = field(default=lambda line: None)
+
+    def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
+        """Draw features for each seed and forget them; saves the trained parameters; returns what result.json holds."""
+        table = self.table
+        start = time.perf_counter()
+        model = CertifiedRemoval(certified=False, lam=self.lam, tolerance=TOLERANCE).fit(table.train_x, table.train_y)
+        seconds = time.perf_counter() - start
+        theta = model.theta[:, 0].numpy()
+        write_atomically(folder / "theta.npy", lambda file: np.save(file, theta))
+        self.log(f"trained on {len(table.train_y):,} rows of {len(theta):,} features in {seconds:.2f} s")
+        shards = Shards(table, self.lam)
+        draws = {count: [self._draw(count, seed) for seed in seeds] for count in self.counts}
+        for choices in (draws[self.counts[0]][:1], draws[self.counts[0]]):  # caches
+            model.many_features(choices)
+        runs: list[dict[str, Any]] = [{"seed": seed, "counts": {}} for seed in seeds]
+        together = {}
+        with progress_bar("forgetting features", len(seeds) * len(self.counts), self.progress) as advance:
+            for count, choices in draws.items():
+                for run, columns in zip(runs, choices, strict=True):
+                    run["counts"][str(count)] = _Trial(self, model, shards, theta, columns).results()
+                    advance(1)
+                together[str(count)] = self._together(model, choices, runs, str(count))
+        return {
+            "experiment": self.name,
+            "preset": "default",
+            "kind": table.kind,
+            "rows": len(table.train_y),
+            "test_rows": len(table.test_y),
+            "features": len(theta),
+            "sensitive": len(table.sensitive),
+            "lam": self.lam,
+            "accuracy": float(((table.test_x @ theta > 0) == table.test_y).mean()),
+            "training_seconds": seconds,
+            "retrained_to": RESIDUAL,
+            "methods": METHODS,
+            "counts": list(self.counts),
+            "runs": runs,
+            "summary": {str(count): _summary(runs, str(count)) for count in self.counts},
+            "together": together,
+        }
+
+    def _draw(self, count: int, seed: int) -> list[int]:
+        """Columns of as many of the sensitive features."""
+        groups = list(self.table.sensitive.values())
+        drawn = np.random.default_rng([seed, count]).choice(len(groups), count, replace=False)
+        return sorted(column for k in drawn for column in groups[k])
+
+    def _together(
+        self, model: CertifiedRemoval, choices: list[list[int]], runs: list[dict[str, Any]], count: str
+    ) -> dict[str, Any]:
+        """All draws solved at once, against what they took one by one."""
+        found = {}
+        for name, steps in STEPS.items():
+            removals, seconds = _timed(partial(model.many_features, choices, steps=steps))
+            residuals = [
+                Regression(self.table.train_x, self.table.train_y, self.lam, columns).residual(
+                    removal.theta[:, 0].numpy()
+                )
+                for columns, removal in zip(choices, removals, strict=True)
+            ]
+            alone = sum(run["counts"][count][name]["seconds"] for run in runs)
+            found[name] = {"seconds": seconds, "share": seconds / alone, "residual": fmean(residuals)}
+            self.log(
+                f"{count} features, {name}: {len(choices)} requests at once take {100 * found[name]['share']:.0f} %"
+            )
+        return found
+
+
+class _Trial:
+    """One choice of features to forget."""
+
+    def __init__(
+        self, study: FeatureStudy, model: CertifiedRemoval, shards: Shards, theta: np.ndarray, columns: list[int]
+    ):
+        self.table, self.model, self.theta, self.columns = study.table, model, theta, columns
+        self.shards = shards
+        self.regression = Regression(study.table.train_x, study.table.train_y, study.lam, columns)
+
+    def results(self) -> dict[str, Any]:
+        """What every method gives."""
+        retrained, seconds = _timed(self.regression.retrain)
+        reference = self.table.test_x @ retrained > 0
+        start = self.theta * self.regression.kept
+        found = {"before": self._measured(start, reference)}
+        # The model as it was still has the parameters of what is to be forgotten, and pays for them.
+        penalty = self.regression.lam * np.linalg.norm(self.theta - start)
+        found["before"]["residual"] = float(np.hypot(found["before"]["residual"], penalty))
+        ways: dict[str, Callable[[], np.ndarray]] = {
+            "fine-tuning": lambda: self.regression.fine_tune(start),
+            "first order": lambda: self.regression.descend(start),
+        }
+        for name, steps in STEPS.items():
+            ways[name] = partial(self._newton, steps)
+        for name, way in ways.items():
+            theta, spent = _timed(way)
+            found[name] = {**self._measured(theta, reference), "seconds": spent, "speedup": seconds / spent}
+        parameters, spent = _timed(lambda: self.shards.without(self.columns))
+        chances = self.shards.chances(parameters)
+        found["SISA"] = {**self._judged(chances > 0.5, reference), "seconds": spent, "speedup": seconds / spent}
+        found["retrained"] = {**self._measured(retrained, reference), "seconds": seconds, "speedup": 1.0}
+        return found
+
+    def _newton(self, steps: int) -> np.ndarray:
+        (removal,) = self.model.many_features([self.columns], steps=steps)
+        return removal.theta[:, 0].numpy()
+
+    def _measured(self, theta: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+        judged = self._judged(self.table.test_x @ theta > 0, reference)
+        return {"residual": self.regression.residual(theta), **judged}
+
+    def _judged(self, predicted: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+        return {
+            "agreement": float((predicted == reference).mean()),
+            "accuracy": float((predicted == (self.table.test_y > 0)).mean()),
+        }
+
+
+class Regression:
+    """Logistic regression without some of its features, in NumPy and SciPy: the judge and the baselines."""
+
+    def __init__(self, x: Any, y: np.ndarray, lam: float, columns: Sequence[int] = ()):
+        self.x, self.lam = x, lam
+        self.signs = 2.0 * y - 1
+        self.kept = np.ones(self.x.shape[1])
+        self.kept[list(columns)] = 0
+
+    def value_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """The objective and its gradient, both without the columns."""
+        from scipy.special import expit
+
+        margins = self.signs * (self.x @ (theta * self.kept))
+        gradient = self.kept * (self.x.T @ (-self.signs * expit(-margins)) + self.lam * theta)
+        return np.logaddexp(0, -margins).sum() + self.lam / 2 * (theta @ theta), gradient
+
+    def residual(self, theta: np.ndarray) -> float:
+        """Norm of the gradient."""
+        return float(np.linalg.norm(self.value_and_gradient(theta)[1]))
+
+    def retrain(self) -> np.ndarray:
+        """From scratch by L-BFGS, until the gradient's norm is small enough."""
+        from scipy.optimize import minimize
+
+        norm = float("inf")
+
+        def evaluate(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal norm
+            value, gradient = self.value_and_gradient(theta)
+            norm = float(np.linalg.norm(gradient))
+            return value, gradient
+
+        def stop(_: np.ndarray) -> None:
+            if norm <= RESIDUAL:
+                raise StopIteration
+
+        options = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": 0.0}
+        start = np.zeros(self.x.shape[1])
+        return minimize(evaluate, start, jac=True, method="L-BFGS-B", callback=stop, options=options).x
+
+    def fine_tune(self, theta: np.ndarray) -> np.ndarray:
+        """One epoch of stochastic gradient descent."""
+        from scipy.special import expit
+
+        order = np.random.default_rng(0).permutation(len(self.signs))
+        for begin in range(0, len(order), BATCH):
+            batch = order[begin : begin + BATCH]
+            x, signs = self.x[batch], self.signs[batch]
+            gradient = x.T @ (-signs * expit(-signs * (x @ theta))) / len(batch)
+            theta = theta - RATE * self.kept * (gradient + self.lam / len(order) * theta)
+        return theta
+
+    def descend(self, theta: np.ndarray) -> np.ndarray:
+        """One step down the gradient, to the minimum along it by the curvature."""
+        from scipy.special import expit
+
+        gradient = self.value_and_gradient(theta)[1]
+        chance = expit(self.x @ theta)
+        along = self.x @ gradient
+        curvature = (chance * (1 - chance)) @ along**2 + self.lam * (gradient @ gradient)
+        return theta - (gradient @ gradient) / curvature * gradient
+
+
+class Shards:
+    """SISA for features: a model for each part of the rows, trained again where its rows have what is to be forgotten.
+
+    The penalty is shared out among the parts. It forgets exactly, but the average of these models is another model than
+    one of all rows, and has no gradient to leave a residual in.
+    """
+
+    def __init__(self, table: FeatureTable, lam: float):
+        order = np.random.default_rng(0).permutation(len(table.train_y))
+        rows = [np.sort(order[k::SHARDS]) for k in range(SHARDS)]
+        self.data = [(table.train_x[part], table.train_y[part]) for part in rows]
+        self.lam, self.test_x = lam / SHARDS, table.test_x
+        self.theta = [Regression(x, y, self.lam).retrain() for x, y in self.data]
+        self.counts = [np.asarray((x != 0).sum(0)).ravel() for x, _ in self.data]
+
+    def without(self, columns: list[int]) -> list[np.ndarray]:
+        """The parameters of every model once the columns are forgotten."""
+        return [
+            Regression(x, y, self.lam, columns).retrain() if counts[columns].any() else theta
+            for (x, y), counts, theta in zip(self.data, self.counts, self.theta, strict=True)
+        ]
+
+    def chances(self, parameters: list[np.ndarray]) -> np.ndarray:
+        """Probability of the second class for each test row, the mean over the models."""
+        from scipy.special import expit
+
+        return np.mean([expit(self.test_x @ theta) for theta in parameters], 0)
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def _summary(runs: list[dict[str, Any]], count: str) -> dict[str, dict[str, float]]:
+    """Means over the draws, and medians of the seconds."""
+    trials = [run["counts"][count] for run in runs]
+    found: dict[str, dict[str, float]] = {}
+    for name in trials[0]:
+        entries = [trial[name] for trial in trials]
+        found[name] = {key: fmean(e[key] for e in entries) for key in ("agreement", "accuracy")}
+        if "residual" in entries[0]:
+            residuals = [e["residual"] for e in entries]
+            found[name] |= {"residual": fmean(residuals), "largest_residual": max(residuals)}
+        accuracy = fmean(trial["retrained"]["accuracy"] for trial in trials)
+        found[name]["relative_accuracy"] = found[name]["accuracy"] / accuracy
+        if "seconds" in entries[0]:
+            found[name]["seconds"] = median(e["seconds"] for e in entries)
+    retraining = found["retrained"]["seconds"]
+    for entry in found.values():
+        if "seconds" in entry:
+            entry["speedup"] = retraining / entry["seconds"]
+    return found
+
+
+def features(
+    name: str, folder: Path, *, epochs: int | None = None, preset: str = "default", progress: bool = True
+) -> FeatureStudy:
+    """Forget 1 to 100 features of a table: surnames in e-mails, addresses in apps, columns of small tables.
+
+    Args:
+        name: "enron", "drebin", "adult" or "diabetes".
+        folder: with its files, see :mod:`unlearnx.data.features`.
+        epochs: refused: training goes on until the gradient vanishes.
+        preset: ``"default"``.
+        progress: show progress bars.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ImportError: scikit-learn is missing, or SciPy, which comes with it.
+        ValueError: there is no such preset, or epochs are given.
+
+    Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023.
+    """
+    if preset != "default":
+        raise ValueError(f"preset is {preset!r}, features-{name} has only 'default'")
+    if epochs is not None:
+        raise ValueError(f"--epochs is {epochs}, but features-{name} trains until the gradient vanishes")
+    with extra(f"features-{name}", "scipy"):
+        import scipy  # noqa: F401
+    return FeatureStudy(f"features-{name}", FEATURE_TABLES[name](folder), COUNTS[name], progress=progress)

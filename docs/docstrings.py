@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import griffe
+from latex2mathml.converter import convert
 
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`([^`]+)`")
+MATH = re.compile(r"^\.\. math:: (.+(?:\n    .+)*)", re.MULTILINE)
 EXAMPLE = re.compile(r"^Example:", re.MULTILINE)
 SOURCE = re.compile(r"^Source:", re.MULTILINE)
 SHARED = re.compile(r"^    ((?:\w+, )+\w+): (.*(?:\n     .*)*)", re.MULTILINE)
@@ -15,13 +17,14 @@ ARGUMENT = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """Turns roles into links, ``Example:`` into the section griffe knows, and arguments of modules into lists."""
+    """Turns roles into links, formulas into MathML, ``Example:`` into the section griffe knows."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite the docstring of anything that has one."""
         if obj.docstring is None:
             return
         text = ROLE.sub(lambda role: self._link(role[1], obj), obj.docstring.value)
+        text = MATH.sub(lambda math: f"<div>{convert(math[1], display='block')}</div>", text)
         text = SOURCE.sub("**Source:**", EXAMPLE.sub("Examples:", text))
         obj.docstring.value = ARGUMENT.sub(r"- `\1`: ", text) if obj.is_module else SHARED.sub(_one_by_one, text)
 

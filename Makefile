@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench nvcc cuda-check clean
+.PHONY: demo test lint format docs bench nvcc cuda-check clean
 
 demo: $(VENV)/.built
 	$(BIN)/unlearnx run poison-digits
@@ -29,6 +29,10 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
+
+# The site, in build/site; a broken link is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The CUDA compiler alone (271 MB, no GPU needed), for the tests that compile the kernels.
 nvcc: $(VENV)/.torch
@@ -62,4 +66,8 @@ $(VENV)/.bench: $(VENV)/.built
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q --group lint
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q --group docs
 	touch $@

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mv.h>
 #include <c10/core/WrapDimMinimal.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include "common/checks.h"
@@ -67,6 +68,7 @@ Pair each_difference(const at::Tensor& x, const at::Tensor& dy, const OptionalTe
 Pair affine_grad_sq(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                     const OptionalTensor& dy_new, const OptionalTensor& weight, const OptionalTensor& mean,
                     const OptionalTensor& rstd, int64_t dim) {
+  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
   const auto w = checked_weight("affine_grad_sq", weight, dy);
   const auto [scale, shift] = each_difference(x, dy, x_new, dy_new, mean, rstd, dim);
   const auto total = [&](const at::Tensor& rows) {
@@ -85,6 +87,7 @@ Pair affine_grad_norm(const at::Tensor& x, const at::Tensor& dy, const OptionalT
 Pair affine_grad_dot(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                      const OptionalTensor& dy_new, const OptionalTensor& mean, const OptionalTensor& rstd, int64_t dim,
                      const at::Tensor& v_scale, const at::Tensor& v_shift) {
+  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
   const auto [scale, shift] = each_difference(x, dy, x_new, dy_new, mean, rstd, dim);
   check_direction("affine_grad_dot", "v_scale", v_scale, dy, {scale.size(1)});
   check_direction("affine_grad_dot", "v_shift", v_shift, dy, {shift.size(1)});

@@ -168,6 +168,7 @@ def load_diabetes(folder: str | Path) -> FeatureTable:
 
 
 FEATURE_TABLES = {"enron": load_enron, "drebin": load_drebin, "adult": load_adult, "diabetes": load_diabetes}
+"""What loads each table, by the name that the command line has for it."""
 
 
 def _file(folder: str | Path, name: str) -> Path:

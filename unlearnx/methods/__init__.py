@@ -38,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "ssd": SSD,
     "stochastic-teacher": StochasticTeacher,
 }
+"""The methods by the names that the command line has for them."""
 
 __all__ = [
     "METHODS",

@@ -33,21 +33,17 @@ def mia(
 ) -> float:
     """A membership inference attack on the forget set. Three things that measure differently go by this name.
 
-    ========================  ==================================================================  ================
-    protocol                  result, in [0, 1]                                                   ideal
-    ========================  ==================================================================  ================
-    ``"salun"``               share of the forget set that is called a NON-member, by an SVM      as of a retrained
-                              (RBF kernel, C = 3, gamma = 1) on the softmax probability of the    model; high
-                              label, fitted to tell `retain` from `test`; the larger of these two
-                              is subsampled to the size of the other. With more than 4,000 samples
-                              together, it is fitted to probabilities of four digits
-    ``"ssd"``                 share of the forget set that is called a MEMBER, by a logistic      as of a retrained
-                              regression with balanced classes on the entropy of the prediction,  model; low
-                              fitted to tell `retain` from `test`
-    ``"starter_kit"``         accuracy of a logistic regression on the cross-entropy in telling   0.5: no better
-                              `forget` from `test`, mean of ten stratified random splits with 10  than guessing
-                              % held out; the larger set is subsampled to the size of the other
-    ========================  ==================================================================  ================
+    - ``"salun"``: share of the forget set that is called a NON-member, by an SVM (RBF kernel, C = 3, gamma = 1) on the
+      softmax probability of the label, fitted to tell `retain` from `test`; the larger of these two is subsampled to
+      the size of the other. With more than 4,000 samples together, it is fitted to probabilities of four digits. Ideal:
+      as of a retrained model; high.
+    - ``"ssd"``: share of the forget set that is called a MEMBER, by a logistic regression with balanced classes on the
+      entropy of the prediction, fitted to tell `retain` from `test`. Ideal: as of a retrained model; low.
+    - ``"starter_kit"``: accuracy of a logistic regression on the cross-entropy in telling `forget` from `test`, mean of
+      ten stratified random splits with 10 % held out; the larger set is subsampled to the size of the other. Ideal:
+      0.5, no better than guessing.
+
+    Results are in [0, 1].
 
     Args:
         model: maps x to class scores (N, classes).

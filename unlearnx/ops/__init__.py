@@ -15,4 +15,4 @@ for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
         _family = import_module(f"{__name__}.{_module.name}")
         globals().update({name: getattr(_family, name) for name in _family.__all__})
-        __all__ += _family.__all__
+        __all__.extend(_family.__all__)

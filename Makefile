@@ -28,6 +28,8 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 	$(BIN)/mypy
+	$(BIN)/shellcheck $(shell git ls-files '*.sh' .ci/run)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

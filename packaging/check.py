@@ -7,17 +7,17 @@ import re
 import subprocess
 import sys
 
-import unlearnx
-import unlearnx._C
+from unlearnx import _C, build_info
 
 
 def output(*command: str) -> str:
+    """What a command prints; raises where it fails."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def check(tag: str, cuobjdump: str) -> None:
     """Raises AssertionError where something is wrong."""
-    info, binary = unlearnx.build_info(), unlearnx._C.__file__
+    info, binary = build_info(), _C.__file__
     print(info)
     assert info["version"].endswith(tag), f"the version is {info['version']}, expected it to end with {tag}"
     sections = output("readelf", "--sections", "--wide", binary)

@@ -28,9 +28,8 @@ if [ "$cuda" = cpu ]; then
 else
   export UNLEARNX_CUDA=1
   tag=cu$cuda
-  tools=(nvidia-cuda-cuobjdump)
-  command -v nvcc >/dev/null || tools+=("cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==${cuda:0:2}.${cuda:2}.*")
-  "$work/build/bin/pip" install -q "${tools[@]}"
+  toolkit="cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==${cuda:0:2}.${cuda:2}.*"
+  command -v nvcc >/dev/null || "$work/build/bin/pip" install -q "$toolkit"
 fi
 tag=+pt$(cut -d. -f1,2 <<<"$torch" | tr -d .)$tag
 
@@ -45,7 +44,8 @@ wheel=$(echo "$work"/wheel/*.whl)
 
 environment matching "$torch"
 matching/bin/pip install -q --no-deps "$wheel"
-matching/bin/python "$source/packaging/check.py" "$tag" "$(find build -name cuobjdump -type f)"
+cuobjdump=$(find "$work/build" -name cuobjdump -type f -print -quit)  # a CUDA torch brings Triton's
+matching/bin/python "$source/packaging/check.py" "$tag" "$cuobjdump"
 matching/bin/python -m unlearnx.selftest
 
 environment mismatching "$other"

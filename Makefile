@@ -1,13 +1,17 @@
 # Everything a newcomer needs: `make demo` runs the main job, `make test` passes the tests; both do all the set-up.
 PYTHON ?= python3
 VENV ?= .venv
-# On Linux PyPI's torch is the CUDA build. For the smaller CPU build:
-#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
-TORCH ?= torch==2.13.0
+# Version of torch, and where pip finds it. On Linux PyPI's torch is a CUDA build. For the smaller CPU build:
+#   make demo INDEX=https://download.pytorch.org/whl/cpu
+TORCH ?= 2.13.0
+INDEX ?=
+# make wheel: cpu, or a CUDA release without its dot; and a torch that the wheel is not for, to see what it says there.
+CUDA ?= cpu
+OTHER ?= $(if $(filter 2.13.%,$(TORCH)),2.11.0,2.13.0)
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint format docs bench nvcc cuda-check clean
+.PHONY: demo test lint format docs bench nvcc wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/unlearnx run poison-digits
@@ -24,6 +28,8 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 	$(BIN)/mypy
+	$(BIN)/shellcheck $(shell git ls-files '*.sh' .ci/run)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
@@ -38,9 +44,9 @@ docs: $(VENV)/.docs
 nvcc: $(VENV)/.torch
 	$(BIN)/pip install -q "cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==13.0.2"
 
-# Builds and imports the full CUDA extension beside a CUDA torch, in an environment that is thrown away.
-cuda-check:
-	tests/cuda_check.sh $(PYTHON)
+# A wheel for one torch, such as `make wheel TORCH=2.11.0 CUDA=130`, checked in environments that are thrown away.
+wheel:
+	PYTHON="$(PYTHON)" INDEX="$(INDEX)" packaging/wheel.sh $(TORCH) $(CUDA) $(OTHER)
 
 clean:
 	rm -rf build *.egg-info unlearnx/_C*.so $(VENV)/.built
@@ -48,7 +54,7 @@ clean:
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip "setuptools>=77" ninja
-	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q torch==$(TORCH) $(if $(INDEX),--index-url $(INDEX))
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)

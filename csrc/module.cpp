@@ -1,8 +1,10 @@
 // The only pybind11 unit: importing it registers the ops, build_info() tells how it was made.
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <map>
@@ -41,8 +43,28 @@ std::map<std::string, std::string> build_info() {
   };
 }
 
+#ifndef WITH_CUDA
+void no_cuda_kernel(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op.operator_name().name,
+                              ": this build of unlearnx has no CUDA kernels (it is for torch ", UNLEARNX_TORCH,
+                              ", CPU only): install a wheel tagged cu, or build with UNLEARNX_CUDA=1");
+}
+
+/// In a build without CUDA every op says so when it gets CUDA tensors.
+void refuse_cuda() {
+  static torch::Library cuda(torch::Library::IMPL, "unlearnx", c10::DispatchKey::CUDA, __FILE__, __LINE__);
+  for (const auto& op : c10::Dispatcher::singleton().getAllOpNames()) {
+    if (op.getNamespace() == "unlearnx")
+      cuda.impl(op.name.c_str(), torch::CppFunction::makeFromBoxedFunction<&no_cuda_kernel>());
+  }
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+#ifndef WITH_CUDA
+  refuse_cuda();
+#endif
   m.def("build_info", &build_info);
 }

@@ -75,3 +75,15 @@ def test_needs_torch_and_numpy_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(unlearnx.build_info()["cuda"] is not None, reason="this build has CUDA kernels")
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [("linear_grad_norm", [torch.ones(2, 3)] * 2), ("ssd_dampen_", [*[[torch.ones(3)]] * 3, 1.0, 1.0])],
+)
+def test_cuda_tensors_are_refused_with_a_reason(op, arguments):
+    """As the dispatcher would for CUDA tensors, which only a GPU has."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(NotImplementedError, match=rf"{op}: this build of unlearnx has no CUDA kernels \(it"):
+        getattr(torch.ops.unlearnx, op).default.redispatch(cuda, *arguments)

@@ -45,7 +45,9 @@ def _listed(names: Iterable[str], word: str = "and") -> str:
 
 
 @app.command()
-def info() -> None:
+def info(
+    selftest: Annotated[bool, typer.Option("--selftest", help="run every op on every device; 1 on failure")] = False,
+) -> None:
     """Show how unlearnx was built and what it sees on this machine."""
     import torch
 
@@ -56,6 +58,11 @@ def info() -> None:
     for key, value in rows.items():
         table.add_row(key.replace("_", " "), "none" if value is None else str(value))
     console.print(table)
+    if selftest:
+        from unlearnx import selftest as tests
+
+        if not tests.run():
+            raise typer.Exit(1)
 
 
 def _digits(**settings: Any) -> Any:

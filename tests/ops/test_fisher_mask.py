@@ -1,32 +1,11 @@
-import numpy as np
 import pytest
 import torch
 from helpers import FLOATS, SHAPES, copies, tensors, threads
 
 from unlearnx.ops import fisher_mask_
+from unlearnx.selftest.references import fisher_mask as reference
 
 INF, NAN = float("inf"), float("nan")
-
-
-def scores(params, forget, retain):
-    """forget - retain of all entries in one array, in the precision that the op promises."""
-    wide = any(t.dtype == torch.float64 for ts in (params, forget, retain) for t in ts)
-    dtype = torch.float64 if wide else torch.float32
-    parts = [(f.to(dtype) - r.to(dtype)).double().cpu().flatten() for f, r in zip(forget, retain, strict=True)]
-    return torch.cat(parts).numpy()
-
-
-def reference(params, forget, retain, ratio):
-    """A stable sort of the whole list in float64: masked copies of the parameters, and the counts."""
-    values = scores(params, forget, retain)
-    order = np.argsort(-values, kind="stable")  # puts NaN last
-    selected = min(int(ratio * values.size), np.count_nonzero(~np.isnan(values)))
-    zeroed = np.zeros(values.size, dtype=bool)
-    zeroed[order[:selected]] = True
-    masks = torch.from_numpy(zeroed).split([p.numel() for p in params])
-    masks = [m.reshape(p.shape).to(p.device) for m, p in zip(masks, params, strict=True)]
-    expected = [p.masked_fill(m, 0) for p, m in zip(params, masks, strict=True)]
-    return expected, torch.stack([m.sum() for m in masks])
 
 
 def arguments(shapes, dtype, device, importance_dtype=None):

@@ -1,43 +1,15 @@
 """Per-sample gradients of layers: sums, squares, norms and inner products, against autograd on single samples."""
 
-import math
-
 import pytest
 import torch
 from helpers import FLOATS, threads
-from layer_problems import PROBLEMS, conv2d
+from layer_problems import PROBLEMS
 
 from unlearnx import ops
-
-KINDS = ["diff", "sq", "norm", "dot"]
+from unlearnx.selftest.layers import KINDS, conv2d
 
 # Of stored values, sums being held in float32 or better.
 ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
-
-
-def results(problem, kind, tensors, reduction="sum"):
-    """What the op gives, a list with one tensor a parameter; and the same from the differences in float64."""
-    *pairs, weight = tensors
-    settings = {k: v.to(pairs[1].device) if torch.is_tensor(v) else v for k, v in problem.settings.items()}
-    d = problem.differences(*pairs)
-    directions = [torch.linspace(-1, 1, math.prod(shape)).reshape(shape).to(pairs[1]) for shape in problem.shapes]
-    if kind in ("diff", "sq"):
-        settings["weight"] = weight
-        w = torch.ones(len(d[0])) if weight is None else weight.cpu()
-        d = [r * w.double().view(-1, *[1] * (r.dim() - 1)) * (r if kind == "sq" else 1) for r in d]
-    if kind == "diff":
-        settings["reduction"] = reduction
-    if kind == "dot":
-        names = ["v"] if len(d) == 1 else ["v_scale", "v_shift"]
-        settings.update(zip(names, directions, strict=True))
-    got = problem.op(kind)(*problem.arguments(*pairs), **settings)
-    if kind == "norm":
-        expected = [r.square().flatten(1).sum(1) for r in d]
-    elif kind == "dot":
-        expected = [(r * v.cpu().double()).flatten(1).sum(1) for r, v in zip(d, directions, strict=True)]
-    else:
-        expected = d if reduction == "none" else [r.sum(0) for r in d]
-    return list(got) if isinstance(got, tuple) else [got], expected
 
 
 def assert_near(got, expected, dtype):
@@ -55,7 +27,7 @@ def test_equals_reference(name, kind, paired, weighted, device):
     problem = PROBLEMS[name]
     tensors = problem.tensors(device=device, paired=paired, weighted=weighted)
     reduction = "none" if kind == "rows" else "sum"
-    for got, expected in zip(*results(problem, kind.replace("rows", "diff"), tensors, reduction), strict=True):
+    for got, expected in zip(*problem.results(kind.replace("rows", "diff"), tensors, reduction), strict=True):
         assert got.dtype == torch.float64
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-11, atol=1e-11)
 
@@ -65,7 +37,7 @@ def test_equals_reference(name, kind, paired, weighted, device):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dtypes(dtype, name, kind, device):
     problem = PROBLEMS[name]
-    for got, expected in zip(*results(problem, kind, problem.tensors(dtype, device)), strict=True):
+    for got, expected in zip(*problem.results(kind, problem.tensors(dtype, device)), strict=True):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         assert got.dtype == (dtype if kind == "diff" else wide)
         assert_near(got, expected, dtype if kind == "diff" else wide)
@@ -75,7 +47,7 @@ def test_dtypes(dtype, name, kind, device):
 def test_bfloat16_is_exact_up_to_the_sums(name, device):
     """Products of 16-bit values are exact in float32: nothing but the order of additions may differ."""
     problem = PROBLEMS[name]
-    for got, expected in zip(*results(problem, "sq", problem.tensors(torch.bfloat16, device)), strict=True):
+    for got, expected in zip(*problem.results("sq", problem.tensors(torch.bfloat16, device)), strict=True):
         assert_near(got, expected, torch.float32)
 
 
@@ -85,10 +57,10 @@ def test_equal_bits_on_any_number_of_threads(name, kind):
     problem = PROBLEMS[name]
     tensors = problem.tensors(torch.float32)
     with threads(1):
-        one = results(problem, kind, tensors)[0]
+        one = problem.results(kind, tensors)[0]
     for n in (2, 3):
         with threads(n):
-            for a, b in zip(one, results(problem, kind, tensors)[0], strict=True):
+            for a, b in zip(one, problem.results(kind, tensors)[0], strict=True):
                 assert torch.equal(a, b)
 
 
@@ -99,7 +71,7 @@ def test_nearby_pairs_do_not_cancel(name, device):
     x, dy, *_ = problem.tensors(torch.float32, device, paired=False)
     tensors = (x, dy, x, dy + 1e-3, None)
     for kind in ("sq", "norm"):
-        for got, expected in zip(*results(problem, kind, tensors), strict=True):
+        for got, expected in zip(*problem.results(kind, tensors), strict=True):
             assert (got.cpu() - expected).norm() <= 1e-2 * expected.norm()
 
 
@@ -121,7 +93,7 @@ def test_opcheck(name, kind, device):
     if kind == "dot":
         names = ["v"] if len(problem.shapes) == 1 else ["v_scale", "v_shift"]
         keywords.update({n: torch.randn(s).to(pairs[1]) for n, s in zip(names, problem.shapes, strict=True)})
-    torch.library.opcheck(problem.raw(kind), tuple(arguments), keywords)
+    torch.library.opcheck(getattr(torch.ops.unlearnx, f"{problem.family}_grad_{kind}"), tuple(arguments), keywords)
 
 
 @pytest.mark.parametrize("kind", ["sq", "norm", "dot"])
@@ -161,7 +133,7 @@ def test_non_contiguous(device):
     weight = torch.rand(8, device=device)[::2]
     problem = conv2d(4, 3, (9, 11), 5, 3, padding=1)
     for kind in KINDS:
-        for got, expected in zip(*results(problem, kind, (x, dy, x + 1, dy * 2, weight)), strict=True):
+        for got, expected in zip(*problem.results(kind, (x, dy, x + 1, dy * 2, weight)), strict=True):
             torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-4, atol=1e-4)
 
 

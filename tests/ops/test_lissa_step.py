@@ -3,11 +3,7 @@ import torch
 from helpers import FLOATS, SHAPES, TOLERANCE, assert_close, copies, tensors, threads
 
 from unlearnx.ops import lissa_step_
-
-
-def reference(h, v, hv, damping, scale):
-    results = [b.double() + (1 - damping) * a.double() - c.double() / scale for a, b, c in zip(h, v, hv, strict=True)]
-    return results, sum((r - a.double()).abs().sum() for r, a in zip(results, h, strict=True))
+from unlearnx.selftest.references import lissa_step as reference
 
 
 def arguments(shapes, dtype, device="cpu", rest=None):

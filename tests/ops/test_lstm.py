@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.ops.helpers import TOLERANCE, threads
 from unlearnx.ops import lstm
+from unlearnx.selftest.references import lstm as written_out
 
 OPTIONS = list(product((1, 2), (False, True), (True, False), (False, True)))  # layers, directions, biases, batch first
 
@@ -36,18 +37,6 @@ def call(module, train=False):
     """lstm with the settings of a module, as a function of leaves."""
     settings = module.bias, module.num_layers, module.dropout, train, module.bidirectional, module.batch_first
     return lambda x, h, c, *weights: lstm(x, (h, c), weights, *settings)
-
-
-def written_out(x, hx, weights):
-    """Outputs of one layer in one direction, every step in plain torch."""
-    w_ih, w_hh, b_ih, b_hh = weights
-    h, c, outputs = hx[0][0], hx[1][0], []
-    for step in x:
-        i, f, g, o = (step @ w_ih.T + b_ih + h @ w_hh.T + b_hh).chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        outputs.append(h)
-    return torch.stack(outputs)
 
 
 def assert_same(got, expected, **tolerance):

@@ -6,6 +6,8 @@ from helpers import FLOATS, TOLERANCE, assert_close, threads
 from torch.nn import functional as F
 
 from unlearnx.ops import lissa_softmax_linear, softmax_linear_hvp
+from unlearnx.selftest.references import lissa_softmax_linear as published_loop
+from unlearnx.selftest.references import softmax_linear_hvp as by_autograd
 
 # N, F, C, K; K is None where v has no leading dimension.
 SIZES = [(1, 1, 2, None), (37, 19, 2, None), (37, 19, 10, 1), (301, 23, 10, 3), (65, 33, 33, 32), (17, 5, 3, 70)]
@@ -19,38 +21,6 @@ def problem(n, features, classes, sides, dtype=torch.float32, device="cpu"):
     logits = 2 * torch.randn(n, classes, device=device)
     v = torch.randn(*([] if sides is None else [sides]), classes, features, device=device)
     return tuple(t.to(dtype) for t in (h, logits, v))
-
-
-def by_autograd(h, logits, v):
-    """Backward twice through the mean cross-entropy, in float64. Labels do not matter to the Hessian."""
-    h, logits, v = (t.double() for t in (h, logits, v))
-    weight = torch.zeros(logits.shape[1], h.shape[1], dtype=torch.float64, device=h.device, requires_grad=True)
-    loss = F.cross_entropy(logits + h @ weight.T, torch.zeros(len(h), dtype=torch.long, device=h.device))
-    (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
-    sides = v.view(-1, *weight.shape)
-    return torch.autograd.grad(gradient, weight, sides, is_grads_batched=True)[0].view(v.shape)
-
-
-def published_loop(h, logits, v, *, damping, scale, batch_size=None, iterations, patience=None, order=None):
-    """The published iteration in float64; every right-hand side has a stopping rule to itself."""
-    order = torch.arange(len(h)) if order is None else order
-    batches = order.split(batch_size or len(h))
-    sides = v.double().view(-1, *v.shape[-2:])
-    y = sides.clone()
-    history = torch.full((iterations, len(sides)), math.nan, dtype=torch.float64)
-    smallest, since, active = [math.inf] * len(sides), [0] * len(sides), [True] * len(sides)
-    for i in range(iterations):
-        batch = batches[i % len(batches)]
-        new = sides + (1 - damping) * y - by_autograd(h[batch], logits[batch], y) / scale
-        for k in filter(active.__getitem__, range(len(sides))):
-            update = (new[k] - y[k]).abs().sum().item()
-            y[k], history[i, k] = new[k], update
-            if not math.isfinite(update) or (patience and update > smallest[k] and since[k] >= patience):
-                active[k] = False
-            elif update < smallest[k]:
-                smallest[k], since[k] = update, 1
-            since[k] += 1
-    return (y / scale).view(v.shape), history if v.dim() == 3 else history[:, 0]
 
 
 def close_to(actual, expected, dtype):

@@ -3,24 +3,13 @@ import torch
 from helpers import FLOATS, SHAPES, assert_close, copies, tensors, threads
 
 from unlearnx.ops import ssd_dampen_
+from unlearnx.selftest.references import ssd_dampen as reference
 
 RULES = [
     dict(alpha=1.5, lam=1.0),
     dict(alpha=0.5, lam=0.3, exponent=2.0),
     dict(alpha=0.0, lam=2.0, exponent=0.5, bound=0.7),
 ]
-
-
-def reference(params, full, forget, alpha, lam, exponent=1.0, bound=1.0):
-    """The rule in float64, entry by entry."""
-    results, counts = [], []
-    for p, f, g in zip(params, full, forget, strict=True):
-        p, f, g = p.double(), f.double(), g.double()
-        selected = g > alpha * f
-        factor = ((lam * f / g) ** exponent).clamp(max=bound)
-        results.append(torch.where(selected, p * factor, p))
-        counts.append(selected.sum())
-    return results, torch.stack(counts)
 
 
 def published(params, full, forget, alpha, lam, exponent=1.0, bound=1.0):

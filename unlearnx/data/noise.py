@@ -21,6 +21,12 @@ def noisy_labels(labels: Tensor, share: float, *, classes: int = 10, seed: int =
     Raises:
         ValueError: the share is not in [0, 1], or there are less than two classes.
 
+    Example:
+        >>> y = torch.arange(100) % 10
+        >>> noise = noisy_labels(y, 0.2)
+        >>> int((noise.apply(y) != y).sum())
+        20
+
     Source: Natarajan et al., "Learning with Noisy Labels", NeurIPS 2013.
     """
     if classes < 2:
@@ -46,6 +52,12 @@ def noisy_inputs(x: Tensor, share: float, *, deviation: float = 2.0, seed: int =
 
     Raises:
         ValueError: the share is not in [0, 1], or the deviation is negative or not finite.
+
+    Example:
+        >>> x = torch.zeros(100, 1, 8, 8)
+        >>> noisy, indices = noisy_inputs(x, 0.2)
+        >>> len(indices), (noisy != x).flatten(1).any(1).nonzero().flatten().equal(indices)
+        (20, True)
     """
     check_at_least_zero(deviation=deviation)
     generator = torch.Generator().manual_seed(seed)

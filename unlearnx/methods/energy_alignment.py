@@ -37,6 +37,14 @@ class EnergyAlignment(TrainedMethod):
         ValueError: a number does not fit, or the model gives no class scores (N, classes).
 
     Source: the energy of Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> outcome = EnergyAlignment()(model, Request.remove((x, y), range(6)))
+        >>> before, after = outcome.info["energy"]
+        >>> after < before
+        True
     """
 
     epochs: int = 2

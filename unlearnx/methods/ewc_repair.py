@@ -42,6 +42,13 @@ class EWCRepair(TrainedMethod):
 
     Source: Tanno et al., "Repairing Neural Networks by Leaving the Right Past Behind", NeurIPS 2022, section 4, whose
     ascent has no bound; Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> outcome = EWCRepair(epochs=2)(model, Request.remove((x, y), range(6)))
+        >>> round(outcome.info["bound"], 3)  # log 3
+        1.099
     """
 
     epochs: int = 10

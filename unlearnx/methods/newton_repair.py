@@ -41,6 +41,14 @@ class NewtonRepair(InfluenceUpdate):
         ValueError: a number does not fit, the kind is unknown, or the solver is none.
 
     Source: Tanno et al., "Repairing Neural Networks by Leaving the Right Past Behind", NeurIPS 2022, section 4.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> method = NewtonRepair(gamma=1.0, damping=0.1, solver=ConjugateGradient())
+        >>> outcome = method(model, Request.remove((x, y), range(6)))
+        >>> outcome.info["steps"][0]["residual"] < 0.01
+        True
     """
 
     gamma: float | str = "auto"

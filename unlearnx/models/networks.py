@@ -53,7 +53,12 @@ def digits_cnn() -> nn.Sequential:
 
 
 def mnist_cnn() -> nn.Sequential:
-    """A small convolutional network for 28x28 digits: (N, 1, 28, 28) to logits (N, 10), 114,314 parameters."""
+    """A small convolutional network for 28x28 digits: (N, 1, 28, 28) to logits (N, 10), 114,314 parameters.
+
+    Example:
+        >>> mnist_cnn()(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
     return nn.Sequential(
         nn.Conv2d(1, 16, 5, stride=2, padding=2),
         nn.ReLU(),

@@ -28,7 +28,7 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 	$(BIN)/mypy
-	$(BIN)/shellcheck $(shell git ls-files '*.sh' .ci/run)
+	$(BIN)/shellcheck .ci/run benchmarks/*.sh packaging/*.sh
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.lint

@@ -34,7 +34,8 @@ fi
 tag=+pt$(cut -d. -f1,2 <<<"$torch" | tr -d .)$tag
 
 say "sdist"
-"$work/build/bin/python" setup.py -q egg_info --egg-base "$work" sdist --dist-dir "$work/sdist"
+mkdir "$work/sdist"
+"$work/build/bin/python" setup.py -q egg_info --egg-base "$work/sdist" sdist --dist-dir "$work/sdist"
 sdist=$(echo "$work"/sdist/*.tar.gz)
 
 say "wheel of $(basename "$sdist")"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from unlearnx import experiments
+from unlearnx import experiments, ops
 from unlearnx.cli import app
 
 
@@ -18,6 +18,14 @@ def test_info():
     assert result.exit_code == 0
     for word in ("torch", "compiler", "cpu level", "threads"):
         assert word in result.output
+
+
+@pytest.mark.parametrize(("op", "status"), [("ssd_dampen_", 0), ("no_such_op", 1)])
+def test_selftest(op, status, monkeypatch):
+    monkeypatch.setattr(ops, "__all__", [op])
+    result = run("info", "--selftest")
+    assert result.exit_code == status
+    assert op in result.output
 
 
 def test_poison_digits(tmp_path):

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from unlearnx import Outcome, Request
 from unlearnx._data import materialize
 from unlearnx.curvature import ConjugateGradient, CurvatureOperator, Direct, LiSSA, fisher_diagonal, grad_difference
-from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain, SecondOrder
+from unlearnx.methods import SSD, FineTune, FirstOrder, NewtonRepair, Retrain, SecondOrder
+from unlearnx.methods.influence import forgetting_step
 from unlearnx.metrics import accuracy, mean_loss, predict
 from unlearnx.models import Training
 
@@ -143,6 +144,81 @@ def test_removal_steps_up_the_loss_of_the_forget_set(study):
     assert mean_loss(outcome.model, F.cross_entropy, removal.forget_set) > mean_loss(
         model, F.cross_entropy, removal.forget_set
     )
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A model that has learned four clusters, its training data and test data."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(4, (500,), generator=generator)
+    x = 3 * torch.eye(4, 8)[y] + torch.randn(500, 8, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    Training(20, lr=1e-2, batch_size=50).run(model, (x[:300], y[:300]))
+    return model.eval(), (x[:300], y[:300]), (x[300:], y[300:])
+
+
+STEPPING = [
+    FirstOrder(),
+    FirstOrder(params="last:2"),
+    SecondOrder(),
+    SecondOrder(ConjugateGradient(), damping=0.1, params="last:2"),
+    NewtonRepair(),
+]
+
+
+@pytest.mark.parametrize("method", STEPPING, ids=lambda m: f"{type(m).__name__}-{m.params}")
+def test_class_is_forgotten_by_default(learned, method):
+    """Steps double until the class is no likelier than a guess, the others being left what they need."""
+    model, data, test = learned
+    removal = Request.remove_class(data, 1)
+    outcome = method(model, removal)
+    assert outcome.info["applied"], outcome.info
+    before, after = (mean_loss(m, F.cross_entropy, removal.forget_set) for m in (model, outcome.model))
+    assert before < math.log(4) <= after
+    others = tuple(t[test[1] != 1] for t in test)
+    assert accuracy(outcome.model, others) >= accuracy(model, others) - 0.02
+
+
+@pytest.mark.parametrize("method", STEPPING[:4], ids=lambda m: f"{type(m).__name__}-{m.params}")
+def test_removal_ends_at_the_loss_asked_for(learned, method):
+    model, data, test = learned
+    removal = Request.remove(data, range(30))
+    goal = mean_loss(model, F.cross_entropy, test)
+    assert mean_loss(model, F.cross_entropy, removal.forget_set) < goal
+    outcome = dataclasses.replace(method, forget_loss=goal, steps=3)(model, removal)
+    assert outcome.info["stopped"].startswith("the points to forget have a loss of")
+    (step,) = outcome.info["steps"]
+    assert mean_loss(outcome.model, F.cross_entropy, removal.forget_set) >= goal
+    half = {n: (p + q) / 2 for (n, p), q in zip(model.named_parameters(), outcome.model.parameters(), strict=True)}
+    x, y = removal.forget_set[:]
+    assert F.cross_entropy(torch.func.functional_call(model, half, x), y) < goal, step
+
+
+def test_forgetting_stops_short_of_harm(learned):
+    model, data, _ = learned
+    method = FirstOrder(steps=3, forget_loss=1e6, max_increase=0.05)
+    outcome = method(model, Request.remove(data, range(30)))
+    before, after = outcome.info["corrected_loss"]
+    assert outcome.info["applied"]
+    assert before < after < before + 0.05
+
+
+@pytest.mark.parametrize(
+    ("limit", "goal", "expected"),
+    [
+        (10.0, 4.0, 4.0),
+        (10.0, 0.3, 0.5),
+        (10.0, 1.0, 1.0),
+        (3.0, 100.0, 2.0),
+        (0.3, 100.0, 0.25),
+        (0.0, 1.0, 0.0),
+        (math.nan, 1.0, 0.0),
+    ],
+)
+def test_forgetting_step(limit, goal, expected):
+    """Both losses are the step itself."""
+    assert forgetting_step(float, float, 1.0, limit=limit, goal=goal) == expected
 
 
 def published_ssd(model, full, forget, alpha, lam):

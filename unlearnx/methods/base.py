@@ -10,13 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from unlearnx._checks import Params, check_at_least_one, check_at_least_zero, check_deterministic, select_params
+from unlearnx._checks import (
+    Params,
+    check_at_least_one,
+    check_at_least_zero,
+    check_deterministic,
+    model_device,
+    select_params,
+)
 from unlearnx._data import materialize
 from unlearnx._losses import Loss
+from unlearnx._modes import evaluating
 from unlearnx._vectors import Vector
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.request import Request
@@ -193,3 +201,12 @@ class Work:
             batch_size=self.method.batch_size,
             autocast=self.method.autocast,
         )
+
+
+def chance_loss(work: Work, x: Tensor, y: Tensor) -> float | None:
+    """The cross-entropy of a guess among the classes, in nats; None where the model does not give class scores."""
+    with evaluating(work.model):
+        output = work.model(x[:1].to(model_device(work.model)))
+    if y.is_floating_point() or output.dim() < 2 or output.shape[1] < 2:
+        return None
+    return math.log(output.shape[1])

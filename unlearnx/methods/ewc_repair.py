@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
+from unlearnx._checks import check_at_least_one, check_at_least_zero
 from unlearnx._data import materialize, size
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
-from unlearnx.methods.base import Work
+from unlearnx.methods.base import Work, chance_loss
 from unlearnx.methods.importance import check_importance, diagonal, mean_entry
 from unlearnx.methods.trained import TrainedMethod
 
@@ -68,7 +67,9 @@ class EWCRepair(TrainedMethod):
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         request = work.request
         data = materialize(request.forget_set)
-        bound = _chance(work, *data) if self.bound is None else self.bound
+        bound = chance_loss(work, *data) if self.bound is None else self.bound
+        if bound is None:
+            raise ValueError("bound: None stands for log(classes), and the model gives no class scores; give a number")
         with evaluating(work.model), torch.enable_grad():
             fisher = diagonal(self, work, request.dataset, self.fisher_type, "mean")
         l2 = self.strength * mean_entry(fisher) if self.l2 is None else self.l2
@@ -86,15 +87,3 @@ class EWCRepair(TrainedMethod):
 
         self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, still=True)
         info.update(bound=bound, l2=l2)
-
-
-def _chance(work: Work, x: Tensor, y: Tensor) -> float:
-    """The loss of a guess among the classes."""
-    with evaluating(work.model):
-        output = work.model(x[:1].to(model_device(work.model)))
-    if y.is_floating_point() or output.dim() < 2 or output.shape[1] < 2:
-        raise ValueError(
-            f"bound: None stands for log(classes), and the model gives {list(output.shape)} for labels {y.dtype}; "
-            "give a number"
-        )
-    return math.log(output.shape[1])

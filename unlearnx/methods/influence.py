@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from unlearnx._checks import check_at_least_one, check_deterministic
+from unlearnx._checks import check_at_least_one, check_at_least_zero, check_deterministic
 from unlearnx._data import Data, materialize, size
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
@@ -21,7 +21,7 @@ from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA, grad_
 from unlearnx.curvature.operators import check_curvature
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.solvers import Solution, Solver
-from unlearnx.methods.base import Method, NotApplied, Opening, Outcome, Work, allowed_increase
+from unlearnx.methods.base import Method, NotApplied, Opening, Outcome, Work, allowed_increase, chance_loss
 from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss, predict
 
@@ -34,19 +34,21 @@ class InfluenceUpdate(Method):
     """Steps ``theta <- theta - step * direction`` along the gradient difference of points to correct.
 
     Subclasses choose the direction and the size of a step. A step after which the loss on the corrected data is
-    not finite, or not lower, is taken back and ends the run; a step of a given size in a removal may raise it by
-    ``max_increase``.
+    not finite, or not lower, is taken back and ends the run; a step of a given size in a removal, or one on the way to
+    ``forget_loss``, may raise it by ``max_increase``.
     """
 
     steps: int = 1
     points: str = "predicted"
     points_per_step: int | None = None
+    forget_loss: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.points not in ("predicted", "forget"):
             raise ValueError(f"points is {self.points!r}, expected 'predicted' or 'forget'")
         check_at_least_one(steps=self.steps, points_per_step=self.points_per_step)
+        check_at_least_zero(forget_loss=self.forget_loss)
 
     def _fixed_step(self) -> float | None:
         """The size that the user gave to every step; None for a line search."""
@@ -64,10 +66,14 @@ class InfluenceUpdate(Method):
         generator = torch.Generator().manual_seed(self.seed)
         position = _Position(work.model, work.names)
         search_loss = self._search_loss(work, generator)
+        goal = self._goal(work)
         info["steps"] = []
         loss, guess, taken = work.initial_loss, self._first_guess(work), 0
         with progress_bar(type(self).__name__, self.steps, self.progress) as advance:
             for _ in range(self.steps):
+                if goal is not None and taken and (forgotten := self._forgotten(work)) >= goal:
+                    info["stopped"] = f"the points to forget have a loss of {forgotten:.6g}"
+                    break
                 record: dict[str, Any] = {}
                 info["steps"].append(record)
                 start = position.read()
@@ -82,16 +88,18 @@ class InfluenceUpdate(Method):
                     step = self._fixed_step()
                     halvings = 0
                     if step is None:
-                        step = line_search(partial(position.loss_after, search_loss, start, direction), guess)
+                        step = self._searched(work, position, search_loss, direction, guess, goal)
                         if step == 0:
-                            raise NotApplied("no step along the direction lowers the corrected loss")
+                            what = "lowers the corrected loss" if goal is None else "is borne by the retained points"
+                            raise NotApplied(f"no step along the direction {what}")
                         guess, halvings = step, BACKTRACKS
+                    bearable = self._limit(work) if goal is not None or self._spends(work) else loss
                     reached = position.loss_after(work.corrected_loss, start, direction, step)
-                    while halvings and not reached < loss:
+                    while halvings and not reached < bearable:
                         step, halvings = step / 2, halvings - 1  # best for the sample, too far for all of the data
                         reached = position.loss_after(work.corrected_loss, start, direction, step)
                     record.update(step=step, loss=reached)
-                    if not self._acceptable(work, loss, reached):
+                    if not (math.isfinite(reached) and reached < bearable):
                         raise NotApplied(
                             f"a step of size {step:.3g} would take the corrected loss from {loss:.6g} to {reached:.6g}"
                         )
@@ -104,12 +112,47 @@ class InfluenceUpdate(Method):
         if not taken:
             raise NotApplied(info["stopped"])
 
-    def _acceptable(self, work: Work, loss: float, reached: float) -> bool:
-        """Whether a step that takes the loss on the corrected data from `loss` to `reached` is worth taking."""
-        if work.request.corrected is None and self._fixed_step() is not None:
-            # A step of a given size away from what is to be forgotten costs the retained points something.
-            loss = work.initial_loss + allowed_increase(work.request, self.max_increase)
-        return math.isfinite(reached) and reached < loss
+    def _searched(
+        self,
+        work: Work,
+        position: _Position,
+        search_loss: Callable[[], float],
+        direction: Vector,
+        guess: float,
+        goal: float | None,
+    ) -> float:
+        """The size of a step from where the model stands; 0 where there is none."""
+        start = position.read()
+        loss_at = partial(position.loss_after, search_loss, start, direction)
+        if goal is None:
+            return line_search(loss_at, guess)
+        forgotten_at = partial(position.loss_after, partial(self._forgotten, work), start, direction)
+        return forgetting_step(loss_at, forgotten_at, guess, limit=self._limit(work), goal=goal)
+
+    def _spends(self, work: Work) -> bool:
+        """Whether a step may cost the retained points something: one of a given size, away from what is to forget."""
+        return work.request.corrected is None and self._fixed_step() is not None
+
+    def _limit(self, work: Work) -> float:
+        """The loss on the corrected data that is still borne."""
+        return work.initial_loss + allowed_increase(work.request, self.max_increase)
+
+    def _goal(self, work: Work) -> float | None:
+        """The loss of the points to forget that steps have to reach; None where they lower the corrected loss."""
+        if work.request.corrected is not None or self._fixed_step() is not None:
+            return None
+        if self.forget_loss is not None:
+            return self.forget_loss
+        x, y = materialize(work.request.forget_set)
+        retained = work.target.tensors[1]
+        if y.is_floating_point() or torch.isin(y, retained.to(y.device)).any():
+            return None
+        return chance_loss(work, x, y)
+
+    def _forgotten(self, work: Work) -> float:
+        """Mean loss of the points to forget."""
+        data = work.request.forget_set
+        return mean_loss(work.model, self.loss_fn, data, batch_size=self.batch_size, autocast=self.autocast)
 
     def _opening(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
         difference = self._difference(work, generator, record)
@@ -173,6 +216,38 @@ def line_search(loss_at: Callable[[float], float], first: float, *, most: int = 
         step *= factor
         loss = loss_at(step)
     return best
+
+
+def forgetting_step(
+    loss_at: Callable[[float], float],
+    forgotten_at: Callable[[float], float],
+    first: float,
+    *,
+    limit: float,
+    goal: float,
+    most: int = 40,
+) -> float:
+    """The smallest step of ``first * 2^k`` that takes the points to forget to a loss of `goal`.
+
+    Where the loss of the retained points would not stay below `limit` on the way there, the largest step that leaves it
+    there; 0 if there is none.
+    """
+    if not loss_at(first) < limit:  # nor where it is NaN
+        return next((step for k in range(1, most) if loss_at(step := first / 2**k) < limit), 0.0)
+    step = first
+    if forgotten_at(step) < goal:
+        for _ in range(most):
+            if not loss_at(2 * step) < limit:
+                break
+            step *= 2
+            if forgotten_at(step) >= goal:
+                break
+        return step
+    for _ in range(most):
+        if forgotten_at(step / 2) < goal:
+            break
+        step /= 2
+    return step
 
 
 def _points(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:
@@ -249,12 +324,16 @@ class FirstOrder(InfluenceUpdate):
     """``theta <- theta - tau * sum_i (grad loss(corrected_i) - grad loss(learned_i))``, several times.
 
     Args:
-        tau: step size, or ``"auto"`` for a line search on the corrected loss at every step.
+        tau: step size, or ``"auto"`` for a line search at every step: on the corrected loss, or see `forget_loss`.
         steps: most steps to take.
         points: which points a step corrects. ``"predicted"``: all points that the model gets wrong by the corrected
             labels, its own prediction standing for the old label, chosen anew at every step. ``"forget"``: the points
             of the request as they were given; removals and corrections of features always take these.
         points_per_step: most points of one step, drawn at random; None for all of them.
+        forget_loss: of removals with steps of automatic size: the mean loss of the points to forget at which they end,
+            such as that of points that the model has never seen. Steps are doubled until it is reached, and stay short
+            of what ``max_increase`` allows. None for the loss of a guess, log(classes), where no point that stays has
+            a label of theirs, as when a class is to be forgotten; otherwise for steps that lower the corrected loss.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 6; ``"predicted"`` as in
     its public code.
@@ -299,8 +378,9 @@ class SecondOrder(InfluenceUpdate):
         kind: curvature, ``"ggn"`` or ``"hessian"``.
         damping: multiple of the identity added to C, on top of the solver's own.
         steps: most steps to take.
-        step: size of a step, 1 for the update as published, or ``"auto"`` for a line search on the corrected loss.
-        points, points_per_step: as for :class:`FirstOrder`.
+        step: size of a step, 1 for the update as published, or ``"auto"`` for a line search: on the corrected loss, or
+            see `forget_loss`.
+        points, points_per_step, forget_loss: as for :class:`FirstOrder`.
         curvature_samples: points that C is taken over, drawn at random once; None for all of them.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 7.

@@ -27,15 +27,15 @@ class NewtonRepair(InfluenceUpdate):
     their mean loss. Where points are corrected, their losses with the corrected labels are taken in as well.
 
     Args:
-        gamma: size of the step, 1 for the update as derived, or ``"auto"`` for a line search on the loss of the points
-            that stay.
+        gamma: size of the step, 1 for the update as derived, or ``"auto"`` for a line search: on the loss of the points
+            that stay, or see `forget_loss`.
         kind: of F: ``"ggn"``, ``"hessian"``, or ``"diagonal"`` for the empirical Fisher diagonal, which needs no
             solver.
         damping: multiple of the identity added to F, on top of the solver's own; None for none, and for the mean entry
             of a diagonal.
         solver: of the linear system; its residual is reported. A solution that diverged is not applied.
         steps: most steps to take, each from where the last one ended.
-        points, points_per_step: as for :class:`unlearnx.methods.FirstOrder`.
+        points, points_per_step, forget_loss: as for :class:`unlearnx.methods.FirstOrder`.
 
     Raises:
         ValueError: a number does not fit, the kind is unknown, or the solver is none.

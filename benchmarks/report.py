@@ -80,7 +80,7 @@ def poison_cifar() -> str:
 
 
 FORGET_DIGITS = {
-    "second-order": "`SecondOrder(ConjugateGradient(), ...)`",
+    "second-order": "`SecondOrder(ConjugateGradient(), damping=1e-2, ...)`",
     "stochastic-teacher": "`StochasticTeacher()`",
     "ssd": "`SSD()`",
     "gradient-ascent": "`GradientAscent()`",
@@ -91,7 +91,7 @@ FORGET_DIGITS = {
     "neg-grad": "`NegGrad()`",
     "scrub": "`SCRUB()`",
     "fine-tune": "`FineTune(epochs=5)`",
-    "first-order": "`FirstOrder(tau=3e-3, steps=20)`",
+    "first-order": "`FirstOrder(...)`",
     "original": "untouched",
     "retrained": "retrained",
 }

@@ -401,14 +401,16 @@ def _study_of(recipe: Recipe, root: Path | None) -> ForgetStudy:
 def _digits_methods(forget_class: int | None) -> Methods:
     """The methods with their arguments for a class, or for a random share; chosen on the seeds 0 and 1."""
     masking = FisherMasking() if forget_class is not None else FisherMasking(0.005, max_increase=math.inf)
-    newton = SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2", step=30.0, steps=1)
+    gradient, newton = FirstOrder(params="last:2"), SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2")
     if forget_class is None:  # no weights of the last layer stand for a random share
-        newton = replace(newton, solver=ConjugateGradient(iterations=10), params=None, step=10.0, curvature_samples=500)
+        gradient = FirstOrder(tau=3e-3, steps=20)
+        newton = replace(newton, solver=ConjugateGradient(iterations=10), params=None, step=10.0, steps=1)
+        newton.curvature_samples = 500
     return {
         "ssd": SSD(),
         "fisher-masking": masking if forget_class is not None else Pipeline([masking, FineTune(epochs=2)]),
         "fine-tune": FineTune(epochs=5, lr=2e-3),
-        "first-order": FirstOrder(tau=3e-3, steps=20),
+        "first-order": gradient,
         "second-order": newton,
         "gradient-ascent": GradientAscent() if forget_class is not None else GradientAscent(epochs=2),
         "neg-grad": NegGrad() if forget_class is not None else NegGrad(weight=0.9),
@@ -429,7 +431,7 @@ def _cifar_methods(forget_class: int | None) -> Methods:
         "fisher-masking": Pipeline([masking, FineTune(autocast=fast)]),
         "fine-tune": FineTune(epochs=2, lr=2e-3, batch_size=128, autocast=fast),
         "fine-tune-anchored": FineTune(epochs=2, lr=2e-3, anchor=1e-2, batch_size=128, autocast=fast),
-        "first-order": FirstOrder(params="last:2", tau=1e-4, steps=10),
+        "first-order": FirstOrder(params="last:2"),
         "second-order": SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2", step=1.0, steps=1),
         "gradient-ascent": GradientAscent(epochs=1, lr=1e-4, autocast=fast),
         "neg-grad": NegGrad(epochs=1, batch_size=128, autocast=fast),

@@ -8,7 +8,7 @@ from torch import nn
 
 from unlearnx.data import load_digits
 from unlearnx.experiments import RepairStudy, repair_mnist, report
-from unlearnx.experiments.causes import SCORES, UNSEEN, contradicted, judged, worst
+from unlearnx.experiments.causes import SCORES, UNSEEN, doubted, judged, worst
 from unlearnx.experiments.repair import NOISES, PICTURES, RANDOM, Treatment
 from unlearnx.methods import EWCRepair, FineTune, NewtonRepair
 from unlearnx.models import Training
@@ -32,12 +32,12 @@ def small(kind="labels", **changes):
         "repair-mnist",
         splits,
         network,
-        Training(60, lr=5e-3, batch_size=64),
+        Training(30, lr=1e-2, batch_size=128),
         TREATMENTS,
         noise_kind=kind,
         validation=250,
         folds=2,
-        fold_epochs=8,
+        fold_training=Training(8, lr=1e-2),
         curves=(UNSEEN,),
         removal=FineTune(),
         progress=False,
@@ -71,15 +71,15 @@ def test_study(finished):
         counts = [point["points"] for point in run["curves"][UNSEEN]]
         assert counts == sorted(set(counts))
         assert run["spoilt"] in counts
-        # The worst of seeds 0 to 5 (labels) and 0 to 3 (inputs) is given beside what is asked for.
+        # The worst of seeds 0 to 5 is given beside what is asked for.
         if labels:
             assert run["scores"][UNSEEN]["auroc"] > 0.95  # 0.990
-            assert run["found"]["precision"] > 0.7  # 0.79
-            assert run["found"]["recall"] > 0.9  # 0.97
-            assert run["methods"]["fine-tuning"]["recovered"] > 0.3  # 0.49
-            assert run["methods"]["Newton repair"]["recovered"] > 0.5  # 0.76
+            assert run["found"]["precision"] > 0.9  # 0.95
+            assert run["found"]["recall"] > 0.8  # 0.85
+            assert run["methods"]["fine-tuning"]["recovered"] > 0.3  # 0.40
+            assert run["methods"]["Newton repair"]["recovered"] > 0.5  # 0.66
         else:
-            assert run["scores"]["k-NN Shapley"]["auroc"] > 0.9  # 0.941
+            assert run["scores"]["k-NN Shapley"]["auroc"] > 0.9  # 0.929
     assert (folder / "seed-1" / "newton-repair.pt").is_file()
     assert len(result["worst"]) == PICTURES
     for entry in result["worst"]:
@@ -120,9 +120,9 @@ def test_perfect_score():
     assert worst(torch.tensor([0.1, 3.0, 2.0, 3.0]), 3).tolist() == [1, 3, 2]
 
 
-def test_contradicted():
-    p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.05, 0.95], [0.9, 0.1]])
-    assert contradicted(p, torch.tensor([0, 0, 1, 1])).tolist() == [False, True, False, True]
+def test_doubted_labels_are_less_likely_than_a_guess():
+    p = torch.tensor([[0.9, 0.06, 0.04], [0.4, 0.35, 0.25], [0.4, 0.35, 0.25], [0.1, 0.2, 0.7]])
+    assert doubted(p, torch.tensor([0, 1, 2, 0])).tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,6 @@ def test_contradicted():
         ({"validation": 10_000}, "validation is 10000, which leaves 0 points"),
         ({"validation": 0}, "validation is 0"),
         ({"folds": 1}, "folds is 1, expected at least 2"),
-        ({"fold_epochs": 0}, "fold_epochs is 0"),
     ],
 )
 def test_refuses_arguments(change, message):

@@ -161,14 +161,17 @@ def scored(suspects: Suspects, score: Score) -> tuple[Tensor, float]:
     return values, time.perf_counter() - start
 
 
-def contradicted(p: Tensor, y: Tensor) -> Tensor:
-    """Points whose label is not the likeliest class of networks that were trained without them, as a mask (N,).
+def doubted(p: Tensor, y: Tensor) -> Tensor:
+    """Points whose label is less likely than a guess to networks that were trained without them, as a mask (N,).
+
+    To take every point whose label is not the likeliest would take many that are right and hard, which the treated
+    model then has to do without.
 
     Args:
         p: probabilities (N, classes) that these networks give.
         y: the labels that the points were given, int64 (N,).
     """
-    return p.argmax(1) != y
+    return of_labels(p, y) < 1 / p.shape[1]
 
 
 def worst(score: Tensor, k: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unlearnx._checks import check_at_least_one
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
-from unlearnx.experiments.causes import SCORES, UNSEEN, Pair, Suspects, contradicted, judged, scored, worst
+from unlearnx.experiments.causes import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
 from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
 from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
 from unlearnx.metrics import accuracy, predict
@@ -52,7 +52,8 @@ class RepairStudy:
         noise: share of the training points that is spoilt.
         noise_kind: what is spoilt, ``"labels"`` or ``"inputs"``.
         validation: points of the training split that are kept clean and apart: failures are found among them.
-        folds, fold_epochs: of the cross-validation that scores points by networks that never saw them.
+        folds: of the cross-validation that scores points by networks that never saw them.
+        fold_training: the recipe of these networks.
         removal: further training without the worst points, for the curves.
         curves: scores that curves are made for.
         progress: show progress bars.
@@ -72,7 +73,7 @@ class RepairStudy:
     noise_kind: str = "labels"
     validation: int = 1000
     folds: int = 4
-    fold_epochs: int = 4
+    fold_training: Training = field(default_factory=lambda: Training(6, lr=5e-3))
     removal: FineTune = field(default_factory=FineTune)
     curves: tuple[str, ...] = (UNSEEN, "linear influence", "training loss")
     progress: bool = True
@@ -80,7 +81,7 @@ class RepairStudy:
     log: Callable[[str], None] = field(default=lambda line: None)
 
     def __post_init__(self) -> None:
-        check_at_least_one(validation=self.validation, fold_epochs=self.fold_epochs)
+        check_at_least_one(validation=self.validation)
         if self.folds < 2:
             raise ValueError(f"folds is {self.folds}, expected at least 2")
         if self.noise_kind not in NOISES:
@@ -106,7 +107,11 @@ class RepairStudy:
             "test_images": len(self.splits.test_x),
             "epochs": self.training.epochs,
             "noise": {"kind": self.noise_kind, "share": self.noise, "points": runs[0]["spoilt"]},
-            "cross_validation": {"folds": self.folds, "epochs": self.fold_epochs},
+            "cross_validation": {
+                "folds": self.folds,
+                "epochs": self.fold_training.epochs,
+                "lr": self.fold_training.lr,
+            },
             "scores": {name: score.note for name, score in SCORES.items()},
             "found_by": UNSEEN,
             "methods": {name: _describe(treatment) for name, treatment in self.treatments.items()},
@@ -206,11 +211,10 @@ class _Seed:
 
     def _identify(self, model: nn.Module) -> dict[str, Any]:
         study = self.study
-        training = replace(study.training, epochs=study.fold_epochs)
         self.suspects = Suspects(
             model,
             study.network,
-            training,
+            study.fold_training,
             self.points,
             self.validation,
             self.failures,
@@ -225,7 +229,9 @@ class _Seed:
             self.scores[name], seconds = scored(self.suspects, score)
             results[name] = {**judged(self.scores[name], self.spoilt), "seconds": seconds}
             study.log(f"seed {self.seed}, {name}: AUROC {results[name]['auroc']:.4f} after {seconds:.1f} s")
-        number = int(contradicted(self.suspects.unseen, self.points[1]).sum())
+        number = int(doubted(self.suspects.unseen, self.points[1]).sum())
+        if not number:
+            raise ValueError("noise: no label is doubted by networks that never saw it, there is nothing to treat")
         self.found = worst(self.scores[UNSEEN], number)
         hits = int(self.spoilt[self.found].sum())
         study.log(f"seed {self.seed}: found {number} points, {hits} of the {int(self.spoilt.sum())} spoilt")
@@ -330,7 +336,8 @@ def repair_mnist(
     """
     if preset != "default":
         raise ValueError(f"preset is {preset!r}, repair-mnist has only 'default'")
-    tune = FineTune(epochs=5, lr=2e-3)
+    # The decay takes what was learned by heart out of the weights; without it, training on hardly moves them.
+    tune = FineTune(epochs=5, lr=5e-3, batch_size=128, weight_decay=1.0)
     newton, ewc = NewtonRepair(params="last:4"), EWCRepair()
     treatments = {
         "fine-tuning": Treatment(tune),

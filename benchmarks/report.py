@@ -111,9 +111,14 @@ def forget_digits() -> str:
         found = [f"{100 * s[f'{part}_accuracy']['mean']:.1f}" for part in accuracies]
         return [f"{100 * gap['mean']:.2f}{margin}", *found, faster]
 
+    def place(name: str) -> tuple[bool, float]:
+        """Methods by their gap, then what they began with and what is to be reached."""
+        gap = results[0]["summary"][name]["gap"]["mean"]
+        return (False, gap) if name in results[0]["methods"] else (True, -gap)
+
     rows = [
         [label, *(cell for result, part in zip(results, parts, strict=True) for cell in cells(result, name, part))]
-        for name, label in FORGET_DIGITS.items()
+        for name, label in sorted(FORGET_DIGITS.items(), key=lambda item: place(item[0]))
     ]
     head = ["method", "class: gap, %", "forget", "retain", "test", "faster"]
     return markdown([*head, "tenth: gap, %", "forget", "test", "faster"], rows)

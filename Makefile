@@ -18,7 +18,7 @@ demo: $(VENV)/.built
 
 # One thread a worker: tests that need more ask for them, and two busy thread pools on one core stall each other.
 test: $(VENV)/.built
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile --durations 60
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile --durations 10
 
 bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python -m pytest -s benchmarks

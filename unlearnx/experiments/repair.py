@@ -356,6 +356,6 @@ def repair_mnist(
         treatments,
         noise=noise,
         noise_kind=noise_kind,
-        removal=replace(tune, epochs=1),
+        removal=replace(tune, epochs=2),
         progress=progress,
     )

@@ -21,6 +21,14 @@ def test_tables_without_a_place_are_noticed():
         report.with_tables(text.replace("<!-- results: forget-cifar -->", ""))
 
 
+def test_empty_places_are_filled():
+    """And nothing after them is taken for the table."""
+    text = (report.ROOT / "README.md").read_text()
+    empty = re.sub(r"(<!-- results: \S+ -->\n).*?(<!-- end -->)", r"\1\2", text, flags=re.S)
+    assert len(empty) < len(text)
+    assert report.with_tables(empty) == text
+
+
 def test_table():
     assert report.markdown(["a", "b"], [["1", ""]]) == "| a | b |\n|---|---|\n| 1 | |"
 

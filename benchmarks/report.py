@@ -37,13 +37,11 @@ def read(name: str) -> dict[str, Any]:
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table of Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return (
-        "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        .replace(" --- ", "---")
-        .replace("|  |", "| |")
-        .replace("|  |", "| |")
-    )
+
+    def line(cells: list[str]) -> str:
+        return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
+
+    return "\n".join([line(head), f"|{'---|' * len(head)}", *map(line, rows)])
 
 
 def percent(value: float, digits: int = 2) -> str:

@@ -404,8 +404,9 @@ def _digits_methods(forget_class: int | None) -> Methods:
     gradient, newton = FirstOrder(params="last:2"), SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2")
     if forget_class is None:  # no weights of the last layer stand for a random share
         gradient = FirstOrder(tau=3e-3, steps=20)
-        newton = replace(newton, solver=ConjugateGradient(iterations=10), params=None, step=10.0, steps=1)
-        newton.curvature_samples = 500
+        newton = replace(
+            newton, solver=ConjugateGradient(iterations=10), params=None, step=10.0, steps=1, curvature_samples=500
+        )
     return {
         "ssd": SSD(),
         "fisher-masking": masking if forget_class is not None else Pipeline([masking, FineTune(epochs=2)]),

@@ -88,7 +88,13 @@ class InfluenceUpdate(Method):
                     step = self._fixed_step()
                     halvings = 0
                     if step is None:
-                        step = self._searched(work, position, search_loss, direction, guess, goal)
+                        step = self._searched(
+                            work,
+                            partial(position.loss_after, search_loss, start, direction),
+                            partial(position.loss_after, partial(self._forgotten, work), start, direction),
+                            guess,
+                            goal,
+                        )
                         if step == 0:
                             what = "lowers the corrected loss" if goal is None else "is borne by the retained points"
                             raise NotApplied(f"no step along the direction {what}")
@@ -115,18 +121,14 @@ class InfluenceUpdate(Method):
     def _searched(
         self,
         work: Work,
-        position: _Position,
-        search_loss: Callable[[], float],
-        direction: Vector,
+        loss_at: Callable[[float], float],
+        forgotten_at: Callable[[float], float],
         guess: float,
         goal: float | None,
     ) -> float:
-        """The size of a step from where the model stands; 0 where there is none."""
-        start = position.read()
-        loss_at = partial(position.loss_after, search_loss, start, direction)
+        """The size of a step, from the losses that steps lead to; 0 where there is none."""
         if goal is None:
             return line_search(loss_at, guess)
-        forgotten_at = partial(position.loss_after, partial(self._forgotten, work), start, direction)
         return forgetting_step(loss_at, forgotten_at, guess, limit=self._limit(work), goal=goal)
 
     def _spends(self, work: Work) -> bool:

@@ -2,45 +2,25 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "common/clones.h"
+#include "cpu/portable_vector.h"
 
 #ifdef UX_CPU_LEVELS
 #include <immintrin.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace unlearnx::cpu {
 namespace {
 
-UX_INLINE float widen(float value) {
-  return value;
-}
-UX_INLINE double widen(double value) {
-  return value;
-}
-UX_INLINE float widen(c10::BFloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.x) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
 namespace baseline {
 template <typename T>
-struct Vector {
-  static constexpr int kWidth = 16 / sizeof(T);
-  typedef T Lanes __attribute__((vector_size(16)));
-  static UX_INLINE Lanes load(const T* p) {
-    Lanes v;
-    std::memcpy(&v, p, sizeof(v));
-    return v;
-  }
-  static UX_INLINE void store(T* p, Lanes v) { std::memcpy(p, &v, sizeof(v)); }
-  static UX_INLINE Lanes broadcast(T x) { return x - Lanes{}; }
-  static UX_INLINE Lanes add(Lanes a, Lanes b) { return a + b; }
-  static UX_INLINE Lanes mul(Lanes a, Lanes b) { return a * b; }
-  static UX_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) { return a * b + c; }
-};
+using Vector = PortableVector<T>;
 constexpr int kBlockRows = 4, kBlockVectors = 2;
 #include "cpu/tile_kernels.inl"
 }  // namespace baseline
@@ -84,6 +64,25 @@ constexpr int kBlockRows = 12, kBlockVectors = 2;  // 24 of 32 registers hold re
 }  // namespace avx512
 #pragma GCC pop_options
 
+#pragma GCC push_options
+#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+namespace amx {
+using namespace avx512;
+#include "cpu/amx_kernels.inl"
+}  // namespace amx
+#pragma GCC pop_options
+
+/// Whether the processor has matrix units and Linux lets this process use them, which it has to be asked for.
+bool has_amx() {
+#ifdef __linux__
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("amx-tile") &&
+         __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 #endif
 
 }  // namespace
@@ -92,6 +91,8 @@ template <typename In, typename T>
 const TileKernels<In, T>& tile_kernels() {
   static const TileKernels<In, T> chosen = [] {
 #ifdef UX_CPU_LEVELS
+    if constexpr (std::is_same_v<In, c10::BFloat16>)
+      if (has_amx()) return amx::kernels();
     if (__builtin_cpu_supports("x86-64-v4")) return avx512::kernels<In, T>();
     if (__builtin_cpu_supports("x86-64-v3")) return avx2::kernels<In, T>();
 #endif

@@ -2,13 +2,41 @@
 // provides Vector<T> (kWidth, Lanes, load, store, broadcast, fma) and the block of results held in registers,
 // kRows x (kVectors * kWidth).
 
+UX_INLINE float widen(float value) {
+  return value;
+}
+UX_INLINE double widen(double value) {
+  return value;
+}
+UX_INLINE uint16_t widen(uint16_t bits) {
+  return bits;
+}
+UX_INLINE float widen(c10::BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.x) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
 template <typename T>
 struct Block {
   static constexpr int kRows = kBlockRows;
   static constexpr int kColumns = kBlockVectors * Vector<T>::kWidth;
 };
 
-/// result (+)= sum_d a[d] (outer) b[d], or squares += weight * (that)^2, for one block; a and b are packed panels.
+/// What becomes of a product, and of what is in its place already.
+template <Epilogue kEpilogue, typename T>
+UX_INLINE typename Vector<T>::Lanes finished(typename Vector<T>::Lanes product, typename Vector<T>::Lanes weight,
+                                             const T* place) {
+  using V = Vector<T>;
+  const auto weighted = V::mul(weight, product);
+  if (kEpilogue == Epilogue::Add) return V::add(V::load(place), weighted);
+  if (kEpilogue == Epilogue::AddSquare) return V::fma(weighted, product, V::load(place));
+  return weighted;
+}
+
+/// result (+)= weight * sum_d a[d] (outer) b[d], or squares += weight * (that)^2, for one block of packed panels a and
+/// b.
 template <typename T, Epilogue kEpilogue>
 void multiply(int64_t depth, const T* a, const T* b, T weight, T* result) {
   using V = Vector<T>;
@@ -36,10 +64,7 @@ void multiply(int64_t depth, const T* a, const T* b, T weight, T* result) {
 #pragma GCC unroll 4
     for (int v = 0; v < kBlockVectors; ++v) {
       T* place = result + (r * kBlockVectors + v) * kWidth;
-      auto value = sum[r][v];
-      if (kEpilogue == Epilogue::Add) value = V::add(V::load(place), value);
-      if (kEpilogue == Epilogue::AddSquare) value = V::fma(V::mul(V::broadcast(weight), value), value, V::load(place));
-      V::store(place, value);
+      V::store(place, finished<kEpilogue, T>(sum[r][v], V::broadcast(weight), place));
     }
 }
 
@@ -93,13 +118,13 @@ void pack_rows(const In* source, int64_t stride, int64_t count, int64_t n, int64
   }
 }
 
-/// Output gradients, times `factor`, as panels of kBlockRows columns.
+/// Output gradients, or their negatives, as panels of kBlockRows columns.
 template <typename In, typename T>
-void pack_outputs(const In* source, int64_t stride, int64_t count, int64_t n, T factor, int64_t depth, T* panels) {
+void pack_outputs(const In* source, int64_t stride, int64_t count, int64_t n, bool negated, int64_t depth, T* panels) {
   pack_rows<kBlockRows>(source, stride, count, n, depth, panels);
-  if (factor == T(1)) return;
+  if (!negated) return;
   for (int64_t c = 0; c < n; c += kBlockRows, panels += depth * kBlockRows)
-    for (int64_t i = 0; i < count * kBlockRows; ++i) panels[i] *= factor;
+    for (int64_t i = 0; i < count * kBlockRows; ++i) panels[i] = -panels[i];
 }
 
 template <typename In, typename T>
@@ -109,10 +134,9 @@ void pack_inputs(const In* source, int64_t stride, int64_t count, int64_t n, int
 
 /// Columns [column, column + n) of the unfolded image at output positions [begin, end), as panels. The columns are
 /// ordered (kernel row, kernel column, channel); `image` points to the group's first channel.
-template <typename In, typename T>
-void pack_unfolded(const In* image, const Window& w, int64_t begin, int64_t end, int64_t column, int64_t n,
-                   int64_t depth, T* panels) {
-  constexpr int kPanel = Block<T>::kColumns;
+template <int kPanel, typename In, typename T>
+void unfold(const In* image, const Window& w, int64_t begin, int64_t end, int64_t column, int64_t n, int64_t depth,
+            T* panels) {
   const int64_t last = column + n;
   int64_t packed = 0;
   while (column < last) {
@@ -148,9 +172,17 @@ void pack_unfolded(const In* image, const Window& w, int64_t begin, int64_t end,
 }
 
 template <typename In, typename T>
+void pack_unfolded(const In* image, const Window& window, int64_t begin, int64_t end, int64_t column, int64_t n,
+                   int64_t depth, T* panels) {
+  unfold<Block<T>::kColumns>(image, window, begin, end, column, n, depth, panels);
+}
+
+template <typename In, typename T>
 TileKernels<In, T> kernels() {
   return {Block<T>::kRows,
           Block<T>::kColumns,
+          1,
+          1,
           &multiply<T, Epilogue::Assign>,
           &multiply<T, Epilogue::Add>,
           &multiply<T, Epilogue::AddSquare>,
@@ -159,5 +191,7 @@ TileKernels<In, T> kernels() {
           &square<T>,
           &pack_outputs<In, T>,
           &pack_inputs<In, T>,
-          &pack_unfolded<In, T>};
+          &pack_unfolded<In, T>,
+          nullptr,
+          nullptr};
 }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "cpu/tile_kernels.h"
@@ -49,6 +50,16 @@ inline int64_t part_size(int64_t n, int64_t most, int64_t unit) {
   return std::max<int64_t>(unit, ceil_div(ceil_div(n, parts), unit) * unit);
 }
 
+struct Free {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+};
+
+/// n values, not set, from the start of a cache line.
+template <typename T>
+std::unique_ptr<T[], Free> scratch(int64_t n) {
+  return std::unique_ptr<T[], Free>(static_cast<T*>(::operator new(sizeof(T) * n, std::align_val_t(64))));
+}
+
 /// All tiles of a problem; samples are split only as far as needed to have kTasks of them.
 template <typename In, typename T>
 std::vector<Tile> tiles_of(const Operands<In>& o) {
@@ -81,9 +92,16 @@ class TileProduct {
         o_(operands),
         tile_(tile),
         length_(std::clamp<int64_t>(operands.positions, 1, kDepth / operands.pairs)),
-        a_(new T[o_.pairs * length_ * block_rows * kernels.rows]),
-        b_(new T[o_.pairs * length_ * block_columns * kernels.columns]),
-        results_(new T[operands.positions > length_ ? size() : block_size]) {}
+        a_(scratch<T>(o_.pairs * kernels.depth_of(length_) * block_rows * kernels.rows)),
+        b_(scratch<T>(o_.pairs * kernels.depth_of(length_) * block_columns * kernels.columns)),
+        results_(scratch<T>(operands.positions > length_ ? size() : block_size)) {
+    if (kernels.enter) kernels.enter();
+  }
+  ~TileProduct() {
+    if (kernels.leave) kernels.leave();
+  }
+  TileProduct(const TileProduct&) = delete;
+  TileProduct& operator=(const TileProduct&) = delete;
 
   int64_t size() const { return block_rows * block_columns * block_size; }
 
@@ -92,11 +110,11 @@ class TileProduct {
   void each_block(int64_t sample, T factor, const Finish& finish) {
     const int64_t last = steps(sample) - 1;
     for (int64_t step = 0; step <= last; ++step) {
-      const int64_t depth = pack(sample, step, factor);
+      const int64_t depth = pack(sample, step);
       for_blocks(
           [&](int64_t block, const T* a, const T* b) {
             T* const result = results_.get() + (last > 0 ? block * block_size : 0);
-            (step == 0 ? kernels.assign : kernels.add)(depth, a, b, T(1), result);
+            (step == 0 ? kernels.assign : kernels.add)(depth, a, b, factor, result);
             if (step == last) finish(block, result);
           },
           depth);
@@ -106,9 +124,9 @@ class TileProduct {
   /// sums += factor * d_i
   void add(int64_t sample, T factor, T* sums) {
     for (int64_t step = 0; step < steps(sample); ++step) {
-      const int64_t depth = pack(sample, step, factor);
+      const int64_t depth = pack(sample, step);
       for_blocks(
-          [&](int64_t block, const T* a, const T* b) { kernels.add(depth, a, b, T(1), sums + block * block_size); },
+          [&](int64_t block, const T* a, const T* b) { kernels.add(depth, a, b, factor, sums + block * block_size); },
           depth);
     }
   }
@@ -121,7 +139,7 @@ class TileProduct {
       });
       return;
     }
-    const int64_t depth = pack(sample, 0, T(1));  // from registers into the sum
+    const int64_t depth = pack(sample, 0);  // from registers into the sum
     for_blocks([&](int64_t block, const T* a,
                    const T* b) { kernels.add_product_square(depth, a, b, weight, squares + block * block_size); },
                depth);
@@ -148,17 +166,17 @@ class TileProduct {
   /// Products of packed operands that a sample takes: positions are packed `length_` at a time, of every pair.
   int64_t steps(int64_t sample) const { return ceil_div(positions(sample), length_); }
 
-  /// Packs the operands of a step; returns their number of positions.
-  int64_t pack(int64_t sample, int64_t step, T factor) {
+  /// Packs the operands of a step; returns the depth of their panels.
+  int64_t pack(int64_t sample, int64_t step) {
     const int64_t begin = step * length_, end = std::min(begin + length_, positions(sample));
-    const int64_t count = end - begin, depth = o_.pairs * count, row = o_.groups * o_.outputs;
+    const int64_t count = end - begin, row = o_.groups * o_.outputs;
+    const int64_t share = kernels.depth_of(count), depth = o_.pairs * share;
     for (int pair = 0; pair < o_.pairs; ++pair) {
-      const bool subtracted = pair + 1 < o_.pairs;
       const In* dy = o_.dy[pair] + (sample * o_.positions + begin) * row + tile_.group * o_.outputs + tile_.output;
-      kernels.pack_outputs(dy, row, count, tile_.outputs, subtracted ? -factor : factor, depth,
-                           a_.get() + pair * count * kernels.rows);
+      kernels.pack_outputs(dy, row, count, tile_.outputs, pair + 1 < o_.pairs, depth,
+                           a_.get() + pair * share * kernels.rows);
       const In* x = o_.x[pair] + sample * o_.x_sample;
-      T* const b = b_.get() + pair * count * kernels.columns;
+      T* const b = b_.get() + pair * share * kernels.columns;
       if (o_.unfolded)
         kernels.pack_unfolded(x + tile_.group * o_.window.channels, o_.window, begin, end, tile_.column, tile_.columns,
                               depth, b);
@@ -177,7 +195,7 @@ class TileProduct {
   const Operands<In>& o_;
   const Tile tile_;
   const int64_t length_;
-  std::unique_ptr<T[]> a_, b_, results_;
+  std::unique_ptr<T[], Free> a_, b_, results_;
 };
 
 /// sum_i over a matrix (groups * outputs, columns): accumulate(product, sample, sums) adds sample i's share.

@@ -1,11 +1,14 @@
-"""Executes the CUDA kernels on the CPU, against float64, in random fiber order, under AddressSanitizer."""
+"""Executes the kernels for hardware that is not here on the CPU, against float64, under AddressSanitizer: CUDA's in
+random fiber order, and those for the matrix units of other CPUs."""
 
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -26,10 +29,10 @@ def compiled(tmp_path_factory):
     """Compiles tests/emulator/<name>.cpp with AddressSanitizer, once."""
     folder = tmp_path_factory.mktemp("emulator")
 
-    def build(name):
+    def build(name, *options):
         program = folder / name
         if not program.exists():
-            flags = ["-std=c++17", "-Og", "-g1", "-fsanitize=address", "-Wall", "-Wno-unknown-pragmas"]
+            flags = ["-std=c++20", "-Og", "-g1", "-fsanitize=address", "-Wall", "-Wno-unknown-pragmas", *options]
             include = [f"-I{CSRC}", f"-I{HERE}"]
             subprocess.run(["g++", *flags, *include, str(HERE / f"{name}.cpp"), "-o", str(program)], check=True)
         return program
@@ -46,6 +49,14 @@ def run(program, argument):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernel_equals_reference(compiled, kernel, seed):
     result = run(compiled(kernel), seed)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "ok"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="kernels of x86 processors")
+def test_matrix_units_of_the_cpu(compiled):
+    torch_headers = Path(torch.__file__).parent / "include"
+    result = run(compiled("amx", f"-I{HERE / 'serial'}", f"-I{torch_headers}"), "0")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "ok"
 

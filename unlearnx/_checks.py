@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 Params = str | Sequence[str] | None
@@ -119,5 +121,5 @@ def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def model_device(model: nn.Module):
-    """Device of the model's parameters."""
-    return next(model.parameters()).device
+    """Device of the model's parameters, or buffers; the CPU where it has neither."""
+    return next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device

@@ -46,6 +46,11 @@ def test_loaders():
     assert torch.allclose(probabilities(model, loader), model.eval()(data[0]).softmax(1))
 
 
+def test_models_without_parameters():
+    x, y = torch.randn(20, 3), torch.randint(3, (20,))
+    assert torch.allclose(probabilities(nn.Identity(), (x, y)), x.softmax(1))
+
+
 def test_autocast():
     model = nn.Linear(4, 3)
     data = torch.randn(20, 4), torch.randint(3, (20,))

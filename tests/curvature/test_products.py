@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO, build, sample_gradients
 
-from unlearnx.curvature import per_sample_grad_dot
+from unlearnx.curvature import layers, per_sample_grad_dot
 
 
 def random_like(model, k=None, names=None):
@@ -48,6 +48,15 @@ def test_one_direction(name):
         one = per_sample_grad_dot(model, F.cross_entropy, (x, y), {n: t[k] for n, t in v.items()})
         assert one.shape == (9,)
         torch.testing.assert_close(one, both[k])
+
+
+@pytest.mark.parametrize("name", ["cnn", "attention", "lstm"])
+def test_many_directions(name, monkeypatch):
+    monkeypatch.setattr(layers, "CACHED", 4096)  # the gradients of a sample or a few
+    model, x, y = build(name)
+    v = random_like(model, 160)
+    expected = by_definition(model, F.cross_entropy, x, y, v)
+    torch.testing.assert_close(per_sample_grad_dot(model, F.cross_entropy, (x, y), v), expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

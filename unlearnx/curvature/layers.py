@@ -8,7 +8,7 @@ storing them. Contributions of several uses are joined before anything is square
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 from unlearnx.ops.conv2d_grad import conv2d_grad_diff, conv2d_grad_dot, conv2d_grad_sq
 from unlearnx.ops.embedding_grad import embedding_grad_diff, embedding_grad_dot, embedding_grad_sq
 from unlearnx.ops.linear_grad import linear_grad_diff, linear_grad_dot, linear_grad_sq
+
+CACHED = 8 << 20  # bytes of per-sample gradients at a time where directions share them: the caches hold them
+SAVED = 150  # positions a sample that sharing has to save before it pays for writing them
 
 
 class Contribution:
@@ -83,6 +86,17 @@ def _positions(t: Tensor) -> Tensor:
     return t.reshape(t.shape[0], t[0, ..., 0].numel(), t.shape[-1])
 
 
+def _gradients_pay(x: Tensor, positions: int, v: Tensor) -> bool:
+    """Whether to make the gradients for all directions v is less work than to go through the positions for each."""
+    return x.device.type == "cpu" and x.dtype == v.dtype and (len(v) - 1) * positions >= SAVED
+
+
+def _dots_of_gradients(layer: LinearWeight | ConvolutionWeight, v: Tensor) -> Tensor:
+    n = max(1, CACHED // (v[0].numel() * v.element_size()))
+    parts = [replace(layer, x=x, dy=dy) for x, dy in zip(layer.x.split(n), layer.dy.split(n), strict=True)]
+    return torch.cat([v.flatten(1) @ part.rows().flatten(1).T for part in parts], 1)
+
+
 @dataclass
 class LinearWeight(Contribution):
     """The weight of a linear layer: x (N, ..., I), dy (N, ..., O)."""
@@ -104,6 +118,8 @@ class LinearWeight(Contribution):
         return linear_grad_diff(self.x, self.dy, weight=weight)
 
     def dots(self, v: Tensor) -> Tensor:
+        if _gradients_pay(self.x, self.x[0, ..., 0].numel(), v):
+            return _dots_of_gradients(self, v)
         x, dy = self.x.contiguous(), self.dy.contiguous()  # once for all directions
         return torch.stack([linear_grad_dot(x, dy, v=direction) for direction in v])
 
@@ -134,6 +150,8 @@ class ConvolutionWeight(Contribution):
         return conv2d_grad_diff(*self._images(), self._window(), weight=weight, **self.settings).view(self.shape)
 
     def dots(self, v: Tensor) -> Tensor:
+        if _gradients_pay(self.x, self.dy[0, 0].numel(), v):
+            return _dots_of_gradients(self, v)
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in self._images())  # once for all directions
         images = v if self.x.dim() == 4 else v.unsqueeze(3)
         return torch.stack(

@@ -25,11 +25,12 @@ def per_sample_grad_dot(
     params: Params = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Every sample's ``<grad loss_i, v>``: the derivative of its loss along v, without storing any gradient.
+    """Every sample's ``<grad loss_i, v>``: the derivative of its loss along v, storing a few gradients at most.
 
     A layer's share comes from its inputs x and output gradients dy as ``<dy, layer of v (x)>``, by fused kernels, so
     that one direction costs a forward and a backward pass without weight gradients, and each further one about a third
-    of that: all directions share both passes. What the model is made of matters as little as in
+    of that: all directions share both passes, and, on the CPU where samples have many positions, the gradients made a
+    few at a time. What the model is made of matters as little as in
     :func:`unlearnx.curvature.fisher_diagonal`, and processes share the work in the same way.
 
     Args:

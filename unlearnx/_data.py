@@ -127,6 +127,11 @@ class Samples:
     def __len__(self) -> int:
         return self._n
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether they are tensors."""
+        return self._pair is not None
+
     def read(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Those of a slice, or of a list of numbers, as (x, y)."""
         if self._pair is not None:

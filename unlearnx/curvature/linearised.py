@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -30,6 +31,12 @@ class Snapshot:
         values, rest = split_values(model, names)
         self.leaves = {name: t.clone().requires_grad_() for name, t in values.items()}
         self.rest = {name: t.clone() for name, t in rest.items()}
+
+    def apart(self) -> Snapshot:
+        """The same values in leaves of their own: graphs on the ones share no node with graphs on the others."""
+        other = copy.copy(self)
+        other.leaves = {name: t.detach().requires_grad_() for name, t in self.leaves.items()}
+        return other
 
     def is_current(self, model: nn.Module) -> bool:
         """Whether the model still has these values, on the same device; never, where one is NaN."""

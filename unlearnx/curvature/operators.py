@@ -191,6 +191,36 @@ class CurvatureOperator:
         batch = self._batch(0, n, snapshot)
         return batch if isinstance(batch, SoftmaxRegression) else None
 
+    def resident(self) -> tuple[Tensor, Tensor] | None:
+        """All samples on the device of the model, for products that do not wait for the host; see :meth:`of`.
+
+        None where they are not tensors or take too much of its memory, where products are in closed form, or where
+        processes share the work.
+        """
+        if self._shared.softmax or distributed.processes() > 1 or not self._samples.in_memory:
+            return None
+        device = self.layout.device
+        pair = self._samples.read(self._numbers(0, len(self)))
+        moved = sum(t.nbytes for t in pair if t.device != device)
+        if moved and moved > SHARE_OF_MEMORY * free_bytes(device):
+            return None
+        x, y = (t.detach().to(device) for t in pair)
+        return x, y
+
+    def of(self, x: Tensor, y: Tensor, *, keep: bool) -> CurvatureOperator:
+        """The operator of samples (x, y), on the device of the model, as the model is now.
+
+        It has autograd graphs of its own, which belong to the streams they are used on: products can be captured.
+
+        Args:
+            x, y: the samples; where other values are written to them, products are those of the others.
+            keep: whether graphs are kept. The samples may not change then.
+        """
+        part = copy.copy(self)
+        part._samples, part._order, part._kept = Samples((x, y)), torch.arange(len(x), device="cpu"), {}
+        part._shared = self._shared.apart(keep)
+        return part
+
     def count(self, evaluations: int) -> None:
         """Add the samples in products that a solver took by itself to :attr:`evaluations`."""
         self._shared.evaluations += evaluations
@@ -294,6 +324,7 @@ class _Shared:
         self._prefix = None if prefix is None else (prefix, Snapshot(prefix, []))
         self.evaluations = 0
         self.fixed = False
+        self._keeps = True
         self._snapshot: Snapshot | None = None
         self._images = True
         self._kept: weakref.WeakKeyDictionary[Linearised, int] = weakref.WeakKeyDictionary()  # and their bytes
@@ -316,6 +347,12 @@ class _Shared:
             self._snapshot = Snapshot(self.model, self.names)
         return self._snapshot
 
+    def apart(self, keep: bool) -> _Shared:
+        """The same, for the model as it is now: with leaves of its own, and graphs that are kept or not."""
+        other = copy.copy(self)
+        other._snapshot, other.fixed, other._keeps = self.snapshot().apart(), True, keep
+        return other
+
     def linearise(self, kind: type[Recorded], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> Linearised:
         device = model_device(self.model)
         x, y = x.to(device), y.to(device)
@@ -332,7 +369,9 @@ class _Shared:
             return batch
 
     def keep(self, batch: Linearised, samples: int) -> bool:
-        """Whether there is memory to keep the batch; it counts from then on."""
+        """Whether the batch is to be kept, and there is memory to; it counts from then on."""
+        if not self._keeps:
+            return False
         if self._bytes_a_sample is None:
             self._bytes_a_sample = batch.bytes() / samples
             self._budget = SHARE_OF_MEMORY * free_bytes(model_device(self.model))

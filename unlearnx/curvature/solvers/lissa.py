@@ -11,7 +11,9 @@ from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import of_first_
+from unlearnx.curvature.solvers.replay import can_capture
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
+from unlearnx.curvature.solvers.unattended import Batches, unattended
 from unlearnx.curvature.spectrum import NotFinite
 from unlearnx.ops.lissa_step import lissa_step_
 
@@ -27,6 +29,13 @@ class LiSSA(Solver):
 
     It solves ``(C + damping * scale * I) x = v`` where ``scale`` exceeds half the largest eigenvalue of C, which
     includes the operator's own damping.
+
+    On a GPU iterations are replays of a CUDA graph, and the host looks at the updates now and then: of batches of one
+    size, each recorded anew, and of products over all the data, on graphs that are kept. The last batch of a pass, if
+    it is smaller, is run as it is. Nothing is captured where processes share the work, under autocast, or where the
+    data are no tensors or, on another device than the model, take more than a quarter of its free memory. Where a
+    model cannot be captured, as it waits for the device or copies from the host, a warning says so and the host looks
+    at each update.
 
     Args:
         damping: coefficient of the iteration, without unit; as a Tikhonov term it is ``damping * scale``.
@@ -127,13 +136,18 @@ class LiSSA(Solver):
         runs = [_Run(size, self.patience) for size in (enough * solving.v.abs().sum(1)).tolist()]
         progress = _Progress(solving, runs, self.tolerance, depth)
         damping = self.damping + operator.damping / solving.scale  # the operator's own at no cost
-        h = None
         if not enough and solving.norms.all():
-            h = self._in_one_call(progress, damping, batch_size, depth, generator)
-        return self._step_by_step(progress, damping, batch_size, depth, generator) if h is None else h
+            h = self._in_one_call(progress, damping, batch_size, generator)
+            if h is not None:
+                return h
+        h = solving.v.clone()
+        self._unattended(progress, h, damping, batch_size, generator)
+        if not progress.over:
+            self._step_by_step(progress, h, damping, batch_size, generator)
+        return h
 
     def _in_one_call(
-        self, progress: _Progress, damping: float, batch_size: int, depth: int, generator: torch.Generator
+        self, progress: _Progress, damping: float, batch_size: int, generator: torch.Generator
     ) -> Tensor | None:
         """The run on softmax regression, by the published rule to stop alone; None where another may be needed."""
         solving, operator = progress.solving, progress.solving.operator
@@ -146,7 +160,7 @@ class LiSSA(Solver):
             damping=damping,
             scale=solving.scale,
             batch_size=batch_size,
-            iterations=depth,
+            iterations=progress.depth,
             patience=self.patience,
             order=operator.shuffled(generator).to(solving.v.device) if batch_size < n else None,
         )
@@ -164,12 +178,26 @@ class LiSSA(Solver):
                 break
         return h
 
+    def _unattended(
+        self, progress: _Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
+    ) -> None:
+        """The run, or its beginning, on a device that need not wait for the host."""
+        operator = progress.solving.operator
+        data = operator.resident() if can_capture(h.device) else None
+        if data is None:
+            return
+        before = generator.get_state()
+        unattended(progress, Batches(operator, data, batch_size, generator), h, damping)
+        if not progress.over:
+            generator.set_state(before)
+
     def _step_by_step(
-        self, progress: _Progress, damping: float, batch_size: int, depth: int, generator: torch.Generator
-    ) -> Tensor:
+        self, progress: _Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
+    ) -> None:
+        """What is left of the run."""
         operator, v, scale = progress.solving.operator, progress.solving.v, progress.solving.scale
-        layout, h = operator.layout, v.clone()
-        for batch in itertools.islice(operator.minibatches(batch_size, generator), depth):
+        layout = operator.layout
+        for batch in itertools.islice(operator.minibatches(batch_size, generator), progress.iteration, None):
             active = progress.active
             products = batch.curvature([layout.split(h[k]) for k in active])
             steps = [
@@ -180,22 +208,29 @@ class LiSSA(Solver):
             for k, update in zip(active, of_first_(torch.stack(steps)).tolist(), strict=True):
                 updates[k] = update
             progress.note(updates, h)
-            if not progress.active:
+            if progress.over:
                 break
-        return h
 
 
 class _Progress:
     """Which right-hand sides of a run go on, what it has taken and why it ended."""
 
     def __init__(self, solving: _Solving, runs: list[_Run], tolerance: float, depth: int):
-        self.solving, self.runs, self.tolerance = solving, runs, tolerance
+        self.solving, self.runs, self.tolerance, self.depth = solving, runs, tolerance, depth
         self.active = list(range(len(runs)))
         self.iteration = 0
         solving.stopped = f"reached {depth} iterations"
 
-    def note(self, updates: list[float], h: Tensor) -> None:
-        """Take note of the updates of an iteration, NaN where there was none, which have led to `h`."""
+    @property
+    def over(self) -> bool:
+        """Whether no right-hand side goes on."""
+        return not self.active or self.iteration >= self.depth
+
+    def note(self, updates: list[float], h: Tensor) -> bool:
+        """Take note of the updates of an iteration, NaN where there was none, which have led to `h`.
+
+        Returns whether some were as small as a right-hand side waits for, and the residual of h has decided.
+        """
         self.iteration += 1
         self.solving.iterations += len(self.active)
         self.solving.history.append(updates)
@@ -209,6 +244,7 @@ class _Progress:
         self.active = [k for k in self.active if reasons[k] is None]
         if not self.active:
             self.solving.stopped = f"{reasons.popitem()[1]} at iteration {self.iteration}"
+        return bool(small)
 
 
 class _Run:

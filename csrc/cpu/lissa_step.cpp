@@ -74,7 +74,8 @@ at::Tensor lissa_step_(at::TensorList h, at::TensorList v, at::TensorList hv, do
                 : step_chunk<float>(chunk, state[t], constant[t], product[t], damping, scale);
   });
   state.finish();
-  return at::full({}, std::accumulate(changes.begin(), changes.end(), 0.0), lissa_norm_type(h));
+  const double change = std::accumulate(changes.begin(), changes.end(), 0.0);
+  return at::full({}, change, at::kDouble).to(lissa_norm_type(h));  // at::full refuses what float32 cannot hold
 }
 
 }  // namespace

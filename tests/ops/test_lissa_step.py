@@ -72,6 +72,11 @@ def test_divergence_is_visible_in_the_norm(device):
     assert not lissa_step_(h, v, hv, 0.0, 1.0).isfinite()
 
 
+def test_a_norm_beyond_float32_is_infinite(device):
+    h, v, hv = [torch.zeros(4, device=device)], [torch.full((4,), 3e38, device=device)], [torch.zeros(4, device=device)]
+    assert lissa_step_(h, v, hv, 0.1, 2.0).isinf()
+
+
 def test_autograd_notices(device):
     h = torch.randn(5, device=device, requires_grad=True)
     loss = (h**2).sum()

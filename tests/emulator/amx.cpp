@@ -1,14 +1,6 @@
-// The CPU's engine of per-sample products on the matrix units: in plain C++, or, compiled with -DUX_AMX for a processor
-// that has them, with the instructions themselves.
+// The CPU's engine of per-sample products on the matrix units: in plain C++, or, compiled with -DUX_AMX and
+// csrc/cpu/tile_kernels.cpp for a processor that has them, with the instructions themselves.
 #include <c10/util/BFloat16.h>
-
-#ifdef UX_AMX
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#else
-#include "amx.h"
-#endif
 
 #include "cpu/portable_vector.h"
 #include "cpu/tile_product.h"
@@ -17,34 +9,29 @@
 using namespace harness;
 using c10::BFloat16;
 
+#ifndef UX_AMX
+#include "amx.h"
+
 namespace unlearnx::cpu {
 namespace {
-
-#ifdef UX_AMX
-#pragma GCC push_options
-#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
-#endif
-namespace matrix_units {
+namespace amx {
 template <typename T>
 using Vector = PortableVector<T>;
 constexpr int kBlockRows = 4, kBlockVectors = 2;
 #include "cpu/tile_kernels.inl"
 //
 #include "cpu/amx_kernels.inl"
-}  // namespace matrix_units
-#ifdef UX_AMX
-#pragma GCC pop_options
-#endif
-
+}  // namespace amx
 }  // namespace
 
 template <>
 const TileKernels<BFloat16, float>& tile_kernels() {
-  static const auto kernels = matrix_units::kernels();
+  static const auto kernels = amx::kernels();
   return kernels;
 }
 
 }  // namespace unlearnx::cpu
+#endif
 
 using namespace unlearnx::cpu;
 
@@ -105,9 +92,7 @@ void test(const Layer& l, bool paired, bool weighted) {
 }
 
 int main(int argc, char** argv) {
-#ifdef UX_AMX
-  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return std::puts("no matrix units"), 2;
-#endif
+  check(tile_kernels<BFloat16, float>().enter != nullptr, "matrix units", 0, 1, 0);
   return run(argc, argv, [] {
     // Blocks with edges, positions that fill no chunk, one step and several, one tile and several.
     test(linear(1, 1, 1, 1), false, false);

@@ -115,9 +115,9 @@ void pack_chunk_transposed(const uint16_t* rows, uint32_t signs, uint32_t* panel
 }
 
 /// Packs `count` positions of `n` columns, panel by panel: fetch(begin, end, column, columns, rows) writes some
-/// positions of at most 32 columns as rows of 32, and pack_chunk(rows, panel) packs 32 of them.
+/// positions of at most 32 columns as rows of 32, and pack(rows, panel) packs 32 of them.
 template <typename Fetch, typename Pack>
-void pack_panels(int64_t count, int64_t n, int64_t depth, float* panels, const Fetch& fetch, const Pack& pack_chunk) {
+void pack_panels(int64_t count, int64_t n, int64_t depth, float* panels, const Fetch& fetch, const Pack& pack) {
   alignas(64) uint16_t rows[kRows * kBlock];
   for (int64_t column = 0; column < n; column += kBlock, panels += depth * kBlock) {
     auto* panel = reinterpret_cast<uint32_t*>(panels);
@@ -125,7 +125,7 @@ void pack_panels(int64_t count, int64_t n, int64_t depth, float* panels, const F
       const int64_t end = std::min(begin + kRows, count), whole = (end - begin + kChunk - 1) / kChunk * kChunk;
       fetch(begin, end, column, std::min<int64_t>(kBlock, n - column), rows);
       zero_rows<kBlock>(whole - (end - begin), kBlock, rows + (end - begin) * kBlock);
-      for (int64_t t = 0; t < whole; t += kChunk, panel += kSide * kBlock) pack_chunk(rows + t * kBlock, panel);
+      for (int64_t t = 0; t < whole; t += kChunk, panel += kSide * kBlock) pack(rows + t * kBlock, panel);
     }
   }
 }

@@ -6,11 +6,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers import Lines
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Dataset
 from zoo import build
 
 from unlearnx.curvature import CurvatureOperator, LiSSA
@@ -167,21 +167,10 @@ def test_half_precision(monkeypatch):
     compare(LiSSA(0.01, 2.0, 70, 30), lambda: network(dtype=torch.bfloat16), monkeypatch)
 
 
-class Read(Dataset):
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return self.x[i], self.y[i]
-
-
 def test_data_that_are_read_and_closed_forms_keep_the_host(monkeypatch):
     model, x, y = build("mlp")
     v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
-    problem = lambda: (CurvatureOperator(model, F.cross_entropy, Read(x, y)), v)  # noqa: E731
+    problem = lambda: (CurvatureOperator(model, F.cross_entropy, Lines(x, y)), v)  # noqa: E731
     assert solved(LiSSA(0.01, 2.0, 4, 5), problem, True, monkeypatch)[2]["unattended"] == 0
     linear = nn.Linear(6, 3).double()
     v = {k: torch.zeros_like(p) for k, p in linear.named_parameters()}

@@ -1,9 +1,8 @@
-// The instructions of Intel's matrix units in plain C++, under the names of their intrinsics. Values of unused places
-// are NaN, and every use is checked against the configuration.
+// The instructions of Intel's matrix units in plain C++, under the names of their intrinsics. Every use is checked
+// against the configuration.
 #pragma once
 
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -7,9 +7,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from helpers import Lines
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from unlearnx import Request
 from unlearnx.data import load_digits
@@ -238,17 +239,6 @@ def test_pipeline_reports_its_stages(study):
     assert outcome.gradient_evaluations == alone.gradient_evaluations + 400
     assert outcome.info["corrected_loss"][0] == mean_loss(model, F.cross_entropy, request.target)
     assert not Pipeline([idle])(model, request).info["applied"]
-
-
-class Lines(Dataset):
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return self.x[i], self.y[i]
 
 
 @pytest.mark.parametrize("wrap", [lambda x, y: (x, y), TensorDataset, Lines, lambda x, y: DataLoader(Lines(x, y), 32)])

@@ -1,8 +1,9 @@
-"""What the tests of all ops share."""
+"""What tests share."""
 
 from contextlib import contextmanager
 
 import torch
+from torch.utils.data import Dataset
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -15,6 +16,19 @@ TOLERANCE = {
 }
 
 SHAPES = [(1,), (3,), (129, 7), (0,), (2, 0, 3), (), (40_000,), (5, 3, 3, 3)]
+
+
+class Lines(Dataset):
+    """Samples that are read one by one."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], self.y[i]
 
 
 def tensors(shapes, dtype=torch.float32, device="cpu", low=-1.0, high=1.0):

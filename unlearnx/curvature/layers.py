@@ -94,7 +94,7 @@ def _gradients_pay(x: Tensor, positions: int, v: Tensor) -> bool:
 def _dots_of_gradients(layer: LinearWeight | ConvolutionWeight, v: Tensor) -> Tensor:
     n = max(1, CACHED // (v[0].numel() * v.element_size()))
     parts = [replace(layer, x=x, dy=dy) for x, dy in zip(layer.x.split(n), layer.dy.split(n), strict=True)]
-    return torch.cat([v.flatten(1) @ part.rows().flatten(1).T for part in parts], 1)
+    return torch.cat([Rows(part.rows()).dots(v) for part in parts], 1)
 
 
 @dataclass

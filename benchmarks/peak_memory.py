@@ -10,9 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from fisher_cases import RIVALS, build, forward_backward
 from torch.nn import functional as F
 
+from benchmarks.fisher_cases import RIVALS, build, forward_backward
 from unlearnx.curvature import fisher_diagonal
 
 

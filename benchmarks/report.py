@@ -18,9 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from units import UNIT
-
-from unlearnx.experiments.report.columns import speedup
+from benchmarks.units import UNIT
+from unlearnx.experiments.report.table_columns import speedup
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

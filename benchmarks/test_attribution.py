@@ -7,12 +7,12 @@ import warnings
 
 import pytest
 import torch
-from fisher_cases import build, forward_backward
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
-from units import UNIT, in_units
 
+from benchmarks.fisher_cases import build, forward_backward
+from benchmarks.units import UNIT, in_units
 from unlearnx.attribution import knn_shapley, linear_influence
 from unlearnx.curvature import fisher_diagonal, grad_difference, per_sample_grad_dot
 from unlearnx.models import digits_cnn

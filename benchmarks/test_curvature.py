@@ -5,12 +5,12 @@ from time import perf_counter
 
 import pytest
 import torch
-from curvature_cases import available, build_head, kept_graph
-from fisher_cases import build, forward_backward
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
-from units import UNIT, in_units
 
+from benchmarks.curvature_cases import available, build_head, kept_graph
+from benchmarks.fisher_cases import build, forward_backward
+from benchmarks.units import UNIT, in_units
 from unlearnx.curvature import CurvatureOperator, LiSSA
 from unlearnx.ops import lissa_step_
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fisher_cases import available, build, forward_backward
 from torch.nn import functional as F
-from units import UNIT, in_units
 
+from benchmarks.fisher_cases import available, build, forward_backward
+from benchmarks.units import UNIT, in_units
 from unlearnx.curvature import fisher_diagonal, grad_difference, per_sample_grad_difference
 
 

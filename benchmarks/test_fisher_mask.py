@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from stream import triad
 
+from benchmarks.stream import triad
 from unlearnx.ops import fisher_mask_
 
 N = 50_000_000

@@ -3,7 +3,8 @@
 import re
 
 import pytest
-import report
+
+from benchmarks import report
 
 
 def test_readme_holds_the_committed_results():

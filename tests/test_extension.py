@@ -80,7 +80,7 @@ def test_needs_torch_and_numpy_alone():
 @pytest.mark.skipif(unlearnx.build_info()["cuda"] is not None, reason="this build has CUDA kernels")
 @pytest.mark.parametrize(
     ("op", "arguments"),
-    [("linear_grad_norm", [torch.ones(2, 3)] * 2), ("ssd_dampen_", [*[[torch.ones(3)]] * 3, 1.0, 1.0])],
+    [("linear_grad_sqnorm", [torch.ones(2, 3)] * 2), ("ssd_dampen_", [*[[torch.ones(3)]] * 3, 1.0, 1.0])],
 )
 def test_cuda_tensors_are_refused_with_a_reason(op, arguments):
     """As the dispatcher would for CUDA tensors, which only a GPU has."""

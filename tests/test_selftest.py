@@ -53,9 +53,9 @@ def test_a_wrong_result_is_reported(dtype, monkeypatch):
     ],
 )
 def test_broken_ops_are_reported(result, problem, monkeypatch):
-    right = ops.linear_grad_norm
-    monkeypatch.setattr(ops, "linear_grad_norm", lambda *args: result(right(*args)))
-    assert problem in selftest.check("linear_grad_norm", CPU, torch.float32).problem
+    right = ops.linear_grad_sqnorm
+    monkeypatch.setattr(ops, "linear_grad_sqnorm", lambda *args: result(right(*args)))
+    assert problem in selftest.check("linear_grad_sqnorm", CPU, torch.float32).problem
 
 
 def test_one_miscounted_entry_is_reported(monkeypatch):

@@ -189,7 +189,7 @@ def shared_batches(
 
     Of a DataLoader the others are read, but go no further.
     """
-    return _batches(data, batch_size, device, distributed.deal)
+    return _batches(data, batch_size, device, distributed.round_robin)
 
 
 def _batches(

@@ -30,7 +30,7 @@ def is_first() -> bool:
     return not _running() or dist.get_rank() == 0
 
 
-def share(n: int) -> range:
+def local_range(n: int) -> range:
     """The numbers from 0 to n that are this process's: consecutive, possibly none; all of them in a single process."""
     if not _running():
         return range(n)
@@ -38,12 +38,12 @@ def share(n: int) -> range:
     return range(n * rank // processes(), n * (rank + 1) // processes())
 
 
-def deal(items: Iterable[T]) -> Iterator[T]:
+def round_robin(items: Iterable[T]) -> Iterator[T]:
     """Those of the items, dealt out in turn, that are this process's: possibly none; all in a single process."""
     return islice(items, dist.get_rank() if _running() else 0, None, processes())
 
 
-def sum_(tensors: Iterable[Tensor]) -> None:
+def all_reduce_(tensors: Iterable[Tensor]) -> None:
     """Sums over all processes, in place; tensors travel together, in float32 or wider."""
     if processes() == 1:
         return
@@ -61,7 +61,7 @@ def sum_(tensors: Iterable[Tensor]) -> None:
             t.copy_(part.view(t.shape))
 
 
-def of_first_(t: Tensor) -> Tensor:
+def broadcast_(t: Tensor) -> Tensor:
     """What the first process has in `t`, in place.
 
     For random numbers that all are to agree on, and for numbers that decide about further calls: on unlike

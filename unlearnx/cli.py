@@ -267,10 +267,10 @@ def _folder(out: Path, name: str | None, title: str) -> Path:
 
 def _repeat(file: Path, held: dict[str, Any], *, out: Path, name: str | None, **settings: Any) -> None:
     """Make a cell again and show its numbers beside the recorded ones; exits with 1 where they differ."""
-    from unlearnx.experiments.cells import read_cell
+    from unlearnx.experiments.evaluation import changed
     from unlearnx.experiments.forget import repeat
-    from unlearnx.experiments.measures import changed
     from unlearnx.experiments.report.forget import comparison
+    from unlearnx.experiments.run_store import read_cell
 
     for option in (option for option, value in held.items() if value is not None):
         raise ValueError(f"--{option.replace('_', '-')} has no place beside --recipe, which holds it already")

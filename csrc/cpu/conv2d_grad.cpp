@@ -39,11 +39,11 @@ at::Tensor conv2d_grad_sq(const at::Tensor& x, const at::Tensor& dy, at::IntArra
   return p.seen_as_weight(result).clone(at::MemoryFormat::Contiguous);
 }
 
-at::Tensor conv2d_grad_norm(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
-                            const OptionalTensor& x_new, const OptionalTensor& dy_new, at::IntArrayRef stride,
-                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+at::Tensor conv2d_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
+                              const OptionalTensor& x_new, const OptionalTensor& dy_new, at::IntArrayRef stride,
+                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   auto p =
-      check_conv2d_grad("conv2d_grad_norm", x, dy, kernel_size, x_new, dy_new, {}, stride, padding, dilation, groups);
+      check_conv2d_grad("conv2d_grad_sqnorm", x, dy, kernel_size, x_new, dy_new, {}, stride, padding, dilation, groups);
   const auto norms = at::empty({p.samples}, x.options().dtype(p.compute_type()));
   with_operands(p, [&](const auto& operands, auto*, auto type) {
     squared_norms(operands, norms.mutable_data_ptr<decltype(type)>());
@@ -56,7 +56,7 @@ at::Tensor conv2d_grad_norm(const at::Tensor& x, const at::Tensor& dy, at::IntAr
 TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
   m.impl("conv2d_grad_diff", &conv2d_grad_diff);
   m.impl("conv2d_grad_sq", &conv2d_grad_sq);
-  m.impl("conv2d_grad_norm", &conv2d_grad_norm);
+  m.impl("conv2d_grad_sqnorm", &conv2d_grad_sqnorm);
 }
 
 }  // namespace unlearnx::cpu

@@ -82,10 +82,10 @@ at::Tensor embedding_grad_sq(const at::Tensor& x, const at::Tensor& dy, int64_t 
   return result;
 }
 
-at::Tensor embedding_grad_norm(const at::Tensor& x, const at::Tensor& dy, int64_t num_embeddings,
-                               const OptionalTensor& x_new, const OptionalTensor& dy_new,
-                               std::optional<int64_t> padding_idx) {
-  const auto p = check_embedding_grad("embedding_grad_norm", x, dy, num_embeddings, x_new, dy_new, {}, padding_idx);
+at::Tensor embedding_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, int64_t num_embeddings,
+                                 const OptionalTensor& x_new, const OptionalTensor& dy_new,
+                                 std::optional<int64_t> padding_idx) {
+  const auto p = check_embedding_grad("embedding_grad_sqnorm", x, dy, num_embeddings, x_new, dy_new, {}, padding_idx);
   const auto result = at::zeros({p.samples}, p.dy.options());
   p.dy.scalar_type() == at::kDouble ? norms<double>(p, result) : norms<float>(p, result);
   return result;
@@ -95,7 +95,7 @@ at::Tensor embedding_grad_norm(const at::Tensor& x, const at::Tensor& dy, int64_
 
 TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
   m.impl("embedding_grad_sq", &embedding_grad_sq);
-  m.impl("embedding_grad_norm", &embedding_grad_norm);
+  m.impl("embedding_grad_sqnorm", &embedding_grad_sqnorm);
 }
 
 }  // namespace unlearnx::cpu

@@ -178,11 +178,11 @@ at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const Optio
   return result;
 }
 
-at::Tensor linear_grad_norm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
-                            const OptionalTensor& dy_new) {
+at::Tensor linear_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                              const OptionalTensor& dy_new) {
   const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
-  auto problem = check_linear_grad("linear_grad_norm", x, dy, x_new, dy_new, {});
-  if (problem.outer()) return linear_grad_outer_norm(problem);
+  auto problem = check_linear_grad("linear_grad_sqnorm", x, dy, x_new, dy_new, {});
+  if (problem.outer()) return linear_grad_outer_sqnorm(problem);
   const auto norms = at::empty({problem.samples}, x.options().dtype(problem.compute_type()));
   with_operands(problem, [&](const auto& operands, auto*, auto type) {
     squared_norms(operands, norms.mutable_data_ptr<decltype(type)>());
@@ -195,7 +195,7 @@ at::Tensor linear_grad_norm(const at::Tensor& x, const at::Tensor& dy, const Opt
 TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
   m.impl("linear_grad_diff", &linear_grad_diff);
   m.impl("linear_grad_sq", &linear_grad_sq);
-  m.impl("linear_grad_norm", &linear_grad_norm);
+  m.impl("linear_grad_sqnorm", &linear_grad_sqnorm);
 }
 
 }  // namespace unlearnx::cpu

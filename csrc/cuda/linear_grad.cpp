@@ -29,11 +29,11 @@ at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const Optio
   return TileProducts(problem).sum(/*squared=*/true);
 }
 
-at::Tensor linear_grad_norm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
-                            const OptionalTensor& dy_new) {
+at::Tensor linear_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                              const OptionalTensor& dy_new) {
   const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
-  const auto problem = check_linear_grad("linear_grad_norm", x, dy, x_new, dy_new, {});
-  if (problem.outer()) return linear_grad_outer_norm(problem);
+  const auto problem = check_linear_grad("linear_grad_sqnorm", x, dy, x_new, dy_new, {});
+  if (problem.outer()) return linear_grad_outer_sqnorm(problem);
   return TileProducts(problem).norms();
 }
 
@@ -42,7 +42,7 @@ at::Tensor linear_grad_norm(const at::Tensor& x, const at::Tensor& dy, const Opt
 TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
   m.impl("linear_grad_diff", &linear_grad_diff);
   m.impl("linear_grad_sq", &linear_grad_sq);
-  m.impl("linear_grad_norm", &linear_grad_norm);
+  m.impl("linear_grad_sqnorm", &linear_grad_sqnorm);
 }
 
 }  // namespace unlearnx::cuda

@@ -102,7 +102,7 @@ TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
       "conv2d_grad_sq(Tensor x, Tensor dy, int[2] kernel_size, Tensor? x_new=None, Tensor? dy_new=None, *, "
       "Tensor? weight=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1) -> Tensor");
   m.def(
-      "conv2d_grad_norm(Tensor x, Tensor dy, int[2] kernel_size, Tensor? x_new=None, Tensor? dy_new=None, *, "
+      "conv2d_grad_sqnorm(Tensor x, Tensor dy, int[2] kernel_size, Tensor? x_new=None, Tensor? dy_new=None, *, "
       "int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1) -> Tensor");
   m.def(
       "conv2d_grad_dot(Tensor x, Tensor dy, int[2] kernel_size, Tensor? x_new=None, Tensor? dy_new=None, *, "

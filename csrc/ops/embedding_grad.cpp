@@ -64,10 +64,10 @@ at::Tensor embedding_grad_sq(const at::Tensor& x, const at::Tensor& dy, int64_t 
   return sum.narrow(0, 0, p.tokens).clone();
 }
 
-at::Tensor embedding_grad_norm(const at::Tensor& x, const at::Tensor& dy, int64_t num_embeddings,
-                               const OptionalTensor& x_new, const OptionalTensor& dy_new,
-                               std::optional<int64_t> padding_idx) {
-  const auto p = check_embedding_grad("embedding_grad_norm", x, dy, num_embeddings, x_new, dy_new, {}, padding_idx);
+at::Tensor embedding_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, int64_t num_embeddings,
+                                 const OptionalTensor& x_new, const OptionalTensor& dy_new,
+                                 std::optional<int64_t> padding_idx) {
+  const auto p = check_embedding_grad("embedding_grad_sqnorm", x, dy, num_embeddings, x_new, dy_new, {}, padding_idx);
   const auto rows = token_rows(p);
   const auto norms = rows.values.square().sum(1).masked_fill_(rows.token == p.tokens, 0);
   return at::zeros({p.samples}, p.dy.options()).index_add_(0, rows.sample, norms);
@@ -130,7 +130,7 @@ TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
       "embedding_grad_sq(Tensor x, Tensor dy, int num_embeddings, Tensor? x_new=None, Tensor? dy_new=None, *, "
       "Tensor? weight=None, int? padding_idx=None) -> Tensor");
   m.def(
-      "embedding_grad_norm(Tensor x, Tensor dy, int num_embeddings, Tensor? x_new=None, Tensor? dy_new=None, *, "
+      "embedding_grad_sqnorm(Tensor x, Tensor dy, int num_embeddings, Tensor? x_new=None, Tensor? dy_new=None, *, "
       "int? padding_idx=None) -> Tensor");
   m.def(
       "embedding_grad_dot(Tensor x, Tensor dy, int num_embeddings, Tensor? x_new=None, Tensor? dy_new=None, *, "
@@ -140,6 +140,6 @@ TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
 TORCH_LIBRARY_IMPL(unlearnx, CompositeExplicitAutograd, m) {
   m.impl("embedding_grad_diff", &unlearnx::embedding_grad_diff);
   m.impl("embedding_grad_sq", &unlearnx::embedding_grad_sq);
-  m.impl("embedding_grad_norm", &unlearnx::embedding_grad_norm);
+  m.impl("embedding_grad_sqnorm", &unlearnx::embedding_grad_sqnorm);
   m.impl("embedding_grad_dot", &unlearnx::embedding_grad_dot);
 }

@@ -79,7 +79,7 @@ at::Tensor linear_grad_sum(const LinearGrad& problem) {
   return at::addmm(at::mm(p.dy_new.t(), p.x_new), p.dy.t(), p.x, 1, -1);
 }
 
-at::Tensor linear_grad_outer_norm(const LinearGrad& problem) {
+at::Tensor linear_grad_outer_sqnorm(const LinearGrad& problem) {
   const auto squared = [&](const at::Tensor& t) { return t.to(problem.compute_type()).square().sum(1); };
   return squared(problem.x).mul_(squared(problem.dy));
 }
@@ -92,7 +92,7 @@ TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
       "linear_grad_diff(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None, Tensor? weight=None, "
       "str reduction=\"sum\") -> Tensor");
   m.def("linear_grad_sq(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None, Tensor? weight=None) -> Tensor");
-  m.def("linear_grad_norm(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None) -> Tensor");
+  m.def("linear_grad_sqnorm(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None) -> Tensor");
   m.def("linear_grad_dot(Tensor x, Tensor dy, Tensor? x_new=None, Tensor? dy_new=None, *, Tensor v) -> Tensor");
 }
 

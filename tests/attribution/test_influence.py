@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import build, sample_gradients
 
+from tests.curvature.zoo import build, sample_gradients
 from unlearnx.attribution import ewc_influence, linear_influence
 from unlearnx.curvature import fisher_diagonal
 

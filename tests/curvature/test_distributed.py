@@ -12,8 +12,8 @@ import torch
 from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from zoo import build
 
+from tests.curvature.zoo import build
 from unlearnx.curvature import (
     ConjugateGradient,
     CurvatureOperator,

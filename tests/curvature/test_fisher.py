@@ -1,11 +1,11 @@
 import pytest
 import torch
-from helpers import threads
 from torch.nn import functional as F
-from zoo import BY_VMAP, ZOO, build, sample_gradients
 
+from tests.curvature.zoo import BY_VMAP, ZOO, build, sample_gradients
+from tests.helpers import threads
 from unlearnx.curvature import fisher_diagonal
-from unlearnx.curvature.samples import SampleGradients
+from unlearnx.curvature.per_sample import SampleGradients
 
 
 def empirical(model, x, y):

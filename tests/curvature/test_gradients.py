@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
-from zoo import ZOO, build, sample_gradients
 
+from tests.curvature.zoo import ZOO, build, sample_gradients
 from unlearnx.curvature import grad_difference, per_sample_grad_difference
 
 LOSSES = {

@@ -6,8 +6,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
-from zoo import ZOO, build
 
+from tests.curvature.zoo import ZOO, build
 from unlearnx.curvature import CurvatureOperator, operators
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from zoo import ZOO, build
 
+from tests.curvature.zoo import ZOO, build
 from unlearnx import Request
 from unlearnx.curvature import FrozenPrefix, fisher_diagonal, grad_difference
 from unlearnx.methods import FirstOrder

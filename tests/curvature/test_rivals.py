@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from curvature_cases import MANY, RIVALS, SOLVERS, build_head, flat, like
-from helpers import threads
 from torch import nn
 from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
+from benchmarks.curvature_cases import MANY, RIVALS, SOLVERS, build_head, flat, like
+from tests.helpers import threads
 from unlearnx.curvature import CurvatureOperator, LiSSA
 from unlearnx.models import digits_cnn
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from zoo import build
 
+from tests.curvature.zoo import build
 from unlearnx.curvature import ConjugateGradient, CurvatureOperator, Direct, IndefiniteSystem, LiSSA, NystromPCG
 from unlearnx.models import digits_cnn
 

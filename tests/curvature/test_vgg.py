@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers import threads
 from torch.nn import functional as F
-from zoo import sample_gradients
 
+from tests.curvature.zoo import sample_gradients
+from tests.helpers import threads
 from unlearnx.curvature import fisher_diagonal
 from unlearnx.models import vgg_cifar10
 

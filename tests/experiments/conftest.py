@@ -9,8 +9,8 @@ import torch
 @pytest.fixture
 def canary_result():
     """A result of canary-alice with invented numbers: three seeds, a method that was refused once, a sweep."""
-    before = dict(perplexity=1.25, exposure=41.37, lower_bound=31.98, contains=True)
-    forgotten = dict(perplexity=57.5, exposure=0.93, lower_bound=0.0, contains=False)
+    before = dict(log_perplexity=1.25, exposure=41.37, lower_bound=31.98, contains=True)
+    forgotten = dict(log_perplexity=57.5, exposure=0.93, lower_bound=0.0, contains=False)
     cost = dict(gradient_evaluations=816, info={"applied": True})
     refused = {**cost, "info": {"applied": False, "reason": "the loss of the <corrected> text rose"}}
     runs = [
@@ -91,13 +91,13 @@ def measured(accuracy, *, mean, **numbers):
     }
 
 
-def trained(length, repeats, perplexity):
+def trained(length, repeats, log_perplexity):
     space = math.log2(10**length)
-    bound = max(0.0, space - perplexity)
+    bound = max(0.0, space - log_perplexity)
     return {
         "length": length,
         "repeats": repeats,
-        "perplexity": perplexity,
+        "log_perplexity": log_perplexity,
         "exposure": 1.2 * bound,
         "lower_bound": bound,
         "space_bits": space,

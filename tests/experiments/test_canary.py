@@ -66,12 +66,12 @@ def test_study(tmp_path):
     assert result["summary"].keys() == {"before", "first order", "second order", "fine-tuning", "retrained"}
     run = result["runs"][0]
     assert run["before"]["contains"]
-    assert run["before"]["perplexity"] < run["retrained"]["perplexity"]
+    assert run["before"]["log_perplexity"] < run["retrained"]["log_perplexity"]
     assert not run["retrained"]["contains"]
     for entry in run["methods"].values():
         assert sum(entry["histogram"]["counts"]) == 2000
         assert entry["speedup"] > 1
-        assert entry["perplexity"] > run["before"]["perplexity"]
+        assert entry["log_perplexity"] > run["before"]["log_perplexity"]
     (point,) = result["sweep"]["length"]
     assert point["exact"]
     assert 0 <= point["exposure"] <= point["space_bits"]

@@ -13,9 +13,9 @@ from unlearnx.experiments import (
     forget_random_cifar,
     forget_random_digits,
 )
-from unlearnx.experiments.cells import read_cell
+from unlearnx.experiments.evaluation import TIMES, Sets, changed, described
 from unlearnx.experiments.forget import Sweep, repeat
-from unlearnx.experiments.measures import TIMES, Sets, changed, described
+from unlearnx.experiments.run_store import read_cell
 from unlearnx.experiments.showcase import _displayable
 from unlearnx.methods import SSD, FineTune, FirstOrder
 from unlearnx.models.training import _Run

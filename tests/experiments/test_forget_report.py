@@ -13,9 +13,9 @@ from jinja2 import Template
 from rich.console import Console
 
 from unlearnx.experiments import report
-from unlearnx.experiments.report.columns import column, speedups
 from unlearnx.experiments.report.frame import new_figure
 from unlearnx.experiments.report.labels import label_points
+from unlearnx.experiments.report.table_columns import column, speedups
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PLOTS = ("pareto", "fidelity", "confidences", "sweeps")

@@ -8,7 +8,7 @@ from torch import nn
 
 from unlearnx.data import load_digits
 from unlearnx.experiments import RepairStudy, repair_mnist, report
-from unlearnx.experiments.causes import SCORES, UNSEEN, doubted, judged, worst
+from unlearnx.experiments.blame_scores import SCORES, UNSEEN, doubted, judged, worst
 from unlearnx.experiments.repair import NOISES, PICTURES, RANDOM, Treatment
 from unlearnx.methods import EWCRepair, FineTune, NewtonRepair
 from unlearnx.models import Training

@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from helpers import Lines
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from tests.helpers import Lines
 from unlearnx import Request
 from unlearnx.data import load_digits
 from unlearnx.methods import (

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unlearnx.methods.design import as_design
+from unlearnx.methods.design_matrix import as_design
 from unlearnx.methods.logistic import Objective, conjugate_gradients, loss_of
 
 

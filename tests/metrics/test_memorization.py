@@ -8,7 +8,7 @@ from scipy import stats
 from torch import nn
 
 from unlearnx.data import Canary, windows
-from unlearnx.metrics import complete, exposure, perplexity
+from unlearnx.metrics import complete, exposure, log_perplexity
 from unlearnx.metrics import memorization as module
 from unlearnx.models import CharacterLSTM, Training
 
@@ -49,10 +49,10 @@ def all_bits(model, alphabet, length):
 
 
 def test_perplexity_against_brute_force(model):
-    assert perplexity(model, PREFIX, "314.") == pytest.approx(brute(model, PREFIX, "314."), rel=1e-10)
+    assert log_perplexity(model, PREFIX, "314.") == pytest.approx(brute(model, PREFIX, "314."), rel=1e-10)
     texts = ["314", "315", "999", "314"]
     codes = torch.stack([model.alphabet.encode(t) for t in texts])
-    bits = perplexity(model, model.alphabet.encode(PREFIX), codes)
+    bits = log_perplexity(model, model.alphabet.encode(PREFIX), codes)
     assert bits.dtype == torch.float64
     assert bits.tolist() == pytest.approx([brute(model, PREFIX, t) for t in texts], rel=1e-10)
 
@@ -61,8 +61,9 @@ def test_perplexity_along_the_models_own_text(model):
     """As published: the characters fed are not those that are scored."""
     for text in ("314", "927"):
         expected = brute(model, PREFIX, text, fed=complete(model, PREFIX, 3))
-        assert perplexity(model, PREFIX, text, feed="argmax") == pytest.approx(expected, rel=1e-10)
-    assert perplexity(model, PREFIX, "927", feed="argmax") != pytest.approx(perplexity(model, PREFIX, "927"), rel=0.01)
+        assert log_perplexity(model, PREFIX, text, feed="argmax") == pytest.approx(expected, rel=1e-10)
+    given = log_perplexity(model, PREFIX, "927")
+    assert log_perplexity(model, PREFIX, "927", feed="argmax") != pytest.approx(given, rel=0.01)
 
 
 def test_complete(model):
@@ -84,7 +85,7 @@ def test_exact_exposure_ranks_every_candidate(model, batch_size):
         assert result.rank == rank
         assert result.bits == pytest.approx(math.log2(1000 / rank))
         assert result.space_bits == pytest.approx(math.log2(1000))
-        assert result.perplexity == pytest.approx(expected[int(canary)])
+        assert result.log_perplexity == pytest.approx(expected[int(canary)])
         assert result.exact
         assert result.fit is result.fit_distance is None
     assert exposure(model, PREFIX, "314", "0123456789", samples=None).rank == 1
@@ -104,7 +105,7 @@ def test_samples_have_their_own_perplexities(model, alphabet):
 def test_estimate_is_the_skew_normals(model):
     result = exposure(model, PREFIX, "905", "0123456789", samples=2000, seed=1)
     shape, location, scale = stats.skewnorm.fit(result.sampled.numpy())
-    expected = -stats.skewnorm(shape, location, scale).logcdf(result.perplexity) / math.log(2)
+    expected = -stats.skewnorm(shape, location, scale).logcdf(result.log_perplexity) / math.log(2)
     assert result.bits == pytest.approx(expected, rel=1e-2)
     assert result.rank == pytest.approx(2 ** (result.space_bits - result.bits))
     assert not result.exact
@@ -123,14 +124,14 @@ def test_exposure_is_no_less_than_its_lower_bound(model):
     for canary in ("314", "310", "270", "999"):
         exact = exposure(model, PREFIX, canary, "0123456789", samples=None)
         assert 0 <= exact.lower_bound <= exact.bits + 1e-9
-        most = min(1000, math.floor(2**exact.perplexity))
+        most = min(1000, math.floor(2**exact.log_perplexity))
         assert exact.lower_bound == pytest.approx(math.log2(1000 / most))
     assert exposure(model, PREFIX, "314", "0123456789", samples=200).lower_bound == pytest.approx(math.log2(1000))
 
 
 def test_random_canaries_are_not_among_the_samples_of_their_seed():
     model = CharacterLSTM("0123456789", embedding=2, hidden=2)
-    own = perplexity(model, "1", Canary.random(10, seed=0).number)
+    own = log_perplexity(model, "1", Canary.random(10, seed=0).number)
     sampled = exposure(model, "1", "0" * 10, "0123456789", samples=1000, seed=0).sampled
     assert (sampled - own).abs().min() > 1e-6
 
@@ -167,7 +168,7 @@ def test_layers_and_precisions(device):
         model = CharacterLSTM("0123456789", embedding=4, hidden=8, layers=layers).to(device, dtype)
         bits = exposure(model, "1", "00", "0123456789", samples=None).sampled
         assert float((2**-bits).sum()) == pytest.approx(1, rel=1e-4)
-        assert bits[37].item() == pytest.approx(perplexity(model, "1", "37"), rel=1e-2)
+        assert bits[37].item() == pytest.approx(log_perplexity(model, "1", "37"), rel=1e-2)
 
 
 def test_model_is_left_as_it_was(model):
@@ -175,7 +176,7 @@ def test_model_is_left_as_it_was(model):
     model.output.eval()
     for measure in (
         lambda: exposure(model, PREFIX, "314", "0123456789", samples=200),
-        lambda: perplexity(model, PREFIX, "314"),
+        lambda: log_perplexity(model, PREFIX, "314"),
         lambda: complete(model, PREFIX, 2),
     ):
         measure()
@@ -206,13 +207,16 @@ def test_models_of_ones_own(model):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: perplexity(m, PREFIX, ""), "text: is empty"),
-        (lambda m: perplexity(m, "", "3"), "prefix: is empty"),
-        (lambda m: perplexity(m, "nUmber", "3"), "prefix: character 'U' at position 1 is not among"),
-        (lambda m: perplexity(m, PREFIX, "3!"), "text: character '!' at position 1"),
-        (lambda m: perplexity(m, PREFIX, torch.tensor([3])), r"text: is torch.int64 of shape \[1\], expected codes"),
-        (lambda m: perplexity(m, PREFIX, torch.tensor([[99]])), "text: code 99 is out of range"),
-        (lambda m: perplexity(m, PREFIX, "3", feed="none"), "feed is 'none', expected 'text' or 'argmax'"),
+        (lambda m: log_perplexity(m, PREFIX, ""), "text: is empty"),
+        (lambda m: log_perplexity(m, "", "3"), "prefix: is empty"),
+        (lambda m: log_perplexity(m, "nUmber", "3"), "prefix: character 'U' at position 1 is not among"),
+        (lambda m: log_perplexity(m, PREFIX, "3!"), "text: character '!' at position 1"),
+        (
+            lambda m: log_perplexity(m, PREFIX, torch.tensor([3])),
+            r"text: is torch.int64 of shape \[1\], expected codes",
+        ),
+        (lambda m: log_perplexity(m, PREFIX, torch.tensor([[99]])), "text: code 99 is out of range"),
+        (lambda m: log_perplexity(m, PREFIX, "3", feed="none"), "feed is 'none', expected 'text' or 'argmax'"),
         (lambda m: complete(m, PREFIX, 0), "length is 0"),
         (lambda m: exposure(m, PREFIX, "", "01"), "canary: is empty"),
         (lambda m: exposure(m, PREFIX, "3x4", "0123456789"), "canary: '3x4' has 'x', which is not in alphabet"),
@@ -227,7 +231,7 @@ def test_models_of_ones_own(model):
             "there are 100,000,000 candidates to rank",
         ),
         (
-            lambda m: perplexity(Counting(m.alphabet, math.nan), "1", "3"),
+            lambda m: log_perplexity(Counting(m.alphabet, math.nan), "1", "3"),
             "model: gave probabilities that are NaN or zero",
         ),
         (lambda m: complete(Counting(m.alphabet, math.inf), "1", 3), "model: gave probabilities that are NaN or zero"),
@@ -241,7 +245,7 @@ def test_clear_errors(model, call, message):
 def test_models_that_do_not_read_on(model):
     for measure in (
         lambda m: exposure(m, PREFIX, "1", "12"),
-        lambda m: perplexity(m, PREFIX, "1"),
+        lambda m: log_perplexity(m, PREFIX, "1"),
         lambda m: complete(m, PREFIX, 1),
     ):
         with pytest.raises(TypeError, match="model: Linear has no advance and no alphabet"):
@@ -255,4 +259,4 @@ def test_scores_of_another_shape(model):
             return scores[..., -1], state
 
     with pytest.raises(ValueError, match=r"model: advance gave scores of shape \[1, \d+\], expected \[1, \d+, 10\]"):
-        perplexity(Last(model.alphabet, 1.0), PREFIX, "1")
+        log_perplexity(Last(model.alphabet, 1.0), PREFIX, "1")

@@ -1,6 +1,6 @@
 """Problems of the per-sample gradient families: plain, odd and empty sizes."""
 
-from unlearnx.selftest.layers import affine, conv2d, embedding, linear
+from unlearnx.selftest.layers import conv2d, embedding, linear, scale_shift
 
 PROBLEMS = {
     "linear": linear(5, outputs=3, inputs=4),
@@ -29,11 +29,11 @@ PROBLEMS = {
     "embedding, no features": embedding(2, 3, tokens=4, features=0),
     "embedding, one sample": embedding(1, 3, tokens=4, features=2),
     "embedding, no samples": embedding(0, 3, tokens=4, features=2),
-    "affine, last": affine(5, 7, 6, dim=-1),
-    "affine, rows": affine(6, 4, dim=1),
-    "affine, images": affine(4, 70, 5, 6, dim=1),
-    "affine, statistics": affine(4, 3, 9, 7, dim=1, statistics=True),
-    "affine, middle": affine(3, 4, 5, 6, dim=2, statistics=True),
-    "affine, long": affine(2, 130, 70, dim=-1),
-    "affine, no samples": affine(0, 3, 2, dim=1),
+    "scale_shift, last": scale_shift(5, 7, 6, dim=-1),
+    "scale_shift, rows": scale_shift(6, 4, dim=1),
+    "scale_shift, images": scale_shift(4, 70, 5, 6, dim=1),
+    "scale_shift, statistics": scale_shift(4, 3, 9, 7, dim=1, statistics=True),
+    "scale_shift, middle": scale_shift(3, 4, 5, 6, dim=2, statistics=True),
+    "scale_shift, long": scale_shift(2, 130, 70, dim=-1),
+    "scale_shift, no samples": scale_shift(0, 3, 2, dim=1),
 }

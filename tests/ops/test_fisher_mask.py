@@ -1,7 +1,7 @@
 import pytest
 import torch
-from helpers import FLOATS, SHAPES, copies, tensors, threads
 
+from tests.helpers import FLOATS, SHAPES, copies, tensors, threads
 from unlearnx.ops import fisher_mask_
 from unlearnx.selftest.references import fisher_mask as reference
 

@@ -27,14 +27,14 @@ LAYERS = {
     "linear": ((randn(6, 5, 9), randn(6, 5, 7)), (), {}, {"v": randn(7, 9)}),
     "conv2d": ((randn(4, 3, 8, 8), randn(4, 5, 8, 8)), (3,), {"padding": 1}, {"v": randn(5, 3, 3, 3)}),
     "embedding": ((torch.arange(12).view(4, 3) % 5, randn(4, 3, 6)), (5,), {}, {"v": randn(5, 6)}),
-    "affine": ((randn(4, 3, 6), randn(4, 3, 6)), (), {}, {"v_scale": randn(6), "v_shift": randn(6)}),
+    "scale_shift": ((randn(4, 3, 6), randn(4, 3, 6)), (), {}, {"v_scale": randn(6), "v_shift": randn(6)}),
 }
 
 
 def layer_case(family, kind):
     pair, sizes, settings, directions = LAYERS[family]
     weight = {"weight": rand(len(pair[0]))}
-    more = {"diff": weight, "sq": weight, "norm": {}, "dot": directions}[kind]
+    more = {"diff": weight, "sq": weight, "sqnorm": {}, "dot": directions}[kind]
     op = getattr(ops, f"{family}_grad_{kind}")
 
     def call(x, dy, *values):
@@ -44,7 +44,7 @@ def layer_case(family, kind):
 
 
 for family in LAYERS:
-    for kind in ("diff", "sq", "norm", "dot"):
+    for kind in ("diff", "sq", "sqnorm", "dot"):
         layer_case(family, kind)
 case("ssd_dampen_", lambda p, f, g: ops.ssd_dampen_([p], [f], [g], 1.0, 0.5), randn(5000), rand(5000), rand(5000))
 case("fisher_mask_", lambda p, f, r: ops.fisher_mask_([p], [f], [r], 0.1), randn(5000), rand(5000), rand(5000))

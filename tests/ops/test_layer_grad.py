@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import FLOATS, threads
-from layer_problems import PROBLEMS
 
+from tests.helpers import FLOATS, threads
+from tests.ops.layer_problems import PROBLEMS
 from unlearnx import ops
 from unlearnx.selftest.layers import KINDS, conv2d
 
@@ -22,7 +22,7 @@ def assert_near(got, expected, dtype):
 @pytest.mark.parametrize("kind", [*KINDS, "rows"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_equals_reference(name, kind, paired, weighted, device):
-    if weighted and kind in ("norm", "dot"):
+    if weighted and kind in ("sqnorm", "dot"):
         pytest.skip("takes no weights")
     problem = PROBLEMS[name]
     tensors = problem.tensors(device=device, paired=paired, weighted=weighted)
@@ -33,7 +33,7 @@ def test_equals_reference(name, kind, paired, weighted, device):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["linear", "linear, sequences", "conv 3x3", "embedding", "affine, statistics"])
+@pytest.mark.parametrize("name", ["linear", "linear, sequences", "conv 3x3", "embedding", "scale_shift, statistics"])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dtypes(dtype, name, kind, device):
     problem = PROBLEMS[name]
@@ -51,7 +51,7 @@ def test_bfloat16_is_exact_up_to_the_sums(name, device):
         assert_near(got, expected, torch.float32)
 
 
-@pytest.mark.parametrize("kind", ["diff", "sq", "norm"])
+@pytest.mark.parametrize("kind", ["diff", "sq", "sqnorm"])
 @pytest.mark.parametrize("name", ["linear", "linear, long", "conv 3x3, many positions", "conv, groups", "embedding"])
 def test_equal_bits_on_any_number_of_threads(name, kind):
     problem = PROBLEMS[name]
@@ -64,13 +64,13 @@ def test_equal_bits_on_any_number_of_threads(name, kind):
                 assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["linear, sequences", "conv 3x3", "affine, images"])
+@pytest.mark.parametrize("name", ["linear, sequences", "conv 3x3", "scale_shift, images"])
 def test_nearby_pairs_do_not_cancel(name, device):
     """A change of one part in a million: d_i^2 from sums of squares would be lost in float32."""
     problem = PROBLEMS[name]
     x, dy, *_ = problem.tensors(torch.float32, device, paired=False)
     tensors = (x, dy, x, dy + 1e-3, None)
-    for kind in ("sq", "norm"):
+    for kind in ("sq", "sqnorm"):
         for got, expected in zip(*problem.results(kind, tensors), strict=True):
             assert (got.cpu() - expected).norm() <= 1e-2 * expected.norm()
 
@@ -96,7 +96,7 @@ def test_opcheck(name, kind, device):
     torch.library.opcheck(getattr(torch.ops.unlearnx, f"{problem.family}_grad_{kind}"), tuple(arguments), keywords)
 
 
-@pytest.mark.parametrize("kind", ["sq", "norm", "dot"])
+@pytest.mark.parametrize("kind", ["sq", "sqnorm", "dot"])
 def test_backward_raises(kind):
     x, dy = torch.randn(3, 2, 4, requires_grad=True), torch.randn(3, 2, 5)
     keywords = dict(v=torch.randn(5, 4)) if kind == "dot" else {}
@@ -105,7 +105,7 @@ def test_backward_raises(kind):
         result.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["linear, sequences", "conv 3x3", "embedding", "affine, images"])
+@pytest.mark.parametrize("name", ["linear, sequences", "conv 3x3", "embedding", "scale_shift, images"])
 def test_compile(name):
     problem = PROBLEMS[name]
     *pairs, weight = problem.tensors(torch.float32)
@@ -120,7 +120,7 @@ def test_autocast_does_not_lower_the_precision(device):
     for name in ("linear", "linear, sequences", "conv 3x3"):
         problem = PROBLEMS[name]
         *pairs, _ = problem.tensors(torch.float32, device)
-        for kind in ("sq", "norm"):
+        for kind in ("sq", "sqnorm"):
             op = problem.op(kind)
             expected = op(*problem.arguments(*pairs), **problem.settings)
             with torch.autocast(device, torch.bfloat16):
@@ -161,7 +161,7 @@ X, DY = torch.ones(2, 4, 5, 5), torch.ones(2, 6, 3, 3)
             ValueError,
             "groups is 4, expected a divisor of x's 4 and dy's 6",
         ),
-        (lambda: ops.conv2d_grad_norm(X, DY.double(), 3), TypeError, "dy has dtype Double, but x has Float"),
+        (lambda: ops.conv2d_grad_sqnorm(X, DY.double(), 3), TypeError, "dy has dtype Double, but x has Float"),
         (lambda: ops.conv2d_grad_diff(X, DY, 3, weight=torch.ones(3)), ValueError, r"weight has shape \[3\]"),
         (lambda: ops.conv2d_grad_diff(X, DY, 3, X), ValueError, "x_new and dy_new come together, got only x_new"),
         (lambda: ops.conv2d_grad_diff(X, DY, 3, reduction="mean"), ValueError, "reduction is 'mean'"),
@@ -170,11 +170,11 @@ X, DY = torch.ones(2, 4, 5, 5), torch.ones(2, 6, 3, 3)
         (lambda: ops.linear_grad_sq(X, DY), ValueError, "with the leading sizes of x"),
         (lambda: ops.embedding_grad_sq(X, X, 5), TypeError, "x has dtype Float, expected token numbers"),
         (lambda: ops.embedding_grad_sq(torch.tensor([7]), torch.ones(1, 2), 5), IndexError, "tokens from 7 to 7"),
-        (lambda: ops.embedding_grad_norm(torch.tensor([[1]]), torch.ones(1, 2), 5), ValueError, "dy has shape"),
-        (lambda: ops.affine_grad_sq(X, DY), ValueError, "dy has shape"),
-        (lambda: ops.affine_grad_sq(X, X, dim=0), ValueError, "dim is 0, expected the channels' dimension"),
-        (lambda: ops.affine_grad_sq(X, X, dim=1, mean=torch.ones(4)), ValueError, "got only mean"),
-        (lambda: ops.affine_grad_sq(X, X, mean=torch.ones(4), rstd=torch.ones(4)), ValueError, r"expected \[5\]"),
+        (lambda: ops.embedding_grad_sqnorm(torch.tensor([[1]]), torch.ones(1, 2), 5), ValueError, "dy has shape"),
+        (lambda: ops.scale_shift_grad_sq(X, DY), ValueError, "dy has shape"),
+        (lambda: ops.scale_shift_grad_sq(X, X, dim=0), ValueError, "dim is 0, expected the channels' dimension"),
+        (lambda: ops.scale_shift_grad_sq(X, X, dim=1, mean=torch.ones(4)), ValueError, "got only mean"),
+        (lambda: ops.scale_shift_grad_sq(X, X, mean=torch.ones(4), rstd=torch.ones(4)), ValueError, r"expected \[5\]"),
     ],
 )
 def test_clear_errors(call, error, message):
@@ -189,10 +189,10 @@ def test_more_than_two_to_the_31_entries(device):
     x = torch.zeros(n, 1, 65536, dtype=torch.bfloat16, device=device)
     dy = torch.ones(n, 1, 1, dtype=torch.bfloat16, device=device)
     x[-1, 0, -1] = 3.0
-    assert ops.linear_grad_norm(x, dy)[-1].item() == 9.0
+    assert ops.linear_grad_sqnorm(x, dy)[-1].item() == 9.0
     images = x.view(n, 1, 256, 256)
     squares = ops.conv2d_grad_sq(images, images, 3, padding=1)
     assert squares[0, 0, 1, 1].item() == 81.0
     assert squares.sum().item() == 81.0
-    scale, _ = ops.affine_grad_sq(images, images, dim=1)
+    scale, _ = ops.scale_shift_grad_sq(images, images, dim=1)
     assert scale.item() == 81.0

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, assert_close
 
+from tests.helpers import FLOATS, assert_close
 from unlearnx.ops import linear_grad_diff
 
 # leading sizes, outputs, inputs: plain, sequences, odd, empty

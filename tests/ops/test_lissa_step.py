@@ -1,7 +1,7 @@
 import pytest
 import torch
-from helpers import FLOATS, SHAPES, TOLERANCE, assert_close, copies, tensors, threads
 
+from tests.helpers import FLOATS, SHAPES, TOLERANCE, assert_close, copies, tensors, threads
 from unlearnx.ops import lissa_step_
 from unlearnx.selftest.references import lissa_step as reference
 

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, TOLERANCE, assert_close, threads
 from torch.nn import functional as F
 
+from tests.helpers import FLOATS, TOLERANCE, assert_close, threads
 from unlearnx.ops import lissa_softmax_linear, softmax_linear_hvp
 from unlearnx.selftest.references import lissa_softmax_linear as published_loop
 from unlearnx.selftest.references import softmax_linear_hvp as by_autograd

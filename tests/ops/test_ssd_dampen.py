@@ -1,7 +1,7 @@
 import pytest
 import torch
-from helpers import FLOATS, SHAPES, assert_close, copies, tensors, threads
 
+from tests.helpers import FLOATS, SHAPES, assert_close, copies, tensors, threads
 from unlearnx.ops import ssd_dampen_
 from unlearnx.selftest.references import ssd_dampen as reference
 

@@ -1,7 +1,7 @@
 """Which training points caused it: influence scores (higher = more to blame), Shapley values (higher = worth more)."""
 
 from unlearnx.attribution.influence import ewc_influence, linear_influence
-from unlearnx.attribution.nearest import knn_shapley
+from unlearnx.attribution.knn_shapley import knn_shapley
 from unlearnx.attribution.permutations import ShapleyResult
 from unlearnx.attribution.shapley import gradient_shapley, tmc_shapley
 

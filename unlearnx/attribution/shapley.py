@@ -19,7 +19,7 @@ from unlearnx._checks import check_at_least_one, check_at_least_zero, check_dete
 from unlearnx._data import Data, check_in_order, materialize
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.attribution.permutations import Sampling, ShapleyResult, reproducible, seeded
-from unlearnx.curvature.samples import split_values
+from unlearnx.curvature.per_sample import split_values
 
 Fit = Callable[[Tensor], Any]
 Score = Callable[[Any], float]

@@ -3,8 +3,8 @@
 from unlearnx.curvature.fisher import fisher_diagonal
 from unlearnx.curvature.gradients import grad_difference, per_sample_grad_difference
 from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.per_sample_dot import per_sample_grad_dot
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.curvature.products import per_sample_grad_dot
 from unlearnx.curvature.solvers import ConjugateGradient, Direct, IndefiniteSystem, LiSSA, NystromPCG, Solution, Solver
 from unlearnx.curvature.spectrum import Spectrum
 

@@ -15,9 +15,9 @@ from unlearnx._checks import Params, check_deterministic, check_finite, model_de
 from unlearnx._data import Data, check_alike, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
-from unlearnx.curvature.layers import Contribution
+from unlearnx.curvature.contributions import Contribution
+from unlearnx.curvature.per_sample import SampleGradients, Targets, autocast, split_values
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.curvature.samples import SampleGradients, Targets, autocast, split_values
 from unlearnx.ops._dtypes import compute_dtype as compute_dtype_of
 
 FISHER_TYPES = ("empirical", "mc", "exact", "batch")
@@ -101,7 +101,7 @@ def fisher_diagonal(
         chances = None
         if fisher_type == "mc":
             drawn = torch.rand(n, dtype=torch.float64, generator=generator)
-            chances = distributed.of_first_(drawn.to(device))
+            chances = distributed.broadcast_(drawn.to(device))
         add = _SampleSquares(cut.head, loss, total, compute_dtype, fisher_type, chances)
     parts = seen = 0
     with progress_bar("Fisher diagonal", n, progress) as advance, distributed.failing_together(device):
@@ -111,7 +111,7 @@ def fisher_diagonal(
             advance(position + len(x) - seen)
             seen = position + len(x)
     count = torch.tensor(parts, dtype=torch.float64, device=device)
-    distributed.sum_([*total.values(), count])
+    distributed.all_reduce_([*total.values(), count])
     check_finite("Fisher diagonal", total.items())
     if reduction == "mean":
         for t in total.values():

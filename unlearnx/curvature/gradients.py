@@ -13,9 +13,9 @@ from unlearnx import _distributed as distributed
 from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
 from unlearnx._data import Data, batches, check_alike, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
-from unlearnx.curvature.layers import Contribution
+from unlearnx.curvature.contributions import Contribution
+from unlearnx.curvature.per_sample import SampleGradients, Targets
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.curvature.samples import SampleGradients, Targets
 
 Batch = tuple[Tensor, Tensor]
 
@@ -113,7 +113,7 @@ def grad_difference(
                 gradients = torch.autograd.grad(objective, chosen, materialize_grads=True)
             for name, gradient in zip(names, gradients, strict=True):
                 total[name] += gradient
-    distributed.sum_(total.values())
+    distributed.all_reduce_(total.values())
     check_finite("gradient", total.items())
     return total
 

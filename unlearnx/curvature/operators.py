@@ -18,7 +18,7 @@ from unlearnx._data import BATCH_SIZE, Data, Samples, check_alike, check_visits_
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._vectors import Layout, Vector
-from unlearnx.curvature.linearised import KINDS, Linearised, Recorded, Snapshot, Values
+from unlearnx.curvature.batch_curvature import KINDS, BatchCurvature, Recorded, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.softmax_head import PASS, SoftmaxRegression, is_softmax_regression
 from unlearnx.curvature.spectrum import Spectrum, lanczos, rademacher
@@ -104,7 +104,7 @@ class CurvatureOperator:
         self._order = torch.arange(len(self._samples))
         self._shared = _Shared(self.model, cut.prefix, self.names, loss_fn)
         self.batch_size = batch_size or (PASS if self._shared.softmax else BATCH_SIZE)
-        self._kept: dict[tuple[int, int], Linearised] = {}
+        self._kept: dict[tuple[int, int], BatchCurvature] = {}
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -153,7 +153,7 @@ class CurvatureOperator:
         self._shared.evaluations += len(self) * len(vectors)
         snapshot = self._shared.snapshot()
         totals: list[list[Tensor]] = []
-        mine = distributed.share(len(self))
+        mine = distributed.local_range(len(self))
         for start in range(mine.start, mine.stop, self.batch_size):
             stop = min(start + self.batch_size, mine.stop)
             batch = self._batch(start, stop, snapshot)
@@ -165,10 +165,10 @@ class CurvatureOperator:
                 else:
                     torch._foreach_add_(totals[k], product)
         totals = totals or [self.layout.owned([None] * len(self.names), []) for _ in vectors]
-        distributed.sum_(t for total in totals for t in total)
+        distributed.all_reduce_(t for total in totals for t in total)
         return totals
 
-    def _batch(self, start: int, stop: int, snapshot: Snapshot) -> Linearised:
+    def _batch(self, start: int, stop: int, snapshot: Snapshot) -> BatchCurvature:
         batch = self._kept.get((start, stop))
         if batch is None or batch.snapshot is not snapshot:
             self._kept.pop((start, stop), None)
@@ -260,7 +260,7 @@ class CurvatureOperator:
     def shuffled(self, generator: torch.Generator | None = None) -> Tensor:
         """Numbers of its samples in a random order, on the CPU."""
         drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
-        return distributed.of_first_(drawn).cpu()
+        return distributed.broadcast_(drawn).cpu()
 
     def spectrum(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
@@ -275,7 +275,7 @@ class CurvatureOperator:
         Raises:
             ValueError: a product is not finite.
         """
-        start = distributed.of_first_(torch.randn(self.layout.size, generator=generator).to(self._like()))
+        start = distributed.broadcast_(torch.randn(self.layout.size, generator=generator).to(self._like()))
         with self.fixed():
             return lanczos(lambda row: self.products(row[None])[0], start, iterations, tolerance)
 
@@ -307,7 +307,7 @@ class CurvatureOperator:
         with self.fixed():
             for start in range(0, samples, TRACED):
                 signs = rademacher(min(TRACED, samples - start), self.layout.size, generator)
-                z = distributed.of_first_(signs.to(self._like()))
+                z = distributed.broadcast_(signs.to(self._like()))
                 total += float((z * self.products(z)).sum(dtype=torch.float64))
         return total / samples
 
@@ -327,7 +327,7 @@ class _Shared:
         self._keeps = True
         self._snapshot: Snapshot | None = None
         self._images = True
-        self._kept: weakref.WeakKeyDictionary[Linearised, int] = weakref.WeakKeyDictionary()  # and their bytes
+        self._kept: weakref.WeakKeyDictionary[BatchCurvature, int] = weakref.WeakKeyDictionary()  # and their bytes
         self._bytes_a_sample: float | None = None
         self._budget = 0.0
 
@@ -353,7 +353,7 @@ class _Shared:
         other._snapshot, other.fixed, other._keeps = self.snapshot().apart(), True, keep
         return other
 
-    def linearise(self, kind: type[Recorded], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> Linearised:
+    def linearise(self, kind: type[Recorded], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> BatchCurvature:
         device = model_device(self.model)
         x, y = x.to(device), y.to(device)
         closed_form = SoftmaxRegression.of(snapshot, x, y, samples) if self.softmax else None
@@ -368,7 +368,7 @@ class _Shared:
             self._images = False  # it was that
             return batch
 
-    def keep(self, batch: Linearised, samples: int) -> bool:
+    def keep(self, batch: BatchCurvature, samples: int) -> bool:
         """Whether the batch is to be kept, and there is memory to; it counts from then on."""
         if not self._keeps:
             return False

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnx.curvature.layers import LinearWeight, Rows
+from unlearnx.curvature.contributions import LinearWeight, Rows
 from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._stack import Call, Stack

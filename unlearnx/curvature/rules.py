@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnx.curvature.attention import multi_head_attention
-from unlearnx.curvature.layers import Contribution, ConvolutionWeight, EmbeddingWeight, LinearWeight, Rows
+from unlearnx.curvature.contributions import Contribution, ConvolutionWeight, EmbeddingWeight, LinearWeight, Rows
 from unlearnx.curvature.recurrent import gru, gru_cell, lstm, lstm_cell, rnn_relu, rnn_tanh
 from unlearnx.ops._dtypes import compute_dtype
-from unlearnx.ops.affine_grad import affine_grad_diff
 from unlearnx.ops.lstm import lstm as lstm_op
+from unlearnx.ops.scale_shift_grad import scale_shift_grad_diff
 
 if TYPE_CHECKING:
     from unlearnx.curvature.tape import Tape
@@ -120,7 +120,7 @@ def _embedding(
     return tape.watch(output, (weight,), contributions)
 
 
-def _affine(
+def _scale_shift(
     tape: Tape,
     input: Tensor,
     weight: Tensor | None,
@@ -145,7 +145,7 @@ def _affine(
             normalised, dy = normalised.flatten(-weight.dim()), dy.flatten(-weight.dim())
         wide = compute_dtype(dy)
         pair = (t.movedim(axis, 0).to(wide) for t in (normalised, dy))
-        scale, shift = affine_grad_diff(*pair, dim=dim, reduction="none", **(statistics or {}))
+        scale, shift = scale_shift_grad_diff(*pair, dim=dim, reduction="none", **(statistics or {}))
         for parameter, rows in ((weight, scale), (bias, shift)):
             if parameter is not None:
                 yield parameter, Rows(rows.view(-1, *parameter.shape))
@@ -171,7 +171,7 @@ def _batch_norm(
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
 
     statistics = {"mean": running_mean, "rstd": (running_var + eps).rsqrt()}
-    return _affine(tape, input, weight, bias, function, 1, statistics)
+    return _scale_shift(tape, input, weight, bias, function, 1, statistics)
 
 
 def _group_norm(
@@ -182,7 +182,7 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    return _affine(tape, input, weight, bias, lambda x, w, b: F.group_norm(x, num_groups, w, b, eps), 1)
+    return _scale_shift(tape, input, weight, bias, lambda x, w, b: F.group_norm(x, num_groups, w, b, eps), 1)
 
 
 def _layer_norm(
@@ -193,13 +193,13 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    return _affine(tape, input, weight, bias, lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps), -1)
+    return _scale_shift(tape, input, weight, bias, lambda x, w, b: F.layer_norm(x, normalized_shape, w, b, eps), -1)
 
 
 def _rms_norm(
     tape: Tape, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Any:
-    return _affine(tape, input, weight, None, lambda x, w, _: F.rms_norm(x, normalized_shape, w, eps), -1)
+    return _scale_shift(tape, input, weight, None, lambda x, w, _: F.rms_norm(x, normalized_shape, w, eps), -1)
 
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from unlearnx._checks import qualified
 from unlearnx._losses import Loss
-from unlearnx.curvature.linearised import Linearised, Snapshot, Values
+from unlearnx.curvature.batch_curvature import BatchCurvature, Snapshot, Values
 from unlearnx.ops.softmax_linear import lissa_softmax_linear, softmax_linear_hvp
 
 PASS = 4096  # samples: without a graph to keep for each of them, more at once than in other models
@@ -73,7 +73,7 @@ def _is_plain_cross_entropy(loss_fn: Loss) -> bool:
     )
 
 
-class SoftmaxRegression(Linearised):
+class SoftmaxRegression(BatchCurvature):
     """A batch of softmax regression: features, with a column of ones for a bias, and the probabilities."""
 
     def __init__(self, snapshot: Snapshot, x: Tensor, samples: int):

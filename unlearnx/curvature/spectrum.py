@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
-from unlearnx._distributed import of_first_
+from unlearnx._distributed import broadcast_
 
 
 class NotFinite(ValueError):
@@ -65,9 +65,9 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int,
     off_diagonal: list[float] = []
     while True:
         image = product(direction)
-        alpha = float(of_first_(torch.dot(direction, image)))
+        alpha = float(broadcast_(torch.dot(direction, image)))
         image = image.sub_(direction, alpha=alpha).sub_(previous, alpha=beta)
-        beta = float(of_first_(image.norm()))
+        beta = float(broadcast_(image.norm()))
         diagonal.append(alpha)
         if not (abs(alpha) + beta < float("inf")):
             raise NotFinite(f"the curvature product is not finite at iteration {len(diagonal)}")

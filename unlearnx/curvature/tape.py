@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from unlearnx.curvature.layers import Contribution, join
+from unlearnx.curvature.contributions import Contribution, join
 from unlearnx.curvature.rules import RULES, Parts
 
 

@@ -219,7 +219,7 @@ class _Plant:
 
 def _numbers(found: Exposure) -> dict[str, Any]:
     return {
-        "perplexity": found.perplexity,
+        "log_perplexity": found.log_perplexity,
         "exposure": found.bits,
         "lower_bound": found.lower_bound,
         "space_bits": found.space_bits,
@@ -242,7 +242,7 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _medians(entries: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[str, Any]:
     medians: dict[str, Any] = dict.fromkeys(("seconds", "speedup"))
-    for key in ("accuracy", "perplexity", "exposure", "lower_bound", "seconds", "speedup"):
+    for key in ("accuracy", "log_perplexity", "exposure", "lower_bound", "seconds", "speedup"):
         if all(key in e for e in entries):
             medians[key] = median(e[key] for e in entries)
     changes = [e["accuracy"] - b["accuracy"] for e, b in zip(entries, before, strict=True)]

@@ -18,11 +18,11 @@ from unlearnx._data import materialize
 from unlearnx.curvature import ConjugateGradient
 from unlearnx.data import Splits, load_cifar10, load_digits
 from unlearnx.experiments import showcase
-from unlearnx.experiments.cells import Cells, Entry, Recipe, differing
 from unlearnx.experiments.comparison import applied, interval, pareto_front, summarise, winner
-from unlearnx.experiments.measures import ATTACKS, Bench, Sets, described
+from unlearnx.experiments.evaluation import ATTACKS, Sets, StudyEvaluation, described
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.report import environment
+from unlearnx.experiments.run_store import Cells, Entry, Recipe, differing
 from unlearnx.experiments.runs import default_device, describe, slug, untrained
 from unlearnx.methods import (
     SCRUB,
@@ -145,8 +145,8 @@ class ForgetStudy:
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed; returns what result.json holds.
 
-        Every model of every seed is a cell under `folder` (see :class:`unlearnx.experiments.cells.Cells`). Cells that
-        are there are not made again.
+        Every model of every seed is a cell under `folder` (see :class:`unlearnx.experiments.run_store.Cells`). Those
+        that are there are not made again.
         """
         for name, method in self.methods.items():
             self.recipe(name, seeds[0], method)  # refuses now what it cannot write after training
@@ -295,10 +295,12 @@ class _Seed:
         return {name: self._trained(name) for name in REFERENCES}
 
     @cached_property
-    def _bench(self) -> Bench:
+    def _bench(self) -> StudyEvaluation:
         (original, _), (retrained, seconds) = self._references.values()
         autocast = self.study.training.autocast
-        return Bench(self.sets, self.study.network, original, retrained, seconds, seed=self.seed, autocast=autocast)
+        return StudyEvaluation(
+            self.sets, self.study.network, original, retrained, seconds, seed=self.seed, autocast=autocast
+        )
 
     def _trained(self, name: str) -> tuple[nn.Module, float]:
         recipe = self.study.recipe(name, self.seed)

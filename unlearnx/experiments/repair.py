@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unlearnx._checks import check_at_least_one
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
-from unlearnx.experiments.causes import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
+from unlearnx.experiments.blame_scores import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
 from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
 from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
 from unlearnx.metrics import accuracy, predict

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx import metrics
-from unlearnx.experiments.measures import Sets, recall
+from unlearnx.experiments.evaluation import Sets, score_table
 
 MOST = 500  # confidences of a set
 EACH = 4  # images of a set that saliency is shown for
@@ -23,7 +23,7 @@ def confidences(
     drawn = {
         part: numbers[torch.randperm(len(numbers), generator=generator)[:MOST]] for part, numbers in sets.parts.items()
     }
-    tables = {name: recall(model, sets.splits, autocast) for name, model in models.items()}
+    tables = {name: score_table(model, sets.splits, autocast) for name, model in models.items()}
     return {
         name: {
             part: metrics.logit_confidence(table, (numbers, sets.labels[numbers])).tolist()

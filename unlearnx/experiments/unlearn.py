@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from unlearnx._data import Data, materialize
 from unlearnx.experiments import report
-from unlearnx.experiments.judge import Judge, scores_of
+from unlearnx.experiments.evaluation import RequestEvaluation, scores_of
 from unlearnx.experiments.runs import default_device, describe
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
 from unlearnx.methods import Method, Request, Retrain
@@ -83,18 +83,18 @@ def unlearn(
     for name, pair in (("data", (x, y)), ("test", held_out)):
         if pair is not None:
             _check_fits(name, model, *pair)
-    judge = Judge(method, request, held_out, forget_class)
+    evaluation = RequestEvaluation(method, request, held_out, forget_class)
 
     log(f"{len(request.forget):,} of {len(x):,} points to forget")
-    models, measures = {"before": model}, {"before": judge.measure(model)}
+    models, measures = {"before": model}, {"before": evaluation.measure(model)}
     ready = replace(method, factory=model_factory) if isinstance(method, Retrain) and not method.factory else method
     outcome = ready(model, request)
     applied = bool(outcome.info["applied"])
     log(f"{type(method).__name__}: {'applied' if applied else 'not applied'} after {outcome.seconds:.1f} s")
     if applied:
-        models["after"], measures["after"] = outcome.model, judge.measure(outcome.model)
+        models["after"], measures["after"] = outcome.model, evaluation.measure(outcome.model)
     if reference is not None:
-        models["retrained"], measures["retrained"] = reference, judge.measure(reference)
+        models["retrained"], measures["retrained"] = reference, evaluation.measure(reference)
 
     audit = {
         "request": _described(request, forget_class),
@@ -110,10 +110,10 @@ def unlearn(
         "gradient_evaluations": outcome.gradient_evaluations,
         "info": outcome.info,
         "measures": measures,
-        "distances": judge.distances(models),
-        "gap": judge.gaps(measures),
-        "warning": judge.warning(models),
-        "notes": judge.notes,
+        "distances": evaluation.distances(models),
+        "gap": evaluation.gaps(measures),
+        "warning": evaluation.warning(models),
+        "notes": evaluation.notes,
         "moved": _moved(state_tensors(model), state_tensors(outcome.model)),
         "weights": {
             "before": {**_identity(stored), "left_out": stored.left_out},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
-from unlearnx.methods.design import Design, as_design
+from unlearnx.methods.design_matrix import Design, as_design
 from unlearnx.methods.logistic import Objective, Step, loss_of
 
 TRAINING_RESIDUAL = 1e-6  # that training may leave

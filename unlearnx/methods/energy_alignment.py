@@ -14,7 +14,7 @@ from unlearnx._data import batches, materialize
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
 from unlearnx.methods.base import Work
-from unlearnx.methods.trained import TrainedMethod
+from unlearnx.methods.training_method import TrainedMethod
 
 
 @dataclass

@@ -14,7 +14,7 @@ from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
 from unlearnx.methods.base import Work, chance_loss
 from unlearnx.methods.importance import check_importance, diagonal, mean_entry
-from unlearnx.methods.trained import TrainedMethod
+from unlearnx.methods.training_method import TrainedMethod
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearnx.methods.base import Work
-from unlearnx.methods.trained import TrainedMethod
+from unlearnx.methods.training_method import TrainedMethod
 
 
 @dataclass

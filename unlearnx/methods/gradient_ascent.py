@@ -12,7 +12,7 @@ from unlearnx._checks import check_share, model_device
 from unlearnx._data import materialize
 from unlearnx._losses import SampleLoss
 from unlearnx.methods.base import Work
-from unlearnx.methods.trained import TrainedMethod
+from unlearnx.methods.training_method import TrainedMethod
 
 
 @dataclass

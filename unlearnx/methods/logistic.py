@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnx.methods.design import SMALL, Design
+from unlearnx.methods.design_matrix import SMALL, Design
 
 SINGLE = 1e-3  # tolerance of linear systems down to which float32 will do for the search
 CG_ITERATIONS = 1000

@@ -9,7 +9,7 @@ from unlearnx._checks import check_at_least_zero
 from unlearnx._data import size
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import CurvatureOperator, LiSSA
-from unlearnx.curvature.linearised import KINDS
+from unlearnx.curvature.batch_curvature import KINDS
 from unlearnx.curvature.solvers import Solver
 from unlearnx.methods.base import Work
 from unlearnx.methods.importance import diagonal, mean_entry

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from unlearnx.methods.base import Work
-from unlearnx.methods.trained import TrainedMethod
+from unlearnx.methods.training_method import TrainedMethod
 
 
 def reset_parameters(model: nn.Module) -> None:

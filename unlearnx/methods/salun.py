@@ -15,7 +15,7 @@ from unlearnx._data import materialize
 from unlearnx._modes import evaluating
 from unlearnx.curvature.gradients import grad_difference
 from unlearnx.methods.base import Work
-from unlearnx.methods.trained import TrainedMethod
+from unlearnx.methods.training_method import TrainedMethod
 
 
 @dataclass

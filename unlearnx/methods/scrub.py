@@ -12,7 +12,7 @@ from unlearnx._checks import check_at_least_one, check_at_least_zero
 from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher
-from unlearnx.methods.trained import TrainedMethod
+from unlearnx.methods.training_method import TrainedMethod
 
 
 @dataclass

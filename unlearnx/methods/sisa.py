@@ -391,7 +391,7 @@ class SISA:
         text = json.dumps(state, indent=1).encode()
         with distributed.failing_together(self._home):
             own = torch.tensor(derived_seed(text.hex()), device=self._home)
-            if distributed.of_first_(own.clone()) != own:
+            if distributed.broadcast_(own.clone()) != own:
                 raise ValueError("indices or data: differ between the processes, expected the same in all of them")
         with self._once() as first:
             if first:
@@ -411,7 +411,7 @@ class SISA:
                 self._sweep({file for files in names for file in files})
             # Before anyone trains: all are to find the same files missing.
             jobs = [job for s, files in enumerate(names) if (job := self._job(s, files)) is not None]
-        own = list(distributed.deal(jobs))
+        own = list(distributed.round_robin(jobs))
         with (
             distributed.failing_together(self._home),
             progress_bar("training slices", sum(len(job.slices) for job in own), self.progress) as advance,

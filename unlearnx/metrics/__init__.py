@@ -11,15 +11,15 @@ from unlearnx.metrics.classification import (
     predict,
 )
 from unlearnx.metrics.comparison import gap, runtime_ratio, tug_of_war
+from unlearnx.metrics.forgetting_quality import ForgettingQuality, forgetting_quality
 from unlearnx.metrics.lira import Estimate, LiRA, lira
 from unlearnx.metrics.membership import mia
-from unlearnx.metrics.memorization import CharacterModel, Exposure, complete, exposure, perplexity
+from unlearnx.metrics.memorization import CharacterModel, Exposure, complete, exposure, log_perplexity
 from unlearnx.metrics.outputs import logit_confidence, probabilities
-from unlearnx.metrics.quality import ForgettingQuality, forgetting_quality
+from unlearnx.metrics.over_forgetting import over_forgetting
 from unlearnx.metrics.relearning import RelearnTime, relearn_time
 from unlearnx.metrics.saliency import saliency
 from unlearnx.metrics.skew_normal import SkewNormal
-from unlearnx.metrics.streisand import over_forgetting
 
 __all__ = [
     "CharacterModel",
@@ -40,12 +40,12 @@ __all__ = [
     "interclass_confusion",
     "js_divergence",
     "lira",
+    "log_perplexity",
     "logit_confidence",
     "mean_loss",
     "mia",
     "over_forgetting",
     "per_class_report",
-    "perplexity",
     "predict",
     "probabilities",
     "relearn_time",

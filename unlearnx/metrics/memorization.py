@@ -54,10 +54,10 @@ class CharacterModel(Protocol):
 
 
 @overload
-def perplexity(model: nn.Module, prefix: str | Tensor, text: str, *, feed: str = "text") -> float: ...
+def log_perplexity(model: nn.Module, prefix: str | Tensor, text: str, *, feed: str = "text") -> float: ...
 @overload
-def perplexity(model: nn.Module, prefix: str | Tensor, text: Tensor, *, feed: str = "text") -> Tensor: ...
-def perplexity(model: nn.Module, prefix: str | Tensor, text: str | Tensor, *, feed: str = "text") -> float | Tensor:
+def log_perplexity(model: nn.Module, prefix: str | Tensor, text: Tensor, *, feed: str = "text") -> Tensor: ...
+def log_perplexity(model: nn.Module, prefix: str | Tensor, text: str | Tensor, *, feed: str = "text") -> float | Tensor:
     """Log-perplexity of `text` after `prefix`, in bits: ``-sum_j log2 p(text_j | prefix, text_<j)``.
 
     Args:
@@ -80,7 +80,7 @@ def perplexity(model: nn.Module, prefix: str | Tensor, text: str | Tensor, *, fe
 
     Example:
         >>> model = CharacterLSTM("abc", hidden=8)
-        >>> bits = perplexity(model, "ab", "ca")
+        >>> bits = log_perplexity(model, "ab", "ca")
         >>> 2 < bits < 5  # untrained: about two times log2(3)
         True
     """
@@ -119,8 +119,8 @@ class Exposure:
 
     Attributes:
         bits: the exposure, from 0 to `space_bits` where it is exact; an estimate may exceed that.
-        perplexity: log-perplexity of the canary, in bits.
-        rank: of the canary among all candidates by perplexity, 1 for the likeliest; an estimate may be below 1.
+        log_perplexity: log-perplexity of the canary, in bits.
+        rank: of the canary among all candidates by log-perplexity, 1 for the likeliest; an estimate may be below 1.
         space_bits: log2 of the number of candidates.
         exact: whether all candidates were ranked.
         sampled: log-perplexities of the candidates that were looked at, float64.
@@ -136,7 +136,7 @@ class Exposure:
     """
 
     bits: float
-    perplexity: float
+    log_perplexity: float
     rank: float
     space_bits: float
     exact: bool
@@ -148,10 +148,10 @@ class Exposure:
     def lower_bound(self) -> float:
         """What the exposure is at least, in bits.
 
-        Candidates as likely as the canary, of probability ``2^-perplexity``, are no more than ``2^perplexity``: their
-        probabilities sum to 1 at most.
+        Candidates as likely as the canary have the probability ``2^-b`` each, where b is its log-perplexity in bits.
+        There are ``2^b`` of them at most, for their probabilities sum to 1 at most.
         """
-        return max(0.0, self.space_bits - math.log2(max(1, math.floor(2 ** min(self.perplexity, self.space_bits)))))
+        return max(0.0, self.space_bits - math.log2(max(1, math.floor(2 ** min(self.log_perplexity, self.space_bits)))))
 
 
 def exposure(
@@ -165,7 +165,7 @@ def exposure(
     batch_size: int = BATCH_SIZE,
     progress: bool = False,
 ) -> Exposure:
-    """Exposure of a canary: ``log2(candidates) - log2(rank)``, its rank being that of its perplexity after `prefix`.
+    """Exposure of a canary: ``log2(candidates) - log2(rank)``, its rank by its log-perplexity after `prefix`.
 
     Candidates are all texts of the canary's length in an alphabet. The share of them that is at least as likely as the
     canary is estimated by a skew-normal distribution fitted to the log-perplexities of random candidates.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unlearnx.ops._dtypes import compute_dtype
 
-__all__ = ["conv2d_grad_diff", "conv2d_grad_dot", "conv2d_grad_norm", "conv2d_grad_sq"]
+__all__ = ["conv2d_grad_diff", "conv2d_grad_dot", "conv2d_grad_sq", "conv2d_grad_sqnorm"]
 
 Size = int | tuple[int, int]
 
@@ -118,7 +118,7 @@ def conv2d_grad_sq(
     )
 
 
-def conv2d_grad_norm(
+def conv2d_grad_sqnorm(
     x: Tensor,
     dy: Tensor,
     kernel_size: Size,
@@ -140,10 +140,10 @@ def conv2d_grad_norm(
 
     Example:
         >>> x, dy = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 3, 3)
-        >>> conv2d_grad_norm(x, dy, (3, 3), stride=2, groups=2).shape
+        >>> conv2d_grad_sqnorm(x, dy, (3, 3), stride=2, groups=2).shape
         torch.Size([2])
     """
-    return torch.ops.unlearnx.conv2d_grad_norm(
+    return torch.ops.unlearnx.conv2d_grad_sqnorm(
         x,
         dy,
         _pair(kernel_size),
@@ -228,7 +228,7 @@ def _(x, dy, kernel_size, x_new=None, dy_new=None, *, weight=None, stride=1, pad
     return x.new_empty(_shape(x, dy, kernel_size, groups), dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::conv2d_grad_norm")
+@torch.library.register_fake("unlearnx::conv2d_grad_sqnorm")
 def _(x, dy, kernel_size, x_new=None, dy_new=None, *, stride=1, padding=0, dilation=1, groups=1):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x))
 

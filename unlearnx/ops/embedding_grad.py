@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unlearnx.ops._dtypes import compute_dtype
 
-__all__ = ["embedding_grad_diff", "embedding_grad_dot", "embedding_grad_norm", "embedding_grad_sq"]
+__all__ = ["embedding_grad_diff", "embedding_grad_dot", "embedding_grad_sq", "embedding_grad_sqnorm"]
 
 
 def embedding_grad_diff(
@@ -87,7 +87,7 @@ def embedding_grad_sq(
     )
 
 
-def embedding_grad_norm(
+def embedding_grad_sqnorm(
     x: Tensor,
     dy: Tensor,
     num_embeddings: int,
@@ -106,10 +106,10 @@ def embedding_grad_norm(
 
     Example:
         >>> tokens, dy = torch.tensor([[1, 2, 1], [0, 0, 3]]), torch.ones(2, 3, 4)
-        >>> embedding_grad_norm(tokens, dy, 5)
+        >>> embedding_grad_sqnorm(tokens, dy, 5)
         tensor([20., 20.])
     """
-    return torch.ops.unlearnx.embedding_grad_norm(x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx)
+    return torch.ops.unlearnx.embedding_grad_sqnorm(x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx)
 
 
 def embedding_grad_dot(
@@ -150,7 +150,7 @@ def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, weight=None, padding_id
     return dy.new_empty((num_embeddings, dy.shape[-1]), dtype=compute_dtype(dy))
 
 
-@torch.library.register_fake("unlearnx::embedding_grad_norm")
+@torch.library.register_fake("unlearnx::embedding_grad_sqnorm")
 def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, padding_idx=None):
     return dy.new_empty(x.shape[0], dtype=compute_dtype(dy))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unlearnx.ops._dtypes import compute_dtype
 
-__all__ = ["linear_grad_diff", "linear_grad_dot", "linear_grad_norm", "linear_grad_sq"]
+__all__ = ["linear_grad_diff", "linear_grad_dot", "linear_grad_sq", "linear_grad_sqnorm"]
 
 
 def linear_grad_diff(
@@ -93,7 +93,7 @@ def linear_grad_sq(
     return torch.ops.unlearnx.linear_grad_sq(x, dy, x_new, dy_new, weight)
 
 
-def linear_grad_norm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_new: Tensor | None = None) -> Tensor:
+def linear_grad_sqnorm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_new: Tensor | None = None) -> Tensor:
     """Squared norms ``||d_i||^2`` of per-sample weight gradients (or differences) of a linear layer.
 
     Args:
@@ -104,10 +104,10 @@ def linear_grad_norm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_new:
 
     Example:
         >>> x, dy = torch.randn(8, 3), torch.randn(8, 4)
-        >>> torch.allclose(linear_grad_norm(x, dy), x.square().sum(1) * dy.square().sum(1), rtol=1e-4)
+        >>> torch.allclose(linear_grad_sqnorm(x, dy), x.square().sum(1) * dy.square().sum(1), rtol=1e-4)
         True
     """
-    return torch.ops.unlearnx.linear_grad_norm(x, dy, x_new, dy_new)
+    return torch.ops.unlearnx.linear_grad_sqnorm(x, dy, x_new, dy_new)
 
 
 def linear_grad_dot(
@@ -135,7 +135,7 @@ def _(x, dy, x_new=None, dy_new=None, weight=None):
     return x.new_empty((dy.shape[-1], x.shape[-1]), dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::linear_grad_norm")
+@torch.library.register_fake("unlearnx::linear_grad_sqnorm")
 def _(x, dy, x_new=None, dy_new=None):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import unlearnx.ops
 from unlearnx.selftest import references
-from unlearnx.selftest.layers import KINDS, Problem, affine, conv2d, embedding, linear
+from unlearnx.selftest.layers import KINDS, Problem, conv2d, embedding, linear, scale_shift
 
 ops: Any = unlearnx.ops  # collects its functions when it is imported
 
@@ -25,8 +25,8 @@ LAYERS = [
     conv2d(3, 6, (11, 13), 9, (3, 2), stride=(2, 3), padding=(2, 1), groups=3),
     conv2d(4, 9, (5, 6), 7, 1, stride=2),
     embedding(6, 9, tokens=11, features=33, padding_idx=2),
-    affine(5, 7, 6, dim=-1),
-    affine(4, 70, 5, 6, dim=1, statistics=True),
+    scale_shift(5, 7, 6, dim=-1),
+    scale_shift(4, 70, 5, 6, dim=1, statistics=True),
 ]
 
 # Lists of tensors: empty, of one value, of several blocks, and more of them than one CUDA launch holds.

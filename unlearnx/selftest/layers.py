@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from unlearnx import ops
 
-KINDS = ("diff", "sq", "norm", "dot")
+KINDS = ("diff", "sq", "sqnorm", "dot")
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Problem:
             names = ["v"] if len(d) == 1 else ["v_scale", "v_shift"]
             settings.update(zip(names, directions, strict=True))
         got = self.op(kind)(*self.arguments(*pairs), **settings)
-        if kind == "norm":
+        if kind == "sqnorm":
             expected = [r.square().flatten(1).sum(1) for r in d]
         elif kind == "dot":
             expected = [(r * v.cpu().double()).flatten(1).sum(1) for r, v in zip(d, directions, strict=True)]
@@ -153,8 +153,8 @@ def embedding(*leading: int, tokens: int, features: int, padding_idx: int | None
     )
 
 
-def affine(*shape: int, dim: int, statistics: bool = False) -> Problem:
-    """The affine part of a normalisation layer with channels in `dim`, with or without frozen statistics."""
+def scale_shift(*shape: int, dim: int, statistics: bool = False) -> Problem:
+    """The scale and shift of a normalisation layer with channels in `dim`, with or without frozen statistics."""
     channels = shape[dim]
     view = [1] * len(shape)
     view[dim] = channels
@@ -166,4 +166,4 @@ def affine(*shape: int, dim: int, statistics: bool = False) -> Problem:
         return x * scale.view(view) + shift.view(view)
 
     settings = {"dim": dim, "mean": mean, "rstd": rstd} if statistics else {"dim": dim}
-    return Problem("affine", lambda: torch.randn(shape), forward, [(channels,), (channels,)], settings=settings)
+    return Problem("scale_shift", lambda: torch.randn(shape), forward, [(channels,), (channels,)], settings=settings)

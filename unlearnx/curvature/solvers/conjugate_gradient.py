@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
-from unlearnx._distributed import of_first_
+from unlearnx._distributed import broadcast_
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
 
 
@@ -51,7 +51,7 @@ class ConjugateGradient(Solver):
             return
         for iteration in range(1, self.iterations + 1):
             images = solving.products(directions)
-            energy = of_first_((directions @ images.T).double())
+            energy = broadcast_((directions @ images.T).double())
             if not energy.isfinite().all():
                 solving.stopped = f"the product is not finite at iteration {iteration}"
                 return
@@ -86,12 +86,12 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
     What is smaller than the root of the precision is rounding for the most part: it is not conjugate to anything.
     """
-    norms = of_first_(rows.norm(dim=1, keepdim=True))
+    norms = broadcast_(rows.norm(dim=1, keepdim=True))
     rows = rows[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
     if len(rows) <= 1:
         return rows
     _, values, basis = torch.linalg.svd(rows, full_matrices=False)
-    return basis[of_first_(values) > torch.finfo(rows.dtype).eps ** 0.5 * values[0]]
+    return basis[broadcast_(values) > torch.finfo(rows.dtype).eps ** 0.5 * values[0]]
 
 
 @dataclass(kw_only=True)
@@ -136,12 +136,12 @@ class NystromPCG(ConjugateGradient):
         """Orthonormal rows U (r, P) and values (r,), descending, with ``C ~ U^T diag(values) U``, undamped."""
         size = solving.v.shape[1]
         generator = torch.Generator().manual_seed(self.seed)
-        test = of_first_(torch.randn(min(self.rank, size), size, generator=generator).to(solving.v))
+        test = broadcast_(torch.randn(min(self.rank, size), size, generator=generator).to(solving.v))
         test = torch.linalg.qr(test.T)[0].T.contiguous()
         images = solving.products(test).sub_(test, alpha=solving.operator.damping)
         shift = torch.finfo(images.dtype).eps * float(images.norm())
         images.add_(test, alpha=shift)
-        energy = of_first_((test @ images.T).double())
+        energy = broadcast_((test @ images.T).double())
         factor, failed = torch.linalg.cholesky_ex((energy + energy.T) / 2)
         if failed or not factor.isfinite().all():  # negative, or not finite: conjugate gradients will tell
             return test[:0], energy[0, :0]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
-from unlearnx._distributed import of_first_
-from unlearnx.curvature.solvers.replay import can_capture
+from unlearnx._distributed import broadcast_
+from unlearnx.curvature.solvers.cuda_graph import can_capture
+from unlearnx.curvature.solvers.lissa_on_device import Batches, iterate_on_device
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
-from unlearnx.curvature.solvers.unattended import Batches, unattended
 from unlearnx.curvature.spectrum import NotFinite
 from unlearnx.ops.lissa_step import lissa_step_
 
@@ -137,16 +137,16 @@ class LiSSA(Solver):
         progress = _Progress(solving, runs, self.tolerance, depth)
         damping = self.damping + operator.damping / solving.scale  # the operator's own at no cost
         if not enough and solving.norms.all():
-            h = self._in_one_call(progress, damping, batch_size, generator)
+            h = self._closed_form(progress, damping, batch_size, generator)
             if h is not None:
                 return h
         h = solving.v.clone()
-        self._unattended(progress, h, damping, batch_size, generator)
+        self._device_loop(progress, h, damping, batch_size, generator)
         if not progress.over:
-            self._step_by_step(progress, h, damping, batch_size, generator)
+            self._host_loop(progress, h, damping, batch_size, generator)
         return h
 
-    def _in_one_call(
+    def _closed_form(
         self, progress: _Progress, damping: float, batch_size: int, generator: torch.Generator
     ) -> Tensor | None:
         """The run on softmax regression, by the published rule to stop alone; None where another may be needed."""
@@ -178,7 +178,7 @@ class LiSSA(Solver):
                 break
         return h
 
-    def _unattended(
+    def _device_loop(
         self, progress: _Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
     ) -> None:
         """The run, or its beginning, on a device that need not wait for the host."""
@@ -187,11 +187,11 @@ class LiSSA(Solver):
         if data is None:
             return
         before = generator.get_state()
-        unattended(progress, Batches(operator, data, batch_size, generator), h, damping)
+        iterate_on_device(progress, Batches(operator, data, batch_size, generator), h, damping)
         if not progress.over:
             generator.set_state(before)
 
-    def _step_by_step(
+    def _host_loop(
         self, progress: _Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
     ) -> None:
         """What is left of the run."""
@@ -205,7 +205,7 @@ class LiSSA(Solver):
                 for k, product in zip(active, products, strict=True)
             ]
             updates = [math.nan] * len(v)
-            for k, update in zip(active, of_first_(torch.stack(steps)).tolist(), strict=True):
+            for k, update in zip(active, broadcast_(torch.stack(steps)).tolist(), strict=True):
                 updates[k] = update
             progress.note(updates, h)
             if progress.over:

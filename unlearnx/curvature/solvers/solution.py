@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._distributed import of_first_
+from unlearnx._distributed import broadcast_
 from unlearnx._vectors import Vector
 from unlearnx.curvature.operators import CurvatureOperator
 
@@ -165,7 +165,7 @@ class _Solving:
     def __init__(self, operator: CurvatureOperator, v: Tensor):
         self.operator, self.v = operator, v
         self.x = torch.zeros_like(v)
-        self.norms = of_first_(v.norm(dim=1)).double().cpu()
+        self.norms = broadcast_(v.norm(dim=1)).double().cpu()
         self.extra_damping = 0.0  # LiSSA's own
         self.iterations = 0
         self.history: list[list[float]] = []
@@ -179,7 +179,7 @@ class _Solving:
 
     def relative(self, rows: Tensor, sides: Sides = slice(None)) -> Tensor:
         """Norms of rows relative to those of the right-hand sides, float64; where these are zero, norms."""
-        norms = of_first_(rows.norm(dim=1)).double().cpu()
+        norms = broadcast_(rows.norm(dim=1)).double().cpu()
         return torch.where(self.norms[sides] > 0, norms / self.norms[sides], norms)
 
     def residuals(self, x: Tensor, sides: Sides = slice(None)) -> Tensor:

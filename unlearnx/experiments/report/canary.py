@@ -58,7 +58,7 @@ def _ranks_plot(result: dict[str, Any], best: str) -> str:
     """The number's log-perplexity among those of random numbers, in three models of the first seed."""
     run = result["runs"][0]
     panels = {"before": run["before"], f"after {best}": run["methods"][best], "retrained": run["retrained"]}
-    end = 1.02 * max(max(entry["histogram"]["edges"][-1], entry["perplexity"]) for entry in panels.values())
+    end = 1.02 * max(max(entry["histogram"]["edges"][-1], entry["log_perplexity"]) for entry in panels.values())
     figure = new_figure(10.2, 3.5)
     rows = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, (title, entry) in zip(rows, panels.items(), strict=True):
@@ -68,7 +68,7 @@ def _ranks_plot(result: dict[str, Any], best: str) -> str:
         if entry["fit"]:
             x = torch.linspace(0, end, 500, dtype=torch.float64)
             axes.plot(x, SkewNormal(**entry["fit"]).log_density(x).exp(), color="C0", lw=1.5, label="skew-normal fit")
-        own = entry["perplexity"]
+        own = entry["log_perplexity"]
         axes.axvline(own, color="C3", lw=1.8, label="the planted number")
         side, gap = ("left", 4) if own < end / 2 else ("right", -4)
         axes.annotate(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from unlearnx.experiments.report import forget_plots as plots
-from unlearnx.experiments.report.columns import (
+from unlearnx.experiments.report.forget_table import comparison, table
+from unlearnx.experiments.report.frame import Page, refused
+from unlearnx.experiments.report.table_columns import (
     Cell,
     Column,
     Estimate,
@@ -15,8 +17,6 @@ from unlearnx.experiments.report.columns import (
     speedup,
     speedups,
 )
-from unlearnx.experiments.report.forget_table import comparison, table
-from unlearnx.experiments.report.frame import Page, refused
 from unlearnx.experiments.runs import slug
 
 __all__ = ["comparison", "page", "table"]

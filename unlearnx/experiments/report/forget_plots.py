@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from unlearnx.experiments.report.columns import Estimate
 from unlearnx.experiments.report.frame import new_figure, to_svg
 from unlearnx.experiments.report.labels import label_points
+from unlearnx.experiments.report.table_columns import Estimate
 
 ACCENT, INK, MUTED = "#1f6feb", "#1c2430", "#5d6877"
 SETS = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnx.experiments.report.columns import models_by_gap
 from unlearnx.experiments.report.frame import named, new_table
+from unlearnx.experiments.report.table_columns import models_by_gap
 
 if TYPE_CHECKING:
     from rich.table import Table

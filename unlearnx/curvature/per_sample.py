@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from unlearnx._data import channels_last
 from unlearnx._losses import SampleLoss
-from unlearnx.curvature.layers import Contribution, Rows
+from unlearnx.curvature.contributions import Contribution, Rows
 from unlearnx.curvature.tape import Tape
 from unlearnx.ops._dtypes import compute_dtype
 

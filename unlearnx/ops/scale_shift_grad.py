@@ -1,4 +1,4 @@
-"""Per-sample gradients of the affine part of normalisation layers: ``y = scale * x_hat + shift``, one value a channel.
+"""Per-sample gradients of the scale and shift of normalisation layers, ``y = scale * x_hat + shift``.
 
 The gradient of sample i is, for the scale, the sum over its positions of ``dy * x_hat``, and for the shift the sum of
 ``dy``. With a second pair the difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``.
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from unlearnx.ops._dtypes import compute_dtype
 
-__all__ = ["affine_grad_diff", "affine_grad_dot", "affine_grad_norm", "affine_grad_sq"]
+__all__ = ["scale_shift_grad_diff", "scale_shift_grad_dot", "scale_shift_grad_sq", "scale_shift_grad_sqnorm"]
 
 Pair = tuple[Tensor, Tensor]
 
 
-def affine_grad_diff(
+def scale_shift_grad_diff(
     x: Tensor,
     dy: Tensor,
     x_new: Tensor | None = None,
@@ -50,16 +50,16 @@ def affine_grad_diff(
 
     Example:
         >>> x_hat, dy = torch.randn(8, 5, 16), torch.randn(8, 5, 16)  # LayerNorm over 16 channels of 5 positions
-        >>> scale, shift = affine_grad_diff(x_hat, dy, reduction="none")
+        >>> scale, shift = scale_shift_grad_diff(x_hat, dy, reduction="none")
         >>> scale.shape, torch.allclose(shift, dy.sum(1), atol=1e-5)
         (torch.Size([8, 16]), True)
     """
-    return torch.ops.unlearnx.affine_grad_diff(
+    return torch.ops.unlearnx.scale_shift_grad_diff(
         x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim, reduction=reduction
     )
 
 
-def affine_grad_sq(
+def scale_shift_grad_sq(
     x: Tensor,
     dy: Tensor,
     x_new: Tensor | None = None,
@@ -81,14 +81,14 @@ def affine_grad_sq(
 
     Example:
         >>> x, dy = torch.randn(8, 3, 6, 6), torch.randn(8, 3, 6, 6)  # BatchNorm with frozen statistics
-        >>> scale, shift = affine_grad_sq(x, dy, mean=torch.zeros(3), rstd=torch.ones(3), dim=1)
+        >>> scale, shift = scale_shift_grad_sq(x, dy, mean=torch.zeros(3), rstd=torch.ones(3), dim=1)
         >>> torch.allclose(shift, dy.sum((2, 3)).square().sum(0), rtol=1e-4)
         True
     """
-    return torch.ops.unlearnx.affine_grad_sq(x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim)
+    return torch.ops.unlearnx.scale_shift_grad_sq(x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim)
 
 
-def affine_grad_norm(
+def scale_shift_grad_sqnorm(
     x: Tensor,
     dy: Tensor,
     x_new: Tensor | None = None,
@@ -108,14 +108,14 @@ def affine_grad_norm(
 
     Example:
         >>> x_hat, dy = torch.randn(8, 16), torch.randn(8, 16)
-        >>> scale, shift = affine_grad_norm(x_hat, dy)
+        >>> scale, shift = scale_shift_grad_sqnorm(x_hat, dy)
         >>> torch.allclose(scale, (dy * x_hat).square().sum(1), rtol=1e-4)
         True
     """
-    return torch.ops.unlearnx.affine_grad_norm(x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim)
+    return torch.ops.unlearnx.scale_shift_grad_sqnorm(x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim)
 
 
-def affine_grad_dot(
+def scale_shift_grad_dot(
     x: Tensor,
     dy: Tensor,
     x_new: Tensor | None = None,
@@ -138,11 +138,11 @@ def affine_grad_dot(
 
     Example:
         >>> x_hat, dy = torch.randn(8, 16), torch.randn(8, 16)
-        >>> scale, shift = affine_grad_dot(x_hat, dy, v_scale=torch.ones(16), v_shift=torch.ones(16))
+        >>> scale, shift = scale_shift_grad_dot(x_hat, dy, v_scale=torch.ones(16), v_shift=torch.ones(16))
         >>> torch.allclose(shift, dy.sum(1), atol=1e-5)
         True
     """
-    return torch.ops.unlearnx.affine_grad_dot(
+    return torch.ops.unlearnx.scale_shift_grad_dot(
         x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim, v_scale=v_scale, v_shift=v_shift
     )
 
@@ -151,21 +151,21 @@ def _pair(x, *shape, dtype=None):
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-@torch.library.register_fake("unlearnx::affine_grad_diff")
+@torch.library.register_fake("unlearnx::scale_shift_grad_diff")
 def _(x, dy, x_new=None, dy_new=None, *, weight=None, mean=None, rstd=None, dim=-1, reduction="sum"):
     return _pair(x, *([] if reduction == "sum" else [x.shape[0]]), x.shape[dim])
 
 
-@torch.library.register_fake("unlearnx::affine_grad_sq")
+@torch.library.register_fake("unlearnx::scale_shift_grad_sq")
 def _(x, dy, x_new=None, dy_new=None, *, weight=None, mean=None, rstd=None, dim=-1):
     return _pair(x, x.shape[dim], dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::affine_grad_norm")
+@torch.library.register_fake("unlearnx::scale_shift_grad_sqnorm")
 def _(x, dy, x_new=None, dy_new=None, *, mean=None, rstd=None, dim=-1):
     return _pair(x, x.shape[0], dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::affine_grad_dot")
+@torch.library.register_fake("unlearnx::scale_shift_grad_dot")
 def _(x, dy, x_new=None, dy_new=None, *, mean=None, rstd=None, dim=-1, v_scale, v_shift):
     return _pair(x, x.shape[0], dtype=compute_dtype(x))

@@ -24,8 +24,8 @@ from unlearnx.curvature.rules import convolution_sizes
 from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._recording import Recording
 from unlearnx.ops._stack import Call
-from unlearnx.ops.affine_grad import affine_grad_diff
 from unlearnx.ops.lstm import LSTMStack, lstm, packed_lstm, recorded_recurrence
+from unlearnx.ops.scale_shift_grad import scale_shift_grad_diff
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -145,7 +145,7 @@ class _FrozenBatchNorm(_Layer):
     def _sums(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of dy * x and of dy, one a channel."""
         if x.dim() > 2 and not torch.is_grad_enabled():
-            return affine_grad_diff(x, dy, dim=1)
+            return scale_shift_grad_diff(x, dy, dim=1)
         dims = [d for d in range(x.dim()) if d != 1]
         return (dy * x).sum(dims), dy.sum(dims)
 

@@ -1,12 +1,12 @@
-#include "cuda/affine_grad.h"
 #include "cuda/portable.cuh"
+#include "cuda/scale_shift_grad.h"
 
 namespace unlearnx::cuda {
 
 /// A block takes `Channels` channels of one sample and shares out their positions among its threads. Threads that are
 /// neighbours read neighbours: channels where these are fastest in memory, else positions.
 template <typename T, int Channels, bool ChannelsFastest>
-__global__ void __launch_bounds__(kThreads) affine_rows_kernel(AffineArguments a, Compute<T>* rows) {
+__global__ void __launch_bounds__(kThreads) scale_shift_rows_kernel(ScaleShiftArguments a, Compute<T>* rows) {
   using C = Compute<T>;
   constexpr int kShare = kThreads / Channels;
   UX_SHARED(C, scales, kThreads);
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads) affine_rows_kernel(AffineArguments a
   rows[a.samples * a.channels + place] = shift;
 }
 
-void affine_rows(const AffineArguments& a, DType type, void* rows, cudaStream_t stream) {
+void scale_shift_rows(const ScaleShiftArguments& a, DType type, void* rows, cudaStream_t stream) {
   constexpr int kAcross = 32, kAlong = 8;  // channels of a block: a warp's width of them, or one for each warp
   const bool channels_fastest = a.inner == 1;
   const int64_t channels = channels_fastest ? kAcross : kAlong;
@@ -51,9 +51,9 @@ void affine_rows(const AffineArguments& a, DType type, void* rows, cudaStream_t 
     using T = typename decltype(t)::type;
     auto* const out = static_cast<Compute<T>*>(rows);
     if (channels_fastest)
-      UX_LAUNCH((affine_rows_kernel<T, kAcross, true>), grid, dim3(kThreads), stream, a, out);
+      UX_LAUNCH((scale_shift_rows_kernel<T, kAcross, true>), grid, dim3(kThreads), stream, a, out);
     else
-      UX_LAUNCH((affine_rows_kernel<T, kAlong, false>), grid, dim3(kThreads), stream, a, out);
+      UX_LAUNCH((scale_shift_rows_kernel<T, kAlong, false>), grid, dim3(kThreads), stream, a, out);
   });
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnx.curvature.operators import CurvatureOperator
-from unlearnx.curvature.solvers.replay import Replay, own_stream
+from unlearnx.curvature.solvers.cuda_graph import Replay, own_stream
 from unlearnx.ops.lissa_step import lissa_step_
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ LOOK = 16  # iterations between two looks
 
 
 @torch.no_grad()
-def unattended(progress: _Progress, batches: Batches, h: Tensor, damping: float) -> None:
+def iterate_on_device(progress: _Progress, batches: Batches, h: Tensor, damping: float) -> None:
     """Iterate ``h <- v + (1 - damping) h - C h / scale`` in place, h (K, P), until the run is over.
 
     Every right-hand side stops, and is counted, as if the host had looked at each of its updates. Where iterations

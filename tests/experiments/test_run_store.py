@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnx.experiments.cells import Cells, fingerprint, read_cell
+from unlearnx.experiments.run_store import Cells, fingerprint, read_cell
 
 RECIPE = {
     "experiment": "forget-class-digits",

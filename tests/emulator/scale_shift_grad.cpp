@@ -1,4 +1,4 @@
-#include "cuda/affine_grad.cuh"
+#include "cuda/scale_shift_grad.cuh"
 
 #include "harness.h"
 
@@ -13,7 +13,8 @@ void test(int64_t samples, int64_t outer, int64_t channels, int64_t inner, bool 
   const auto mean = uniform<C>(channels, -1, 1), rstd = uniform<C>(channels, 0, 3);
   std::vector<C> rows(2 * half, C(NAN));
   const C *pmean = normalised ? mean.data() : nullptr, *prstd = normalised ? rstd.data() : nullptr;
-  affine_rows({x.data(), dy.data(), pmean, prstd, samples, outer, channels, inner}, dtype<T>(), rows.data(), nullptr);
+  scale_shift_rows({x.data(), dy.data(), pmean, prstd, samples, outer, channels, inner}, dtype<T>(), rows.data(),
+                   nullptr);
   for (int64_t i = 0; i < samples; ++i)
     for (int64_t c = 0; c < channels; ++c) {
       double scale = 0, shift = 0;

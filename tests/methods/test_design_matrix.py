@@ -3,7 +3,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from unlearnx.methods.design import SMALL, DenseDesign, SparseDesign, as_design
+from unlearnx.methods.design_matrix import SMALL, DenseDesign, SparseDesign, as_design
 
 
 def matrix(n=40, p=12, *, signs=True):

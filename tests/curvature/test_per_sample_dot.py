@@ -1,10 +1,10 @@
 import pytest
 import torch
-from helpers import threads
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import ZOO, build, sample_gradients
 
+from tests.curvature.zoo import ZOO, build, sample_gradients
+from tests.helpers import threads
 from unlearnx.curvature import layers, per_sample_grad_dot
 
 
@@ -69,8 +69,8 @@ def test_losses(reduction):
 
 def test_passes_that_are_split(monkeypatch):
     """Parts of a batch, and the chunks of what no rule covers, come in the order of the samples."""
-    monkeypatch.setattr("unlearnx.curvature.samples.PASS_BYTES", 1)
-    monkeypatch.setattr("unlearnx.curvature.samples.CHUNK", 2)
+    monkeypatch.setattr("unlearnx.curvature.per_sample.PASS_BYTES", 1)
+    monkeypatch.setattr("unlearnx.curvature.per_sample.CHUNK", 2)
     for name in ("unknown", "conv3d", "cnn"):
         model, x, y = build(name)
         v = random_like(model, 2)

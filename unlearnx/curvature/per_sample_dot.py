@@ -11,9 +11,9 @@ from unlearnx._checks import Params, check_deterministic, check_finite, model_de
 from unlearnx._data import Data, check_alike, check_in_order, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._vectors import Layout, Vector
-from unlearnx.curvature.layers import Contribution
+from unlearnx.curvature.contributions import Contribution
+from unlearnx.curvature.per_sample import SampleGradients, Targets
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.curvature.samples import SampleGradients, Targets
 
 
 def per_sample_grad_dot(
@@ -75,7 +75,7 @@ def per_sample_grad_dot(
             for part_x, part_y in gradients.split(x, y):
                 _add_products(gradients, part_x, part_y, directions, products[:, position : position + len(part_x)])
                 position += len(part_x)
-    distributed.sum_([products])
+    distributed.all_reduce_([products])
     check_finite("products", [("v", products)])
     return products[0] if single else products
 

@@ -1,4 +1,4 @@
-#include "ops/affine_grad.h"
+#include "ops/scale_shift_grad.h"
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -67,7 +67,7 @@ UX_CLONES void run(const double* x, const double* dy, double mean, int64_t n, do
 }
 
 template <typename T>
-void sample_rows(const AffineGrad& p, const T* x, const T* dy, const T* mean, const T* rstd, T* scale, T* shift) {
+void sample_rows(const ScaleShiftGrad& p, const T* x, const T* dy, const T* mean, const T* rstd, T* scale, T* shift) {
   std::fill_n(scale, p.channels, T(0));
   std::fill_n(shift, p.channels, T(0));
   if (p.inner == 1) {
@@ -87,7 +87,7 @@ void sample_rows(const AffineGrad& p, const T* x, const T* dy, const T* mean, co
 }
 
 template <typename T>
-void all_rows(const AffineGrad& p, const at::Tensor& rows) {
+void all_rows(const ScaleShiftGrad& p, const at::Tensor& rows) {
   const at::Tensor x = p.x.to(type_of<T>), dy = p.dy.to(type_of<T>);
   const T *px = x.const_data_ptr<T>(), *pdy = dy.const_data_ptr<T>();
   const T* rstd = p.rstd.defined() ? p.rstd.const_data_ptr<T>() : nullptr;
@@ -102,22 +102,22 @@ void all_rows(const AffineGrad& p, const at::Tensor& rows) {
       });
 }
 
-void affine_rows(const AffineGrad& p, const at::Tensor& rows) {
+void scale_shift_rows(const ScaleShiftGrad& p, const at::Tensor& rows) {
   p.compute_type() == at::kDouble ? all_rows<double>(p, rows) : all_rows<float>(p, rows);
 }
 
-std::tuple<at::Tensor, at::Tensor> affine_grad_diff(const at::Tensor& x, const at::Tensor& dy,
-                                                    const OptionalTensor& x_new, const OptionalTensor& dy_new,
-                                                    const OptionalTensor& weight, const OptionalTensor& mean,
-                                                    const OptionalTensor& rstd, int64_t dim,
-                                                    c10::string_view reduction) {
-  return unlearnx::affine_grad_diff(&affine_rows, x, dy, x_new, dy_new, weight, mean, rstd, dim, reduction);
+std::tuple<at::Tensor, at::Tensor> scale_shift_grad_diff(const at::Tensor& x, const at::Tensor& dy,
+                                                         const OptionalTensor& x_new, const OptionalTensor& dy_new,
+                                                         const OptionalTensor& weight, const OptionalTensor& mean,
+                                                         const OptionalTensor& rstd, int64_t dim,
+                                                         c10::string_view reduction) {
+  return unlearnx::scale_shift_grad_diff(&scale_shift_rows, x, dy, x_new, dy_new, weight, mean, rstd, dim, reduction);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("affine_grad_diff", &affine_grad_diff);
+  m.impl("scale_shift_grad_diff", &scale_shift_grad_diff);
 }
 
 }  // namespace unlearnx::cpu

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unlearnx._losses import SampleLoss
-from unlearnx.curvature.samples import split_values
-from unlearnx.curvature.twice import TwiceDifferentiable
+from unlearnx.curvature.double_backward import TwiceDifferentiable
+from unlearnx.curvature.per_sample import split_values
 from unlearnx.ops._recording import Recording
 
 Values = Sequence[Tensor]
@@ -48,7 +48,7 @@ class Snapshot:
         )
 
 
-class Linearised:
+class BatchCurvature:
     """One batch at the parameters of a snapshot, to multiply its curvature, summed over it and divided by `samples`."""
 
     def __init__(self, snapshot: Snapshot, samples: int):
@@ -66,7 +66,7 @@ class Linearised:
         raise NotImplementedError
 
 
-class Recorded(Linearised):
+class Recorded(BatchCurvature):
     """The graph that products differentiate is recorded here and used for each of them."""
 
     def __init__(

@@ -6,18 +6,18 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers import Lines
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from zoo import build
 
+from tests.curvature.zoo import build
+from tests.helpers import Lines
 from unlearnx.curvature import CurvatureOperator, LiSSA
-from unlearnx.curvature.solvers import lissa, replay
-from unlearnx.curvature.solvers.replay import WARM_UP, Replay
+from unlearnx.curvature.solvers import cuda_graph, lissa
+from unlearnx.curvature.solvers.cuda_graph import WARM_UP, Replay
+from unlearnx.curvature.solvers.lissa_on_device import LOOK, Rows
 from unlearnx.curvature.solvers.solution import _Solving
-from unlearnx.curvature.solvers.unattended import LOOK, Rows
 
 
 def network(device="cpu", dtype=torch.float64, count=3, layers=(), **options):
@@ -42,10 +42,10 @@ def zoo(name, count=3, **options):
     return operator, {k: torch.randn(count, *p.shape, dtype=p.dtype) for k, p in model.named_parameters()}
 
 
-def solved(solver, problem, unattended, monkeypatch):
+def solved(solver, problem, on_device, monkeypatch):
     """The solution, samples in all products, and how often each loop ran."""
     operator, v = problem()
-    loops = {"unattended": 0, "_step_by_step": 0}
+    loops = {"iterate_on_device": 0, "_host_loop": 0}
 
     def counting(name, loop):
         def run(*arguments):
@@ -55,9 +55,9 @@ def solved(solver, problem, unattended, monkeypatch):
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(lissa, "can_capture", lambda device: unattended)
-        patch.setattr(lissa, "unattended", counting("unattended", lissa.unattended))
-        patch.setattr(LiSSA, "_step_by_step", counting("_step_by_step", LiSSA._step_by_step))
+        patch.setattr(lissa, "can_capture", lambda device: on_device)
+        patch.setattr(lissa, "iterate_on_device", counting("iterate_on_device", lissa.iterate_on_device))
+        patch.setattr(LiSSA, "_host_loop", counting("_host_loop", LiSSA._host_loop))
         return solver.solve(operator, v), operator.evaluations, loops
 
 
@@ -74,9 +74,9 @@ def assert_same(actual, expected, **tolerance):
 def compare(solver, problem, monkeypatch):
     """Both loops; the solution of the attended one."""
     expected, evaluations, loops = solved(solver, problem, False, monkeypatch)
-    assert loops["_step_by_step"] > 0 == loops["unattended"]
+    assert loops["_host_loop"] > 0 == loops["iterate_on_device"]
     actual, counted, loops = solved(solver, problem, True, monkeypatch)
-    assert loops["unattended"] > 0 == loops["_step_by_step"]
+    assert loops["iterate_on_device"] > 0 == loops["_host_loop"]
     assert_same(actual, expected)
     assert counted == evaluations
     return expected
@@ -171,12 +171,12 @@ def test_data_that_are_read_and_closed_forms_keep_the_host(monkeypatch):
     model, x, y = build("mlp")
     v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
     problem = lambda: (CurvatureOperator(model, F.cross_entropy, Lines(x, y)), v)  # noqa: E731
-    assert solved(LiSSA(0.01, 2.0, 4, 5), problem, True, monkeypatch)[2]["unattended"] == 0
+    assert solved(LiSSA(0.01, 2.0, 4, 5), problem, True, monkeypatch)[2]["iterate_on_device"] == 0
     linear = nn.Linear(6, 3).double()
     v = {k: torch.zeros_like(p) for k, p in linear.named_parameters()}
     v["bias"][0] = 1
     problem = lambda: (CurvatureOperator(linear, F.cross_entropy, (x, y)), v)  # noqa: E731
-    assert solved(LiSSA(batch_size=None), problem, True, monkeypatch)[2]["unattended"] == 0
+    assert solved(LiSSA(batch_size=None), problem, True, monkeypatch)[2]["iterate_on_device"] == 0
 
 
 class Recorder:
@@ -193,9 +193,9 @@ class Recorder:
                     raise ValueError("the capture was cut short")
             return self
 
-        monkeypatch.setattr(replay, "can_capture", lambda device: True)
-        monkeypatch.setattr(replay, "_captured", captured)
-        monkeypatch.setattr(replay, "_refusing_to_wait", nullcontext)
+        monkeypatch.setattr(cuda_graph, "can_capture", lambda device: True)
+        monkeypatch.setattr(cuda_graph, "_captured", captured)
+        monkeypatch.setattr(cuda_graph, "_refusing_to_wait", nullcontext)
         self.call = Replay(self.step, torch.device("cpu"))
         self.waits = waits
 
@@ -243,7 +243,7 @@ def test_a_failure_loses_nothing(options, reason, before, monkeypatch):
 @pytest.mark.parametrize("copy", [lambda t: t.to("meta"), lambda t: torch.zeros(2, device="meta").copy_(t)])
 def test_rehearsals_refuse_copies_from_the_host(copy):
     t = torch.ones(2)
-    with replay._NoCopies():
+    with cuda_graph._NoCopies():
         t.to(torch.float64).copy_(t + 1)
         with pytest.raises(RuntimeError, match=r"copies a tensor of shape \[2\] from the CPU"):
             copy(t)
@@ -294,11 +294,11 @@ def test_the_host_takes_over_what_cannot_be_captured(batch_size, monkeypatch):
 
     solver = LiSSA(0.0, 1.0, batch_size, 100, num_repeat=2)
     expected, evaluations, _ = solved(solver, network, False, monkeypatch)
-    monkeypatch.setattr(replay, "can_capture", lambda device: True)
-    monkeypatch.setattr(replay, "_refusing_to_wait", waits)
+    monkeypatch.setattr(cuda_graph, "can_capture", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "_refusing_to_wait", waits)
     with pytest.warns(UserWarning, match="waits for the device"):
         actual, counted, loops = solved(solver, network, True, monkeypatch)
-    assert loops == {"unattended": 2, "_step_by_step": 2}
+    assert loops == {"iterate_on_device": 2, "_host_loop": 2}
     assert_same(actual, expected)
     assert counted == evaluations
 
@@ -311,10 +311,10 @@ def eager_and_captured(solver, problem, monkeypatch):
         graphs.append(take(step))
         return graphs[-1]
 
-    take = replay._captured
+    take = cuda_graph._captured
     expected, evaluations, _ = solved(solver, problem, False, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(replay, "_captured", recording)
+        patch.setattr(cuda_graph, "_captured", recording)
         operator, v = problem()
         actual = solver.solve(operator, v)
     assert operator.evaluations == evaluations

@@ -5,7 +5,7 @@
 namespace unlearnx::cuda {
 
 /// All pointers to contiguous device memory.
-struct AffineArguments {
+struct ScaleShiftArguments {
   const void *x, *dy;       // (samples, outer, channels, inner) of one dtype
   const void *mean, *rstd;  // (channels,) in float64 where the dtype is float64, else float32; or both null
   int64_t samples, outer, channels, inner;
@@ -13,6 +13,6 @@ struct AffineArguments {
 
 /// Writes the sums over outer and inner of dy * (x - mean) * rstd and of dy: rows is (2, samples, channels), of the
 /// dtype of mean.
-void affine_rows(const AffineArguments& arguments, DType type, void* rows, cudaStream_t stream);
+void scale_shift_rows(const ScaleShiftArguments& arguments, DType type, void* rows, cudaStream_t stream);
 
 }  // namespace unlearnx::cuda

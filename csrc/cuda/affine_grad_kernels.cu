@@ -1,1 +1,0 @@
-#include "cuda/affine_grad.cuh"

@@ -1,0 +1,1 @@
+#include "cuda/scale_shift_grad.cuh"

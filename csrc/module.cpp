@@ -29,7 +29,8 @@ std::string cpu_level() {
   return "baseline";
 }
 
-/// Threads that a parallel loop of this module really gets: 1 where OpenMP was left out of the build.
+/// Threads that a parallel loop of this module really gets: 1 where OpenMP was left out of the build. Starts them,
+/// after which a forked process cannot use them: not for the import.
 int threads_seen() {
   std::vector<char> seen(at::get_num_threads(), 0);
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { seen[at::get_thread_num()] = 1; });
@@ -39,7 +40,7 @@ int threads_seen() {
 std::map<std::string, std::string> build_info() {
   return {
       {"torch", UNLEARNX_TORCH}, {"cuda", UNLEARNX_CUDA},    {"cuda_archs", UNLEARNX_ARCHS},
-      {"compiler", __VERSION__}, {"cpu_level", cpu_level()}, {"threads", std::to_string(threads_seen())},
+      {"compiler", __VERSION__}, {"cpu_level", cpu_level()},
   };
 }
 
@@ -67,4 +68,5 @@ PYBIND11_MODULE(_C, m) {
   refuse_cuda();
 #endif
   m.def("build_info", &build_info);
+  m.def("threads_seen", &threads_seen);
 }

@@ -44,11 +44,21 @@ def _tensors(data: Data) -> tuple[Tensor, Tensor] | None:
         pair = tuple(t[index] for t in base)
     else:
         return None
-    if len(pair) != 2 or not all(isinstance(t, Tensor) for t in pair):
+    return _checked(pair)
+
+
+def _checked(pair: Any) -> tuple[Tensor, Tensor]:
+    """`pair` as (x, y): samples in a batch, whoever made it."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        what = f"{type(pair).__name__} of {len(pair)}" if isinstance(pair, (tuple, list, dict)) else type(pair).__name__
+        raise ValueError(f"data: expected samples (x, y), got a {what}")
+    if not all(isinstance(t, Tensor) for t in pair):
         raise ValueError(f"data: expected a pair (x, y) of tensors, got {[type(t).__name__ for t in pair]}")
     x, y = pair
+    if x.dim() == 0 or y.dim() == 0:
+        raise ValueError(f"data: expected x and y with a row a sample, got shapes {list(x.shape)} and {list(y.shape)}")
     if len(x) != len(y):
-        raise ValueError(f"data: x has {len(x)} samples, but y has {len(y)}")
+        raise ValueError(f"data: expected as many labels as samples, got {len(x)} samples in x and {len(y)} in y")
     return x, y
 
 
@@ -59,9 +69,12 @@ def size(data: Data) -> int:
         ValueError: there are none.
     """
     source = data.dataset if isinstance(data, DataLoader) else data
+    readable = isinstance(source, (tuple, list, Dataset)) or hasattr(source, "__getitem__")
+    if not readable or isinstance(source, (Tensor, dict, str)):
+        raise ValueError(f"data: expected a pair (x, y), a Dataset or a DataLoader, got {type(source).__name__}")
     if not hasattr(source, "__len__"):
         raise ValueError(f"data: {type(source).__name__} has no length, expected samples that can be counted")
-    n = len(source[0]) if isinstance(source, (tuple, list)) else len(source)
+    n = len(_checked(source)[0]) if isinstance(source, (tuple, list)) else len(source)  # type: ignore[arg-type]
     if n == 0:
         raise ValueError("data: is empty, expected at least one sample")
     return n
@@ -70,10 +83,12 @@ def size(data: Data) -> int:
 def _collate(
     dataset: Dataset[Any], indices: Sequence[int], collate: Callable[[list[Any]], Any] = default_collate
 ) -> tuple[Tensor, Tensor]:
-    batch = collate([dataset[i] for i in indices])
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise ValueError(f"data: expected samples (x, y), got {type(dataset[indices[0]]).__name__}")
-    return batch[0], batch[1]
+    samples = [dataset[i] for i in indices]
+    try:
+        batch = collate(samples)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"data: expected samples that stack into a batch, got ones that do not: {error}") from error
+    return _checked(batch)
 
 
 def materialize(data: Data) -> tuple[Tensor, Tensor]:
@@ -159,16 +174,11 @@ def check_alike(name: str, data: Data) -> None:
 
 def _split(loader: DataLoader[Any], batch_size: int | None) -> Iterator[tuple[int, Tensor, Tensor]]:
     position = 0
-    for x, y in loader:
+    for batch in loader:
+        x, y = _checked(batch)
         step = batch_size or len(x)
         yield from ((position + i, x[i : i + step], y[i : i + step]) for i in range(0, len(x), step))
         position += len(x)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Images on the CPU in the memory order that its convolutions are fastest in; anything else as it is."""
-    images = x.dim() == 4 and x.device.type == "cpu"
-    return x.contiguous(memory_format=torch.channels_last) if images else x
 
 
 def batches(

@@ -58,5 +58,5 @@ def build_info() -> dict[str, str | int | None]:
         "cuda_archs": info["cuda_archs"] or None,
         "compiler": info["compiler"],
         "cpu_level": info["cpu_level"],
-        "threads": int(info["threads"]),
+        "threads": _C.threads_seen(),
     }

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from unlearnx._copies import lent
+
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
@@ -21,8 +23,9 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, without gradients."""
-    with modes_kept(model), torch.no_grad():
-        model.eval()
-        yield
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model to call in eval mode, without gradients; see :func:`unlearnx._copies.lent`."""
+    with torch.no_grad():
+        twin = lent(model)
+        with modes_kept(twin):
+            yield twin.eval()

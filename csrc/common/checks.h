@@ -3,17 +3,40 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
+#include <c10/util/safe_numerics.h>
 
 #include <cmath>
 
 namespace unlearnx {
 
+inline void check_strided(const char* op, const char* argument, const at::Tensor& t) {
+  TORCH_CHECK_VALUE(t.layout() == at::kStrided, op, ": ", argument, " has layout ", t.layout(),
+                    ", expected a strided tensor");
+}
+
 inline void check_floating(const char* op, const char* argument, const at::Tensor& t) {
   const auto type = t.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op, ": ",
                    argument, " has dtype ", type, ", expected float32, float64, float16 or bfloat16");
-  TORCH_CHECK_VALUE(t.layout() == at::kStrided, op, ": ", argument, " has layout ", t.layout(),
-                    ", expected a strided tensor");
+  check_strided(op, argument, t);
+}
+
+/// The product of sizes; raises where no tensor could hold so many entries. `what` says whose sizes they are.
+inline int64_t checked_product(const char* op, const char* what, at::IntArrayRef sizes) {
+  uint64_t product = 1;
+  bool wraps = false;
+  for (const int64_t size : sizes) wraps |= c10::mul_overflows(product, static_cast<uint64_t>(size), &product);
+  for (const int64_t size : sizes) wraps &= size != 0;
+  TORCH_CHECK_VALUE(!wraps && product < (uint64_t{1} << 60), op, ": ", what, " has sizes ", sizes,
+                    ", expected fewer than 2^60 entries");
+  return static_cast<int64_t>(product);
+}
+
+/// `index`, counted from the end where it is negative, of a list of `size`.
+inline int64_t checked_index(const char* op, const char* argument, int64_t index, int64_t size) {
+  TORCH_CHECK_INDEX(-size <= index && index < size, op, ": ", argument, " is ", index, ", expected ", -size, " to ",
+                    size - 1);
+  return index < 0 ? index + size : index;
 }
 
 inline void check_same_device(const char* op, const char* argument, const at::Tensor& t, const char* other,

@@ -4,10 +4,16 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "common/checks.h"
 
 namespace unlearnx {
 namespace {
+
+// Of kernel sizes, strides, paddings and dilations: sums and products of two of them fit in 63 bits with room for the
+// size of an image.
+constexpr int64_t kMost = int64_t{1} << 30;
 
 /// <d_i, v> = sum over outputs of dy_i * conv(x_i, v): one convolution that all samples share.
 at::Tensor conv2d_grad_dot(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
@@ -43,8 +49,11 @@ Conv2dGrad check_conv2d_grad(const char* op, const at::Tensor& x, const at::Tens
   TORCH_CHECK_VALUE(dy.dim() == 4 && dy.size(0) == x.size(0), op, ": dy has shape ", dy.sizes(),
                     ", expected (N, O, H', W') with N = ", x.size(0), " as x");
   const auto check_sizes = [op](const char* name, at::IntArrayRef values, int64_t least) {
+    TORCH_CHECK_VALUE(values.size() == 2, op, ": ", name, " is ", values,
+                      ", expected two values, for rows and columns");
     for (const int64_t v : values)
-      TORCH_CHECK_VALUE(v >= least, op, ": ", name, " is ", values, ", expected values >= ", least);
+      TORCH_CHECK_VALUE(v >= least && v <= kMost, op, ": ", name, " is ", values, ", expected values from ", least,
+                        " to ", kMost);
   };
   check_sizes("kernel_size", kernel_size, 1);
   check_sizes("stride", stride, 1);
@@ -54,6 +63,8 @@ Conv2dGrad check_conv2d_grad(const char* op, const at::Tensor& x, const at::Tens
   TORCH_CHECK_VALUE(groups >= 1 && channels % groups == 0 && outputs % groups == 0, op, ": groups is ", groups,
                     ", expected a divisor of x's ", channels, " and dy's ", outputs, " channels");
   for (int d = 0; d < 2; ++d) {
+    TORCH_CHECK_VALUE(x.size(2 + d) <= kMost * kMost, op, ": x has shape ", x.sizes(), ", expected images of up to ",
+                      kMost * kMost, " rows and columns");
     const int64_t room = x.size(2 + d) + 2 * padding[d] - dilation[d] * (kernel_size[d] - 1) - 1;
     const int64_t expected = room < 0 ? 0 : room / stride[d] + 1;
     TORCH_CHECK_VALUE(room >= 0 && dy.size(2 + d) == expected, op, ": dy has ", dy.size(2 + d),
@@ -61,6 +72,10 @@ Conv2dGrad check_conv2d_grad(const char* op, const at::Tensor& x, const at::Tens
                       " of x with kernel_size ", kernel_size[d], ", stride ", stride[d], ", padding ", padding[d],
                       " and dilation ", dilation[d]);
   }
+  checked_product(op, "x", x.sizes().slice(1));
+  checked_product(op, "dy", dy.sizes().slice(1));
+  checked_product(op, "each sample's gradient",
+                  {std::max<int64_t>(x.size(0), 1), outputs, channels / groups, kernel_size[0], kernel_size[1]});
   check_second_pair(op, x, dy, x_new, dy_new);
   const auto channels_last = [](const at::Tensor& t) { return t.contiguous(at::MemoryFormat::ChannelsLast); };
   Conv2dGrad problem{x.size(0),

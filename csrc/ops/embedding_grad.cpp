@@ -6,8 +6,9 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/WrapDimMinimal.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include "common/checks.h"
 
@@ -92,11 +93,17 @@ EmbeddingGrad check_embedding_grad(const char* op, const at::Tensor& x, const at
                                    const OptionalTensor& weight, std::optional<int64_t> padding_idx) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kLong || x.scalar_type() == at::kInt, op, ": x has dtype ", x.scalar_type(),
                    ", expected token numbers as int64 or int32");
+  check_strided(op, "x", x);
   check_floating(op, "dy", dy);
   check_same_device(op, "dy", dy, "x", x);
   TORCH_CHECK_VALUE(x.dim() >= 1 && dy.dim() == x.dim() + 1 && dy.sizes().slice(0, x.dim()) == x.sizes(), op,
                     ": dy has shape ", dy.sizes(), ", expected (N, ..., D) with the sizes of x, ", x.sizes());
-  TORCH_CHECK_VALUE(num_embeddings >= 0, op, ": num_embeddings is ", num_embeddings, ", expected at least 0");
+  TORCH_CHECK_VALUE(num_embeddings >= 0 && num_embeddings < INT64_MAX, op, ": num_embeddings is ", num_embeddings,
+                    ", expected at least 0 and less than 2^63 - 1");
+  checked_product(op, "each sample's gradient",
+                  {std::max<int64_t>(x.size(0), 1), num_embeddings + 1, std::max<int64_t>(dy.size(-1), 1)});
+  const int64_t padding =
+      padding_idx.has_value() ? checked_index(op, "padding_idx", *padding_idx, num_embeddings) : num_embeddings;
   check_second_pair(op, x, dy, x_new, dy_new);
   const int64_t n = x.size(0), features = dy.size(-1), positions = positions_of(dy);
   const auto tokens = [&](const at::Tensor& t, const char* name) {
@@ -106,7 +113,7 @@ EmbeddingGrad check_embedding_grad(const char* op, const at::Tensor& x, const at
                         " has tokens from ", flat.min().item<int64_t>(), " to ", flat.max().item<int64_t>(),
                         ", expected 0 to ", num_embeddings - 1);
     if (!padding_idx.has_value()) return flat;
-    return at::where(flat == c10::maybe_wrap_dim(*padding_idx, num_embeddings), num_embeddings, flat);
+    return at::where(flat == padding, num_embeddings, flat);
   };
   const auto rows = [&](const at::Tensor& t) { return t.reshape({n, positions, features}).to(compute_type(dy)); };
   EmbeddingGrad p{n, positions, num_embeddings, features, tokens(x, "x"), rows(dy), checked_weight(op, weight, dy)};

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "common/checks.h"
+#include "ops/overlap.h"
 
 namespace unlearnx {
 
@@ -14,6 +15,9 @@ FisherMask check_fisher_mask(at::TensorList params, at::TensorList importance_fo
   check_paired(op, "importance_forget", importance_forget, "params", params);
   check_paired(op, "importance_retain", importance_retain, "params", params);
   TORCH_CHECK_VALUE(ratio >= 0 && ratio <= 1, op, ": ratio is ", ratio, ", expected a number from 0 to 1");
+  check_overlap(op, {"params", params},
+                {{"importance_forget", importance_forget}, {"importance_retain", importance_retain}},
+                SamePlace::Refused);
   int64_t entries = 0;
   bool wide = false;
   for (const auto list : {params, importance_forget, importance_retain})

@@ -5,6 +5,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "common/checks.h"
 
 namespace unlearnx {
@@ -39,6 +41,9 @@ LinearGrad check_linear_grad(const char* op, const at::Tensor& x, const at::Tens
                              const OptionalTensor& dy_new, const OptionalTensor& weight) {
   check_pair(op, x, dy);
   check_second_pair(op, x, dy, x_new, dy_new);
+  checked_product(op, "x", x.sizes().slice(1));
+  checked_product(op, "dy", dy.sizes().slice(1));
+  checked_product(op, "each sample's gradient", {std::max<int64_t>(x.size(0), 1), dy.size(-1), x.size(-1)});
   const int64_t n = x.size(0), positions = positions_of(x);
   const auto flat = [&](const at::Tensor& t) { return t.contiguous().view({n * positions, t.size(-1)}); };
   LinearGrad problem{n, positions, dy.size(-1), x.size(-1), flat(x), flat(dy), {}, {}, checked_weight(op, weight, dy)};

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "common/checks.h"
+#include "ops/overlap.h"
 
 namespace unlearnx {
 
@@ -14,6 +15,7 @@ void check_lissa_step(at::TensorList h, at::TensorList v, at::TensorList hv, dou
   check_paired(op, "hv", hv, "h", h);
   check_non_negative(op, "damping", damping);
   TORCH_CHECK_VALUE(std::isfinite(scale) && scale > 0, op, ": scale is ", scale, ", expected a finite number > 0");
+  check_overlap(op, {"h", h}, {{"v", v}, {"hv", hv}}, SamePlace::Allowed);
 }
 
 at::ScalarType lissa_norm_type(at::TensorList h) {

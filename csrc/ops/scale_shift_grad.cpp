@@ -3,7 +3,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mv.h>
-#include <c10/core/WrapDimMinimal.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
@@ -20,7 +19,7 @@ ScaleShiftGrad check_scale_shift_grad(const at::Tensor& x, const at::Tensor& dy,
   check_dtypes(op, "x", x, "dy", dy);
   check_same_shape(op, "dy", dy, "x", x);
   TORCH_CHECK_VALUE(x.dim() >= 2, op, ": x has shape ", x.sizes(), ", expected (N, ..., C, ...)");
-  const int64_t channel_dim = c10::maybe_wrap_dim(dim, x.dim());
+  const int64_t channel_dim = checked_index(op, "dim", dim, x.dim());
   TORCH_CHECK_VALUE(channel_dim != 0, op, ": dim is ", dim, ", expected the channels' dimension, not the samples'");
   const int64_t channels = x.size(channel_dim);
   TORCH_CHECK_VALUE(mean.has_value() == rstd.has_value(), op, ": mean and rstd come together, got only ",

@@ -71,6 +71,7 @@ LissaRun check_lissa_softmax_linear(const at::Tensor& h, const at::Tensor& probs
   check_at_least_one("iterations", iterations);
   if (batch_size.has_value()) check_at_least_one("batch_size", *batch_size);
   if (patience.has_value()) check_at_least_one("patience", *patience);
+  checked_product(kLissa, "history of all iterations", {iterations, problem.sides});
   if (order.has_value()) {
     check_order(*order, h);
     problem.h = problem.h.index_select(0, *order);

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "common/checks.h"
+#include "ops/overlap.h"
 
 namespace unlearnx {
 
@@ -17,6 +18,8 @@ void check_ssd_dampen(at::TensorList params, at::TensorList importance_full, at:
   check_non_negative(op, "lam", lam);
   check_non_negative(op, "exponent", exponent);
   check_non_negative(op, "bound", bound);
+  check_overlap(op, {"params", params},
+                {{"importance_full", importance_full}, {"importance_forget", importance_forget}}, SamePlace::Allowed);
 }
 
 namespace {

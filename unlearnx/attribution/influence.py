@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearnx._checks import Params, check_at_least_one, check_deterministic, check_finite, model_device
+from unlearnx._calls import check_call
+from unlearnx._checks import Params, check_at_least_one, check_finite, model_device
+from unlearnx._copies import lent
 from unlearnx._data import Data, batches, check_in_order, materialize, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
@@ -181,10 +183,10 @@ class _Objective:
     """
 
     def __init__(self, model: nn.Module, loss_fn: Loss, failures: Data, precision: Vector, batch_size: int | None):
-        check_deterministic(model)
+        check_call(model, loss_fn, failures, name="failures")
         names = list(precision)
         cut = FrozenPrefix(model, names, failures)
-        self._model, self._loss, self._batch_size = cut.head, SampleLoss(loss_fn), batch_size
+        self._model, self._loss, self._batch_size = lent(cut.head), SampleLoss(loss_fn), batch_size
         self._data = cut.features(materialize(failures), batch_size=batch_size)
         self._values, self._rest = split_values(cut.head, names)
         self.origin = {name: t.to(compute_dtype(t)) for name, t in self._values.items()}
@@ -224,7 +226,7 @@ def _descend(objective: _Objective, steps: int, lr: float, advance: Callable[[in
 
 def _losses(model: nn.Module, loss_fn: Loss, data: Data, point: Vector, batch_size: int | None) -> Tensor:
     """The loss of every sample with the parameters of `point`, (N,)."""
-    loss = SampleLoss(loss_fn)
+    model, loss = lent(model), SampleLoss(loss_fn)
     values, rest = split_values(model, list(point))
     values = {name: point[name].to(t.dtype) for name, t in values.items()}
     dtype = next(iter(point.values())).dtype

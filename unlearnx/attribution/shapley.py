@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearnx._checks import check_at_least_one, check_at_least_zero, check_deterministic, model_device
+from unlearnx._calls import check_call
+from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
+from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.attribution.permutations import Sampling, ShapleyResult, reproducible, seeded
@@ -119,14 +121,14 @@ def gradient_shapley(
         >>> result.values.shape, result.permutations
         (torch.Size([6]), 3)
     """
-    check_deterministic(model)
+    check_call(model, loss_fn, train, name="train")
     check_in_order("train", train)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is {lr!r}, expected a finite number > 0")
     sampling = Sampling(permutations, tolerance, seed, workers, checkpoint, progress)
     device = model_device(model)
     (x, y), (x_test, y_test) = ((t.to(device) for t in materialize(data)) for data in (train, test))
-    game = _Epoch(model, SampleLoss(loss_fn), (x, y), (x_test, y_test), lr, score or _accuracy)
+    game = _Epoch(lent(model), SampleLoss(loss_fn), (x, y), (x_test, y_test), lr, score or _accuracy)
     return sampling.run(game, len(x), f"G-Shapley, lr {lr!r}")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from unlearnx._data import channels_last
+from unlearnx._memory_order import channels_last
 from unlearnx.curvature.rules import convolution_sizes
 from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._recording import Recording

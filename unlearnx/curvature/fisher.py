@@ -11,7 +11,9 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from unlearnx import _distributed as distributed
-from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
+from unlearnx._calls import check_call
+from unlearnx._checks import Params, check_finite, model_device, select_params
+from unlearnx._copies import lent
 from unlearnx._data import Data, check_alike, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
@@ -84,7 +86,7 @@ def fisher_diagonal(
         raise ValueError(f"fisher_type is {fisher_type!r}, expected one of {', '.join(FISHER_TYPES)}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
-    check_deterministic(model)
+    check_call(model, loss_fn, data)
     names = select_params(model, params)
     check_alike("data", data)
     n = size(data)
@@ -96,7 +98,7 @@ def fisher_diagonal(
     total = {name: torch.zeros_like(own[name], dtype=compute_dtype_of(own[name])) for name in names}
     add: Callable[[int, Tensor, Tensor], None]
     if fisher_type == "batch":
-        add = partial(_add_batch_squares, cut.head, loss, total, compute_dtype)
+        add = partial(_add_batch_squares, lent(cut.head), loss, total, compute_dtype)
     else:
         chances = None
         if fisher_type == "mc":

@@ -10,7 +10,9 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, RandomSampler
 
 from unlearnx import _distributed as distributed
-from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
+from unlearnx._calls import check_call, rows
+from unlearnx._checks import Params, check_finite, model_device, select_params
+from unlearnx._copies import lent
 from unlearnx._data import Data, batches, check_alike, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.curvature.contributions import Contribution
@@ -84,7 +86,7 @@ def grad_difference(
         >>> change["weight"].shape
         torch.Size([3, 4])
     """
-    check_deterministic(model)
+    check_call(model, loss_fn, old, name="old", penalty=True)
     names = select_params(model, params)
     check_alike("old", old)
     if new is not None:
@@ -96,10 +98,14 @@ def grad_difference(
     chosen = [values[name] for name in names]
     total = {name: torch.zeros_like(own[name]) for name in names}
 
-    def output(x: Tensor) -> Tensor:
-        return functional_call(cut.head, {n: v for n, v in values.items() if n in head_names}, (cut(x),))
+    head = lent(cut.head)
+    head_names = {name for name, _ in head.named_parameters()}
+    direct = [name for name in names if own[name].requires_grad]
+    itself = [own[name] for name in direct]  # what a penalty in the loss depends on
 
-    head_names = {name for name, _ in cut.head.named_parameters()}
+    def output(x: Tensor) -> Tensor:
+        return rows(functional_call(head, {n: v for n, v in values.items() if n in head_names}, (cut(x),)), len(x))
+
     with distributed.failing_together(model_device(model)):
         for (x, y), corrected in _pairs(model, old, new, batch_size, shared=True):
             with torch.enable_grad():
@@ -110,8 +116,8 @@ def grad_difference(
                     x_new, y_new = corrected
                     after = before if _same(x, x_new) else output(x_new)
                     objective = loss.total(after, y_new) - loss.total(before, y)
-                gradients = torch.autograd.grad(objective, chosen, materialize_grads=True)
-            for name, gradient in zip(names, gradients, strict=True):
+                gradients = torch.autograd.grad(objective, chosen + itself, materialize_grads=True)
+            for name, gradient in zip([*names, *direct], gradients, strict=True):
                 total[name] += gradient
     distributed.all_reduce_(total.values())
     check_finite("gradient", total.items())
@@ -134,7 +140,7 @@ def per_sample_grad_difference(
         >>> each["weight"].shape
         torch.Size([20, 3, 4])
     """
-    check_deterministic(model)
+    check_call(model, loss_fn, old, name="old")
     names = select_params(model, params)
     loss = SampleLoss(loss_fn)
     own = dict(model.named_parameters())

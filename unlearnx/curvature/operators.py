@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
+from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_at_least_one, check_deterministic, model_device, select_params
+from unlearnx._copies import lent
 from unlearnx._data import BATCH_SIZE, Data, Samples, check_alike, check_visits_all
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
+from unlearnx._memory_order import may_reorder
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.batch_curvature import KINDS, BatchCurvature, Recorded, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -90,7 +93,7 @@ class CurvatureOperator:
     ):
         check_curvature(kind, damping)
         check_at_least_one(batch_size=batch_size)
-        check_deterministic(model)
+        check_call(model, loss_fn, data)
         self.kind, self.damping = kind, damping
         self.names = select_params(model, params)
         check_visits_all(data)
@@ -320,13 +323,14 @@ class _Shared:
 
     def __init__(self, model: nn.Module, prefix: nn.Module | None, names: list[str], loss_fn: Loss):
         self.model, self.names, self.loss = model, names, SampleLoss(loss_fn)
+        self._lent = lent(model)
         self._softmax = is_softmax_regression(model, names, loss_fn)
         self._prefix = None if prefix is None else (prefix, Snapshot(prefix, []))
         self.evaluations = 0
         self.fixed = False
         self._keeps = True
         self._snapshot: Snapshot | None = None
-        self._images = True
+        self._images = may_reorder(model)
         self._kept: weakref.WeakKeyDictionary[BatchCurvature, int] = weakref.WeakKeyDictionary()  # and their bytes
         self._bytes_a_sample: float | None = None
         self._budget = 0.0
@@ -360,11 +364,11 @@ class _Shared:
         if closed_form is not None:
             return closed_form
         if not (self._images and x.device.type == "cpu" and x.dim() == 4):
-            return kind(self.model, self.loss, snapshot, x, y, samples, images=False)
+            return kind(self._lent, self.loss, snapshot, x, y, samples, images=False)
         try:
-            return kind(self.model, self.loss, snapshot, x, y, samples, images=True)
+            return kind(self._lent, self.loss, snapshot, x, y, samples, images=True)
         except RuntimeError:  # a forward may ask for the usual order of memory
-            batch = kind(self.model, self.loss, snapshot, x, y, samples, images=False)
+            batch = kind(self._lent, self.loss, snapshot, x, y, samples, images=False)
             self._images = False  # it was that
             return batch
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from unlearnx._data import channels_last
+from unlearnx._copies import lent
 from unlearnx._losses import SampleLoss
+from unlearnx._memory_order import channels_last, may_reorder
 from unlearnx.curvature.contributions import Contribution, Rows
 from unlearnx.curvature.tape import Tape
 from unlearnx.ops._dtypes import compute_dtype
@@ -65,7 +66,7 @@ class SampleGradients:
     """
 
     def __init__(self, model: nn.Module, loss: SampleLoss, names: list[str], x: Tensor, dtype: torch.dtype | None):
-        self.model, self.loss, self.names, self.dtype = model, loss, names, dtype
+        self.model, self.loss, self.names, self.dtype = lent(model), loss, names, dtype
         # Nothing of the model requires gradients: the batch's weight gradients are never computed.
         self.frozen = split_values(model, [name for name, _ in model.named_parameters()])[0]
         self.channels_last = False
@@ -141,7 +142,7 @@ class SampleGradients:
             try:
                 with autocast(samples[0], self.dtype):
                     return vmap(grad(objective), in_dims=(None, *[0] * len(samples)))(values, *samples)
-            except RuntimeError:  # control flow that depends on data, functions without a batching rule
+            except (RuntimeError, ValueError):  # control flow that depends on data, functions without a batching rule
                 self.vectorised = False
         rows = [_gradients(objective, values, *sample, dtype=self.dtype) for sample in zip(*samples, strict=True)]
         return {name: torch.stack([row[name] for row in rows]) for name in values}
@@ -173,7 +174,8 @@ class SampleGradients:
         def take(name: str, contribution: Contribution) -> None:
             got[name] = contribution.total(weight)
 
-        tape = self._probe(x, noise, take, images=True) if x.dim() == 4 and x.device.type == "cpu" else None
+        images = x.dim() == 4 and x.device.type == "cpu" and may_reorder(self.model)
+        tape = self._probe(x, noise, take, images=True) if images else None
         tape = tape or self._probe(x, noise, take, images=False)
         if tape is None:
             self.axes = {}

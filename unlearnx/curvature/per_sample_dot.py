@@ -7,7 +7,8 @@ from collections import Counter
 from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
-from unlearnx._checks import Params, check_deterministic, check_finite, model_device, select_params
+from unlearnx._calls import check_call
+from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._data import Data, check_alike, check_in_order, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._vectors import Layout, Vector
@@ -55,7 +56,7 @@ def per_sample_grad_dot(
         >>> per_sample_grad_dot(model, nn.functional.cross_entropy, (x, y), v).shape
         torch.Size([2, 20])
     """
-    check_deterministic(model)
+    check_call(model, loss_fn, data)
     names = select_params(model, params)
     check_alike("data", data)
     check_in_order("data", data)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import threading
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import TensorDataset
 
 from unlearnx._checks import Params, model_device, select_params
-from unlearnx._data import Data, batches, channels_last
-from unlearnx._modes import evaluating
+from unlearnx._copies import independent, lent
+from unlearnx._data import Data, batches
+from unlearnx._memory_order import ImageOrder
+from unlearnx._modes import modes_kept
 
 
 class FrozenPrefix:
@@ -42,13 +46,15 @@ class FrozenPrefix:
             parts = _cut(model, set(names), data)
             if parts is not None:
                 self.prefix, self.head = parts
+                self._frozen = lent(self.prefix).eval()
+                self._order = ImageOrder(self._frozen)
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the head takes in place of `x`: `x` itself where there is no prefix."""
         if self.prefix is None:
             return x
-        with evaluating(self.prefix):
-            return self.prefix(channels_last(x))
+        with torch.no_grad():
+            return self._frozen(self._order(x))
 
     def features(self, data: Data, *, batch_size: int | None = None, dtype: torch.dtype | None = None) -> Data:
         """What the head takes in place of the images: `data` itself where there is no prefix.
@@ -66,12 +72,12 @@ class FrozenPrefix:
         """
         if self.prefix is None:
             return data
-        prefix = self.prefix if dtype is None else copy.deepcopy(self.prefix).to(dtype)
+        prefix = self._frozen if dtype is None else independent(self._frozen).to(dtype)
         xs: list[Tensor] = []
         ys: list[Tensor] = []
-        with evaluating(prefix):
+        with torch.no_grad():
             for x, y in batches(data, batch_size, model_device(self.head)):
-                xs.append(prefix(channels_last(x.to(dtype) if dtype and x.is_floating_point() else x)))
+                xs.append(prefix(self._order(x).to(dtype if x.is_floating_point() else None)))
                 ys.append(y)
         return TensorDataset(torch.cat(xs), torch.cat(ys))
 
@@ -85,6 +91,27 @@ class _OneInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+_tracing = threading.Lock()  # tracing replaces functions of torch.nn.Module, and puts back what it found
+
+
+class _Tracer(fx.Tracer):
+    """Leaves modules that other threads run meanwhile alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 _SCOPE = "model."  # of names inside _OneInput
@@ -102,7 +129,8 @@ def _twin(model: nn.Module) -> nn.Module:
 def _cut(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Module, nn.Module] | None:
     try:
         twin = _twin(model)
-        graph = fx.Tracer().trace(_OneInput(twin))
+        with _tracing:
+            graph = _Tracer().trace(_OneInput(twin))
     except Exception:  # this copies and runs the user's code, on proxies, which may raise anything
         return None
     named = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
@@ -159,10 +187,10 @@ def _part(model: nn.Module, graph: fx.Graph, head: set[fx.Node], boundary: fx.No
 def _is_the_model(model: nn.Module, prefix: nn.Module, head: nn.Module, data: Data) -> bool:
     """Whether the parts give what the model gives, on any pass over the same features."""
     x = next(iter(batches(data, 2, model_device(model))))[0]
-    with evaluating(model):
-        expected, features = model(x), prefix(x)
+    with torch.no_grad(), modes_kept(model):
+        model.eval()
+        expected, features = model(x.clone()), prefix(x.clone())
         if not isinstance(features, Tensor) or features.shape[:1] != x.shape[:1]:
             return False
-        kept = features.clone()
-        passes = [head(features), head(features)]
-    return torch.equal(features, kept) and all(torch.allclose(p, expected, rtol=1e-4, atol=1e-5) for p in passes)
+        passes = [head(features.clone()), head(features.clone())]
+    return all(torch.allclose(p, expected, rtol=1e-4, atol=1e-5) for p in passes)

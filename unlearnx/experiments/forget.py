@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unlearnx import __version__
 from unlearnx._data import materialize
+from unlearnx._memory_order import ImageOrder
 from unlearnx.curvature import ConjugateGradient
 from unlearnx.data import Splits, load_cifar10, load_digits
 from unlearnx.experiments import showcase
@@ -319,7 +320,9 @@ class _Seed:
 
     def _load(self, recipe: Recipe) -> nn.Module:
         model = self.cells.load(recipe, untrained(self.study.network, seed=0, device=self.study.device))
-        if self.study.splits.train_x.dim() == 4:  # as after training: other orders in memory round differently
+        if ImageOrder(model).taken(
+            self.study.splits.train_x
+        ):  # as after training: other orders in memory round differently
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -14,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from unlearnx._calls import check_call
 from unlearnx._checks import (
     Params,
     check_at_least_one,
     check_at_least_zero,
-    check_deterministic,
     model_device,
     select_params,
 )
+from unlearnx._copies import independent
 from unlearnx._data import materialize
 from unlearnx._losses import Loss
 from unlearnx._modes import evaluating
@@ -117,9 +117,8 @@ class Method:
 
     def _on_copy(self, model: nn.Module, request: Request, opening: Opening | None) -> Outcome:
         start = time.perf_counter()
-        if self._needs_eval:
-            check_deterministic(model)
-        working = copy.deepcopy(model)
+        check_call(model, self.loss_fn, request.dataset, name="request", deterministic=self._needs_eval)
+        working = independent(model)
         names = self._names(working)
         cut = FrozenPrefix(working, names, request.dataset)
         work = Work(self, cut.head, request.features(cut, batch_size=self.batch_size), names, opening)
@@ -205,8 +204,8 @@ class Work:
 
 def chance_loss(work: Work, x: Tensor, y: Tensor) -> float | None:
     """The cross-entropy of a guess among the classes, in nats; None where the model does not give class scores."""
-    with evaluating(work.model):
-        output = work.model(x[:1].to(model_device(work.model)))
+    with evaluating(work.model) as model:
+        output = model(x[:1].to(model_device(work.model)))
     if y.is_floating_point() or output.dim() < 2 or output.shape[1] < 2:
         return None
     return math.log(output.shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -10,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._checks import model_device
-from unlearnx._data import batches, channels_last
+from unlearnx._copies import independent
+from unlearnx._data import batches
 from unlearnx._losses import SampleLoss
+from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
 from unlearnx.methods.base import Method, Work
 from unlearnx.methods.retrain import reset_parameters
@@ -28,8 +29,9 @@ class Teacher:
         device = model_device(model)
         dtype = method.autocast
         self.temperature = temperature
-        with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            output = torch.cat([model(channels_last(part)) for part, _ in batches((x, x), method.batch_size, device)])
+        with evaluating(model) as model, torch.autocast(device.type, dtype, enabled=dtype is not None):
+            order = ImageOrder(model)
+            output = torch.cat([model(order(part)) for part, _ in batches((x, x), method.batch_size, device)])
         self.log_p = F.log_softmax((output.float() if dtype else output) / temperature, 1)
 
     def divergence(self, output: Tensor, number: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def random_network(model: nn.Module, seed: int) -> nn.Module:
     Raises:
         ValueError: a module has parameters and no ``reset_parameters()``.
     """
-    network = copy.deepcopy(model).cpu().eval()  # the same numbers whatever the model's device
+    network = independent(model).cpu().eval()  # the same numbers whatever the model's device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         reset_parameters(network)

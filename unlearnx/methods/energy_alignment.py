@@ -62,12 +62,12 @@ class EnergyAlignment(TrainedMethod):
         x, y = materialize(work.target)
         wrong = materialize(work.request.forget_set)[0].to(x.device)
         before, moved = [], []
-        with evaluating(work.model):
+        with evaluating(work.model) as model:
             for part, _ in batches((wrong, wrong), self.batch_size, model_device(work.model)):
-                before.append(free_energy(work.model, part))
-                moved.append(descend(work.model, part, self.steps, self.step))
-            after = [free_energy(work.model, part) for part in moved]
-            labels = torch.cat([work.model(part) for part in moved]).softmax(1)
+                before.append(free_energy(model, part))
+                moved.append(descend(model, part, self.steps, self.step))
+            after = [free_energy(model, part) for part in moved]
+            labels = torch.cat([model(part) for part in moved]).softmax(1)
         work.gradient_evaluations += self.steps * len(wrong)
         info["energy"] = [float(torch.cat(energies).mean()) for energies in (before, after)]
         stays, device = len(x), labels.device

@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearnx._checks import check_at_least_one, check_at_least_zero
 from unlearnx._data import materialize, size
 from unlearnx._losses import SampleLoss
-from unlearnx._modes import evaluating
+from unlearnx._modes import modes_kept
 from unlearnx.methods.base import Work, chance_loss
 from unlearnx.methods.importance import check_importance, diagonal, mean_entry
 from unlearnx.methods.training_method import TrainedMethod
@@ -70,7 +70,8 @@ class EWCRepair(TrainedMethod):
         bound = chance_loss(work, *data) if self.bound is None else self.bound
         if bound is None:
             raise ValueError("bound: None stands for log(classes), and the model gives no class scores; give a number")
-        with evaluating(work.model), torch.enable_grad():
+        with modes_kept(work.model), torch.enable_grad():
+            work.model.eval()
             fisher = diagonal(self, work, request.dataset, self.fisher_type, "mean")
         l2 = self.strength * mean_entry(fisher) if self.l2 is None else self.l2
         scale = size(request.dataset) / size(data)

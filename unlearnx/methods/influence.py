@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from unlearnx._checks import check_at_least_one, check_at_least_zero, check_deterministic
+from unlearnx._calls import check_call
+from unlearnx._checks import check_at_least_one, check_at_least_zero
+from unlearnx._copies import independent
 from unlearnx._data import Data, materialize, size
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
@@ -441,7 +442,7 @@ class SecondOrder(InfluenceUpdate):
         dataset = requests[0].dataset
         if not all(_same(request.dataset, dataset) for request in requests):
             raise ValueError("requests: belong to different datasets, expected the same object in all of them")
-        check_deterministic(model)
+        check_call(model, self.loss_fn, dataset, name="request")
         names = self._names(model)
         cut = FrozenPrefix(model, names, dataset)
         features = TensorDataset(*materialize(cut.features(dataset, batch_size=self.batch_size)))
@@ -509,7 +510,7 @@ def _same(a: Dataset[Any], b: Dataset[Any]) -> bool:
 
 def _with_parameters(model: torch.nn.Module, source: torch.nn.Module, names: list[str]) -> torch.nn.Module:
     """A copy of `model` with the parameters of these names from `source`."""
-    result = copy.deepcopy(model)
+    result = independent(model)
     with torch.no_grad():
         for name in names:
             result.get_parameter(name).copy_(source.get_parameter(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from unlearnx._checks import check_at_least_zero
+from unlearnx._copies import independent
 from unlearnx.methods.base import Method, NotApplied, Outcome, refuse_harm
 from unlearnx.methods.request import Request
 
@@ -72,7 +72,7 @@ class Pipeline:
                 raise NotApplied(outcomes[0].info["reason"])
             refuse_harm(request, before, after, self.max_increase)
         except NotApplied as reason:
-            current = copy.deepcopy(model)
+            current = independent(model)
             info.update(applied=False, reason=str(reason), corrected_loss=[before] * 2)
         else:
             info.update(applied=True, corrected_loss=[before, after])

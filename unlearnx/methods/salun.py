@@ -67,17 +67,18 @@ class SalUn(TrainedMethod):
         """For every point a class drawn at random from those that are not its own."""
         if labels.is_floating_point():
             raise ValueError(f"request: has labels of dtype {labels.dtype}, expected class indices to relabel")
-        with evaluating(work.model):
-            classes = work.model(x[:1].to(model_device(work.model))).shape[1]
+        with evaluating(work.model) as model:
+            classes = model(x[:1].to(model_device(work.model))).shape[1]
         shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(self.seed))
-        return (labels + shift.to(labels.device)) % classes
+        counted = (labels >= 0) & (labels < classes)  # an ignored position stays one
+        return torch.where(counted, (labels + shift.to(labels.device)) % classes, labels)
 
     def _salient(self, work: Work) -> dict[str, Tensor]:
         """True where a weight may change."""
         forget = work.request.forget_set
         work.gradient_evaluations += len(work.request.forget)
-        with evaluating(work.model), torch.enable_grad():
-            gradient = grad_difference(work.model, self.loss_fn, forget, params=work.names, batch_size=self.batch_size)
+        with evaluating(work.model) as model, torch.enable_grad():
+            gradient = grad_difference(model, self.loss_fn, forget, params=work.names, batch_size=self.batch_size)
         size = torch.cat([gradient[name].abs().flatten() for name in work.names])
         kept = torch.zeros_like(size, dtype=torch.bool)
         kept[size.topk(round(self.ratio * len(size))).indices] = True

@@ -86,9 +86,9 @@ def log_perplexity(model: nn.Module, prefix: str | Tensor, text: str | Tensor, *
     """
     if feed not in ("text", "argmax"):
         raise ValueError(f"feed is {feed!r}, expected 'text' or 'argmax'")
-    reader = _reader(model)
-    codes = _codes("text", text, reader.alphabet)
-    with evaluating(model):
+    codes = _codes("text", text, _reader(model).alphabet)
+    with evaluating(model) as model:
+        reader = _reader(model)
         beginning = _Beginning(reader, model_device(model), prefix)
         measure = beginning.bits if feed == "text" else beginning.bits_along_own_text
         bits = torch.cat([measure(rows) for rows in codes.split(BATCH_SIZE)])
@@ -108,8 +108,9 @@ def complete(model: nn.Module, prefix: str | Tensor, length: int) -> str:
         4
     """
     check_at_least_one(length=length)
-    reader = _reader(model)
-    with evaluating(model):
+    _reader(model)
+    with evaluating(model) as model:
+        reader = _reader(model)
         return reader.alphabet.decode(_Beginning(reader, model_device(model), prefix).own_text(length)[0].cpu())
 
 
@@ -205,7 +206,8 @@ def exposure(
         raise ValueError(
             f"samples is None, but there are {space:,} candidates to rank, expected at most {MOST_RANKED:,}"
         )
-    with evaluating(model), progress_bar("exposure", samples or space, progress) as advance:
+    with evaluating(model) as model, progress_bar("exposure", samples or space, progress) as advance:
+        reader = _reader(model)
         beginning = _Beginning(reader, model_device(model), prefix)
 
         def bits(chunks: Iterator[Tensor]) -> Tensor:

@@ -9,8 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from unlearnx._calls import run
 from unlearnx._checks import model_device
-from unlearnx._data import Data, batches, channels_last
+from unlearnx._data import Data, batches
+from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
 
 T = TypeVar("T")
@@ -29,15 +31,15 @@ def each_batch(
     """
     device = model_device(models[0])
 
-    def output(model: nn.Module, x: Tensor) -> Tensor:
+    def output(model: nn.Module, order: ImageOrder, x: Tensor) -> Tensor:
         own = model_device(model)
         with torch.autocast(own.type, autocast, enabled=autocast is not None):
-            return model(channels_last(x.to(own))).to(device)
+            return run(model, order(x.to(own))).to(device)
 
     with ExitStack() as modes:
-        for model in models:
-            modes.enter_context(evaluating(model))
-        return [measure(*(output(model, x) for model in models), y) for x, y in batches(data, batch_size, device)]
+        lent = [modes.enter_context(evaluating(model)) for model in models]
+        ordered = [(model, ImageOrder(model)) for model in lent]
+        return [measure(*(output(*pair, x) for pair in ordered), y) for x, y in batches(data, batch_size, device)]
 
 
 def log_probabilities(output: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._checks import check_at_least_one, model_device
-from unlearnx._data import Data, channels_last, materialize
+from unlearnx._copies import independent
+from unlearnx._data import Data, materialize
 from unlearnx._losses import Loss, SampleLoss
+from unlearnx._memory_order import ImageOrder
 from unlearnx.metrics.classification import mean_loss
 
 
@@ -123,8 +124,8 @@ def _losses(
     autocast: torch.dtype | None,
 ) -> Iterator[float]:
     """Mean losses on all pairs of a copy in training, before the first step and after each, while they are finite."""
-    model = copy.deepcopy(model).eval().requires_grad_(True)
-    device = model_device(model)
+    model = independent(model).eval().requires_grad_(True)
+    device, order = model_device(model), ImageOrder(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(seed)
     loss = SampleLoss(loss_fn)
@@ -139,7 +140,7 @@ def _losses(
         x, y = (t[index.to(t.device)].to(device) for t in pair)
         with torch.enable_grad():
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                output = model(channels_last(x))
+                output = model(order(x))
             optimizer.zero_grad(set_to_none=True)
             (loss.total(output, y) / len(x)).backward()
         optimizer.step()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._checks import check_at_least_one, model_device
-from unlearnx._data import BATCH_SIZE, channels_last
+from unlearnx._data import BATCH_SIZE
 from unlearnx._extras import extra
+from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
 
 METHODS = ("grad_cam", "input_gradient")
@@ -58,15 +59,16 @@ def saliency(
     """
     _check(images, targets, method, layer)
     check_at_least_one(batch_size=batch_size)
-    chosen = _layer(model, layer) if method == "grad_cam" else None
+    name = _layer(model, layer) if method == "grad_cam" else None
     device = model_device(model)
     maps = []
-    with evaluating(model):
+    with evaluating(model) as model:
+        order = ImageOrder(model)
         for i in range(0, len(images), batch_size or BATCH_SIZE):
             part = slice(i, i + (batch_size or BATCH_SIZE))
-            x = channels_last(images[part].detach().to(device))
+            x = order(images[part].detach().to(device))
             wanted = None if targets is None else targets[part].to(device)
-            found = _input_gradient(model, x, wanted) if chosen is None else _grad_cam(model, x, wanted, *chosen)
+            found = _input_gradient(model, x, wanted) if name is None else _grad_cam(model, x, wanted, name)
             maps.append(found.detach())
     return _scaled(torch.cat(maps))
 
@@ -86,8 +88,8 @@ def _check(images: Tensor, targets: Tensor | None, method: str, layer: str | Non
         )
 
 
-def _layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
-    """Name and module whose output Grad-CAM takes."""
+def _layer(model: nn.Module, name: str | None) -> str:
+    """Name of the module whose output Grad-CAM takes."""
     modules = dict(model.named_modules())
     convolutions = [key for key, module in modules.items() if isinstance(module, nn.Conv2d)]
     if name is None:
@@ -97,7 +99,7 @@ def _layer(model: nn.Module, name: str | None) -> tuple[str, nn.Module]:
         name = _activated(modules, convolutions[-1])
     if name not in modules:
         raise ValueError(f"layer: the model has no module {name!r}; its convolutions are {', '.join(convolutions)}")
-    return name, modules[name]
+    return name
 
 
 def _activated(modules: dict[str, nn.Module], name: str) -> str:
@@ -117,8 +119,8 @@ def _activated(modules: dict[str, nn.Module], name: str) -> str:
     return name
 
 
-def _grad_cam(model: nn.Module, x: Tensor, targets: Tensor | None, name: str, layer: nn.Module) -> Tensor:
-    captum = _captum()
+def _grad_cam(model: nn.Module, x: Tensor, targets: Tensor | None, name: str) -> Tensor:
+    captum, layer = _captum(), model.get_submodule(name)
     try:
         cam = captum.LayerGradCam(_scores(model, targets), layer).attribute(x, relu_attributions=True)
     except (AssertionError, RuntimeError) as error:
@@ -139,7 +141,7 @@ def _scores(model: nn.Module, targets: Tensor | None) -> Callable[[Tensor], Tens
     """Scores (N,) of the targets, or the highest, as a function of the images."""
 
     def scores(x: Tensor) -> Tensor:
-        output = model(x.clone())  # the first module may work in place
+        output = model(x)
         if output.dim() != 2:
             raise ValueError(f"model: gave scores of shape {list(output.shape)}, expected (N, classes)")
         if targets is None:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._checks import Params, check_at_least_one, check_at_least_zero, model_device, select_params
-from unlearnx._data import Data, channels_last, materialize
+from unlearnx._data import Data, materialize
 from unlearnx._files import write_atomically
 from unlearnx._losses import Loss, SampleLoss
+from unlearnx._memory_order import ImageOrder
 from unlearnx._progress import progress_bar
 
 
@@ -105,7 +106,8 @@ class _Run:
     def __init__(self, training: Training, model: nn.Module, x: Tensor, y: Tensor):
         self.training, self.model, self.x, self.y = training, model, x, y
         self.device = model_device(model)
-        if x.dim() == 4:
+        self.order = ImageOrder(model)
+        if self.order.taken(x):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = SampleLoss(training.loss_fn)
         own = dict(model.named_parameters())
@@ -163,7 +165,7 @@ class _Run:
         dtype = self.training.autocast
         with torch.enable_grad():
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                output = self.model(channels_last(x))
+                output = self.model(self.order(x))
             mean = self.loss.total(output.float() if dtype else output, y) / len(x)
             objective = mean
             for p, p0 in zip(self.chosen, self.origin, strict=False):

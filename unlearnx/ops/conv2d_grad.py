@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 
 __all__ = ["conv2d_grad_diff", "conv2d_grad_dot", "conv2d_grad_sq", "conv2d_grad_sqnorm"]
@@ -61,7 +62,8 @@ def conv2d_grad_diff(
         >>> torch.allclose(conv2d_grad_diff(x, dy, 3, padding=1), conv.weight.grad, atol=1e-4)
         True
     """
-    return torch.ops.unlearnx.conv2d_grad_diff(
+    return call(
+        torch.ops.unlearnx.conv2d_grad_diff,
         x,
         dy,
         _pair(kernel_size),
@@ -104,7 +106,8 @@ def conv2d_grad_sq(
         >>> torch.allclose(conv2d_grad_sq(x, dy, 3, padding=1), every.square().sum(0), rtol=1e-4)
         True
     """
-    return torch.ops.unlearnx.conv2d_grad_sq(
+    return call(
+        torch.ops.unlearnx.conv2d_grad_sq,
         x,
         dy,
         _pair(kernel_size),
@@ -143,7 +146,8 @@ def conv2d_grad_sqnorm(
         >>> conv2d_grad_sqnorm(x, dy, (3, 3), stride=2, groups=2).shape
         torch.Size([2])
     """
-    return torch.ops.unlearnx.conv2d_grad_sqnorm(
+    return call(
+        torch.ops.unlearnx.conv2d_grad_sqnorm,
         x,
         dy,
         _pair(kernel_size),
@@ -184,7 +188,8 @@ def conv2d_grad_dot(
         >>> torch.allclose(conv2d_grad_dot(x, dy, 3, padding=1, v=v), along, atol=1e-3)
         True
     """
-    return torch.ops.unlearnx.conv2d_grad_dot(
+    return call(
+        torch.ops.unlearnx.conv2d_grad_dot,
         x,
         dy,
         _pair(kernel_size),
@@ -202,7 +207,7 @@ def _shape(x, dy, kernel_size, groups):
     return dy.shape[1], x.shape[1] // groups, *kernel_size
 
 
-@torch.library.register_fake("unlearnx::conv2d_grad_diff")
+@register_fake("conv2d_grad_diff")
 def _(
     x,
     dy,
@@ -223,16 +228,16 @@ def _(
     return x.new_empty(x.shape[0], outputs, *window, channels).movedim(-1, 2)
 
 
-@torch.library.register_fake("unlearnx::conv2d_grad_sq")
+@register_fake("conv2d_grad_sq")
 def _(x, dy, kernel_size, x_new=None, dy_new=None, *, weight=None, stride=1, padding=0, dilation=1, groups=1):
     return x.new_empty(_shape(x, dy, kernel_size, groups), dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::conv2d_grad_sqnorm")
+@register_fake("conv2d_grad_sqnorm")
 def _(x, dy, kernel_size, x_new=None, dy_new=None, *, stride=1, padding=0, dilation=1, groups=1):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::conv2d_grad_dot")
+@register_fake("conv2d_grad_dot")
 def _(x, dy, kernel_size, x_new=None, dy_new=None, *, stride=1, padding=0, dilation=1, groups=1, v):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 
 __all__ = ["embedding_grad_diff", "embedding_grad_dot", "embedding_grad_sq", "embedding_grad_sqnorm"]
@@ -51,8 +52,16 @@ def embedding_grad_diff(
         >>> embedding_grad_diff(tokens, dy, 5)[:, 0]  # of five tokens, the first of four features
         tensor([0., 2., 1., 0., 0.])
     """
-    return torch.ops.unlearnx.embedding_grad_diff(
-        x, dy, num_embeddings, x_new, dy_new, weight=weight, padding_idx=padding_idx, reduction=reduction
+    return call(
+        torch.ops.unlearnx.embedding_grad_diff,
+        x,
+        dy,
+        num_embeddings,
+        x_new,
+        dy_new,
+        weight=weight,
+        padding_idx=padding_idx,
+        reduction=reduction,
     )
 
 
@@ -82,8 +91,15 @@ def embedding_grad_sq(
         >>> embedding_grad_sq(tokens, dy, 5, padding_idx=0)[:, 0]
         tensor([0., 4., 1., 1., 0.])
     """
-    return torch.ops.unlearnx.embedding_grad_sq(
-        x, dy, num_embeddings, x_new, dy_new, weight=weight, padding_idx=padding_idx
+    return call(
+        torch.ops.unlearnx.embedding_grad_sq,
+        x,
+        dy,
+        num_embeddings,
+        x_new,
+        dy_new,
+        weight=weight,
+        padding_idx=padding_idx,
     )
 
 
@@ -109,7 +125,7 @@ def embedding_grad_sqnorm(
         >>> embedding_grad_sqnorm(tokens, dy, 5)
         tensor([20., 20.])
     """
-    return torch.ops.unlearnx.embedding_grad_sqnorm(x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx)
+    return call(torch.ops.unlearnx.embedding_grad_sqnorm, x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx)
 
 
 def embedding_grad_dot(
@@ -136,25 +152,27 @@ def embedding_grad_dot(
         >>> embedding_grad_dot(tokens, dy, 5, v=v)  # 2 * (4 + 5 + 6 + 7) + (8 + 9 + 10 + 11)
         tensor([82.])
     """
-    return torch.ops.unlearnx.embedding_grad_dot(x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx, v=v)
+    return call(
+        torch.ops.unlearnx.embedding_grad_dot, x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx, v=v
+    )
 
 
-@torch.library.register_fake("unlearnx::embedding_grad_diff")
+@register_fake("embedding_grad_diff")
 def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, weight=None, padding_idx=None, reduction="sum"):
     shape = (num_embeddings, dy.shape[-1])
     return dy.new_empty(shape if reduction == "sum" else (x.shape[0], *shape))
 
 
-@torch.library.register_fake("unlearnx::embedding_grad_sq")
+@register_fake("embedding_grad_sq")
 def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, weight=None, padding_idx=None):
     return dy.new_empty((num_embeddings, dy.shape[-1]), dtype=compute_dtype(dy))
 
 
-@torch.library.register_fake("unlearnx::embedding_grad_sqnorm")
+@register_fake("embedding_grad_sqnorm")
 def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, padding_idx=None):
     return dy.new_empty(x.shape[0], dtype=compute_dtype(dy))
 
 
-@torch.library.register_fake("unlearnx::embedding_grad_dot")
+@register_fake("embedding_grad_dot")
 def _(x, dy, num_embeddings, x_new=None, dy_new=None, *, padding_idx=None, v):
     return dy.new_empty(x.shape[0], dtype=compute_dtype(dy))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from unlearnx.ops._call import call, register_fake, tensor_list
+
 __all__ = ["fisher_mask_"]
 
 
@@ -47,9 +49,15 @@ def fisher_mask_(
         >>> weight
         tensor([0., 1., 0., 1.])
     """
-    return torch.ops.unlearnx.fisher_mask_(list(params), list(importance_forget), list(importance_retain), ratio)
+    return call(
+        torch.ops.unlearnx.fisher_mask_,
+        tensor_list("fisher_mask_", "params", params),
+        tensor_list("fisher_mask_", "importance_forget", importance_forget),
+        tensor_list("fisher_mask_", "importance_retain", importance_retain),
+        ratio,
+    )
 
 
-@torch.library.register_fake("unlearnx::fisher_mask_")
+@register_fake("fisher_mask_")
 def _(params, importance_forget, importance_retain, ratio):
     return torch.empty(len(params), dtype=torch.int64, device=params[0].device if params else "cpu")

@@ -18,6 +18,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 
 __all__ = ["linear_grad_diff", "linear_grad_dot", "linear_grad_sq", "linear_grad_sqnorm"]
@@ -59,8 +60,9 @@ def linear_grad_diff(
         True
     """
     # torch.compile does not trace functions with a custom jvp; it takes the formula registered below.
-    call = torch.ops.unlearnx.linear_grad_diff if torch.compiler.is_compiling() else _LinearGradDiff.apply
-    return call(x, dy, x_new, dy_new, weight, reduction)
+    if torch.compiler.is_compiling():
+        return torch.ops.unlearnx.linear_grad_diff(x, dy, x_new, dy_new, weight, reduction)
+    return _LinearGradDiff.apply(x, dy, x_new, dy_new, weight, reduction)
 
 
 def linear_grad_sq(
@@ -90,7 +92,7 @@ def linear_grad_sq(
         >>> torch.allclose(fisher, (dy.mT @ x).square().mean(0), rtol=1e-4)
         True
     """
-    return torch.ops.unlearnx.linear_grad_sq(x, dy, x_new, dy_new, weight)
+    return call(torch.ops.unlearnx.linear_grad_sq, x, dy, x_new, dy_new, weight)
 
 
 def linear_grad_sqnorm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_new: Tensor | None = None) -> Tensor:
@@ -107,7 +109,7 @@ def linear_grad_sqnorm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_ne
         >>> torch.allclose(linear_grad_sqnorm(x, dy), x.square().sum(1) * dy.square().sum(1), rtol=1e-4)
         True
     """
-    return torch.ops.unlearnx.linear_grad_sqnorm(x, dy, x_new, dy_new)
+    return call(torch.ops.unlearnx.linear_grad_sqnorm, x, dy, x_new, dy_new)
 
 
 def linear_grad_dot(
@@ -127,25 +129,25 @@ def linear_grad_dot(
         >>> torch.allclose(linear_grad_dot(x, dy, v=v), (dy * (x @ v.mT)).sum(1), atol=1e-5)
         True
     """
-    return torch.ops.unlearnx.linear_grad_dot(x, dy, x_new, dy_new, v=v)
+    return call(torch.ops.unlearnx.linear_grad_dot, x, dy, x_new, dy_new, v=v)
 
 
-@torch.library.register_fake("unlearnx::linear_grad_sq")
+@register_fake("linear_grad_sq")
 def _(x, dy, x_new=None, dy_new=None, weight=None):
     return x.new_empty((dy.shape[-1], x.shape[-1]), dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::linear_grad_sqnorm")
+@register_fake("linear_grad_sqnorm")
 def _(x, dy, x_new=None, dy_new=None):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::linear_grad_dot")
+@register_fake("linear_grad_dot")
 def _(x, dy, x_new=None, dy_new=None, *, v):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::linear_grad_diff")
+@register_fake("linear_grad_diff")
 def _(x, dy, x_new=None, dy_new=None, weight=None, reduction="sum"):
     shape = (dy.shape[-1], x.shape[-1])
     return x.new_empty(shape if reduction == "sum" else (x.shape[0], *shape))
@@ -190,7 +192,7 @@ class _LinearGradDiff(torch.autograd.Function):
 
     @staticmethod
     def forward(x, dy, x_new, dy_new, weight, reduction):
-        return torch.ops.unlearnx.linear_grad_diff(x, dy, x_new, dy_new, weight=weight, reduction=reduction)
+        return call(torch.ops.unlearnx.linear_grad_diff, x, dy, x_new, dy_new, weight=weight, reduction=reduction)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from unlearnx.ops._call import call, register_fake, tensor_list
+
 __all__ = ["lissa_step_"]
 
 
@@ -42,10 +44,17 @@ def lissa_step_(h: Sequence[Tensor], v: Sequence[Tensor], hv: Sequence[Tensor], 
         >>> h, change < 1e-6
         (tensor([2., 4.]), tensor(True))
     """
-    return torch.ops.unlearnx.lissa_step_(list(h), list(v), list(hv), damping, scale)
+    return call(
+        torch.ops.unlearnx.lissa_step_,
+        tensor_list("lissa_step_", "h", h),
+        tensor_list("lissa_step_", "v", v),
+        tensor_list("lissa_step_", "hv", hv),
+        damping,
+        scale,
+    )
 
 
-@torch.library.register_fake("unlearnx::lissa_step_")
+@register_fake("lissa_step_")
 def _(h, v, hv, damping, scale):
     wide = any(t.dtype == torch.float64 for t in h)
     return torch.empty((), dtype=torch.float64 if wide else torch.float32, device=h[0].device if h else "cpu")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
+from unlearnx.ops._call import register_fake
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._recording import Recording
 from unlearnx.ops._stack import Stack
@@ -337,24 +338,24 @@ def _by_rows(
     return tuple(t.unflatten(row, (batch, -1)) for t, row in zip(results, out_rows, strict=True)), tuple(out_rows)
 
 
-@torch.library.register_fake("unlearnx::lstm_forward")
+@register_fake("lstm_forward")
 def _(inputs, h, c, weight):
     steps, n, width = inputs.shape
     states = inputs.new_empty(steps + 1, n, width // 4)
     return states, torch.empty_like(states), inputs.new_empty(inputs.shape)
 
 
-@torch.library.register_fake("unlearnx::lstm_backward")
+@register_fake("lstm_backward")
 def _(to_hidden, to_cells, to_gates, cells, gates, weight, initial):
     return gates.new_empty(gates.shape), cells.new_empty(cells.shape), cells.new_empty(cells.shape)
 
 
-@torch.library.register_fake("unlearnx::lstm_tangent")
+@register_fake("lstm_tangent")
 def _(inputs, h, c, cells, gates, weight):
     return cells.new_empty(cells.shape), cells.new_empty(cells.shape), gates.new_empty(gates.shape)
 
 
-@torch.library.register_fake("unlearnx::lstm_curvature")
+@register_fake("lstm_curvature")
 def _(cells, gates, cells_tangent, gates_tangent, to_hidden, to_cells):
     return cells.new_empty(cells.shape), gates.new_empty(gates.shape)
 

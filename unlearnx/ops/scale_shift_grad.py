@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 
 __all__ = ["scale_shift_grad_diff", "scale_shift_grad_dot", "scale_shift_grad_sq", "scale_shift_grad_sqnorm"]
@@ -54,8 +55,17 @@ def scale_shift_grad_diff(
         >>> scale.shape, torch.allclose(shift, dy.sum(1), atol=1e-5)
         (torch.Size([8, 16]), True)
     """
-    return torch.ops.unlearnx.scale_shift_grad_diff(
-        x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim, reduction=reduction
+    return call(
+        torch.ops.unlearnx.scale_shift_grad_diff,
+        x,
+        dy,
+        x_new,
+        dy_new,
+        weight=weight,
+        mean=mean,
+        rstd=rstd,
+        dim=dim,
+        reduction=reduction,
     )
 
 
@@ -85,7 +95,9 @@ def scale_shift_grad_sq(
         >>> torch.allclose(shift, dy.sum((2, 3)).square().sum(0), rtol=1e-4)
         True
     """
-    return torch.ops.unlearnx.scale_shift_grad_sq(x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim)
+    return call(
+        torch.ops.unlearnx.scale_shift_grad_sq, x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim
+    )
 
 
 def scale_shift_grad_sqnorm(
@@ -112,7 +124,7 @@ def scale_shift_grad_sqnorm(
         >>> torch.allclose(scale, (dy * x_hat).square().sum(1), rtol=1e-4)
         True
     """
-    return torch.ops.unlearnx.scale_shift_grad_sqnorm(x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim)
+    return call(torch.ops.unlearnx.scale_shift_grad_sqnorm, x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim)
 
 
 def scale_shift_grad_dot(
@@ -142,8 +154,17 @@ def scale_shift_grad_dot(
         >>> torch.allclose(shift, dy.sum(1), atol=1e-5)
         True
     """
-    return torch.ops.unlearnx.scale_shift_grad_dot(
-        x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim, v_scale=v_scale, v_shift=v_shift
+    return call(
+        torch.ops.unlearnx.scale_shift_grad_dot,
+        x,
+        dy,
+        x_new,
+        dy_new,
+        mean=mean,
+        rstd=rstd,
+        dim=dim,
+        v_scale=v_scale,
+        v_shift=v_shift,
     )
 
 
@@ -151,21 +172,21 @@ def _pair(x, *shape, dtype=None):
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-@torch.library.register_fake("unlearnx::scale_shift_grad_diff")
+@register_fake("scale_shift_grad_diff")
 def _(x, dy, x_new=None, dy_new=None, *, weight=None, mean=None, rstd=None, dim=-1, reduction="sum"):
     return _pair(x, *([] if reduction == "sum" else [x.shape[0]]), x.shape[dim])
 
 
-@torch.library.register_fake("unlearnx::scale_shift_grad_sq")
+@register_fake("scale_shift_grad_sq")
 def _(x, dy, x_new=None, dy_new=None, *, weight=None, mean=None, rstd=None, dim=-1):
     return _pair(x, x.shape[dim], dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::scale_shift_grad_sqnorm")
+@register_fake("scale_shift_grad_sqnorm")
 def _(x, dy, x_new=None, dy_new=None, *, mean=None, rstd=None, dim=-1):
     return _pair(x, x.shape[0], dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("unlearnx::scale_shift_grad_dot")
+@register_fake("scale_shift_grad_dot")
 def _(x, dy, x_new=None, dy_new=None, *, mean=None, rstd=None, dim=-1, v_scale, v_shift):
     return _pair(x, x.shape[0], dtype=compute_dtype(x))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 
 __all__ = ["lissa_softmax_linear", "softmax_linear_hvp"]
@@ -45,7 +46,7 @@ def softmax_linear_hvp(h: Tensor, logits_or_probs: Tensor, v: Tensor, *, from_lo
         >>> torch.allclose(softmax_linear_hvp(h, logits, v), product, atol=1e-5)
         True
     """
-    return torch.ops.unlearnx.softmax_linear_hvp(h, _probabilities(logits_or_probs, from_logits), v)
+    return call(torch.ops.unlearnx.softmax_linear_hvp, h, _probabilities(logits_or_probs, from_logits), v)
 
 
 def lissa_softmax_linear(
@@ -98,7 +99,8 @@ def lissa_softmax_linear(
         >>> torch.allclose(product, v, atol=1e-4), history.shape
         (True, torch.Size([200, 2]))
     """
-    return torch.ops.unlearnx.lissa_softmax_linear(
+    return call(
+        torch.ops.unlearnx.lissa_softmax_linear,
         h,
         _probabilities(logits_or_probs, from_logits),
         v,
@@ -125,12 +127,12 @@ def _are_probabilities(t: Tensor) -> bool:
     return bool((t >= 0).all() & (off <= tolerance).all())
 
 
-@torch.library.register_fake("unlearnx::softmax_linear_hvp")
+@register_fake("softmax_linear_hvp")
 def _(h, probs, v):
     return v.new_empty(v.shape)
 
 
-@torch.library.register_fake("unlearnx::lissa_softmax_linear")
+@register_fake("lissa_softmax_linear")
 def _(h, probs, v, *, damping, scale, batch_size=None, iterations, patience=None, order=None):
     wide = torch.float64 in (h.dtype, probs.dtype, v.dtype)
     history = v.new_empty((iterations, *v.shape[:-2]), dtype=torch.float64 if wide else torch.float32)

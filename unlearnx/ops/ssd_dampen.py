@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from unlearnx.ops._call import call, register_fake, tensor_list
+
 __all__ = ["ssd_dampen_"]
 
 
@@ -53,10 +55,11 @@ def ssd_dampen_(
         >>> weight
         tensor([1.0000, 0.0500, 0.0250])
     """
-    return torch.ops.unlearnx.ssd_dampen_(
-        list(params),
-        list(importance_full),
-        list(importance_forget),
+    return call(
+        torch.ops.unlearnx.ssd_dampen_,
+        tensor_list("ssd_dampen_", "params", params),
+        tensor_list("ssd_dampen_", "importance_full", importance_full),
+        tensor_list("ssd_dampen_", "importance_forget", importance_forget),
         alpha,
         lam,
         exponent=exponent,
@@ -64,6 +67,6 @@ def ssd_dampen_(
     )
 
 
-@torch.library.register_fake("unlearnx::ssd_dampen_")
+@register_fake("ssd_dampen_")
 def _(params, importance_full, importance_forget, alpha, lam, exponent=1.0, bound=1.0):
     return torch.empty(len(params), dtype=torch.int64, device=params[0].device if params else "cpu")

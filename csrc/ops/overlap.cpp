@@ -1,0 +1,122 @@
+#include "ops/overlap.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <string>
+
+namespace unlearnx {
+namespace {
+
+/// One tensor and the bytes from its first entry to its last.
+struct Span {
+  uintptr_t begin, end;
+  const at::Tensor* tensor;
+  const NamedList* list;
+  size_t index;
+
+  std::string name() const { return list->name + ("[" + std::to_string(index) + "]"); }
+};
+
+Span span_of(const NamedList& list, size_t index) {
+  const at::Tensor& t = list.tensors[index];
+  const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  uintptr_t entries = 1;
+  for (int64_t d = 0; d < t.dim(); ++d) entries += (t.size(d) - 1) * t.stride(d);
+  return {begin, begin + entries * t.itemsize(), &t, &list, index};
+}
+
+/// Whether strides alone tell that no two entries are one: each dimension steps over all that the smaller ones reach.
+bool apart_by_strides(const at::Tensor& t) {
+  std::vector<int64_t> order;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) > 1) order.push_back(d);
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return t.stride(a) < t.stride(b); });
+  int64_t reach = 0;
+  for (const int64_t d : order) {
+    if (t.stride(d) <= reach) return false;
+    reach += (t.size(d) - 1) * t.stride(d);
+  }
+  return true;
+}
+
+/// Marks the bytes of a span's entries; true where one was marked before. Bytes outside of [begin, end) do not count.
+class Marks {
+ public:
+  Marks(uintptr_t begin, uintptr_t end) : begin_(begin), end_(end), marked_(end - begin) {}
+
+  bool add(const Span& span) {
+    const at::Tensor& t = *span.tensor;
+    std::vector<int64_t> place(t.dim(), 0);
+    bool met = false;
+    for (int64_t entry = 0; entry < t.numel() && !met; ++entry) {
+      const auto offset = std::inner_product(place.begin(), place.end(), t.strides().begin(), int64_t{0});
+      met = mark(span.begin + offset * t.itemsize(), t.itemsize());
+      for (int64_t d = t.dim() - 1; d >= 0 && ++place[d] == t.size(d); --d) place[d] = 0;
+    }
+    return met;
+  }
+
+ private:
+  bool mark(uintptr_t first, size_t size) {
+    bool met = false;
+    for (uintptr_t byte = std::max(first, begin_); byte < std::min(first + size, end_); ++byte) {
+      met |= marked_[byte - begin_];
+      marked_[byte - begin_] = true;
+    }
+    return met;
+  }
+
+  uintptr_t begin_, end_;
+  std::vector<bool> marked_;
+};
+
+bool overlaps_itself(const Span& span) {
+  return !apart_by_strides(*span.tensor) && Marks(span.begin, span.end).add(span);
+}
+
+bool share_entries(const Span& a, const Span& b) {
+  const auto begin = std::max(a.begin, b.begin), end = std::min(a.end, b.end);
+  if (begin >= end) return false;
+  if (a.tensor->is_non_overlapping_and_dense() && b.tensor->is_non_overlapping_and_dense()) return true;
+  const auto first_alone = [](const Span& s) { return apart_by_strides(*s.tensor); };
+  const Span& marked = first_alone(a) ? a : b;  // written entries are apart; those of a tensor that is read may not be
+  Marks marks(begin, end);
+  marks.add(marked);
+  return marks.add(&marked == &a ? b : a);
+}
+
+bool same_tensor(const Span& a, const Span& b) {
+  return a.begin == b.begin && a.tensor->strides() == b.tensor->strides() && a.tensor->dtype() == b.tensor->dtype();
+}
+
+}  // namespace
+
+void check_overlap(const char* op, const NamedList& written, const std::vector<NamedList>& read, SamePlace same_place) {
+  std::vector<Span> spans;
+  const auto add = [&](const NamedList& list) {
+    for (size_t i = 0; i < list.tensors.size(); ++i)
+      if (list.tensors[i].numel() > 0) spans.push_back(span_of(list, i));
+  };
+  add(written);
+  for (const auto& span : spans)
+    TORCH_CHECK_VALUE(!overlaps_itself(span), op, ": ", span.name(), " has strides ", span.tensor->strides(),
+                      ", expected a tensor each of whose entries has memory of its own; pass a clone");
+  for (const auto& list : read) add(list);
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  for (size_t i = 0; i < spans.size(); ++i) {
+    for (size_t j = i + 1; j < spans.size() && spans[j].begin < spans[i].end; ++j) {
+      const bool first = spans[i].list == &written, second = spans[j].list == &written;
+      if (!first && !second) continue;
+      const Span &out = first ? spans[i] : spans[j], &other = first ? spans[j] : spans[i];
+      const bool in_place = other.list != &written && other.index == out.index && same_tensor(out, other);
+      if (in_place && same_place == SamePlace::Allowed) continue;
+      TORCH_CHECK_VALUE(!share_entries(out, other), op, ": ", other.name(), " shares memory with ", out.name(),
+                        ", which is written, expected memory of its own; pass a clone");
+    }
+  }
+}
+
+}  // namespace unlearnx

@@ -1,0 +1,119 @@
+"""Calls of what the user gives, a model and a loss: what goes wrong in them is said of the argument that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unlearnx._checks import check_deterministic, model_device
+from unlearnx._copies import lent
+from unlearnx._data import Data, Samples
+from unlearnx._losses import Loss, SampleLoss, named
+from unlearnx._modes import modes_kept
+
+PROBED = 3  # samples that a model is tried on
+TOLERANCE = 1e-3  # of two runs on the same samples, relative
+
+
+def run(model: Callable[[Tensor], Any], x: Tensor, name: str = "data") -> Tensor:
+    """Outputs of a model, a row for each sample.
+
+    Raises:
+        ValueError: the model does not take the samples, or returns something else; the message names the argument.
+    """
+    with named(lambda: f"{name}: expected samples that the model takes, got x of {x.dtype} and shape {list(x.shape)}"):
+        output = model(x)
+    return rows(output, len(x))
+
+
+def rows(output: Any, samples: int) -> Tensor:
+    """`output` of a model for so many samples. Of a single one the first dimension may be missing, as after a squeeze.
+
+    Raises:
+        ValueError: it is not a tensor with a row for each.
+    """
+    if isinstance(output, Tensor):
+        if samples == 1 and output.shape[:1] != (1,):
+            return output.unsqueeze(0)
+        if output.dim() and len(output) == samples:
+            return output
+    what = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(f"model: returned {what} for {samples} samples, expected a tensor with a row for each")
+
+
+def check_call(
+    model: nn.Module,
+    loss_fn: Loss | None,
+    data: Data,
+    *,
+    name: str = "data",
+    deterministic: bool = True,
+    penalty: bool = False,
+) -> None:
+    """Try the model and the loss on a few samples, without a trace in either, nor in torch's random numbers.
+
+    Args:
+        name: of the argument that `data` is.
+        deterministic: refuse a model that gives other outputs for the same samples, or whose samples interact.
+        penalty: let the loss depend on the parameters by other ways than the output.
+
+    Raises:
+        TypeError: the model is no module, or the loss no function.
+        ValueError: they do not fit together, or are refused.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is of type {type(model).__name__}, expected a torch.nn.Module")
+    loss = None if loss_fn is None else SampleLoss(loss_fn)
+    if deterministic:
+        check_deterministic(model)
+    device = model_device(model)
+    x, y = (t.detach().to(device) for t in Samples(data).read(slice(0, PROBED)))
+    twin = lent(model)
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), modes_kept(twin):
+
+        def output() -> Tensor:
+            buffers = {key: t.clone() for key, t in twin.named_buffers()}
+            return run(lambda x: functional_call(twin, buffers, (x,)), x, name)
+
+        if not deterministic:
+            twin.eval()  # a BatchNorm in train mode may not take as few samples
+        first = output()
+        if deterministic and first.isfinite().all() and not _alike(output(), first):
+            raise ValueError(
+                "model: gave other outputs for the same samples when called again, expected the same; a dropout "
+                "outside of a module, or a random layer in train mode, needs to be off"
+            )
+    if loss is None:
+        return
+    with torch.enable_grad():
+        value = loss.each_or_all(first.detach(), y)
+    if not penalty and _leaves(value) & {id(p) for p in model.parameters()}:
+        raise ValueError(
+            "loss_fn: depends on the model's parameters themselves, as a penalty on weights does, expected a function "
+            "of outputs and labels alone"
+        )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, TOLERANCE, TOLERANCE * float(b.abs().max()) if b.numel() else 0)
+
+
+def _leaves(value: Tensor) -> set[int]:
+    """Ids of the tensors that a backward pass from `value` would reach."""
+    found, seen, stack = set(), set(), [value.grad_fn]
+    if value.requires_grad and value.is_leaf:
+        found.add(id(value))
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        stack += [following for following, _ in node.next_functions]
+    return found

@@ -1,4 +1,4 @@
-"""Train and eval modes of a model, lent and given back."""
+"""Changing a model's train and eval modes for a while."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module of `model` gets back the mode it has now."""
+    """Give every module of `model` its present mode back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -22,7 +22,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, without gradients."""
+    """The model in eval mode, and autograd off; the modes are given back at the end."""
     with modes_kept(model), torch.no_grad():
         model.eval()
         yield

@@ -1,10 +1,10 @@
-"""Tables and plots of the committed results, for README.md and docs/benchmarks.md.
+"""Tables and the plot of the committed results, for README.md and the pages under docs.
 
-    python benchmarks/report.py             writes both anew from benchmarks/results
-    python benchmarks/report.py --check     writes nothing, and exits with 1 where they say something else
+    python benchmarks/report.py             writes them anew from benchmarks/results
+    python benchmarks/report.py --check     writes nothing, and exits with 1 where a page says something else
 
-README.md takes its tables between ``<!-- results: NAME -->`` and ``<!-- end -->``. docs/benchmarks.md holds every
-comparison of speed, docs/benchmarks.svg the costs in passes over the data.
+A page takes a table between ``<!-- results: NAME -->`` and ``<!-- end -->``; NAME is one of TABLES below, or that of a
+file of pytest-benchmark's results, such as ``ops-cpu``. docs/benchmarks.svg shows costs in passes over the data.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.units import UNIT
 from unlearnx.experiments.report.table_columns import speedup
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = "docs/benchmarks.md"
-PLOT = "docs/benchmarks.svg"
+PLOT = ROOT / "docs" / "benchmarks.svg"
 OURS = "ours"
-DASH = "\N{EN DASH}"
+UNIT = "forward+backward"  # what the multiples of the results are of
+PLACE = re.compile(r"(<!-- results: (\S+) -->)\n.*?(<!-- end -->)", flags=re.DOTALL)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -186,35 +185,108 @@ def features() -> str:
     return markdown(head, rows)
 
 
-README_TABLES: dict[str, Callable[[], str]] = {
-    "poison-cifar": poison_cifar,
-    "forget-digits": forget_digits,
-    "forget-cifar": forget_cifar,
-    "repair-mnist": repair,
-    "features-drebin": features,
-}
+def canary() -> str:
+    """A number that a language model learned by heart, forgotten."""
+    result = read("canary-alice")
+    runs = len(result["runs"])
+    labels = {
+        "before": "trained with the number",
+        "first order": "`FirstOrder`",
+        "second order": "`SecondOrder(ConjugateGradient(iterations=11))`",
+        "fine-tuning": "`FineTune`",
+        "retrained": "retrained without the number",
+    }
+    rows = []
+    for name, label in labels.items():
+        s = result["summary"][name]
+        bits = [f"{exposure_bits(s):.1f}", f"{s['log_perplexity']:.{0 if s['log_perplexity'] > 10 else 1}f}"]
+        seconds = f"{s['seconds']:.{0 if s['seconds'] > 10 else 1}f}" if s["seconds"] else ""
+        faster = times(s["speedup"]) if name in result["methods"] else ""
+        rows.append([label, *bits, f"{s['contains']} of {runs}", percent(s["accuracy"], 1), seconds, faster])
+    head = ["model", "exposure, bits", "log-perplexity of the number, bits", "models that write it"]
+    return markdown([*head, "training accuracy", "seconds", "faster than retraining"], rows)
 
 
-def with_tables(text: str) -> str:
-    """README.md with its tables made anew.
+def exposure_bits(summary: dict[str, Any]) -> float:
+    """The exposure as estimated, or its lower bound where no sample is near the number and the bound says more."""
+    return max(summary["exposure"], summary["lower_bound"])
 
-    Raises:
-        ValueError: it names a table that there is none of, or leaves one out.
-    """
 
-    def replaced(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{README_TABLES[match[2]]()}\n{match[3]}"
+def headline() -> str:
+    """The studies in a line each, every method beside the retrained model of the same run."""
+    poison, cifar, digits = (
+        read(name) for name in ("poison-cifar-default", "forget-class-cifar", "forget-class-digits")
+    )
+    planted, drebin = read("canary-alice"), read("features-drebin")
+    rows = []
 
-    names = re.findall(r"<!-- results: (\S+) -->", text)
-    if sorted(names) != sorted(README_TABLES):
-        raise ValueError(f"README.md has places for {names}, expected each of {list(README_TABLES)}")
-    return re.sub(r"(<!-- results: (\S+) -->)\n.*?(<!-- end -->)", replaced, text, flags=re.S)
+    labels = poison["summary"]["fine-tuning, last block"]
+    trained = poison["runs"][0]
+    rows.append(
+        [
+            "10,000 wrong labels of CIFAR-10 put right: test accuracy",
+            "`FineTune`, last block",
+            percent(trained["poisoned"]["accuracy"], 1),
+            percent(labels["accuracy"], 1),
+            f"{percent(trained['clean']['accuracy'], 1)}",
+            times(labels["speedup"]),
+        ]
+    )
+    for what, result in (("a class of CIFAR-10", cifar), ("a class of the digits", digits)):
+        name = "second-order"
+        gaps = [percent(result["summary"][model]["gap"]["mean"], 2) for model in ("original", name)]
+        rows.append(
+            [
+                f"{what} removed: gap to retraining",
+                "`SecondOrder`, last layer",
+                *gaps,
+                "0",
+                times(speedup(result, name) or 0),
+            ]
+        )
+    s = planted["summary"]
+    bits = [f"{exposure_bits(s[name]):.1f} bits" for name in ("before", "second order", "retrained")]
+    rows.append(
+        [
+            "a telephone number removed from a language model: exposure",
+            "`SecondOrder`",
+            *bits,
+            times(s["second order"]["speedup"]),
+        ]
+    )
+    most = drebin["summary"][str(drebin["counts"][-1])]
+    rows.append(
+        [
+            "100 features removed from a malware detector: gradient residual",
+            "`CertifiedRemoval`",
+            *(f"{most[name]['residual']:.2g}" for name in ("before", "second order, 2 steps", "retrained")),
+            times(most["second order, 2 steps"]["speedup"]),
+        ]
+    )
+    table = markdown(["what, and how it is measured", "method", "before", "after", "retrained", "faster"], rows)
+    machines = dict.fromkeys(processor(result) for result in (poison, cifar, digits, planted, drebin))
+    return f"{table}\n\n*Measured on: {'; '.join(machines)}. torch {poison['environment']['torch'].split('+')[0]}.*"
+
+
+LEVELS = {"x86-64-v3": "x86-64 with AVX2", "x86-64-v4": "x86-64 with AVX-512"}
+
+
+def processor(result: dict[str, Any]) -> str:
+    """What a study ran on, as far as its results tell."""
+    environment = result["environment"]
+    level = environment["unlearnx"]["cpu_level"]
+    return environment.get("processor") or f"{environment['device']}, {LEVELS.get(level, level)}"
 
 
 def comparisons() -> dict[str, dict[str, Any]]:
-    """The committed results of pytest-benchmark, by the names of their files."""
+    """The committed results of pytest-benchmark that hold comparisons, by the names of their files."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))}
-    return {name: result for name, result in found.items() if "benchmarks" in result}
+    return {name: r for name, r in found.items() if any(map(compared, r.get("benchmarks", [])))}
+
+
+def compared(entry: dict[str, Any]) -> bool:
+    """Whether a benchmark has seconds of ours and of somebody else."""
+    return OURS in entry["extra_info"].get("seconds", {}) and bool(competitors(entry))
 
 
 def competitors(entry: dict[str, Any]) -> str:
@@ -224,35 +296,139 @@ def competitors(entry: dict[str, Any]) -> str:
     return "; ".join(f"{name} **{r:.2f}**" for name, r in sorted(others.items(), key=lambda item: item[1]))
 
 
-def page() -> str:
-    """docs/benchmarks.md."""
-    parts = [
-        "# Benchmarks",
-        "All comparisons of speed under `benchmarks/results`, as shown by `python benchmarks/report.py`. "
-        "Both sides of a row took turns in one process; medians. The last column is the time of everybody else in "
-        "multiples of ours: above 1, ours is faster. `make bench` measures again.",
-        f"![What curvature costs, in passes over the data]({Path(PLOT).name})",
-        "*Costs in multiples of one forward and backward pass of the same model and batch: ours and everybody else.*",
-    ]
-    for name, result in comparisons().items():
-        machine = result["machine_info"]
-        device = machine.get("gpu") or f"{machine['cpu']['brand_raw']}, {machine['cpu']['count']} cores"
-        rows = []
-        for entry in result["benchmarks"]:
-            multiple = entry["extra_info"].get("multiples", {}).get(OURS)
-            passes = f"{multiple:.2f}" if multiple else ""
-            ours = entry["extra_info"].get("seconds", {}).get(OURS)
-            others = competitors(entry)
-            if ours and others:
-                rows.append([f"`{entry['name']}`", f"{1e3 * ours:,.1f}", passes, others])
-        if rows:
-            torch = machine.get("torch", "")
-            parts += [
-                f"## {name}",
-                f"{device}; torch {torch}; `benchmarks/results/{name}.json`",
-                markdown(["benchmark", "ours, ms", "in passes", "others / ours"], rows),
-            ]
-    return "\n\n".join(parts) + "\n"
+def comparison(result: dict[str, Any]) -> str:
+    """Every row of a file of results, and what it was measured on."""
+    machine = result["machine_info"]
+    device = machine.get("gpu") or f"{machine['cpu']['brand_raw']}, {machine['cpu']['count']} cores"
+    rows = []
+    for entry in filter(compared, result["benchmarks"]):
+        multiple = entry["extra_info"].get("multiples", {}).get(OURS)
+        ours = 1e3 * entry["extra_info"]["seconds"][OURS]
+        rows.append([f"`{entry['name']}`", f"{ours:,.1f}", f"{multiple:.2f}" if multiple else "", competitors(entry)])
+    return f"*{device}; torch {machine.get('torch', '')}.*\n\n" + markdown(
+        ["benchmark", "ours, ms", "in passes", "others / ours"], rows
+    )
+
+
+def multiples(name: str) -> dict[str, dict[str, float]]:
+    """Costs in forward and backward passes, by benchmark and competitor; each vector's where there are several."""
+    entries = read(name)["benchmarks"]
+    found = {e["name"]: e["extra_info"].get("each") or e["extra_info"].get("multiples", {}) for e in entries}
+    return {name: costs for name, costs in found.items() if costs}
+
+
+def least(costs: dict[str, float], names: Iterable[str]) -> tuple[str, float] | None:
+    """The cheapest of some competitors."""
+    found = [(name, costs[name]) for name in names if name in costs]
+    return min(found, key=lambda item: item[1], default=None)
+
+
+def number(value: float | None) -> str:
+    """A cost in passes, with two digits after the point where they tell something."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+FISHER = {
+    "VGG, batch 64": ("vgg-64", "vgg"),
+    "VGG, batch 256": ("vgg-256", None),
+    "character LSTM, batch 64": ("char-lstm-64", None),
+    "character LSTM, batch 256": ("char-lstm-256", "char-lstm"),
+    "ViT-tiny block, batch 64": ("vit-64", None),
+    "ViT-tiny block, batch 256": ("vit-256", "vit"),
+    "logistic regression, 3,000 features, batch 4,096": ("logistic-4096", "logistic"),
+}
+
+
+def fisher() -> str:
+    """What a Fisher diagonal costs, in passes over the data."""
+    costs = multiples("fisher-cpu")
+    rows = []
+    for label, (one, many) in FISHER.items():
+        row = costs[f"test_fisher[cpu-{one}]"]
+        among = costs[f"test_fisher_of_many_batches[cpu-{many}]"][OURS] if many else None
+        vmap = least(row, (name for name in row if name.startswith("vmap")))
+        others = sorted((row[n], n) for n in ("BackPACK", "nngeometry", "Opacus") if n in row)
+        named = ", ".join(f"{name} {number(value)}" for value, name in others)
+        alone = [number(row[OURS]), number(among), number(row["batch size 1"])]
+        rows.append([label, *alone, number(vmap[1]) if vmap else "", named])
+    head = ["", "ours, one call on one batch", "ours, a batch among eight", "batch size 1", "best `vmap(grad)`"]
+    return markdown([*head, "other libraries"], rows)
+
+
+LIBRARIES = ("curvlinops", "dattri", "dattri, rev-fwd", "pyDVL", "hessian-eigenthings", "BackPACK")
+CURVATURE = {
+    "curvature": {
+        "VGG, batch 64, Hessian": "test_product[cpu-vgg-hessian]",
+        "VGG, batch 64, Gauss-Newton": "test_product[cpu-vgg-ggn]",
+        "VGG, 8 vectors at once, each, Hessian": "test_eight_products[cpu-vgg-hessian]",
+        "VGG, 8 vectors at once, each, Gauss-Newton": "test_eight_products[cpu-vgg-ggn]",
+        "last six tensors on features, batch 1,024, Hessian": "test_iteration_on_the_head[cpu-hessian]",
+        "the same, Gauss-Newton": "test_iteration_on_the_head[cpu-ggn]",
+        "ViT-tiny block, batch 64, Hessian": "test_product[cpu-vit-hessian]",
+        "ViT-tiny block, batch 64, Gauss-Newton": "test_product[cpu-vit-ggn]",
+    },
+    "lstm": {
+        "Hessian product": "test_product[cpu-char-lstm-hessian]",
+        "Hessian, 8 vectors at once, each": "test_eight_products[cpu-char-lstm-hessian]",
+        "Gauss-Newton product": "test_product[cpu-char-lstm-ggn]",
+        "Gauss-Newton, 8 vectors at once, each": "test_eight_products[cpu-char-lstm-ggn]",
+    },
+}
+
+
+def curvature(name: str) -> str:
+    """What curvature products cost, in passes over the data."""
+    costs = multiples(f"{name}-cpu")
+    rows = []
+    for label, benchmark in CURVATURE[name].items():
+        row = costs[benchmark]
+        kept = least(row, (n for n in row if n.startswith("kept graph")))
+        fresh = least(row, LIBRARIES)
+        again = least(row, (n for n in row if n.split(", kept")[0] in LIBRARIES and n.endswith("kept graph")))
+        libraries = [f"{n.removesuffix(', kept graph')} {number(v)}" for n, v in filter(None, (fresh, again))]
+        own = [number(row.get(n)) for n in (OURS, "ours, repeated", "double backward")]
+        best = f"{libraries[0]} / {libraries[1]}" if fresh and again else " / ".join(libraries)
+        rows.append([label, *own, number(kept[1]) if kept else "", best])
+    head = ["", "ours", "ours, same batch again", "double backward", "the same, graph kept"]
+    return markdown([*head, "best of the other libraries, fresh / kept"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "poison-cifar": poison_cifar,
+    "forget-digits": forget_digits,
+    "forget-cifar": forget_cifar,
+    "repair-mnist": repair,
+    "features-drebin": features,
+    "canary-alice": canary,
+    "fisher": fisher,
+    "curvature": lambda: curvature("curvature"),
+    "lstm": lambda: curvature("lstm"),
+}
+
+
+def pages() -> dict[Path, str]:
+    """The texts that may hold tables."""
+    return {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+
+
+def with_tables(texts: dict[Path, str]) -> dict[Path, str]:
+    """The pages with their tables made anew.
+
+    Raises:
+        ValueError: a page names a table that there is none of, or a table has no place.
+    """
+    made = {name: make() for name, make in TABLES.items()}
+    made |= {name: comparison(result) for name, result in comparisons().items()}
+    named = {match[2] for text in texts.values() for match in PLACE.finditer(text)}
+    if named != made.keys():
+        raise ValueError(
+            f"README.md and docs have no <!-- results: NAME --> for {sorted(made.keys() - named) or 'none'}, and "
+            f"name {sorted(named - made.keys()) or 'nothing'} that benchmarks/report.py does not make"
+        )
+    return {file: PLACE.sub(lambda m: f"{m[1]}\n{made[m[2]]}\n{m[3]}", text) for file, text in texts.items()}
 
 
 def plot(file: Path) -> None:
@@ -289,16 +465,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a table differs")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    wanted = {readme: with_tables(readme.read_text()), ROOT / PAGE: page()}
-    stale = [file for file, text in wanted.items() if not file.is_file() or file.read_text() != text]
+    before = pages()
+    stale = {file: text for file, text in with_tables(before).items() if text != before[file]}
     if check:
         for file in stale:
             print(f"{file.relative_to(ROOT)}: differs from benchmarks/results; run python benchmarks/report.py")
         sys.exit(bool(stale))
-    for file in stale:
-        file.write_text(wanted[file])
-    plot(ROOT / PLOT)
+    for file, text in stale.items():
+        file.write_text(text)
+    plot(PLOT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the README and the pages of the documentation show runs, and the commands that they name exist."""
+"""What the README, CONTRIBUTING and the pages of the documentation show runs, and what they name exists."""
 
 import re
 import shlex
@@ -12,7 +12,9 @@ import unlearnx.metrics
 from unlearnx.cli import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAX_README_LINES = 180
+FOLDERS = r"csrc|unlearnx|tests|benchmarks|docs|packaging"
 NOVEL = "\n\n".join(f"  {name} went on, and on." for name in ("Alice", "The rabbit", "A queen") * 12)
 
 
@@ -66,7 +68,48 @@ def test_make_target(words):
     assert set(named) <= set(targets)
 
 
+@pytest.mark.parametrize("words", commands("pytest") + commands(".venv/bin/python"))
+def test_pytest_arguments(words):
+    """What is to be tested is there, and options are those of pytest or benchmarks/conftest.py."""
+    options = (ROOT / "benchmarks" / "conftest.py").read_text()
+    for word in words[2:] if words[0] == "-m" else words:
+        assert (ROOT / word).exists() or word in ("-s", "FILE", "FOLDER") or f'"{word}"' in options, word
+
+
+def named_files():
+    """Files of the repository that pages name in code, or lead to; not patterns such as NAME.py."""
+    found = []
+    for page in PAGES:
+        names = set(re.findall(rf"`((?:{FOLDERS})(?:/[\w.-]+)+)(?:::\w+)?`", page.read_text()))
+        found += [pytest.param(name, id=f"{page.name}: {name}") for name in sorted(names) if "NAME" not in name]
+    return found
+
+
+@pytest.mark.parametrize("name", named_files())
+def test_file_exists(name):
+    assert (ROOT / name).exists()
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_links_of_pages_at_the_root(page):
+    """mkdocs looks after those of the others."""
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MAX_README_LINES
+
+
+def test_callbacks_of_a_fisher_diagonal():
+    """Those that docs/fisher.md explains are where it says."""
+    rows = re.findall(r"^\| \d \| `(\w+)` \| `(\S+)`", (ROOT / "docs" / "fisher.md").read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for name, file in rows:
+        assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
+
+
 def test_pages_are_read():
     """The patterns above still find what they look for."""
-    for found in (blocks("python"), commands("unlearnx"), commands("make")):
-        assert len(found) > 1
+    for found in (blocks("python"), commands("unlearnx"), commands("make"), commands("pytest"), named_files()):
+        assert found

@@ -1,7 +1,7 @@
 """unlearnx: make trained PyTorch models forget, fast, and prove with numbers that they did."""
 
 from unlearnx import attribution, curvature, methods, metrics, nn, ops
-from unlearnx._extension import __version__, build_info  # first: it registers the ops
+from unlearnx._extension import __version__, build_info  # loads the compiled ops
 from unlearnx.methods import Outcome, Request
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Checks of models and parameter sets, with errors that name what is wrong."""
+"""Checks of arguments and models, with errors that name the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Params = str | Sequence[str] | None
 
 
 def select_params(model: nn.Module, params: Params) -> list[str]:
-    """Names of the parameters that `params` stands for, in the order of ``named_parameters()``.
+    """Names of the parameters that `params` selects, in the order of ``named_parameters()``.
 
     Args:
-        params: None for all that require gradients, a list of names, or ``"last:K"`` for the last K tensors.
+        params: None for all that require gradients, a list of names, or ``"last:K"`` for the last K parameter tensors.
 
     Raises:
         ValueError: nothing is selected, a name is unknown, or K is out of range.
@@ -37,7 +37,8 @@ def select_params(model: nn.Module, params: Params) -> list[str]:
             raise ValueError(f"params: the model has no parameter {unknown[0]!r}; it has {', '.join(available)}")
         chosen = [name for name in available if name in set(params)]
     if not chosen:
-        raise ValueError("params: selects no parameter; the model has none that requires gradients")
+        reason = "the model has none that requires gradients" if params is None else "the list is empty"
+        raise ValueError(f"params: selects no parameter, expected at least one; {reason}")
     return chosen
 
 
@@ -53,7 +54,7 @@ def check_at_least_one(**counts: int | None) -> None:
 
 
 def check_at_least_zero(*, unbounded: bool = False, **numbers: float | None) -> None:
-    """Refuse numbers below 0, NaN, and infinity unless `unbounded`; None stands for a default.
+    """Refuse negative numbers, NaN, and, unless `unbounded`, infinity; None stands for a default.
 
     Raises:
         ValueError: the message names the argument.
@@ -65,13 +66,13 @@ def check_at_least_zero(*, unbounded: bool = False, **numbers: float | None) -> 
             raise ValueError(f"{name} is {value!r}, expected a {'' if unbounded else 'finite '}number >= 0")
 
 
-def check_share(**shares: float) -> None:
+def check_fraction(**fractions: float) -> None:
     """Refuse numbers that are not in [0, 1].
 
     Raises:
         ValueError: the message names the argument.
     """
-    for name, value in shares.items():
+    for name, value in fractions.items():
         if not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
 
@@ -96,7 +97,7 @@ def _reason_samples_interact(module: nn.Module) -> str | None:
 
 
 def check_deterministic(model: nn.Module) -> None:
-    """Refuse a model whose samples do not have losses of their own.
+    """Refuse a model whose output for a sample depends on the other samples, or is random.
 
     Raises:
         ValueError: a BatchNorm uses batch statistics or a dropout is active; the message names the module.
@@ -109,10 +110,10 @@ def check_deterministic(model: nn.Module) -> None:
 
 
 def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse values that are not finite.
+    """Refuse tensors with NaN or infinite values; `what` says in the message what the tensors hold.
 
     Raises:
-        ValueError: one is NaN or infinite; the message names its tensor.
+        ValueError: a value is NaN or infinite; the message names its tensor.
     """
     for name, tensor in tensors:
         if not tensor.isfinite().all():
@@ -121,5 +122,5 @@ def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def model_device(model: nn.Module):
-    """Device of the model's parameters, or buffers; the CPU where it has neither."""
+    """Device of the model's first parameter or buffer; the CPU where it has neither."""
     return next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device

@@ -70,7 +70,7 @@ def _copied(model: nn.Module, known: dict[int, Any]) -> nn.Module:
     """A deep copy in which objects of the given ids are replaced, compiled modules by what they were made from."""
     for module in model.modules():
         if _is_compiled(module):
-            known[id(module)] = _Uncompiled(copy.deepcopy(module._orig_mod, known))
+            known[id(module)] = _Uncompiled(copy.deepcopy(module.get_submodule("_orig_mod"), known))
     return copy.deepcopy(model, known)
 
 

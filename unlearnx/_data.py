@@ -26,15 +26,16 @@ from unlearnx._checks import check_at_least_one
 
 Data = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
 
-BATCH_SIZE = 256
-UNLIKE = (DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)  # from process to process
+BATCH_SIZE = 256  # samples per pass where the caller does not say
+# Samplers that may give every process of torchrun other samples.
+PROCESS_DEPENDENT_SAMPLERS = (DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def _tensors(data: Data) -> tuple[Tensor, Tensor] | None:
-    """The whole of `data` without reading it sample by sample, where its type allows that."""
+    """All of `data` as tensors, where it is made of tensors; None where samples must be read one by one."""
     if isinstance(data, (tuple, list)):
         pair = tuple(data)
-    elif type(data) is TensorDataset:  # a subclass may transform its items
+    elif type(data) is TensorDataset:  # not a subclass, which may transform its samples
         pair = data.tensors
     elif type(data) is Subset:
         base = _tensors(data.dataset)
@@ -63,17 +64,17 @@ def _checked(pair: Any) -> tuple[Tensor, Tensor]:
 
 
 def size(data: Data) -> int:
-    """Number of samples, which is never zero.
+    """Number of samples.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or they cannot be counted.
     """
     source = data.dataset if isinstance(data, DataLoader) else data
     readable = isinstance(source, (tuple, list, Dataset)) or hasattr(source, "__getitem__")
     if not readable or isinstance(source, (Tensor, dict, str)):
         raise ValueError(f"data: expected a pair (x, y), a Dataset or a DataLoader, got {type(source).__name__}")
     if not hasattr(source, "__len__"):
-        raise ValueError(f"data: {type(source).__name__} has no length, expected samples that can be counted")
+        raise ValueError(f"data: {type(source).__name__} has no length, expected a Dataset with __len__")
     n = len(_checked(source)[0]) if isinstance(source, (tuple, list)) else len(source)  # type: ignore[arg-type]
     if n == 0:
         raise ValueError("data: is empty, expected at least one sample")
@@ -92,7 +93,7 @@ def _collate(
 
 
 def materialize(data: Data) -> tuple[Tensor, Tensor]:
-    """All of `data` as one pair of tensors; no copy where it is one already."""
+    """All of `data` as one pair of tensors; not copied where it is a pair already."""
     size(data)
     pair = _tensors(data)
     if pair is not None:
@@ -102,7 +103,7 @@ def materialize(data: Data) -> tuple[Tensor, Tensor]:
 
 
 def check_visits_all(data: Data) -> None:
-    """Refuse a DataLoader whose samples are not those of its dataset.
+    """Refuse a DataLoader that may not visit each sample of its dataset exactly once.
 
     Raises:
         ValueError: it may leave samples out, or repeat some.
@@ -121,18 +122,18 @@ def check_visits_all(data: Data) -> None:
 
 
 def check_in_order(name: str, data: Data) -> None:
-    """Refuse a DataLoader whose n-th sample may not be the n-th of its dataset: results for samples go by number.
+    """Refuse a DataLoader in another order than its dataset, by which per-sample results are indexed.
 
     Raises:
         ValueError: it shuffles, leaves samples out or repeats some.
     """
     check_visits_all(data)
     if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
-        raise ValueError(f"{name}: is a DataLoader that shuffles, whose samples have no numbers; pass its dataset")
+        raise ValueError(f"{name}: is a DataLoader that shuffles, expected the order of its dataset; pass the dataset")
 
 
 class Samples:
-    """The samples of `data` by number, read when they are asked for; of a DataLoader, those of its dataset."""
+    """The samples of `data` by index, read on demand; of a DataLoader, the samples of its dataset."""
 
     def __init__(self, data: Data):
         self._n = size(data)
@@ -144,11 +145,11 @@ class Samples:
 
     @property
     def in_memory(self) -> bool:
-        """Whether they are tensors."""
+        """Whether the samples are tensors in memory, rather than read on demand."""
         return self._pair is not None
 
     def read(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Those of a slice, or of a list of numbers, as (x, y)."""
+        """The samples of a slice, or of a tensor of indices, as (x, y)."""
         if self._pair is not None:
             return self._pair[0][index], self._pair[1][index]
         numbers = range(self._n)[index] if isinstance(index, slice) else index.tolist()
@@ -157,18 +158,18 @@ class Samples:
         return _collate(self._data, numbers)  # type: ignore[arg-type]
 
 
-def check_alike(name: str, data: Data) -> None:
-    """Refuse, where processes share the work, a DataLoader that may give each of them other samples.
+def check_same_in_every_process(name: str, data: Data) -> None:
+    """Refuse, where processes share the work, a DataLoader that may give every process other samples.
 
     Raises:
-        ValueError: it shuffles, or hands every process a share of its own.
+        ValueError: it shuffles, or already divides the samples among the processes.
     """
     if distributed.processes() > 1 and isinstance(data, DataLoader):
         sampler = getattr(data.batch_sampler, "sampler", data.sampler)
-        if isinstance(sampler, UNLIKE):
+        if isinstance(sampler, PROCESS_DEPENDENT_SAMPLERS):
             raise ValueError(
                 f"{name}: is a DataLoader with a {type(sampler).__name__}, which may give every process other samples; "
-                "pass its dataset, whose samples are then shared out"
+                "pass its dataset, whose samples are then divided among the processes"
             )
 
 
@@ -195,9 +196,9 @@ def batches(
 def shared_batches(
     data: Data, batch_size: int | None = None, device: torch.device | str | None = None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The :func:`batches` dealt to this process, all in a single one, each after the number of its first sample.
+    """The :func:`batches` that are this process's, as (index of the first sample, x, y); all of them in one process.
 
-    Of a DataLoader the others are read, but go no further.
+    Of a DataLoader every process reads all batches, and leaves out those of the others.
     """
     return _batches(data, batch_size, device, distributed.round_robin)
 
@@ -206,15 +207,15 @@ def _batches(
     data: Data,
     batch_size: int | None,
     device: torch.device | str | None,
-    chosen: Callable[[Iterable[Any]], Iterator[Any]],
+    select: Callable[[Iterable[Any]], Iterator[Any]],
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     n = size(data)
     check_at_least_one(batch_size=batch_size)
     if isinstance(data, DataLoader):
-        parts: Iterator[tuple[int, Tensor, Tensor]] = chosen(_split(data, batch_size))
+        parts: Iterator[tuple[int, Tensor, Tensor]] = select(_split(data, batch_size))
     else:
         step, pair = batch_size or BATCH_SIZE, _tensors(data)
-        starts = chosen(range(0, n, step))
+        starts = select(range(0, n, step))
         if pair is not None:
             parts = ((i, pair[0][i : i + step], pair[1][i : i + step]) for i in starts)
         else:

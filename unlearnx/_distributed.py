@@ -1,4 +1,4 @@
-"""Work shared among the processes of ``torchrun``; each holds the same model and names the same data."""
+"""Work divided among the processes of ``torchrun``, which all have the same model and name the same data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def _running() -> bool:
 
 
 def processes() -> int:
-    """How many there are."""
+    """Number of processes that share the work; 1 without ``torch.distributed``."""
     return dist.get_world_size() if _running() else 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that does what is to be done once; true in a single process."""
+    """Whether this process does what is to be done once, such as writing files; true in a single process."""
     return not _running() or dist.get_rank() == 0
 
 
 def local_range(n: int) -> range:
-    """The numbers from 0 to n that are this process's: consecutive, possibly none; all of them in a single process."""
+    """This process's part of ``range(n)``: consecutive, possibly empty; all of it in a single process."""
     if not _running():
         return range(n)
     rank = dist.get_rank()
@@ -39,12 +39,12 @@ def local_range(n: int) -> range:
 
 
 def round_robin(items: Iterable[T]) -> Iterator[T]:
-    """Those of the items, dealt out in turn, that are this process's: possibly none; all in a single process."""
+    """This process's items, where item i goes to process ``i % processes()``; all of them in a single process."""
     return islice(items, dist.get_rank() if _running() else 0, None, processes())
 
 
 def all_reduce_(tensors: Iterable[Tensor]) -> None:
-    """Sums over all processes, in place; tensors travel together, in float32 or wider."""
+    """Sum over all processes, in place; tensors of a dtype are sent as one, in float32 or float64."""
     if processes() == 1:
         return
     together: dict[torch.dtype, list[Tensor]] = {}
@@ -54,7 +54,7 @@ def all_reduce_(tensors: Iterable[Tensor]) -> None:
         if len(group) == 1 and group[0].dtype == dtype and group[0].is_contiguous():
             dist.all_reduce(group[0])
             continue
-        # Values lie in the order of the dimensions, whatever the order of memory is in each process.
+        # reshape(-1) gives the same order of values in every process, whatever the strides of its tensor.
         row = torch.cat([t.reshape(-1).to(dtype) for t in group])
         dist.all_reduce(row)
         for t, part in zip(group, row.split([t.numel() for t in group]), strict=True):
@@ -62,10 +62,10 @@ def all_reduce_(tensors: Iterable[Tensor]) -> None:
 
 
 def broadcast_(t: Tensor) -> Tensor:
-    """What the first process has in `t`, in place.
+    """The first process's values of `t`, in place, in every process.
 
-    For random numbers that all are to agree on, and for numbers that decide about further calls: on unlike
-    processors they differ by rounding, and processes that decide differently would wait for each other forever.
+    For random numbers, and for numbers that decide about further communication: they may differ by rounding between
+    processors, and processes that decide differently would wait for each other forever.
     """
     if _running():
         dist.broadcast(t, 0)
@@ -74,10 +74,10 @@ def broadcast_(t: Tensor) -> Tensor:
 
 @contextmanager
 def failing_together(device: torch.device) -> Iterator[None]:
-    """Work of its own for each process; where it fails in one it fails in all, for the others would wait forever.
+    """Work that each process does alone; if it raises in one process, it raises in all, which would otherwise wait.
 
     Raises:
-        RuntimeError: it failed in another process.
+        RuntimeError: the work failed in another process.
     """
     if not _running():
         yield
@@ -90,4 +90,4 @@ def failing_together(device: torch.device) -> Iterator[None]:
         raise
     dist.all_reduce(failures)
     if failures:
-        raise RuntimeError("another process failed, whose error tells why")
+        raise RuntimeError("the work failed in another process; see the error of that process")

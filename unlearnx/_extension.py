@@ -1,4 +1,4 @@
-"""Loads the compiled part, or says in one sentence what is wrong with it and what mends it."""
+"""Loads the compiled extension; if it does not load, the error says why and which command rebuilds it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+REBUILD_COMMAND = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
 def _installed_version() -> str:
@@ -17,7 +17,7 @@ def _installed_version() -> str:
 
 
 def _release(torch_version: str) -> str:
-    """The part of a torch version that binary compatibility hangs on: '2.13' of '2.13.0+cpu'."""
+    """The part of a torch version that must match for binary compatibility: '2.13' of '2.13.0+cpu'."""
     return ".".join(torch_version.split("+")[0].split(".")[:2])
 
 
@@ -26,7 +26,7 @@ def _describe_build(local_tag: str) -> str:
 
 
 def _load():
-    mismatch = f"this is torch {torch.__version__}: rebuild it in unlearnx's source folder with `{REBUILD}`."
+    mismatch = f"this is torch {torch.__version__}: rebuild it in unlearnx's source folder with `{REBUILD_COMMAND}`."
     try:
         from unlearnx import _C  # type: ignore[attr-defined]
     except ImportError as error:
@@ -43,12 +43,12 @@ _C = _load()
 
 
 def build_info() -> dict[str, str | int | None]:
-    """How the compiled part was made and what it sees here.
+    """How the extension was compiled, and what it uses on this machine.
 
     Returns:
         ``version``, ``torch`` it was compiled for, ``cuda`` release and ``cuda_archs`` (None in CPU builds),
-        ``compiler``, ``cpu_level`` (the instruction set its kernels resolve to on this processor) and
-        ``threads`` (how many threads its parallel loops really get).
+        ``compiler``, ``cpu_level`` (the instruction set that its kernels use on this processor) and
+        ``threads`` (the number of threads of its parallel loops).
     """
     info = _C.build_info()
     return {

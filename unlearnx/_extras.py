@@ -1,4 +1,4 @@
-"""Packages that come with an extra."""
+"""Imports of packages that are installed by an extra of unlearnx."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def extra(user: str, package: str) -> Iterator[None]:
-    """Imports made inside tell, where they fail, what brings the package.
+    """If an import inside this context fails, the error names the command that installs the package.
 
     Args:
-        user: what needs the package, as the message names it.
+        user: what needs the package, for the message.
         package: name of the package.
 
     Raises:

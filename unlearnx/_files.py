@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one."""
+"""Writing files so that a crash leaves either the old file or the whole new one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner reads
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

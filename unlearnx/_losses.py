@@ -1,4 +1,4 @@
-"""Losses whatever their reduction: the engines count in sums of per-sample losses."""
+"""Loss functions of any reduction as sums of per-sample losses, which the curvature engines need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-PROBED = 64  # samples of the first batch that a scalar loss is recognised by
+PROBE_SAMPLES = 64  # most samples of the first batch that are used to find the reduction of a scalar loss
+REDUCTION_TOLERANCE = 1e-3  # relative, to tell a mean or sum in single precision from another scalar
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,10 +31,10 @@ def named(describe: Callable[[], str]) -> Iterator[None]:
 
 
 class SampleLoss:
-    """The loss of every sample, from a `loss_fn(output, y)` that returns losses per sample, their mean or sum.
+    """Per-sample losses of a `loss_fn(output, y)` that returns losses per sample, their mean or their sum.
 
-    A scalar is recognised by comparing samples of the first batch with each of them alone: any callable will do. The
-    function gets copies of the labels, which are not its own.
+    Whether a scalar is a mean or a sum is found by evaluating samples of the first batch together and one by one, so
+    that any callable will do. The function gets copies of the labels.
 
     Raises:
         TypeError: the loss is no function.
@@ -58,11 +59,11 @@ class SampleLoss:
         if output.shape[0] == 1:
             return value
         if self._reduction is None:
-            self._reduction = self._recognise(output.detach()[:PROBED], y[:PROBED])
+            self._reduction = self._recognise(output.detach()[:PROBE_SAMPLES], y[:PROBE_SAMPLES])
         return value if self._reduction == "sum" else value * output.shape[0]
 
     def each(self, output: Tensor, y: Tensor) -> Tensor:
-        """The loss of every sample of a batch, (N,): a scalar loss is asked for one sample at a time.
+        """The loss of every sample of a batch, (N,); a scalar loss function is called for one sample at a time.
 
         Raises:
             ValueError: the loss is neither per sample nor the mean or sum of such losses.
@@ -85,7 +86,7 @@ class SampleLoss:
         if value.dim() > 0 and value.shape[0] != output.shape[0]:
             raise ValueError(
                 f"loss_fn: returned shape {list(value.shape)} for {output.shape[0]} samples, "
-                "expected one loss a sample, or their mean or sum"
+                "expected one loss per sample, or their mean or sum"
             )
         return value
 
@@ -100,7 +101,7 @@ class SampleLoss:
             return self.loss_fn(output, y.clone())
 
     def _recognise(self, output: Tensor, y: Tensor) -> str | None:
-        """The reduction, "mean" or "sum", of a batch; None where the losses are not finite and tell nothing."""
+        """The reduction, "mean" or "sum"; None where losses are not finite, so that it cannot be found."""
         with torch.no_grad():
             noise = torch.Generator().manual_seed(0)
             for _ in range(2):  # losses of exactly zero tell nothing: look again at other outputs
@@ -111,14 +112,14 @@ class SampleLoss:
                 output = output + torch.randn(output.shape, generator=noise).to(output)
         if not math.isfinite(total):
             return None
-        slack = 1e-3 * sum(map(abs, single))
-        if abs(together * len(single) - total) <= slack:
+        tolerance = REDUCTION_TOLERANCE * sum(map(abs, single))
+        if abs(together * len(single) - total) <= tolerance:
             return "mean"
-        if abs(together - total) <= slack:
+        if abs(together - total) <= tolerance:
             return "sum"
         raise ValueError(
-            f"loss_fn: {len(single)} samples with losses of {total:.6g} in all together give {together:.6g}, neither "
-            'their mean nor their sum; return one loss a sample (reduction="none")'
+            f"loss_fn: returned {together:.6g} for {len(single)} samples whose losses one by one sum to {total:.6g}, "
+            'expected their mean or sum; return one loss per sample (reduction="none")'
         )
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is to spare."""
+"""How much memory is free."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 
 import torch
 
+UNKNOWN_FREE_BYTES = 4 << 30  # assumed where the system does not say how much memory is free
+
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that tensors on `device` may still take: of the GPU, or of the machine where it says so, else 4 GiB.
+    """Memory in bytes that new tensors on `device` may take: of the GPU, or this process's part of the machine's.
 
-    The processes that ``torchrun`` starts on a machine have equal parts of its memory; of GPUs each has its own.
+    The processes that ``torchrun`` starts on a machine get equal parts of its free memory.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -20,4 +22,4 @@ def free_bytes(device: torch.device) -> int:
             sizes = dict(line.split(":") for line in f)
         return int(sizes["MemAvailable"].split()[0]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     except (OSError, KeyError, ValueError):
-        return 4 << 30
+        return UNKNOWN_FREE_BYTES

@@ -1,4 +1,4 @@
-"""Train and eval modes of a model, lent and given back."""
+"""Changing a model's train and eval modes for a while."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlearnx._copies import lent
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module of `model` gets back the mode it has now."""
+    """Give every module of `model` its present mode back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Vectors over the parameters: dictionaries outside, rows of one matrix inside."""
+"""Vectors over the parameters: dictionaries for users, rows of a matrix (K, P) inside the engines."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ Vector = dict[str, Tensor]
 
 
 def scaled(a: Vector, factor: float) -> Vector:
+    """``factor * a``."""
     return {k: t * factor for k, t in a.items()}
 
 
 class Layout:
-    """How parameters lie in a row of P numbers, float32 or wider.
+    """The order of the parameters' entries in a row of P numbers, float32 or float64.
 
     Args:
         reference: the parameters.
 
     Attributes:
-        size: P.
-        device, dtype: of the rows.
+        size: number of entries P.
+        device, dtype: device and dtype of the rows.
     """
 
     def __init__(self, reference: Vector):
@@ -34,16 +35,16 @@ class Layout:
         self.dtype = torch.float64 if torch.float64 in self._dtypes else torch.float32
 
     def row(self, tensors: Sequence[Tensor]) -> Tensor:
-        """(P,) from one tensor a parameter; always a copy."""
+        """(P,) from one tensor per parameter; always a copy."""
         return torch.cat([t.reshape(-1) for t in tensors]).to(self.dtype)
 
     def split(self, row: Tensor, *, wide: bool = False) -> list[Tensor]:
-        """One tensor a parameter from (P,): in the parameters' dtypes, or views in the row's own if `wide`."""
+        """One tensor per parameter from (P,): in the parameters' dtypes, or, if `wide`, views in the row's dtype."""
         parts = zip(row.split(self._sizes), self._shapes.values(), self._dtypes, strict=True)
         return [part.view(shape) if wide else part.view(shape).to(dtype) for part, shape, dtype in parts]
 
     def owned(self, tensors: Sequence[Tensor | None], others: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors to write to, in the rows' dtype: None becomes zeros, what shares memory is copied."""
+        """Tensors that may be written to, in the rows' dtype: zeros for None; copies of those that share memory."""
         taken = {t.untyped_storage().data_ptr() for t in others}
         result = []
         for t, shape in zip(tensors, self._shapes.values(), strict=True):
@@ -51,19 +52,19 @@ class Layout:
                 t = torch.zeros(shape, dtype=self.dtype, device=self.device)
             elif t.dtype != self.dtype:
                 t = t.to(self.dtype)
-            elif t.untyped_storage().data_ptr() in taken or 0 in t.stride():  # an expanded number
+            elif t.untyped_storage().data_ptr() in taken or 0 in t.stride():  # expanded: its entries share memory
                 t = t.clone(memory_format=torch.contiguous_format)
             taken.add(t.untyped_storage().data_ptr())
             result.append(t)
         return result
 
     def named(self, tensors: Sequence[Tensor]) -> Vector:
-        """A vector from one tensor a parameter, in the parameters' dtypes."""
+        """A vector from one tensor per parameter, in the parameters' dtypes."""
         parts = zip(self._shapes, tensors, self._dtypes, strict=True)
         return {name: t.to(dtype).contiguous() for name, t, dtype in parts}
 
     def rows(self, what: str, v: Vector) -> tuple[Tensor, bool]:
-        """(K, P) from a vector or from K of them, stacked along a first dimension; whether there was one only.
+        """(K, P) from a vector, or from K vectors stacked along a first dimension; and whether it was a single one.
 
         Raises:
             ValueError: keys or shapes are not those of the parameters; the message starts with `what`.
@@ -75,8 +76,10 @@ class Layout:
         for name, shape in self._shapes.items():
             expected = shape if single else (count, *shape)
             if v[name].shape != expected:
+                several = ", ".join(map(str, ("K", *shape)))
                 raise ValueError(
-                    f"{what}[{name!r}] has shape {list(v[name].shape)}, expected {list(shape)}, or K of these"
+                    f"{what}[{name!r}] has shape {list(v[name].shape)}, "
+                    f"expected {list(shape)}, or [{several}] for K vectors"
                 )
         if count == 0:
             raise ValueError(f"{what}: holds no vectors, expected at least one")
@@ -84,7 +87,7 @@ class Layout:
         return torch.cat(parts, 1), single
 
     def vector(self, rows: Tensor, single: bool, *, wide: bool = False) -> Vector:
-        """The vector of the only row, or K of them stacked, in the parameters' dtypes, or the rows' own if `wide`."""
+        """The vector of a single row, or K vectors stacked, in the parameters' dtypes or, if `wide`, the rows'."""
         parts = zip(self._shapes.items(), rows.split(self._sizes, 1), self._dtypes, strict=True)
         return {
             name: part.reshape(shape if single else (len(rows), *shape)).to(rows.dtype if wide else dtype)

@@ -202,7 +202,7 @@ def run(
     noise: Annotated[float | None, typer.Option(help="share of training points to spoil (repair-mnist)")] = None,
     noise_kind: Annotated[str | None, typer.Option(help="what is spoilt: labels or inputs (repair-mnist)")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="repeat what made this file, cells/seed-*/*.json of a run of forget-*")
+        Path | None, typer.Option(help="make the trial of this file again: trials/seed-*/*.json of a run of forget-*")
     ] = None,
     out: Out = Path("runs"),
     name: Name = None,
@@ -266,20 +266,20 @@ def _folder(out: Path, name: str | None, title: str) -> Path:
 
 
 def _repeat(file: Path, held: dict[str, Any], *, out: Path, name: str | None, **settings: Any) -> None:
-    """Make a cell again and show its numbers beside the recorded ones; exits with 1 where they differ."""
+    """Make a trial again and show its numbers beside the recorded ones; exits with 1 where they differ."""
     from unlearnx.experiments.evaluation import changed
     from unlearnx.experiments.forget import repeat
     from unlearnx.experiments.report.forget import comparison
-    from unlearnx.experiments.run_store import read_cell
+    from unlearnx.experiments.run_store import read_trial
 
     for option in (option for option, value in held.items() if value is not None):
         raise ValueError(f"--{option.replace('_', '-')} has no place beside --recipe, which holds it already")
-    recorded = read_cell(file)
+    recorded = read_trial(file)
     folder = _folder(out, name, f"repeat-{file.stem}")
     entry = repeat(recorded["recipe"], folder, beside=file.parent, log=console.log, **settings)
     other = changed(recorded, entry)
     console.print(comparison(recorded, entry, other))
-    console.print(f"Cells: [bold]{folder / 'cells'}[/]")
+    console.print(f"RunStore: [bold]{folder / 'trials'}[/]")
     if other:
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/addmm_cpu_dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -106,14 +107,15 @@ class Products {
   template <typename Finish>
   void multiply(const at::Tensor& v, Batch batch, const Finish& finish) {
     work_out_rows(v.t(), batch);
-    const auto s = u_.narrow(0, 0, batch.size).t(), h = p_.h.narrow(0, batch.begin, batch.size);
-    std::vector<at::Tensor> left, right;
-    for (const Piece& piece : pieces_) {
-      left.push_back(s.narrow(0, piece.row, piece.rows));
-      right.push_back(h.narrow(1, piece.column, piece.columns));
-    }
+    const auto s = u_.narrow(0, 0, batch.size), h = p_.h.narrow(0, batch.begin, batch.size);
     for_tasks(static_cast<int64_t>(pieces_.size()), [&](int64_t i) {
-      at::cpu::mm_out(targets_[i], left[i], right[i]);
+      const Piece& piece = pieces_[i];
+      // Summed over so many samples at a time: the BLAS splits long sums at places that depend on its thread count.
+      const auto left = s.narrow(1, piece.row, piece.rows).split(kSamples);
+      const auto right = h.narrow(1, piece.column, piece.columns).split(kSamples);
+      at::cpu::mm_out(targets_[i], left[0].t(), right[0]);
+      for (size_t part = 1; part < left.size(); ++part)
+        at::cpu::addmm_out(targets_[i], targets_[i], left[part].t(), right[part]);
       finish(i);
     });
   }

@@ -68,7 +68,7 @@ def test_values_add_up():
 
 def test_tolerance_ends_the_run():
     result = tmc_shapley(same, Table(0), POINTS, permutations=10_000, tolerance=0.03)
-    assert permutations.BELIEVED < result.permutations < 10_000
+    assert permutations.MIN_PERMUTATIONS_FOR_TOLERANCE < result.permutations < 10_000
     assert result.standard_errors.max() <= 0.03
 
 
@@ -81,9 +81,9 @@ def test_truncation_saves_fits():
 
     whole = tmc_shapley(fit, float, POINTS, permutations=50)
     full, fits[:] = len(fits), []
-    cut = tmc_shapley(fit, float, POINTS, permutations=50, truncation=0.5)
+    truncated = tmc_shapley(fit, float, POINTS, permutations=50, truncation=0.5)
     assert len(fits) < 0.5 * full
-    torch.testing.assert_close(cut.values, whole.values)
+    torch.testing.assert_close(truncated.values, whole.values)
 
 
 def noisy(indices):
@@ -192,7 +192,7 @@ def test_gradient_shapley_by_its_definition():
     result = gradient_shapley(model, F.cross_entropy, train, test, lr=0.1, score=negative_loss, permutations=4, seed=3)
     rows = []
     for p in range(4):
-        order = torch.randperm(12, generator=torch.Generator().manual_seed(permutations.seeded(3, p)))
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(permutations.stream_seed(3, p)))
         twin = nn.Linear(4, 2)
         twin.load_state_dict(model.state_dict())
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)

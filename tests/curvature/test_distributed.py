@@ -294,9 +294,9 @@ def test_errors_reach_all(reports):
     for name, message in refused.items():
         assert message in first[name]
         assert first[name] == second[name]
-    elsewhere = "RuntimeError: another process failed, whose error tells why"
+    elsewhere = "RuntimeError: the work failed in another process; see the error of that process"
     assert (first["second sample"], second["second sample"]) == (elsewhere, "OSError: cannot be read")
-    assert "needs one class number a sample" in first["labels"]
+    assert "needs one class number per sample" in first["labels"]
     assert second["labels"] == elsewhere  # it had no batch
     assert "values are NaN or infinite" in first["not finite"]
     assert first["not finite"] == second["not finite"]

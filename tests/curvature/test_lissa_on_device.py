@@ -15,9 +15,9 @@ from tests.curvature.zoo import build
 from tests.helpers import Lines
 from unlearnx.curvature import CurvatureOperator, LiSSA
 from unlearnx.curvature.solvers import cuda_graph, lissa
-from unlearnx.curvature.solvers.cuda_graph import WARM_UP, Replay
-from unlearnx.curvature.solvers.lissa_on_device import LOOK, Rows
-from unlearnx.curvature.solvers.solution import _Solving
+from unlearnx.curvature.solvers.cuda_graph import WARM_UP_CALLS, Replay
+from unlearnx.curvature.solvers.lissa_on_device import HOST_CHECK_EVERY, DeviceState
+from unlearnx.curvature.solvers.solution import _LinearSystem
 
 
 def network(device="cpu", dtype=torch.float64, count=3, layers=(), **options):
@@ -103,7 +103,7 @@ def test_right_hand_sides_that_stop_one_by_one(monkeypatch):
     assert "no longer shrank" in solution.stopped
 
 
-@pytest.mark.parametrize("depth", [1, 5, LOOK, LOOK + 1, 3 * LOOK - 1])
+@pytest.mark.parametrize("depth", [1, 5, HOST_CHECK_EVERY, HOST_CHECK_EVERY + 1, 3 * HOST_CHECK_EVERY - 1])
 def test_depths(depth, monkeypatch):
     solution = compare(LiSSA(0.01, 2.0, 70, depth), lambda: network(count=2), monkeypatch)
     assert solution.stopped == f"reached {depth} iterations"
@@ -194,13 +194,13 @@ class Recorder:
             return self
 
         monkeypatch.setattr(cuda_graph, "can_capture", lambda device: True)
-        monkeypatch.setattr(cuda_graph, "_captured", captured)
-        monkeypatch.setattr(cuda_graph, "_refusing_to_wait", nullcontext)
+        monkeypatch.setattr(cuda_graph, "_capture", captured)
+        monkeypatch.setattr(cuda_graph, "_error_on_host_sync", nullcontext)
         self.call = Replay(self.step, torch.device("cpu"))
         self.waits = waits
 
     def step(self):
-        if self.waits and self.steps == WARM_UP - 1:
+        if self.waits and self.steps == WARM_UP_CALLS - 1:
             self.waits = False
             raise RuntimeError("waits for the device")
         self.steps += 1
@@ -215,14 +215,14 @@ def test_warm_up_is_part_of_the_work(monkeypatch):
         warnings.simplefilter("error")
         for _ in range(10):
             recorder.call()
-    assert (recorder.steps, recorder.replays) == (WARM_UP, 10 - WARM_UP)
+    assert (recorder.steps, recorder.replays) == (WARM_UP_CALLS, 10 - WARM_UP_CALLS)
 
 
 @pytest.mark.parametrize(
     ("options", "reason", "before"),
     [
-        (dict(waits=True), "waits for the device", WARM_UP - 1),
-        (dict(captures=False), "cannot be captured", WARM_UP),
+        (dict(waits=True), "waits for the device", WARM_UP_CALLS - 1),
+        (dict(captures=False), "cannot be captured", WARM_UP_CALLS),
     ],
 )
 def test_a_failure_loses_nothing(options, reason, before, monkeypatch):
@@ -232,7 +232,7 @@ def test_a_failure_loses_nothing(options, reason, before, monkeypatch):
         warnings.simplefilter("error")
         for _ in range(before):
             recorder.call()
-        with pytest.warns(UserWarning, match=f"not captured in a CUDA graph, and slower for it: {reason}"):
+        with pytest.warns(UserWarning, match=f"runs without a CUDA graph, which is slower: {reason}"):
             recorder.call()
         for _ in range(5):
             recorder.call()
@@ -243,7 +243,7 @@ def test_a_failure_loses_nothing(options, reason, before, monkeypatch):
 @pytest.mark.parametrize("copy", [lambda t: t.to("meta"), lambda t: torch.zeros(2, device="meta").copy_(t)])
 def test_rehearsals_refuse_copies_from_the_host(copy):
     t = torch.ones(2)
-    with cuda_graph._NoCopies():
+    with cuda_graph._ErrorOnHostCopies():
         t.to(torch.float64).copy_(t + 1)
         with pytest.raises(RuntimeError, match=r"copies a tensor of shape \[2\] from the CPU"):
             copy(t)
@@ -273,15 +273,15 @@ class Ready:
 def test_an_iteration_is_all_on_the_device(dtype):
     """A device without values stands in for a GPU: none is asked for."""
     operator, v = network(dtype=dtype)
-    solving = _Solving(operator, operator.layout.rows("v", v)[0])
-    solving.v, solving.scale = solving.v.to("meta"), 4.0
-    progress = lissa._Progress(solving, [lissa._Run(0.0, 20) for _ in range(3)], 1e-2, 100)
-    rows = Rows(progress, solving.v.clone(), 0.01)
+    system = _LinearSystem(operator, operator.layout.rows("v", v)[0])
+    system.v, system.scale = system.v.to("meta"), 4.0
+    progress = lissa._Progress(system, [lissa._StoppingRule(0.0, 20) for _ in range(3)], 1e-2, 100)
+    rows = DeviceState(progress, system.v.clone(), 0.01)
     with OnDevice() as operations:
         rows.step(Ready())
     assert not operations.found
     with OnDevice() as operations:
-        rows._enough * torch.ones(())  # what to avoid
+        rows._update_target * torch.ones(())  # what to avoid
     assert operations.found
 
 
@@ -295,7 +295,7 @@ def test_the_host_takes_over_what_cannot_be_captured(batch_size, monkeypatch):
     solver = LiSSA(0.0, 1.0, batch_size, 100, num_repeat=2)
     expected, evaluations, _ = solved(solver, network, False, monkeypatch)
     monkeypatch.setattr(cuda_graph, "can_capture", lambda device: True)
-    monkeypatch.setattr(cuda_graph, "_refusing_to_wait", waits)
+    monkeypatch.setattr(cuda_graph, "_error_on_host_sync", waits)
     with pytest.warns(UserWarning, match="waits for the device"):
         actual, counted, loops = solved(solver, network, True, monkeypatch)
     assert loops == {"iterate_on_device": 2, "_host_loop": 2}
@@ -308,13 +308,13 @@ def eager_and_captured(solver, problem, monkeypatch):
     graphs = []
 
     def recording(step):
-        graphs.append(take(step))
+        graphs.append(capture(step))
         return graphs[-1]
 
-    take = cuda_graph._captured
+    capture = cuda_graph._capture
     expected, evaluations, _ = solved(solver, problem, False, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(cuda_graph, "_captured", recording)
+        patch.setattr(cuda_graph, "_capture", recording)
         operator, v = problem()
         actual = solver.solve(operator, v)
     assert operator.evaluations == evaluations
@@ -420,7 +420,7 @@ def test_a_model_that_waits_for_the_device_runs_on(backward, batch_size, monkeyp
     solver = LiSSA(0.01, 2.0, batch_size, 40, patience=1000)
     problem = lambda: network("cuda", layers=[Waiting(backward)])  # noqa: E731
     mode, state = torch.cuda.get_sync_debug_mode(), torch.cuda.get_rng_state()
-    with pytest.warns(UserWarning, match="not captured in a CUDA graph, and slower for it: .*synchronizing"):
+    with pytest.warns(UserWarning, match="runs without a CUDA graph, which is slower: .*synchronizing"):
         actual, expected, captures = eager_and_captured(solver, problem, monkeypatch)
     assert captures == 0
     assert_same(actual, expected, **LOOSE)
@@ -434,7 +434,7 @@ def test_a_model_that_waits_for_the_device_runs_on(backward, batch_size, monkeyp
 def test_a_model_that_copies_from_the_host_runs_on(monkeypatch):
     """Replays would read memory of the host that is used for something else by then."""
     problem = lambda: network("cuda", layers=[Copying()])  # noqa: E731
-    with pytest.warns(UserWarning, match=r"slower for it: copies a tensor of shape \[16\] from the CPU"):
+    with pytest.warns(UserWarning, match=r"which is slower: copies a tensor of shape \[16\] from the CPU"):
         actual, expected, captures = eager_and_captured(LiSSA(0.01, 2.0, 70, 40, patience=1000), problem, monkeypatch)
     assert captures == 0
     assert_same(actual, expected, **LOOSE)

@@ -159,7 +159,7 @@ def test_changes_that_make_it_invalid_are_refused():
     last = CurvatureOperator(model, F.cross_entropy, (x, y), params=names)
     last.matvec({k: v[k] for k in names})
     model[0].weight.data.mul_(2)
-    with pytest.raises(ValueError, match="model: changed before the chosen parameters"):
+    with pytest.raises(ValueError, match="model: the part before the chosen parameters has changed"):
         last.matvec({k: v[k] for k in names})
 
 
@@ -203,7 +203,7 @@ def test_some_parameters(names, kind):
 def test_many_vectors(kind, keeps, monkeypatch):
     model, x, y = build("cnn")
     if not keeps:
-        monkeypatch.setattr(operators, "SHARE_OF_MEMORY", 0.0)
+        monkeypatch.setattr(operators, "KEPT_MEMORY_FRACTION", 0.0)
     operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind, damping=0.2, batch_size=4)
     v = {k: torch.randn(5, *p.shape, dtype=p.dtype) for k, p in model.named_parameters()}
     products = operator.matmat(v)
@@ -254,7 +254,7 @@ def test_data_are_read_batch_by_batch(monkeypatch):
     v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
     expected = CurvatureOperator(model, F.cross_entropy, (x, y)).matvec(v)
     for share, reads in ((0.25, 9), (0.0, 18)):  # kept, or read again for every product
-        monkeypatch.setattr(operators, "SHARE_OF_MEMORY", share)
+        monkeypatch.setattr(operators, "KEPT_MEMORY_FRACTION", share)
         data = Counted(x, y)
         operator = CurvatureOperator(model, F.cross_entropy, data, batch_size=4)
         assert data.reads == 0

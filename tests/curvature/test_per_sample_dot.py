@@ -5,7 +5,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.curvature.zoo import ZOO, build, sample_gradients
 from tests.helpers import threads
-from unlearnx.curvature import layers, per_sample_grad_dot
+from unlearnx.curvature import contributions, per_sample_grad_dot
 
 
 def random_like(model, k=None, names=None):
@@ -52,7 +52,7 @@ def test_one_direction(name):
 
 @pytest.mark.parametrize("name", ["cnn", "attention", "lstm"])
 def test_many_directions(name, monkeypatch):
-    monkeypatch.setattr(layers, "CACHED", 4096)  # the gradients of a sample or a few
+    monkeypatch.setattr(contributions, "CACHED_GRADIENT_BYTES", 4096)  # the gradients of a sample or a few
     model, x, y = build(name)
     v = random_like(model, 160)
     expected = by_definition(model, F.cross_entropy, x, y, v)
@@ -69,8 +69,8 @@ def test_losses(reduction):
 
 def test_passes_that_are_split(monkeypatch):
     """Parts of a batch, and the chunks of what no rule covers, come in the order of the samples."""
-    monkeypatch.setattr("unlearnx.curvature.per_sample.PASS_BYTES", 1)
-    monkeypatch.setattr("unlearnx.curvature.per_sample.CHUNK", 2)
+    monkeypatch.setattr("unlearnx.curvature.per_sample.KEPT_ACTIVATION_BYTES", 1)
+    monkeypatch.setattr("unlearnx.curvature.per_sample.VMAP_SAMPLES", 2)
     for name in ("unknown", "conv3d", "cnn"):
         model, x, y = build(name)
         v = random_like(model, 2)

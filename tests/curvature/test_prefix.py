@@ -12,28 +12,28 @@ from unlearnx.methods import FirstOrder
 @pytest.mark.parametrize("name", ZOO)
 def test_head_after_prefix_is_the_model(name):
     model, x, y = build(name)
-    cut = FrozenPrefix(model, "last:2", (x, y))
-    features, labels = cut.features((x, y), batch_size=4).tensors if cut.prefix else (x, y)
-    torch.testing.assert_close(cut.head(features), model(x))
+    frozen_prefix = FrozenPrefix(model, "last:2", (x, y))
+    features, labels = frozen_prefix.features((x, y), batch_size=4).tensors if frozen_prefix.prefix else (x, y)
+    torch.testing.assert_close(frozen_prefix.head(features), model(x))
     assert torch.equal(labels, y)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "embedding", "residual", "unknown", "attention"])
 def test_there_is_a_prefix(name):
     model, x, y = build(name)
-    cut = FrozenPrefix(model, "last:2", (x, y))
-    assert cut.prefix is not None
+    frozen_prefix = FrozenPrefix(model, "last:2", (x, y))
+    assert frozen_prefix.prefix is not None
     last = list(dict(model.named_parameters()))[-2:]
-    assert [n for n, _ in cut.head.named_parameters()] == last
-    assert all(cut.head.get_parameter(n) is model.get_parameter(n) for n in last)
+    assert [n for n, _ in frozen_prefix.head.named_parameters()] == last
+    assert all(frozen_prefix.head.get_parameter(n) is model.get_parameter(n) for n in last)
 
 
 def test_all_parameters_leave_no_prefix():
     model, x, y = build("mlp")
-    cut = FrozenPrefix(model, None, (x, y))
-    assert cut.prefix is None
-    assert cut.head is model
-    assert cut.features((x, y))[0] is x
+    frozen_prefix = FrozenPrefix(model, None, (x, y))
+    assert frozen_prefix.prefix is None
+    assert frozen_prefix.head is model
+    assert frozen_prefix.features((x, y))[0] is x
 
 
 class TwoLayers(nn.Module):
@@ -99,9 +99,9 @@ class Tied(nn.Module):
 def test_models_that_cannot_be_cut_stay_whole(kind):
     model, data = kind(), (torch.randn(9, 6), torch.zeros(9))
     attributes = set(vars(model))
-    cut = FrozenPrefix(model, "last:2", data)
-    assert cut.prefix is None
-    assert cut.head is model
+    frozen_prefix = FrozenPrefix(model, "last:2", data)
+    assert frozen_prefix.prefix is None
+    assert frozen_prefix.head is model
     assert set(vars(model)) == attributes
 
 
@@ -120,9 +120,9 @@ class Optional(TwoLayers):
 
 def test_optional_arguments_take_their_defaults():
     model, x = Optional(), torch.randn(9, 6)
-    cut = FrozenPrefix(model, "last:2", (x, x))
-    assert cut.prefix is not None
-    torch.testing.assert_close(cut.head(cut.prefix(x)), model(x))
+    frozen_prefix = FrozenPrefix(model, "last:2", (x, x))
+    assert frozen_prefix.prefix is not None
+    torch.testing.assert_close(frozen_prefix.head(frozen_prefix.prefix(x)), model(x))
 
 
 class Auxiliary(TwoLayers):
@@ -150,8 +150,8 @@ def test_prefix_runs_in_eval_mode_and_modes_are_kept():
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3), nn.Dropout().eval())
     modes = [m.training for m in model.modules()]
     x = torch.randn(9, 6)
-    cut = FrozenPrefix(model, "last:2", (x, x))
-    features = cut.features((x, x)).tensors[0]
+    frozen_prefix = FrozenPrefix(model, "last:2", (x, x))
+    features = frozen_prefix.features((x, x)).tensors[0]
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(features, model.eval()[:3](x))
     assert model[1].num_batches_tracked == 0
@@ -160,8 +160,11 @@ def test_prefix_runs_in_eval_mode_and_modes_are_kept():
 def test_features_in_bfloat16():
     model, x, y = build("mlp")
     model, x = model.float(), x.float()
-    cut = FrozenPrefix(model, "last:2", (x, y))
-    exact, fast = cut.features((x, y)).tensors[0], cut.features((x, y), dtype=torch.bfloat16).tensors[0]
+    frozen_prefix = FrozenPrefix(model, "last:2", (x, y))
+    exact, fast = (
+        frozen_prefix.features((x, y)).tensors[0],
+        frozen_prefix.features((x, y), dtype=torch.bfloat16).tensors[0],
+    )
     assert fast.dtype == torch.bfloat16
     assert model[0].weight.dtype == torch.float32
     torch.testing.assert_close(fast.float(), exact, rtol=2e-2, atol=2e-2)

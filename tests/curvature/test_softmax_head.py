@@ -169,12 +169,14 @@ def test_memory(calls, monkeypatch):
     ours, theirs, v = both()
     solver = LiSSA(scale=2.0, batch_size=16)
     expected, solution = theirs.matmat(v), solver.solve(theirs, v)
-    monkeypatch.setattr(softmax_head, "WORKSPACE", 2 * 16 * CLASSES * 8)  # two vectors at once, or one with all samples
+    monkeypatch.setattr(
+        softmax_head, "MAX_WORKSPACE_BYTES", 2 * 16 * CLASSES * 8
+    )  # two vectors at once, or one with all samples
     close(ours.matmat(v), expected)
     close(solver.solve(ours, v).x, solution.x)
     assert calls == ["softmax_linear_hvp"] * 3 + ["lissa_softmax_linear"] * 2 + ["softmax_linear_hvp"] * 3
     calls.clear()
-    monkeypatch.setattr(operators, "SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr(operators, "KEPT_MEMORY_FRACTION", 0.0)
     ours, _, _ = both()
     close(ours.matmat(v), expected)
     close(solver.solve(ours, v).x, solution.x)
@@ -304,7 +306,7 @@ def test_recognises_the_module(reduction, calls):
 def test_several_processes(calls, monkeypatch):
     ours, theirs, v = both()
     monkeypatch.setattr(operators.distributed, "processes", lambda: 2)
-    monkeypatch.setattr(operators.distributed, "sum_", list)  # the other process has no share
+    monkeypatch.setattr(operators.distributed, "all_reduce_", list)  # the other process has no share
     close(ours.matmat(v), theirs.matmat(v), 0)
     solver = LiSSA(scale=2.0, batch_size=16)
     close(solver.solve(ours, v).x, solver.solve(theirs, v).x, 0)
@@ -334,11 +336,22 @@ def test_second_order(solver, calls):
     theirs = dataclasses.replace(method, loss_fn=generic)(model, request)
     assert not calls
     assert ours.info["applied"]
-    assert ours.gradient_evaluations == theirs.gradient_evaluations
     close(ours.model.state_dict(), theirs.model.state_dict(), 1e-6)
     for a, b in zip(ours.info["steps"], theirs.info["steps"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"])
-        assert all(a[key] == b[key] for key in ("points", "step", "iterations", "solver", "converged"))
+        assert all(a[key] == b[key] for key in ("points", "step", "converged"))
+    if isinstance(solver, LiSSA):
+        assert ours.gradient_evaluations == theirs.gradient_evaluations
+        for a, b in zip(ours.info["steps"], theirs.info["steps"], strict=True):
+            assert all(a[key] == b[key] for key in ("iterations", "solver"))
+    else:
+        # Down to 1e-8, conjugate gradients take more iterations than the 51 unknowns: rounding decides which one is the
+        # last, and that differs between processors. The samples of everything but these iterations are the same.
+        others = [
+            outcome.gradient_evaluations - len(y) * sum(step["iterations"] for step in outcome.info["steps"])
+            for outcome in (ours, theirs)
+        ]
+        assert others[0] == others[1]
     calls.clear()
     together = method.many(model, [request, request])
     assert calls

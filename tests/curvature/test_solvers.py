@@ -345,7 +345,7 @@ def test_more_clear_errors():
         NystromPCG().solve(operator, v)
     with pytest.raises(ValueError, match="v: has values that are NaN"):
         ConjugateGradient().solve(operator, {k: t * math.nan for k, t in v.items()})
-    with pytest.raises(ValueError, match=r"has shape \[5\], expected \[5, 6\], or K of these"):
+    with pytest.raises(ValueError, match=r"has shape \[5\], expected \[5, 6\], or \[K, 5, 6\] for K vectors"):
         ConjugateGradient().solve(operator, {**v, "0.weight": v["0.bias"]})
     model = torch.nn.Linear(2000, 10)
     large = CurvatureOperator(model, F.cross_entropy, (torch.randn(2, 2000), torch.tensor([0, 1])))

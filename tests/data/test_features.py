@@ -61,7 +61,7 @@ def test_enron_scales_long_rows_only_and_knows_its_surnames(tmp_path):
     assert (len(table.train_y), len(table.test_y)) == (4, 1)
     assert table.sensitive == {"cohn": [2], "berg": [1]}
     write_npz(file, [""], ["anna", "berg", "cohn"], surnames=np.array(["dahl"]))
-    with pytest.raises(ValueError, match="surname 'dahl' is not in its vocabulary"):
+    with pytest.raises(ValueError, match="surname 'dahl' is not in the vocabulary"):
         load_enron(tmp_path)
 
 
@@ -118,5 +118,5 @@ def test_diabetes_keeps_a_constant(tmp_path):
 
 @pytest.mark.parametrize("name", FEATURE_TABLES)
 def test_missing_files_are_named(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"holds no {name}"):
+    with pytest.raises(FileNotFoundError, match=f"has no file {name}"):
         FEATURE_TABLES[name](tmp_path)

@@ -54,10 +54,10 @@ def test_refuses_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mnist-10k\.npz"):
         load_mnist(tmp_path)
     (tmp_path / "x.npz").write_text("no archive")
-    with pytest.raises(ValueError, match="no arrays images and labels"):
+    with pytest.raises(ValueError, match="expected arrays named images and labels"):
         load_mnist(tmp_path / "x.npz")
     np.savez(tmp_path / "y.npz", images=np.zeros(3))
-    with pytest.raises(ValueError, match="no arrays images and labels"):
+    with pytest.raises(ValueError, match="expected arrays named images and labels"):
         load_mnist(tmp_path / "y.npz")
     with pytest.raises(ValueError, match=r"test_share is 1\.0"):
         load_mnist(write(tmp_path / "z.npz"), test_share=1.0)

@@ -21,9 +21,9 @@ def test_apply_leaves_the_labels_alone():
     poisoned = poison.apply(labels)
     assert (poisoned != labels).nonzero().flatten().tolist() == poison.indices.tolist()
     assert labels.tolist() == [i % 10 for i in range(100)]
-    with pytest.raises(ValueError, match="the clean labels differ"):
+    with pytest.raises(ValueError, match="differ from the clean labels"):
         poison.apply(poisoned)
-    with pytest.raises(ValueError, match="is not among 5 labels"):
+    with pytest.raises(ValueError, match="labels: has 5 entries, but the poison"):
         poison.apply(labels[:5])
 
 
@@ -40,7 +40,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_too_large_a_budget():
-    with pytest.raises(ValueError, match="budget is 200: class 0 would give 20 labels and has 10"):
+    with pytest.raises(ValueError, match="budget is 200, of which class 0 has to flip 20 labels, expected 0 to 10"):
         flip_labels(torch.arange(100) % 10, 200)
 
 

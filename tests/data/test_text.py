@@ -31,7 +31,9 @@ def test_alphabet_goes_both_ways():
 
 @pytest.mark.parametrize("unknown", ["!", "g", "\uffff"])  # before, between and after the characters
 def test_unknown_character_is_named_with_its_position(unknown):
-    with pytest.raises(ValueError, match=rf"character {re.escape(repr(unknown))} at position 2 is not among the 3"):
+    with pytest.raises(
+        ValueError, match=rf"character {re.escape(repr(unknown))} at position 2 is not one of the 3 of the alphabet"
+    ):
         Alphabet("abz").encode("ab" + unknown)
 
 
@@ -71,7 +73,7 @@ def test_windows_are_views(length, step):
 @pytest.mark.parametrize(
     ("codes", "length", "step", "message"),
     [
-        (torch.arange(5), 5, 1, r"codes: has shape \[5\], expected more than 5 characters"),
+        (torch.arange(5), 5, 1, r"codes: has shape \[5\], expected \(T,\), T > 5"),
         (torch.zeros(3, 9), 2, 1, r"codes: has shape \[3, 9\]"),
         (torch.arange(5), 0, 1, "length is 0"),
         (torch.arange(5), 2, 0, "step is 0"),
@@ -124,7 +126,7 @@ def test_random_number():
     [
         (lambda: Canary(""), "number: is empty"),
         (lambda: Canary("1", repeats=0), "repeats is 0"),
-        (lambda: Canary("1", "no number"), "expected {number} in it once"),
+        (lambda: Canary("1", "no number"), "expected {number} exactly once"),
         (lambda: Canary("1", "{number} is mine"), "after other text"),
         (lambda: Canary.random(0), "length is 0"),
         (lambda: Canary("1", repeats=1).insert("a\n\nb").replaced("12"), "'12' has 2 characters, expected 1"),

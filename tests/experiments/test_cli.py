@@ -99,14 +99,14 @@ def test_compare_and_repeat(tmp_path):
     assert found["environment"]["torch"] == torch.__version__
     assert "average gap" in (tmp_path / "x" / "report.html").read_text()
 
-    file = tmp_path / "x" / "cells" / "seed-1" / "ssd.json"
+    file = tmp_path / "x" / "trials" / "seed-1" / "ssd.json"
     result = run("run", "--recipe", file, "--name", "y", *arguments)
     assert result.exit_code == 0, result.output
     assert "epochs" not in result.output  # nothing is trained
     assert "differs" not in result.output
-    cell = json.loads(file.read_text())
-    cell["measures"]["forget_accuracy"] += 1
-    file.write_text(json.dumps(cell))
+    trial = json.loads(file.read_text())
+    trial["measures"]["forget_accuracy"] += 1
+    file.write_text(json.dumps(trial))
     result = run("run", "--recipe", file, "--name", "z", *arguments)
     assert result.exit_code == 1
     assert result.output.count("differs") == 1

@@ -42,8 +42,8 @@ def test_study(result):
         assert "residual" not in s["SISA"]  # several models
         for name in ("second order", "second order, 2 steps"):
             assert result["together"][count][name]["residual"] == pytest.approx(s[name]["residual"], rel=0.05, abs=1e-6)
-    trial = result["runs"][0]["counts"]["9"]
-    assert trial["second order"]["speedup"] == trial["retrained"]["seconds"] / trial["second order"]["seconds"]
+    draw = result["runs"][0]["counts"]["9"]
+    assert draw["second order"]["speedup"] == draw["retrained"]["seconds"] / draw["second order"]["seconds"]
 
 
 def test_study_keeps_the_trained_parameters_and_draws_by_seed(tmp_path):

@@ -15,7 +15,7 @@ from unlearnx.experiments import (
 )
 from unlearnx.experiments.evaluation import TIMES, Sets, changed, described
 from unlearnx.experiments.forget import Sweep, repeat
-from unlearnx.experiments.run_store import read_cell
+from unlearnx.experiments.run_store import read_trial
 from unlearnx.experiments.showcase import _displayable
 from unlearnx.methods import SSD, FineTune, FirstOrder
 from unlearnx.models.training import _Run
@@ -116,19 +116,19 @@ def test_sweep_tries_every_value(finished):
     assert sweep["points"][1]["measures"]["gap"] == finished[2]["runs"][0]["original"]["measures"]["gap"]
 
 
-def test_cells_are_the_same_when_made_again(finished, tmp_path):
+def test_trials_are_the_same_when_made_again(finished, tmp_path):
     study, folder, _ = finished
     study.run([0], tmp_path)
-    files = sorted((folder / "cells" / "seed-0").glob("*.json"))
-    assert len(files) == 6  # those of the sweep are cells too
+    files = sorted((folder / "trials" / "seed-0").glob("*.json"))
+    assert len(files) == 6  # those of the sweep are trials too
     for file in files:
-        recorded, again = read_cell(file), read_cell(tmp_path / "cells" / "seed-0" / file.name)
+        recorded, again = read_trial(file), read_trial(tmp_path / "trials" / "seed-0" / file.name)
         assert changed(recorded, again) == []
         assert recorded["fingerprint"] == again["fingerprint"]
         assert recorded.get("gradient_evaluations") == again.get("gradient_evaluations")
         assert (
             torch.load(file.with_suffix(".pt")).keys()
-            == torch.load(tmp_path / "cells/seed-0" / f"{file.stem}.pt").keys()
+            == torch.load(tmp_path / "trials/seed-0" / f"{file.stem}.pt").keys()
         )
 
 
@@ -183,12 +183,12 @@ def test_another_configuration_is_made_anew(finished, counted, tmp_path):
     other.run([0], tmp_path)
     assert counted == {"epochs": 2, "methods": 1}
     for name in ("original", "retrained", *METHODS):
-        assert f"seed 0, {name}: was made with other training; it is made anew" in lines
+        assert f"seed 0, {name}: was made with a different training; making it again" in lines
     counted.update(epochs=0, methods=0)
     lines.clear()
     dataclasses.replace(other, methods={**METHODS, "ssd": SSD(alpha=2.0)}).run([0], tmp_path)
     assert counted == {"epochs": 0, "methods": 1}
-    assert "seed 0, ssd: was made with other method; it is made anew" in lines
+    assert "seed 0, ssd: was made with a different method; making it again" in lines
 
 
 def test_random_share_is_another_one_for_every_seed(tmp_path):
@@ -218,18 +218,18 @@ def test_sets_of_a_class():
     assert sets.numbers("test")[1].tolist() == [0, 2]
 
 
-def test_a_cell_is_repeated_from_its_recipe(finished, counted, tmp_path, monkeypatch):
+def test_a_trial_is_repeated_from_its_recipe(finished, counted, tmp_path, monkeypatch):
     _, folder, _ = finished
     monkeypatch.setitem(forget.STUDIES, "forget-class-digits", small)
-    file = folder / "cells" / "seed-0" / "ssd.json"
-    recorded = read_cell(file)
+    file = folder / "trials" / "seed-0" / "ssd.json"
+    recorded = read_trial(file)
     again = repeat(recorded["recipe"], tmp_path / "a", beside=file.parent, progress=False)
     assert changed(recorded, again) == []
     assert counted == {"epochs": 0, "methods": 1}
     alone = repeat(recorded["recipe"], tmp_path / "b", beside=tmp_path, progress=False)
     assert changed(recorded, alone) == []
     assert counted == {"epochs": 4, "methods": 2}
-    original = read_cell(folder / "cells" / "seed-0" / "original.json")
+    original = read_trial(folder / "trials" / "seed-0" / "original.json")
     assert changed(original, repeat(original["recipe"], tmp_path / "c", beside=file.parent, progress=False)) == []
     assert counted["epochs"] == 8
     with pytest.raises(ValueError, match="the run that the recipe belongs to"):

@@ -147,7 +147,7 @@ def test_what_is_said_of_the_request_and_the_seeds(forget_result, rendered):
     assert "test images of the classes that stay; means over 3 seeds." in words
     assert "random perturbation was not applied with seed 0: the loss of the <retain> set rose." in words
     assert "gradient ascent forgets too much with 3 of 3 seeds; the first: forget accuracy" in words
-    assert "unlearnx run --recipe cells/seed-0/random-perturbation.json" in words
+    assert "unlearnx run --recipe trials/seed-0/random-perturbation.json" in words
     words = " ".join(" ".join(rendered(forget_result("random", seeds=1)).text).split())
     assert "to forget 144 images drawn at random, 10 %." in words
     for phrase in ("means over", "first seed", "interval", "with seed", "of the class", "forgotten class"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnx.experiments.run_store import Cells, fingerprint, read_cell
+from unlearnx.experiments.run_store import RunStore, fingerprint, read_trial
 
 RECIPE = {
     "experiment": "forget-class-digits",
@@ -27,54 +27,54 @@ def network():
     return nn.Linear(2, 3)
 
 
-def test_a_saved_cell_is_found_with_its_weights(tmp_path, network):
-    cells = Cells(tmp_path)
-    assert cells.find(RECIPE) is None
-    checkpoint = cells.checkpoint(RECIPE)
+def test_a_saved_trial_is_found_with_its_weights(tmp_path, network):
+    store = RunStore(tmp_path)
+    assert store.find(RECIPE) is None
+    checkpoint = store.checkpoint(RECIPE)
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    saved = cells.save(RECIPE, ENTRY, network)
+    saved = store.save(RECIPE, ENTRY, network)
     assert saved["measures"] == {"gap": 0.1, "relearn_time": None}
     assert saved["recipe"] == RECIPE
-    assert cells.find(RECIPE) == Cells(tmp_path).find(RECIPE) == saved
-    folder = tmp_path / "cells" / "seed-3"
+    assert store.find(RECIPE) == RunStore(tmp_path).find(RECIPE) == saved
+    folder = tmp_path / "trials" / "seed-3"
     assert {f.name for f in folder.iterdir()} == {"ssd-alpha-0-5.json", "ssd-alpha-0-5.pt"}
-    loaded = cells.load(RECIPE, nn.Linear(2, 3).train())
+    loaded = store.load(RECIPE, nn.Linear(2, 3).train())
     assert torch.equal(loaded.weight, network.weight)
     assert not loaded.training
 
 
 @pytest.mark.parametrize("part", ["request", "training", "data", "method", "device", "versions"])
-def test_a_cell_of_another_recipe_is_not_found(part, tmp_path, network):
-    Cells(tmp_path).save(RECIPE, ENTRY, network)
+def test_a_trial_of_another_recipe_is_not_found(part, tmp_path, network):
+    RunStore(tmp_path).save(RECIPE, ENTRY, network)
     lines = []
-    cells, other = Cells(tmp_path, lines.append), {**RECIPE, part: "other"}
+    store, other = RunStore(tmp_path, lines.append), {**RECIPE, part: "other"}
     for _ in range(2):
-        assert cells.find(other) is None
-    assert lines == [f"seed 3, ssd alpha=0.5: was made with other {part}; it is made anew"]
-    assert cells.checkpoint(other) != cells.checkpoint(RECIPE)
-    assert cells.find(RECIPE) is not None
-    cells.save(other, ENTRY, network)
-    assert Cells(tmp_path).find(RECIPE) is None
+        assert store.find(other) is None
+    assert lines == [f"seed 3, ssd alpha=0.5: was made with a different {part}; making it again"]
+    assert store.checkpoint(other) != store.checkpoint(RECIPE)
+    assert store.find(RECIPE) is not None
+    store.save(other, ENTRY, network)
+    assert RunStore(tmp_path).find(RECIPE) is None
 
 
 def test_where_the_data_lie_does_not_matter(tmp_path, network):
-    cells = Cells(tmp_path)
-    cells.save(RECIPE, ENTRY, network)
+    store = RunStore(tmp_path)
+    store.save(RECIPE, ENTRY, network)
     moved = {**RECIPE, "options": {"root": "there"}}
     assert fingerprint(moved) == fingerprint(RECIPE)
-    assert Cells(tmp_path).find(moved) is not None
+    assert RunStore(tmp_path).find(moved) is not None
 
 
-def test_a_cell_without_weights_is_not_finished(tmp_path, network):
-    cells = Cells(tmp_path)
-    cells.save(RECIPE, ENTRY, network)
-    cells.file(RECIPE).with_suffix(".pt").unlink()
-    assert Cells(tmp_path).find(RECIPE) is None
+def test_a_trial_without_weights_is_not_finished(tmp_path, network):
+    store = RunStore(tmp_path)
+    store.save(RECIPE, ENTRY, network)
+    store.file(RECIPE).with_suffix(".pt").unlink()
+    assert RunStore(tmp_path).find(RECIPE) is None
 
 
-def test_cells_of_another_run_are_taken_over(tmp_path, network):
-    old, new = Cells(tmp_path / "old"), Cells(tmp_path / "new")
+def test_trials_of_another_run_are_taken_over(tmp_path, network):
+    old, new = RunStore(tmp_path / "old"), RunStore(tmp_path / "new")
     new.adopt(RECIPE, old.file(RECIPE).parent)
     assert not new.file(RECIPE).exists()
     saved = old.save(RECIPE, ENTRY, network)
@@ -83,13 +83,17 @@ def test_cells_of_another_run_are_taken_over(tmp_path, network):
     assert torch.equal(new.load(RECIPE, nn.Linear(2, 3)).weight, network.weight)
 
 
-def test_files_that_are_not_cells(tmp_path):
+def test_files_that_are_not_trials(tmp_path):
     file = tmp_path / "x.json"
     with pytest.raises(FileNotFoundError, match="no such file"):
-        read_cell(file)
-    for text, message in (("{", "is not JSON"), ("[]", "neither a cell"), ('{"seed": 1}', "neither a cell")):
+        read_trial(file)
+    for text, message in (
+        ("{", "expected JSON"),
+        ("[]", "expected a trial of a run or its recipe"),
+        ('{"seed": 1}', "expected a trial of a run or its recipe"),
+    ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            read_cell(file)
+            read_trial(file)
     file.write_text(json.dumps(RECIPE))
-    assert read_cell(file) == {"recipe": RECIPE}
+    assert read_trial(file) == {"recipe": RECIPE}

@@ -324,7 +324,7 @@ def test_bad_arguments(tmp_path, options, message):
 
 def test_one_model_is_no_factory(tmp_path):
     model = nn.Linear(64, 10)
-    with pytest.raises(ValueError, match=r"^factory: gave the same model twice"):
+    with pytest.raises(ValueError, match=r"^factory: returned the same model twice"):
         small(tmp_path, lambda: model)
 
 
@@ -335,12 +335,12 @@ def test_bad_removals(tmp_path):
     sisa.remove([4])
     for indices, message in (
         ([], "is empty"),
-        ([POINTS], f"{POINTS} is out of range for {POINTS} points"),
+        ([POINTS], f"{POINTS} is out of range for {POINTS} samples"),
         ([-1], "-1 is out of range"),
-        ([1, 1], "point 1 is given twice"),
-        ([3, 4], "point 4 was removed before"),
+        ([1, 1], "sample 1 is given twice"),
+        ([3, 4], "sample 4 was removed before"),
         (range(POINTS), f"names all {POINTS} points"),
-        ([i for i in range(1, POINTS) if i != 4], "leaves no shard with two points"),
+        ([i for i in range(1, POINTS) if i != 4], "leaves no shard with at least two samples"),
         (torch.ones(POINTS, dtype=torch.bool), "is a mask"),
     ):
         for call in (sisa.remove, sisa.cost):
@@ -350,10 +350,10 @@ def test_bad_removals(tmp_path):
 
 
 def test_bad_data(tmp_path):
-    with pytest.raises(ValueError, match=r"^data: has 8 points, expected at least shards \* slices = 3 \* 3$"):
+    with pytest.raises(ValueError, match=r"^data: has 8 samples, expected at least shards \* slices = 3 \* 3$"):
         small(tmp_path).fit(points(8))
     sisa = fitted(tmp_path)
-    with pytest.raises(FileExistsError, match=r"holds a SISA already; SISA\.open goes on with it"):
+    with pytest.raises(FileExistsError, match=r"holds an ensemble already; load it by SISA\.open"):
         small(tmp_path).fit(points())
     with pytest.raises(ValueError, match=r"^x: is \[2, 3\], expected a tensor of shape \(N, 64\)$"):
         sisa.predict(torch.ones(2, 3))
@@ -369,7 +369,7 @@ def test_bad_reopening(tmp_path):
     for message, factory, data, options in (
         (r"factory: its model has Sequential as 'model', but .* was fitted with Linear", dropout, (x, y), {}),
         (r"factory: its model has torch.float32 \[9, 64\] as 'weight'", partial(nn.Linear, 64, 9), (x, y), {}),
-        ("data: has 100 points, expected the 120", linear, points(100), {}),
+        ("data: has 100 samples, expected the 120", linear, points(100), {}),
         ("data: differs", linear, (x + 1, y), {}),
         ("data: differs", linear, (x, y.flip(0)), {}),
         ("loss_fn: is nll_loss, but .* was fitted with cross_entropy", linear, (x, y), dict(loss_fn=F.nll_loss)),
@@ -378,7 +378,7 @@ def test_bad_reopening(tmp_path):
             SISA.open(tmp_path, factory, data, **options)
     other = SISA.open(tmp_path, linear, (x, y))
     other.remove([1])
-    with pytest.raises(RuntimeError, match="another program has removed points"):
+    with pytest.raises(RuntimeError, match="another program has removed samples"):
         sisa.remove([2])
     (tmp_path / "sisa.json").write_text('{"format": 0}')
     with pytest.raises(ValueError, match="has format 0, expected 1"):
@@ -563,13 +563,13 @@ def test_shared_among_processes(tmp_path):
     assert second["trained"][:1] == [1]
     assert sorted(first["trained"][2:] + second["trained"][1:]) == sorted(touched)
     differ = "indices or data: differ between the processes, expected the same in all of them"
-    elsewhere = "RuntimeError: another process failed, whose error tells why"
+    elsewhere = "RuntimeError: the work failed in another process; see the error of that process"
     assert first["errors"][0] == elsewhere
     assert second["errors"][0] == f"ValueError: {differ}"
     assert first["errors"][1].startswith("FileExistsError")
     assert second["errors"][1] == elsewhere
     assert first["errors"][2] == elsewhere
-    assert second["errors"][2].startswith("ValueError: data: has 119 points")
+    assert second["errors"][2].startswith("ValueError: data: has 119 samples")
 
 
 if __name__ == "__main__":

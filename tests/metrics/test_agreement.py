@@ -84,7 +84,7 @@ def test_errors(stored, pair):
     with pytest.raises(ValueError, match="variant is 'js', expected one of 'standard', 'bad_teacher'"):
         js_divergence(a, b, data, variant="js")
     other, _ = stored(torch.randn(40, 3))
-    with pytest.raises(ValueError, match=r"b: gave an output of shape \[40, 3\], expected \[40, 5\]"):
+    with pytest.raises(ValueError, match=r"b: returned an output of shape \[40, 3\], expected \[40, 5\]"):
         activation_distance(a, other, data)
     with pytest.raises(ValueError, match="data: is empty"):
         js_divergence(a, b, (data[0][:0], data[1][:0]))

@@ -70,7 +70,7 @@ def test_interclass_confusion(stored):
     assert interclass_confusion(model, data, (0, 2)) == pytest.approx(2 / 6)
     perfect, _ = stored(F.one_hot(labels, 3).float())
     assert interclass_confusion(perfect, data, (0, 1)) == 0
-    with pytest.raises(ValueError, match=r"classes is \(1, 1\), expected two different ones"):
+    with pytest.raises(ValueError, match=r"classes is \(1, 1\), expected two different classes"):
         interclass_confusion(model, data, (1, 1))
-    with pytest.raises(ValueError, match="data: has no samples of the classes 3 and 4"):
+    with pytest.raises(ValueError, match="data: has no samples of class 3 or 4"):
         interclass_confusion(model, data, (3, 4))

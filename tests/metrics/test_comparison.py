@@ -27,7 +27,7 @@ def test_runtime_ratio():
 
 def test_errors():
     with pytest.raises(
-        ValueError, match=r"retrained: has the measures \['ra'\], expected those of unlearned, \['ua'\]"
+        ValueError, match=r"retrained: has the measures \['ra'\], expected the same as unlearned, \['ua'\]"
     ):
         gap({"ua": 0.1}, {"ra": 0.1})
     with pytest.raises(ValueError, match="at least one"):

@@ -125,11 +125,11 @@ def test_score():
 
 def test_errors():
     a = torch.zeros(4, 2)
-    with pytest.raises(ValueError, match=r"unlearned: has shape \[4\], expected \(models, examples\)"):
+    with pytest.raises(ValueError, match=r"unlearned: has shape \[4\], expected \(models, samples\)"):
         forgetting_quality(a[:, 0], a)
-    with pytest.raises(ValueError, match=r"retrained: has shape \[1, 2\], expected .* two models at least"):
+    with pytest.raises(ValueError, match=r"retrained: has shape \[1, 2\], expected .* at least two models"):
         forgetting_quality(a, a[:1])
-    with pytest.raises(ValueError, match="retrained: has 1 examples, expected 2"):
+    with pytest.raises(ValueError, match="retrained: has 1 samples, expected 2"):
         forgetting_quality(a, a[:, :1])
     with pytest.raises(ValueError, match="unlearned: has values that are NaN or infinite"):
         forgetting_quality(a * torch.nan, a)

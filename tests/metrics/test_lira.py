@@ -12,13 +12,13 @@ from unlearnx.metrics import lira
 MODELS, EXAMPLES = 40, 120
 
 
-def shadow_study(models=MODELS, examples=EXAMPLES, effect=1.0):
-    """Confidences that training with an example raises; each example is in half of the models, drawn for it alone."""
-    inside = torch.stack([torch.randperm(models) % 2 == 0 for _ in range(examples)], 1)
-    members = torch.arange(examples) % 2 == 0
-    ease, spread = 2 * torch.randn(examples), 0.5 + torch.rand(examples)
-    shadow = ease + spread * torch.randn(models, examples) + effect * inside
-    confidence = ease + spread * torch.randn(examples) + effect * members
+def shadow_study(models=MODELS, samples=EXAMPLES, effect=1.0):
+    """Confidences that training with a sample raises; each sample is in half of the models, drawn for it alone."""
+    inside = torch.stack([torch.randperm(models) % 2 == 0 for _ in range(samples)], 1)
+    members = torch.arange(samples) % 2 == 0
+    ease, spread = 2 * torch.randn(samples), 0.5 + torch.rand(samples)
+    shadow = ease + spread * torch.randn(models, samples) + effect * inside
+    confidence = ease + spread * torch.randn(samples) + effect * members
     return confidence, shadow, inside, members
 
 
@@ -88,7 +88,7 @@ def test_auc_interval_against_a_loop():
 
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.29, 1.0])
 def test_tpr_against_scikit_learn(fpr):
-    confidence, shadow, inside, members = shadow_study(examples=200)
+    confidence, shadow, inside, members = shadow_study(samples=200)
     result = lira(confidence, shadow, inside, members)
     rates = roc_curve(members, result.scores, drop_intermediate=False)
     value, low, high = result.tpr(fpr)
@@ -107,7 +107,7 @@ def test_equal_scores_are_not_told_apart():
 
 
 def test_chance_and_certainty():
-    assert lira(*shadow_study(examples=600, effect=0)).auc == pytest.approx(0.5, abs=0.06)
+    assert lira(*shadow_study(samples=600, effect=0)).auc == pytest.approx(0.5, abs=0.06)
     result = lira(*shadow_study(effect=50))
     assert result.auc == 1
     assert result.tpr(0).value == 1
@@ -124,7 +124,7 @@ def test_models_that_all_agree():
 
 def test_errors(monkeypatch):
     confidence, shadow, inside, members = shadow_study()
-    with pytest.raises(ValueError, match=r"shadow_confidence: has shape \[120\], expected \(models, examples\)"):
+    with pytest.raises(ValueError, match=r"shadow_confidence: has shape \[120\], expected \(models, samples\)"):
         lira(confidence, shadow[0], inside, members)
     with pytest.raises(ValueError, match=r"confidence: has shape \[119\], expected \[120\]"):
         lira(confidence[1:], shadow, inside, members)
@@ -132,15 +132,15 @@ def test_errors(monkeypatch):
         lira(confidence, shadow, inside[1:], members)
     with pytest.raises(ValueError, match=r"members: is torch\.int64, expected bool"):
         lira(confidence, shadow, inside, members.long())
-    with pytest.raises(ValueError, match="members: holds 120 of 120, expected some, not all"):
+    with pytest.raises(ValueError, match="members: holds 120 of 120, expected at least one member and one non-member"):
         lira(confidence, shadow, inside, members | True)
     with pytest.raises(ValueError, match="shadow_confidence: has values that are NaN or infinite"):
         lira(confidence, shadow / 0, inside, members)
-    with pytest.raises(ValueError, match="no example has two models of a kind"):
+    with pytest.raises(ValueError, match="no sample has two models with it or two without it"):
         lira(confidence, shadow[:1], inside[:1] & False, members)
     everywhere = inside.clone()
     everywhere[:, 5] = True
-    with pytest.raises(ValueError, match="shadow_in: example 5 is in every shadow model"):
+    with pytest.raises(ValueError, match="shadow_in: sample 5 is in every shadow model"):
         lira(confidence, shadow, everywhere, members)
     result = lira(confidence, shadow, inside, members)
     with pytest.raises(ValueError, match=r"fpr is 2, expected a share in \[0, 1\]"):

@@ -232,9 +232,12 @@ def test_models_of_ones_own(model):
         ),
         (
             lambda m: log_perplexity(Counting(m.alphabet, math.nan), "1", "3"),
-            "model: gave probabilities that are NaN or zero",
+            "model: returned probabilities that are NaN or zero",
         ),
-        (lambda m: complete(Counting(m.alphabet, math.inf), "1", 3), "model: gave probabilities that are NaN or zero"),
+        (
+            lambda m: complete(Counting(m.alphabet, math.inf), "1", 3),
+            "model: returned probabilities that are NaN or zero",
+        ),
     ],
 )
 def test_clear_errors(model, call, message):
@@ -258,5 +261,7 @@ def test_scores_of_another_shape(model):
             scores, state = super().advance(x, state)
             return scores[..., -1], state
 
-    with pytest.raises(ValueError, match=r"model: advance gave scores of shape \[1, \d+\], expected \[1, \d+, 10\]"):
+    with pytest.raises(
+        ValueError, match=r"model: advance returned scores of shape \[1, \d+\], expected \[1, \d+, 10\]"
+    ):
         log_perplexity(Last(model.alphabet, 1.0), PREFIX, "1")

@@ -62,7 +62,7 @@ def test_autocast():
 @pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 3, 2)])
 def test_scores_of_another_shape_are_refused(stored, measure, shape):
     model, data = stored(torch.randn(shape))
-    with pytest.raises(ValueError, match=r"model: gave an output of shape .*, expected scores \(N, classes\)"):
+    with pytest.raises(ValueError, match=r"model: returned an output of shape .*, expected scores \(N, classes\)"):
         measure(model, data)
 
 
@@ -70,7 +70,7 @@ def test_scores_of_another_shape_are_refused(stored, measure, shape):
 def test_scores_that_are_not_finite_are_refused(stored, measure):
     for value in (torch.nan, torch.inf):
         model, data = stored([[0.0, value]])
-        with pytest.raises(ValueError, match="model: gave scores that are NaN or infinite"):
+        with pytest.raises(ValueError, match="model: returned scores that are NaN or infinite"):
             measure(model, data)
 
 

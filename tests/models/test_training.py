@@ -69,7 +69,7 @@ def test_checkpoint_of_another_training_is_refused(tmp_path):
     Training(1).run(network(), problem(), checkpoint=file)
     x, y = problem()
     for training, labels in ((Training(2), y), (Training(1, weight_decay=0.1), y), (Training(1), 2 - y)):
-        with pytest.raises(ValueError, match="belongs to another training"):
+        with pytest.raises(ValueError, match="is of another training"):
             training.run(network(), (x, labels), checkpoint=file)
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import unlearnx.nn
 from unlearnx.curvature import CurvatureOperator, fisher_diagonal
-from unlearnx.curvature.double_backward import _say
+from unlearnx.curvature.double_backward import _log_replacement
 
 KINDS = [(nn.LSTM, unlearnx.nn.LSTM), (nn.GRU, unlearnx.nn.GRU)]
 SETTINGS = [{}, dict(num_layers=2, bidirectional=True), dict(batch_first=True, bias=False), dict(bidirectional=True)]
@@ -108,7 +108,7 @@ def test_hessian_products(kinds):
 def test_projections_are_refused():
     with pytest.raises(ValueError, match="proj_size is 2, expected 0"):
         unlearnx.nn.LSTM(3, 5, proj_size=2)
-    with pytest.raises(ValueError, match="model: 0 has proj_size=2"):
+    with pytest.raises(ValueError, match="model: layer '0' has proj_size=2"):
         unlearnx.nn.twice_differentiable(nn.Sequential(nn.LSTM(3, 5, proj_size=2)))
 
 
@@ -156,7 +156,7 @@ def test_twice_differentiable(reader, data):
 
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 def test_curvature_replaces_the_layers_itself(reader, data, kind, caplog):
-    _say.cache_clear()
+    _log_replacement.cache_clear()
     vector = {name: torch.randn_like(p) for name, p in reader.named_parameters()}
     with caplog.at_level(logging.INFO, "unlearnx"):
         products = [

@@ -6,7 +6,7 @@ import torch
 from tests.helpers import FLOATS, threads
 from tests.ops.layer_problems import PROBLEMS
 from unlearnx import ops
-from unlearnx.selftest.layers import KINDS, conv2d
+from unlearnx.selftest.layers import GRADIENT_KINDS, conv2d
 
 # Of stored values, sums being held in float32 or better.
 ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
@@ -19,7 +19,7 @@ def assert_near(got, expected, dtype):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("paired", [False, True])
-@pytest.mark.parametrize("kind", [*KINDS, "rows"])
+@pytest.mark.parametrize("kind", [*GRADIENT_KINDS, "rows"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_equals_reference(name, kind, paired, weighted, device):
     if weighted and kind in ("sqnorm", "dot"):
@@ -32,7 +32,7 @@ def test_equals_reference(name, kind, paired, weighted, device):
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GRADIENT_KINDS)
 @pytest.mark.parametrize("name", ["linear", "linear, sequences", "conv 3x3", "embedding", "scale_shift, statistics"])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dtypes(dtype, name, kind, device):
@@ -75,7 +75,7 @@ def test_nearby_pairs_do_not_cancel(name, device):
             assert (got.cpu() - expected).norm() <= 1e-2 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GRADIENT_KINDS)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_opcheck(name, kind, device):
     problem = PROBLEMS[name]
@@ -132,7 +132,7 @@ def test_non_contiguous(device):
     dy = torch.randn(4, 9, 11, 10, device=device).permute(0, 3, 1, 2)[:, :5]
     weight = torch.rand(8, device=device)[::2]
     problem = conv2d(4, 3, (9, 11), 5, 3, padding=1)
-    for kind in KINDS:
+    for kind in GRADIENT_KINDS:
         for got, expected in zip(*problem.results(kind, (x, dy, x + 1, dy * 2, weight)), strict=True):
             torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-4, atol=1e-4)
 

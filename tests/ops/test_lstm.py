@@ -10,7 +10,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from torch.library import opcheck
 from torch.utils._pytree import tree_leaves
 
-from tests.ops.helpers import TOLERANCE, threads
+from tests.helpers import TOLERANCE, threads
 from unlearnx.ops import lstm
 from unlearnx.selftest.references import lstm as written_out
 

@@ -1,4 +1,6 @@
-"""Which training points caused it: influence scores (higher = more to blame), Shapley values (higher = worth more)."""
+"""Which training samples caused a failure: influence scores (higher = more to blame), Shapley values (higher = more
+valuable).
+"""
 
 from unlearnx.attribution.influence import ewc_influence, linear_influence
 from unlearnx.attribution.knn_shapley import knn_shapley

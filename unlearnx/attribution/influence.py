@@ -1,12 +1,14 @@
-"""Training points to blame for failures, by what a repaired model would think of them.
+"""Influence scores: how much each training sample is to blame for a model's failures.
 
-With the model's weights theta as the mode of a Gaussian posterior of precision ``P = N (F + damping)``, F being the
-mean Fisher diagonal of the N training points, theta_+F is the mode once the failures, with the labels they should have
-had, are taken in as further data. A training point z is to blame as far as it becomes less likely on the way,
+The failures are samples that the model gets wrong, here with their correct labels. The posterior of the weights is
+taken as a Gaussian with the trained weights theta as mode and with precision ``P = N (F + damping)``, where F is the
+mean Fisher diagonal of the N training samples. Let theta_+F be the mode of the posterior after the failures are added
+to the data. The score of a training sample z is how much less likely z becomes,
 
-    r(z) = log p(z | theta) - log p(z | theta_+F)    in nats where the loss is a cross-entropy:
+    r(z) = log p(z | theta) - log p(z | theta_+F)    (in nats if the loss is a cross-entropy).
 
-to forget z then makes the failures more likely. Losses stand for -log p throughout.
+A high score means that z contradicts the correct labels of the failures, so that forgetting z helps to correct them.
+The loss is taken as -log p throughout.
 
 Source: Tanno et al., "Repairing Neural Networks by Leaving the Right Past Behind", NeurIPS 2022, section 3.
 """
@@ -44,33 +46,33 @@ def linear_influence(
     batch_size: int | None = None,
     fisher_type: str = "empirical",
 ) -> Tensor:
-    """Blame of every training point for the failures, to first order in one natural-gradient step.
+    """Influence score of each training sample, to first order in one natural-gradient step.
 
-    ``theta_+F = theta - P^-1 g`` with g the sum of the failures' loss gradients, so that
-    ``r(z) = -<grad loss(z), P^-1 g>``: one pass for the Fisher diagonal, and one for all N products
-    (:func:`unlearnx.curvature.per_sample_grad_dot`).
+    The step is ``theta_+F = theta - P^-1 g``, where g is the sum of the failures' loss gradients, so that
+    ``r(z) = -<grad loss(z), P^-1 g>``. This takes one pass over the training data for the Fisher diagonal and one for
+    the N inner products (:func:`unlearnx.curvature.per_sample_grad_dot`).
 
     Args:
-        model: trained, in eval mode; it is left alone.
+        model: the trained model, in eval mode; it is not changed.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
-        train: the N training points (x, y), with the labels the model learned from: a pair of tensors, a Dataset, or
-            a DataLoader that keeps their order.
-        failures: points (x, y) that the model gets wrong, with the labels they should have.
+        train: the N training samples (x, y), with the labels that the model was trained on: a pair of tensors, a
+            Dataset, or a DataLoader that keeps their order.
+        failures: samples (x, y) that the model gets wrong, with their correct labels.
         damping: added to the mean Fisher diagonal; None for the mean of its entries.
-        params: parameters that take the step, as in :func:`unlearnx.curvature.fisher_diagonal`.
-        batch_size: samples a pass at most.
+        params: parameters that the step changes, as in :func:`unlearnx.curvature.fisher_diagonal`.
+        batch_size: most samples per pass.
         fisher_type: as in :func:`unlearnx.curvature.fisher_diagonal`; ``"mc"`` draws the same labels on every call.
 
     Returns:
         (N,), higher = more to blame, in float32 (float64 where a parameter is), on the model's device.
 
     Raises:
-        ValueError: empty data, a DataLoader that shuffles, samples that interact, a damping that is not above zero, or
-            scores that are not finite.
+        ValueError: empty data, a DataLoader that shuffles, a model in which samples influence each other, a damping
+            that is not above zero, or scores that are not finite.
 
     Example:
         >>> x, y = torch.randn(30, 8), torch.arange(30) % 3
-        >>> failures = torch.randn(5, 8), torch.arange(5) % 3  # points the model gets wrong, with their right labels
+        >>> failures = torch.randn(5, 8), torch.arange(5) % 3  # samples the model gets wrong, with their correct labels
         >>> blame = linear_influence(nn.Linear(8, 3), nn.functional.cross_entropy, (x, y), failures)
         >>> blame.topk(3).indices.shape  # the three most to blame
         torch.Size([3])
@@ -78,8 +80,8 @@ def linear_influence(
     _check_positive(damping=damping)
     check_in_order("train", train)
     precision = _precision(model, loss_fn, train, 1.0, damping, params, batch_size, fisher_type)
-    slope = grad_difference(model, loss_fn, failures, params=params, batch_size=batch_size)
-    step = {name: -g / precision[name] for name, g in slope.items()}
+    failure_gradient = grad_difference(model, loss_fn, failures, params=params, batch_size=batch_size)
+    step = {name: -g / precision[name] for name, g in failure_gradient.items()}
     return per_sample_grad_dot(model, loss_fn, train, step, params=params, batch_size=batch_size)
 
 
@@ -98,20 +100,21 @@ def ewc_influence(
     fisher_type: str = "empirical",
     progress: bool = False,
 ) -> Tensor:
-    """Blame of every training point for the failures, by the losses of a model that was taught the failures.
+    """Influence score of each training sample, from its loss before and after the model is trained on the failures.
 
-    theta_+F minimises the failures' summed losses plus ``N/2 sum_k (strength F_k + l2) (theta'_k - theta_k)^2``, the
-    elastic weight consolidation term of all N training points with an L2 term. Every step is preconditioned by this
-    term, ``theta' <- theta' - lr P^-1 grad``, so that the first one at ``lr=1, strength=1`` is that of
-    :func:`linear_influence`. A step that does not lower the objective, or leaves the finite numbers, is taken back and
-    tried at half the size: the term is bounded by the failures' losses at the start, whatever `lr`.
+    theta_+F minimises the sum of the failures' losses plus ``N/2 sum_k (strength F_k + l2) (theta'_k - theta_k)^2``,
+    the elastic weight consolidation (EWC) penalty of all N training samples plus an L2 penalty. Every step is
+    preconditioned by these penalties, ``theta' <- theta' - lr P^-1 grad``; with ``lr=1, strength=1`` the first step is
+    that of :func:`linear_influence`. A step that does not lower the objective, or gives a value that is not finite, is
+    undone and repeated with half the size. The penalty therefore never exceeds the failures' initial losses, for any
+    `lr`.
 
     Args:
         model, loss_fn, train, failures, params, batch_size, fisher_type: see :func:`linear_influence`.
-        strength: factor of the Fisher diagonal; smaller lets the model move further.
-        l2: factor of the plain squared distance; None for `strength` times the mean of the Fisher diagonal's entries.
-        steps: passes over the failures, those that were taken back included.
-        lr: size of the steps at first, 1 for a full one.
+        strength: factor of the Fisher diagonal; with smaller values the model changes more.
+        l2: factor of the L2 penalty; None for `strength` times the mean of the Fisher diagonal's entries.
+        steps: passes over the failures, including steps that are undone.
+        lr: initial step size; 1 is a full natural-gradient step.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Returns:
@@ -122,7 +125,7 @@ def ewc_influence(
 
     Example:
         >>> x, y = torch.randn(30, 8), torch.arange(30) % 3
-        >>> failures = torch.randn(5, 8), torch.arange(5) % 3  # points the model gets wrong, with their right labels
+        >>> failures = torch.randn(5, 8), torch.arange(5) % 3  # samples the model gets wrong, with their correct labels
         >>> ewc_influence(nn.Linear(8, 3), nn.functional.cross_entropy, (x, y), failures, steps=5).shape
         torch.Size([30])
     """
@@ -132,8 +135,8 @@ def ewc_influence(
     precision = _precision(model, loss_fn, train, strength, l2, params, batch_size, fisher_type)
     objective = _Objective(model, loss_fn, failures, precision, batch_size)
     with progress_bar("EWC influence", steps, progress) as advance:
-        moved = _descend(objective, steps, lr, advance)
-    before, after = (_losses(model, loss_fn, train, values, batch_size) for values in (objective.origin, moved))
+        repaired = _descend(objective, steps, lr, advance)
+    before, after = (_losses(model, loss_fn, train, values, batch_size) for values in (objective.origin, repaired))
     scores = after - before
     check_finite("scores", [("train", scores)])
     return scores
@@ -169,7 +172,9 @@ def _precision(
         entries = sum(t.numel() for t in fisher.values())
         damping = strength * sum(float(t.sum(dtype=torch.float64)) for t in fisher.values()) / entries
         if damping == 0:
-            raise ValueError("train: no loss depends on the parameters, there is nothing to weigh them by")
+            raise ValueError(
+                "train: the Fisher diagonal is zero, no loss depends on the parameters; give a damping or l2 > 0"
+            )
     n = size(train)
     return {name: n * (strength * t + damping) for name, t in fisher.items()}
 
@@ -185,18 +190,18 @@ class _Objective:
     def __init__(self, model: nn.Module, loss_fn: Loss, failures: Data, precision: Vector, batch_size: int | None):
         check_call(model, loss_fn, failures, name="failures")
         names = list(precision)
-        cut = FrozenPrefix(model, names, failures)
-        self._model, self._loss, self._batch_size = lent(cut.head), SampleLoss(loss_fn), batch_size
-        self._data = cut.features(materialize(failures), batch_size=batch_size)
-        self._values, self._rest = split_values(cut.head, names)
+        frozen_prefix = FrozenPrefix(model, names, failures)
+        self._model, self._loss, self._batch_size = lent(frozen_prefix.head), SampleLoss(loss_fn), batch_size
+        self._data = frozen_prefix.features(materialize(failures), batch_size=batch_size)
+        self._values, self._rest = split_values(frozen_prefix.head, names)
         self.origin = {name: t.to(compute_dtype(t)) for name, t in self._values.items()}
         self.precision = precision
 
-    def __call__(self, point: Vector) -> tuple[float, Vector]:
+    def __call__(self, parameters: Vector) -> tuple[float, Vector]:
         """Value and gradient."""
-        leaves = {name: t.detach().to(self._values[name].dtype).requires_grad_() for name, t in point.items()}
-        gradient = {name: self.precision[name] * (t - self.origin[name]) for name, t in point.items()}
-        value = sum(float((g * (point[name] - self.origin[name])).sum()) for name, g in gradient.items()) / 2
+        leaves = {name: t.detach().to(self._values[name].dtype).requires_grad_() for name, t in parameters.items()}
+        gradient = {name: self.precision[name] * (t - self.origin[name]) for name, t in parameters.items()}
+        value = sum(float((g * (parameters[name] - self.origin[name])).sum()) for name, g in gradient.items()) / 2
         for x, y in batches(self._data, self._batch_size, model_device(self._model)):
             with torch.enable_grad():
                 total = self._loss.total(functional_call(self._model, {**self._rest, **leaves}, (x,)), y)
@@ -208,28 +213,28 @@ class _Objective:
 
 
 def _descend(objective: _Objective, steps: int, lr: float, advance: Callable[[int], None]) -> Vector:
-    """The lowest point that so many evaluations find."""
+    """The parameters with the lowest objective found in `steps` preconditioned gradient steps."""
     best = objective.origin
     value, gradient = objective(best)
     if not math.isfinite(value):
         raise ValueError(f"failures: their summed loss is {value}, expected a finite one")
     for _ in range(steps):
         trial = {name: t - lr * gradient[name] / objective.precision[name] for name, t in best.items()}
-        reached, slope = objective(trial)
-        if reached < value:  # false for NaN
-            best, value, gradient = trial, reached, slope
+        trial_value, trial_gradient = objective(trial)
+        if trial_value < value:  # false for NaN
+            best, value, gradient = trial, trial_value, trial_gradient
         else:
             lr /= 2
         advance(1)
     return best
 
 
-def _losses(model: nn.Module, loss_fn: Loss, data: Data, point: Vector, batch_size: int | None) -> Tensor:
-    """The loss of every sample with the parameters of `point`, (N,)."""
+def _losses(model: nn.Module, loss_fn: Loss, data: Data, parameters: Vector, batch_size: int | None) -> Tensor:
+    """The loss of every sample with the parameters of `parameters`, (N,)."""
     model, loss = lent(model), SampleLoss(loss_fn)
-    values, rest = split_values(model, list(point))
-    values = {name: point[name].to(t.dtype) for name, t in values.items()}
-    dtype = next(iter(point.values())).dtype
+    values, rest = split_values(model, list(parameters))
+    values = {name: parameters[name].to(t.dtype) for name, t in values.items()}
+    dtype = next(iter(parameters.values())).dtype
     with torch.no_grad():
         parts = [
             loss.each(functional_call(model, {**rest, **values}, (x,)), y).to(dtype)

@@ -1,4 +1,4 @@
-"""Shapley values by sampling permutations: in processes, to a tolerance, and from where an earlier run was cut off."""
+"""Shapley values by sampling permutations: in several processes, up to a tolerance, resumable from a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from unlearnx._files import write_atomically
 from unlearnx._progress import progress_bar
 
 Game = Callable[[Tensor], Tensor]
-"""From an order of the points, int64 (n,), to what each of them adds in that order, float64 (n,) by index of point."""
+"""Maps a permutation of the samples, int64 (n,), to the contribution of each sample in it, float64 (n,) by sample."""
 
-BELIEVED = 100  # permutations before standard errors are taken at their word: rare gains may not have shown up
-SAVE_SECONDS = 5.0
+# Permutations before a run may stop for its tolerance: with fewer, standard errors can be too small, because rare large
+# contributions may not have occurred yet.
+MIN_PERMUTATIONS_FOR_TOLERANCE = 100
+CHECKPOINT_EVERY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class ShapleyResult:
-    """Estimated Shapley values; higher = worth more.
+    """Estimated Shapley values; higher = more valuable.
 
     Attributes:
-        values: mean contribution of every point, float64 (N,).
-        standard_errors: of these means, float64 (N,).
-        permutations: how many were sampled.
+        values: mean contribution of each training sample, float64 (N,).
+        standard_errors: standard errors of these means, float64 (N,).
+        permutations: number of sampled permutations.
 
     Example:
-        >>> result = tmc_shapley(lambda s: s, len, n_points=3, permutations=5)  # every point is worth 1
+        >>> result = tmc_shapley(lambda s: s, len, n_points=3, permutations=5)  # every sample adds 1
         >>> low, high = result.interval(0.95)
         >>> result.permutations, result.values
         (5, tensor([1., 1., 1.], dtype=torch.float64))
@@ -50,20 +52,23 @@ class ShapleyResult:
     permutations: int
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds, (N,) each, that hold each exact value with probability `level`, by normal theory.
+        """Confidence interval for each value, as lower and upper bounds (N,), from the normal approximation.
+
+        Args:
+            level: confidence level of each interval.
 
         Raises:
             ValueError: the level is not in (0, 1).
         """
         if not 0 < level < 1:
             raise ValueError(f"level is {level!r}, expected a number between 0 and 1")
-        reach = NormalDist().inv_cdf((1 + level) / 2) * self.standard_errors
-        return self.values - reach, self.values + reach
+        half_width = NormalDist().inv_cdf((1 + level) / 2) * self.standard_errors
+        return self.values - half_width, self.values + half_width
 
 
 @dataclass
 class _Moments:
-    """Running mean and squared deviations of contributions (Welford), the same sums whoever worked them out."""
+    """Running mean and sum of squared deviations of the contributions, by Welford's algorithm."""
 
     mean: np.ndarray
     squares: np.ndarray
@@ -71,9 +76,9 @@ class _Moments:
 
     def add(self, contributions: np.ndarray) -> None:
         self.count += 1
-        away = contributions - self.mean
-        self.mean += away / self.count
-        self.squares += away * (contributions - self.mean)
+        deviation = contributions - self.mean
+        self.mean += deviation / self.count
+        self.squares += deviation * (contributions - self.mean)
 
     def standard_errors(self) -> np.ndarray:
         return np.sqrt(self.squares / (self.count - 1) / self.count) if self.count > 1 else self.mean * math.nan
@@ -84,13 +89,13 @@ class _Moments:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How permutations are sampled; results depend on the first three alone.
+    """How permutations are sampled. Results depend on `permutations`, `tolerance` and `seed` only.
 
     Attributes:
-        permutations: how many at most.
-        tolerance: stop once no standard error is above it.
-        seed: permutation p comes from (seed, p) alone, as do torch's random numbers while it is played.
-        workers: processes.
+        permutations: maximal number.
+        tolerance: stop when no standard error is above it.
+        seed: permutation p, and torch's random numbers while it is evaluated, depend on (seed, p) only.
+        workers: number of processes.
         checkpoint: file to save to every few seconds and to resume from.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
     """
@@ -107,17 +112,17 @@ class Sampling:
         check_at_least_zero(tolerance=self.tolerance, seed=self.seed)
 
     def run(self, game: Game, n: int, key: str) -> ShapleyResult:
-        """Play the game of `n` points.
+        """Sample permutations of `n` samples and average the contributions that `game` returns for them.
 
         Args:
-            game: what every permutation is handed to; it returns finite numbers.
-            n: points.
-            key: what else the contributions depend on; a checkpoint with another key is refused.
+            game: see :data:`Game`; it returns finite numbers.
+            n: number of samples.
+            key: describes everything else that the contributions depend on; a checkpoint with another key is refused.
 
         Raises:
             ValueError: the checkpoint belongs to another run.
         """
-        key = f"{key}, {n} points, seed {self.seed}"
+        key = f"{key}, {n} samples, seed {self.seed}"
         moments = self._load(key, n)
         saved = time.monotonic()
         try:
@@ -132,7 +137,7 @@ class Sampling:
                         advance(1)
                         if self._done(moments):
                             break
-                        if time.monotonic() - saved > SAVE_SECONDS:
+                        if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
                             self._save(key, moments)
                             saved = time.monotonic()
         finally:
@@ -142,7 +147,9 @@ class Sampling:
     def _done(self, moments: _Moments) -> bool:
         if moments.count >= self.permutations:
             return True
-        return moments.count >= BELIEVED and bool(moments.standard_errors().max() <= self.tolerance)
+        return moments.count >= MIN_PERMUTATIONS_FOR_TOLERANCE and bool(
+            moments.standard_errors().max() <= self.tolerance
+        )
 
     def _save(self, key: str, moments: _Moments) -> None:
         if self.checkpoint is not None:
@@ -159,14 +166,14 @@ class Sampling:
             return _Moments(arrays["mean"], arrays["squares"], int(arrays["count"]))
 
 
-def seeded(seed: int, number: int) -> int:
-    """A seed for one of many independent streams of random numbers."""
+def stream_seed(seed: int, number: int) -> int:
+    """A seed for stream `number` of many independent streams of random numbers."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Torch on one thread and with random numbers of its own, on the CPU: as in any other process."""
+    """Torch with one thread and a freshly seeded CPU generator, so that results are the same in every process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -179,23 +186,23 @@ def reproducible(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Player:
-    """Plays permutations by their numbers."""
+    """Evaluates the game on permutation number p."""
 
     game: Game
     n: int
     seed: int
 
     def __call__(self, number: int) -> np.ndarray:
-        own = seeded(self.seed, number)
-        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(own))
-        with reproducible(own):
+        seed = stream_seed(self.seed, number)
+        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(seed))
+        with reproducible(seed):
             return self.game(order).numpy()
 
 
-_player: _Player | None = None  # of a worker process
+_player: _Player | None = None  # set in worker processes only
 
 
-def _receive(player: _Player) -> None:
+def _set_player(player: _Player) -> None:
     global _player
     _player = player
 
@@ -207,16 +214,16 @@ def _play(number: int) -> np.ndarray:
 
 @contextmanager
 def _players(game: Game, n: int, seed: int, workers: int) -> Iterator[Callable[[Iterable[int]], Iterator[np.ndarray]]]:
-    """A function from numbers of permutations to their contributions, in order."""
+    """A function that maps numbers of permutations to the contributions in these permutations, in order."""
     player = _Player(game, n, seed)
     if workers == 1:
         yield lambda numbers: map(player, numbers)
         return
-    # Forked workers are handed anything, closures too, and run torch on one thread, as those of a DataLoader do; but
-    # they cannot use a GPU that is in use already.
+    # Forked workers inherit the game, which may hold closures, that cannot be pickled. But they cannot use CUDA if this
+    # process has initialised it.
     fork = sys.platform == "linux" and not torch.cuda.is_initialized()
     context = multiprocessing.get_context("fork" if fork else "spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_receive, initargs=(player,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_set_player, initargs=(player,))
     try:
         yield lambda numbers: pool.map(_play, numbers)
     finally:

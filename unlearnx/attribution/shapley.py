@@ -1,4 +1,4 @@
-"""Data Shapley: what training points are worth to any model, estimated from permutations of the points.
+"""Data Shapley: the value of training samples for any model, estimated from permutations of the samples.
 
 Source: Ghorbani and Zou, "Data Shapley: Equitable Valuation of Data for Machine Learning", ICML 2019.
 """
@@ -20,12 +20,12 @@ from unlearnx._checks import check_at_least_one, check_at_least_zero, model_devi
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
 from unlearnx._losses import Loss, SampleLoss
-from unlearnx.attribution.permutations import Sampling, ShapleyResult, reproducible, seeded
+from unlearnx.attribution.permutations import Sampling, ShapleyResult, reproducible, stream_seed
 from unlearnx.curvature.per_sample import split_values
 
 Fit = Callable[[Tensor], Any]
 Score = Callable[[Any], float]
-FULL = 2**32 - 1  # number of the stream of random numbers for the fit on all points; permutations have lower ones
+FULL_FIT_STREAM = 2**32 - 1  # random stream for the fit on all samples; permutation p uses stream p
 
 
 def tmc_shapley(
@@ -42,26 +42,27 @@ def tmc_shapley(
     checkpoint: Path | None = None,
     progress: bool = False,
 ) -> ShapleyResult:
-    """Shapley values of training points by truncated Monte Carlo; higher = worth more.
+    """Shapley values of training samples by truncated Monte Carlo (TMC); higher = more valuable.
 
-    The points of a random permutation join the training set one by one, and each is credited with the change in score
-    when the model is fitted again. Results do not depend on `workers`, nor on interruptions: permutation p, and torch's
-    random numbers in its fits, come from `seed` and p alone, and torch computes on one thread.
+    In a random permutation, samples join the training set one by one. A sample's contribution is the change in score
+    after the model is fitted again with it. Results do not depend on `workers` or on interruptions: permutation p, and
+    torch's random numbers in its fits, depend on `seed` and p only, and torch uses one thread.
 
     Args:
-        fit: ``fit(indices)`` trains a model on the points of these indices, int64 (m,) in ascending order, m >= 1.
-        score: ``score(fitted)`` tells how good it is, higher = better, on data of its own.
-        n_points: number of training points.
-        empty_score: score of a model without training points: chance, for an accuracy.
-        tolerance: stop once no standard error is above it, after 100 permutations at the earliest.
-        permutations: how many at most.
-        truncation: the rest of a permutation is credited with nothing once a score is within this of that of all
-            points. It saves most of the fits, and brings a bias that the standard errors know nothing of; at 0 every
-            permutation is played to its end.
-        seed: of the permutations.
-        workers: processes. Where they are not forked (other systems than Linux, CUDA in use) `fit` and `score` have to
-            be functions of a module, and the calling script needs an ``if __name__ == "__main__"``.
-        checkpoint: file to save to every few seconds and to resume from; written to a temporary name first.
+        fit: ``fit(indices)`` returns a model trained on these samples; indices are int64 (m,), ascending, m >= 1.
+        score: ``score(fitted)`` is its performance on held-out data, higher = better.
+        n_points: number of training samples.
+        empty_score: score of a model without training samples: for an accuracy, that of guessing.
+        tolerance: stop when no standard error is above it, after at least 100 permutations.
+        permutations: maximal number of permutations.
+        truncation: when a score is closer than this to the score of all samples, the other samples of the permutation
+            get a contribution of zero without a fit. This saves most fits, but introduces a bias that the standard
+            errors do not show; 0 evaluates every permutation in full.
+        seed: seed of the permutations.
+        workers: number of processes. Where processes are not forked (on other systems than Linux, or if CUDA is in
+            use), `fit` and `score` must be module-level functions, and the script needs an
+            ``if __name__ == "__main__"``.
+        checkpoint: file to save to every few seconds and to resume from; it is replaced as a whole.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Raises:
@@ -76,9 +77,9 @@ def tmc_shapley(
     check_at_least_one(n_points=n_points)
     check_at_least_zero(truncation=truncation)
     sampling = Sampling(permutations, tolerance, seed, workers, checkpoint, progress)
-    with reproducible(seeded(seed, FULL)):
+    with reproducible(stream_seed(seed, FULL_FIT_STREAM)):
         full = _finite("score", score(fit(torch.arange(n_points))))
-    game = _Refitting(fit, score, _finite("empty_score", empty_score), full, truncation)
+    game = _RefittingGame(fit, score, _finite("empty_score", empty_score), full, truncation)
     key = f"TMC-Shapley, from {empty_score!r} to {full!r}, truncation {truncation!r}"
     return sampling.run(game, n_points, key)
 
@@ -98,22 +99,24 @@ def gradient_shapley(
     checkpoint: Path | None = None,
     progress: bool = False,
 ) -> ShapleyResult:
-    """Shapley values of training points for one epoch of SGD, G-Shapley; higher = worth more.
+    """Shapley values of training samples for one epoch of SGD (G-Shapley); higher = more valuable.
 
-    Every permutation of the points is one epoch of single-point steps from the weights that `model` has, untrained or
-    in need of repair, and a point is credited with the change in score that its step makes.
+    A permutation of the samples is one epoch of SGD with batch size 1, starting from the model's present weights (of an
+    untrained model, or of one to repair). A sample's contribution is the change in score by its step.
 
     Args:
-        model: in eval mode, or without layers that mix samples; it is left alone.
+        model: in eval mode, or without layers such as BatchNorm in which samples influence each other; it is not
+            changed.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
-        train: the N training points (x, y): a pair of tensors, a Dataset, or a DataLoader that keeps their order.
-        test: points (x, y) to score on.
-        lr: learning rate; that of the best model after one epoch is the one to take.
-        score: ``score(outputs, y)`` on the test points, higher = better; None for the accuracy of class scores.
+        train: the N training samples (x, y): a pair of tensors, a Dataset, or a DataLoader that keeps their order.
+        test: samples (x, y) to score on.
+        lr: learning rate; choose the one that gives the best model after one epoch.
+        score: ``score(outputs, y)`` on the test samples, higher = better; None for the accuracy of class scores.
         tolerance, permutations, seed, workers, checkpoint, progress: as for :func:`tmc_shapley`.
 
     Raises:
-        ValueError: empty data, samples that interact, a number out of range, or a score that is not finite.
+        ValueError: empty data, a model in which samples influence each other, a number out of range, or a score that is
+            not finite.
 
     Example:
         >>> x, y = torch.randn(6, 4), torch.arange(6) % 3
@@ -128,7 +131,7 @@ def gradient_shapley(
     sampling = Sampling(permutations, tolerance, seed, workers, checkpoint, progress)
     device = model_device(model)
     (x, y), (x_test, y_test) = ((t.to(device) for t in materialize(data)) for data in (train, test))
-    game = _Epoch(lent(model), SampleLoss(loss_fn), (x, y), (x_test, y_test), lr, score or _accuracy)
+    game = _SGDGame(lent(model), SampleLoss(loss_fn), (x, y), (x_test, y_test), lr, score or _accuracy)
     return sampling.run(game, len(x), f"G-Shapley, lr {lr!r}")
 
 
@@ -144,8 +147,8 @@ def _finite(name: str, value: Any) -> float:
 
 
 @dataclass(frozen=True)
-class _Refitting:
-    """Scores of models fitted to growing sets of points."""
+class _RefittingGame:
+    """Contributions in TMC-Shapley: score changes of models fitted to growing sets of samples."""
 
     fit: Fit
     score: Score
@@ -156,19 +159,19 @@ class _Refitting:
     def __call__(self, order: Tensor) -> Tensor:
         contributions = torch.zeros(len(order), dtype=torch.float64)
         before = self.empty
-        for m, point in enumerate(order.tolist(), 1):
+        for m, sample in enumerate(order.tolist(), 1):
             if abs(self.full - before) < self.truncation:
                 break
             last = m == len(order)
             after = self.full if last else _finite("score", self.score(self.fit(order[:m].sort().values)))
-            contributions[point] = after - before
+            contributions[sample] = after - before
             before = after
         return contributions
 
 
 @dataclass(frozen=True)
-class _Epoch:
-    """Scores along one epoch of SGD."""
+class _SGDGame:
+    """Contributions in G-Shapley: score changes along one epoch of SGD."""
 
     model: nn.Module
     loss: SampleLoss
@@ -184,20 +187,20 @@ class _Epoch:
         everything, parameters = {**rest, **leaves}, list(leaves.values())
         (x, y), (x_test, y_test) = self.train, self.test
 
-        def scored() -> float:
+        def current_score() -> float:
             with torch.no_grad():
                 return _finite("score", self.score(functional_call(self.model, everything, (x_test,)), y_test))
 
         contributions = torch.zeros(len(order), dtype=torch.float64)
-        before = scored()
-        for point in order.tolist():
-            own = slice(point, point + 1)
+        before = current_score()
+        for sample in order.tolist():
+            index = slice(sample, sample + 1)
             with torch.enable_grad():
-                total = self.loss.total(functional_call(self.model, everything, (x[own],)), y[own])
+                total = self.loss.total(functional_call(self.model, everything, (x[index],)), y[index])
             gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
             with torch.no_grad():
                 torch._foreach_add_(parameters, gradients, alpha=-self.lr)
-            after = scored()
-            contributions[point] = after - before
+            after = current_score()
+            contributions[sample] = after - before
             before = after
         return contributions

@@ -1,4 +1,4 @@
-"""Multi-head attention in terms of linear layers, so that its projections are watched like any others."""
+"""Multi-head attention expressed by linear layers, so that the tape watches its projections like any linear layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def multi_head_attention(tape: Tape, *args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     length, n, features = query.shape
     heads = a["num_heads"]
-    # Modules with batch_first=True hand over a transposed view: products are faster in the order of the memory.
+    # Modules with batch_first=True pass a transposed view. The product is faster on the contiguous original.
     transposed = query.transpose(0, 1).is_contiguous()
     with tape:
         packed = F.linear(query.transpose(0, 1) if transposed else query, a["in_proj_weight"], a["in_proj_bias"])

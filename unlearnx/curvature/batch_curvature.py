@@ -1,4 +1,4 @@
-"""A batch at fixed parameters, ready for products with many vectors."""
+"""The curvature of one batch at fixed parameters, prepared for products with many vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = Sequence[Tensor]
 
 
 class Snapshot:
-    """The parameters and buffers of a model as they were, to notice when they have changed, in whatever way.
+    """A copy of a model's parameters and buffers, to detect any change of them.
 
     Attributes:
         leaves: the chosen parameters, requiring gradients.
@@ -32,14 +32,14 @@ class Snapshot:
         self.leaves = {name: t.clone().requires_grad_() for name, t in values.items()}
         self.rest = {name: t.clone() for name, t in rest.items()}
 
-    def apart(self) -> Snapshot:
-        """The same values in leaves of their own: graphs on the ones share no node with graphs on the others."""
+    def with_own_leaves(self) -> Snapshot:
+        """The same values in new leaves, so that autograd graphs on the two snapshots share no node."""
         other = copy.copy(self)
         other.leaves = {name: t.detach().requires_grad_() for name, t in self.leaves.items()}
         return other
 
     def is_current(self, model: nn.Module) -> bool:
-        """Whether the model still has these values, on the same device; never, where one is NaN."""
+        """Whether the model still has these values, dtypes and devices; always False where a value is NaN."""
         kept = {**self.leaves, **self.rest}
         now = {name: t for part in split_values(model, list(self.leaves)) for name, t in part.items()}
         return now.keys() == kept.keys() and all(
@@ -49,38 +49,47 @@ class Snapshot:
 
 
 class BatchCurvature:
-    """One batch at the parameters of a snapshot, to multiply its curvature, summed over it and divided by `samples`."""
+    """The curvature of one batch at a snapshot's parameters: the sum over its samples, divided by `samples`."""
 
     def __init__(self, snapshot: Snapshot, samples: int):
         self.snapshot, self.samples = snapshot, samples
 
     def products(self, vectors: Sequence[Values], *, keep: bool) -> Iterator[Sequence[Tensor | None]]:
-        """The products with vectors of one tensor a parameter; None stands for zeros.
+        """Products with `vectors`, each of one tensor per parameter; None stands for a tensor of zeros.
 
-        Without `keep` they are the last.
+        With ``keep=False`` the graph is freed by the last product, and no further products can be taken.
         """
         raise NotImplementedError
 
     def bytes(self) -> int:
-        """Memory of what is kept, the snapshot's left out."""
+        """Memory that is kept for products, without the snapshot."""
         raise NotImplementedError
 
 
-class Recorded(BatchCurvature):
-    """The graph that products differentiate is recorded here and used for each of them."""
+class RecordedBatch(BatchCurvature):
+    """A batch whose autograd graph is recorded once, in the constructor, and differentiated by every product."""
 
     def __init__(
-        self, model: nn.Module, loss: SampleLoss, snapshot: Snapshot, x: Tensor, y: Tensor, samples: int, images: bool
+        self,
+        model: nn.Module,
+        loss: SampleLoss,
+        snapshot: Snapshot,
+        x: Tensor,
+        y: Tensor,
+        samples: int,
+        use_channels_last: bool,
     ):
         super().__init__(snapshot, samples)
         self.leaves = list(snapshot.leaves.values())
         self.flags = Recording()
-        mode = TwiceDifferentiable(self.flags, images=images)
+        mode = TwiceDifferentiable(self.flags, use_channels_last=use_channels_last)
         with torch.enable_grad():
             with _differentiable_attention(), mode:
                 output = functional_call(model, (snapshot.leaves, snapshot.rest), (x,))
             if not isinstance(output, Tensor):
-                raise ValueError(f"model: returned {type(output).__name__}, expected a tensor of a row a sample")
+                raise ValueError(
+                    f"model: returned {type(output).__name__}, expected a tensor whose first dimension is the samples"
+                )
             self.flags.recording = True
             with _differentiable_attention():
                 self._record(output, loss, y)
@@ -93,11 +102,11 @@ class Recorded(BatchCurvature):
             yield self.product(v, keep=keep or k + 1 < len(vectors))
 
     def product(self, v: Values, *, keep: bool) -> list[Tensor | None]:
-        """The product with one vector."""
+        """The product with one vector; see :meth:`products`."""
         raise NotImplementedError
 
     def roots(self) -> list[Tensor]:
-        """What the graph hangs on."""
+        """The tensors that hold the graph."""
         raise NotImplementedError
 
     def bytes(self) -> int:
@@ -106,7 +115,7 @@ class Recorded(BatchCurvature):
     def _backward(
         self, outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], gradients: Values, *, keep: bool
     ) -> tuple[Tensor | None, ...]:
-        """``torch.autograd.grad`` of those outputs that depend on anything."""
+        """``torch.autograd.grad`` of the outputs that require gradients; None where there are none."""
         live = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o is not None and o.requires_grad]
         if not live:
             return (None,) * len(inputs)
@@ -114,8 +123,8 @@ class Recorded(BatchCurvature):
         return torch.autograd.grad(outputs, inputs, gradients, retain_graph=keep, allow_unused=True)
 
 
-class Hessian(Recorded):
-    """Second derivatives of the loss: the gradient is recorded, then differentiated again."""
+class Hessian(RecordedBatch):
+    """Hessian of the loss: the gradient is recorded, and a product differentiates it again."""
 
     def _record(self, output: Tensor, loss: SampleLoss, y: Tensor) -> None:
         objective = loss.total(output, y) / self.samples
@@ -130,10 +139,11 @@ class Hessian(Recorded):
         return [g for g in self.gradient if g is not None]
 
 
-class GaussNewton(Recorded):
-    """``J^T L J``, J being the Jacobian of the output and L the Hessian of the loss with respect to it.
+class GaussNewton(RecordedBatch):
+    """``J^T L J`` with the Jacobian J of the output and the Hessian L of the loss with respect to the output.
 
-    ``J^T u`` is recorded for an arbitrary u, in which it is linear: its derivative in direction v is ``J v``.
+    ``J^T u`` is recorded for an arbitrary u. It is linear in u, so that the gradient of ``v . (J^T u)`` with respect to
+    u is the product ``J v``, without forward-mode differentiation.
     """
 
     def _record(self, output: Tensor, loss: SampleLoss, y: Tensor) -> None:
@@ -144,7 +154,7 @@ class GaussNewton(Recorded):
             self.transposed = torch.autograd.grad(output, self.leaves, self.u, create_graph=True, allow_unused=True)
         self.point = output.detach().requires_grad_()
         value = loss.total(self.point, y) / self.samples
-        (self.slope,) = torch.autograd.grad(value, self.point, create_graph=True, materialize_grads=True)
+        (self.output_gradient,) = torch.autograd.grad(value, self.point, create_graph=True, materialize_grads=True)
 
     def product(self, v: Values, *, keep: bool) -> list[Tensor | None]:
         self.flags.tangents = True
@@ -152,20 +162,20 @@ class GaussNewton(Recorded):
         self.flags.tangents = False
         if tangent is None:
             return [None] * len(self.leaves)
-        (curved,) = self._backward([self.slope], [self.point], [tangent], keep=keep)
+        (curved,) = self._backward([self.output_gradient], [self.point], [tangent], keep=keep)
         if curved is None:  # the loss is linear in the output
             return [None] * len(self.leaves)
         return list(self._backward([self.output], self.leaves, [curved], keep=keep))
 
     def roots(self) -> list[Tensor]:
-        return [t for t in (self.output, self.slope, *self.transposed) if t is not None]
+        return [t for t in (self.output, self.output_gradient, *self.transposed) if t is not None]
 
 
-KINDS: dict[str, type[Recorded]] = {"hessian": Hessian, "ggn": GaussNewton}
+CURVATURE_KINDS: dict[str, type[RecordedBatch]] = {"hessian": Hessian, "ggn": GaussNewton}
 
 
 def saved_bytes(roots: Sequence[Tensor], others: Sequence[Tensor]) -> int:
-    """Memory of all tensors saved in the graphs behind `roots`, each storage counted once, those of `others` not."""
+    """Memory of all tensors saved in the graphs of `roots`; each storage counts once, storages of `others` do not."""
     seen: set[object] = set()
     storages: dict[int, int] = {}
     known = {t.untyped_storage().data_ptr() for t in others}
@@ -192,19 +202,19 @@ def _saved(node) -> Iterator[Tensor]:
                 yield t
 
 
-_names_of: dict[str, list[str]] = {}
+_saved_names_of_class: dict[str, list[str]] = {}
 
 
 def _saved_names(kind: str, node) -> list[str]:
-    """Names of what a kind of node saves; there are few kinds, and a node has many names."""
-    if kind not in _names_of:
-        _names_of[kind] = [name for name in dir(node) if name.startswith("_saved_")]
-    return _names_of[kind]
+    """Names of the attributes in which a class of autograd nodes saves tensors; cached, since ``dir`` is slow."""
+    if kind not in _saved_names_of_class:
+        _saved_names_of_class[kind] = [name for name in dir(node) if name.startswith("_saved_")]
+    return _saved_names_of_class[kind]
 
 
 @contextmanager
 def _differentiable_attention() -> Iterator[None]:
-    """Attention by plain products, the only implementation that is differentiable twice."""
+    """Attention in its math implementation, the only one that can be differentiated twice."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

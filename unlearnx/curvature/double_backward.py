@@ -1,10 +1,10 @@
-"""Layers whose second derivatives cost no more than their arithmetic.
+"""Layers whose gradients are cheap to differentiate again.
 
-Differentiated twice by autograd, a layer ``y = B(x, w) + b`` computes its weight gradient on the way, which no
-product with the curvature needs, and takes the slow paths of its double backward. Here every product of the layer
-is computed once, by the function that is fastest for it, and only if somebody asks for its value: Hessian products
-take 8 of them a layer (2.67 forward+backward passes) or, on a graph that is kept, 6 (2.0); Gauss-Newton products 5
-(1.67) or 4 (1.33).
+Where autograd differentiates a layer ``y = B(x, w) + b`` twice, it computes the layer's weight gradient, which no
+product with the curvature needs, and torch's double backward functions are slow. The functions here compute each
+product of the layer (``B`` with two of its arguments) at most once, by the fastest function for it, and only if its
+value is used. A forward and backward pass is 3 such products. A Hessian-vector product takes 8 per layer (2.67 passes),
+or 6 (2.0) on a graph that is kept; a Gauss-Newton product takes 5 (1.67) or 4 (1.33).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from unlearnx.ops.scale_shift_grad import scale_shift_grad_diff
 class TwiceDifferentiable(TorchFunctionMode):
     """Runs layers in a form that is cheap to differentiate twice: linear, convolution, frozen batch norm, LSTM, GRU.
 
-    Layers whose weights are leaves, that is: where others are recorded, torch's own functions are at work, but for LSTM
-    and GRU, whose own may have no second derivatives (cuDNN).
+    It replaces layers whose weights are leaves of the autograd graph. Other layers run torch's own functions, except
+    LSTM and GRU, which always run ours, because cuDNN's have no second derivatives.
 
     Args:
-        flags: what of the derivatives is wanted; read while they are taken.
-        images: convolutions take their input in the order of memory that is fastest on the CPU.
+        flags: which derivatives are needed; read during the backward passes.
+        use_channels_last: give convolutions their input in channels-last memory order, the fastest on the CPU.
     """
 
-    def __init__(self, flags: Recording, *, images: bool):
+    def __init__(self, flags: Recording, *, use_channels_last: bool):
         super().__init__()
-        self.flags, self.images = flags, images
+        self.flags, self.use_channels_last = flags, use_channels_last
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -54,32 +54,32 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 
 class _Layer:
-    """``y = B(x, weight) + bias``, B linear in each of its arguments (up to a fixed shift of x)."""
+    """``y = B(x, weight) + bias`` with B linear in each argument (for batch norm, in x minus the mean)."""
 
     def value(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def tangent(self, dx: Tensor, weight: Tensor, other: Tensor | None = None) -> Tensor:
-        """The change of y for a change of x, added to an `other` that may be overwritten."""
+        """The change of y for the change dx of x, plus `other`, which may be overwritten."""
         y = self.value(dx, weight, None)
         return y if other is None else y.add_(other)
 
-    def to_input(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    def input_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
         """Gradient with respect to x."""
         return self.gradients(dy, x, weight, (True, False, False))[0]
 
-    def to_weight(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
         """Gradient with respect to the weight."""
         return self.gradients(dy, x, weight, (False, True, False))[1]
 
-    def tangent_to_weight(self, dy: Tensor, dx: Tensor, weight: Tensor) -> Tensor | None:
-        """The change of the weight's gradient for a change of x."""
-        return self.to_weight(dy, dx, weight)
+    def weight_gradient_tangent(self, dy: Tensor, dx: Tensor, weight: Tensor) -> Tensor | None:
+        """The change of the weight's gradient for the change dx of x."""
+        return self.weight_gradient(dy, dx, weight)
 
     def gradients(
         self, dy: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]
     ) -> Sequence[Tensor | None]:
-        """Gradients with respect to x, weight and bias, those that are needed."""
+        """Gradients with respect to x, weight and bias; None for those that are not `needed`."""
         raise NotImplementedError
 
 
@@ -119,7 +119,7 @@ class _FrozenBatchNorm(_Layer):
 
     @staticmethod
     def _column(channels: Tensor, x: Tensor) -> Tensor:
-        """One value a channel, broadcasting to x."""
+        """One value per channel, shaped to broadcast to x."""
         return channels.view(-1, *[1] * (x.dim() - 2))
 
     def value(self, x, weight, bias):
@@ -131,7 +131,7 @@ class _FrozenBatchNorm(_Layer):
         scale = self._column(self.rstd * weight, dx)
         return dx * scale if other is None else other.addcmul_(dx, scale)
 
-    def tangent_to_weight(self, dy, dx, weight):
+    def weight_gradient_tangent(self, dy, dx, weight):
         return self.rstd * self._sums(dy, dx)[0]
 
     def gradients(self, dy, x, weight, needed):
@@ -143,7 +143,7 @@ class _FrozenBatchNorm(_Layer):
 
     @staticmethod
     def _sums(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of dy * x and of dy, one a channel."""
+        """Sums of dy * x and of dy, one per channel."""
         if x.dim() > 2 and not torch.is_grad_enabled():
             return scale_shift_grad_diff(x, dy, dim=1)
         dims = [d for d in range(x.dim()) if d != 1]
@@ -151,7 +151,7 @@ class _FrozenBatchNorm(_Layer):
 
 
 class _Forward(torch.autograd.Function):
-    """The layer; where its backward pass is recorded, that is one node too."""
+    """The layer as one node of the graph; a backward pass that is recorded is one node too (:class:`_Backward`)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, layer, flags):
@@ -171,7 +171,7 @@ class _Forward(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The backward pass of the layer, to be differentiated."""
+    """The backward pass of the layer, as a node that can be differentiated."""
 
     @staticmethod
     def forward(ctx, dy, x, weight, shapes, needed, layer, flags):
@@ -182,9 +182,9 @@ class _Backward(torch.autograd.Function):
             return tuple(layer.gradients(dy, x, weight, needed))
         dx = None
         if needed[0]:
-            dx = layer.to_input(dy, x, weight) if flags.values else _no_value(dy, x.shape)
-        # Parameters are leaves: nothing is computed from the values of their gradients.
-        return dx, *(_no_value(dy, shape) if need else None for need, shape in zip(needed[1:], shapes, strict=True))
+            dx = layer.input_gradient(dy, x, weight) if flags.values else _zeros(dy, x.shape)
+        # Parameters are leaves, so that the values of their gradients are not used: only the graph behind them is.
+        return dx, *(_zeros(dy, shape) if need else None for need, shape in zip(needed[1:], shapes, strict=True))
 
     @staticmethod
     def backward(ctx, to_dx, to_dweight, to_dbias):
@@ -198,18 +198,20 @@ class _Backward(torch.autograd.Function):
         to_x = to_weight = None
         if not ctx.flags.tangents:
             if to_dweight is not None and ctx.needs_input_grad[1]:
-                to_x = layer.to_input(dy, x, to_dweight)
+                to_x = layer.input_gradient(dy, x, to_dweight)
             if to_dx is not None and ctx.needs_input_grad[2]:
-                to_weight = layer.tangent_to_weight(dy, to_dx, weight)
+                to_weight = layer.weight_gradient_tangent(dy, to_dx, weight)
         return to_dy, to_x, to_weight, None, None, None, None
 
 
-def _no_value(like: Tensor, shape: torch.Size) -> Tensor:
+def _zeros(like: Tensor, shape: torch.Size) -> Tensor:
+    """Zeros that take no memory, in place of a value that is not used."""
     return like.new_zeros(()).expand(shape)
 
 
-def _applies(x: Tensor, weight: Tensor | None, *others: Tensor | None) -> bool:
-    """Whether there is something to differentiate twice, and nothing about it that only torch's own functions know."""
+def _can_replace(x: Tensor, weight: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether this layer can run as :class:`_Forward`: a parameter requires gradients, and no autocast, checkpoint or
+    functorch transform, which need torch's own functions, is active."""
     parameters = [t for t in (weight, *others) if t is not None]
     return (
         torch.is_grad_enabled()
@@ -218,18 +220,18 @@ def _applies(x: Tensor, weight: Tensor | None, *others: Tensor | None) -> bool:
         and any(t.requires_grad for t in parameters)
         and all(t.dtype == x.dtype and t.is_floating_point() for t in (x, *parameters))
         and not torch.is_autocast_enabled(x.device.type)
-        and not _replayed()
-        and not torch._C._are_functorch_transforms_active()  # which ask more of a Function
+        and not _inside_checkpoint()
+        and not torch._C._are_functorch_transforms_active()  # they need more methods than _Forward has
     )
 
 
-def _replayed() -> bool:
-    """Whether a checkpoint is at work, which runs a part of the model again outside of the mode."""
+def _inside_checkpoint() -> bool:
+    """Whether activation checkpointing is active: its second forward pass runs outside of this mode."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _linear(mode: TwiceDifferentiable, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    if input.dim() < 2 or weight.dim() != 2 or not _applies(input, weight, bias):
+    if input.dim() < 2 or weight.dim() != 2 or not _can_replace(input, weight, bias):
         return NotImplemented
     return _Forward.apply(input, weight, bias, _Linear(), mode.flags)
 
@@ -245,9 +247,9 @@ def _convolution(
     groups: int = 1,
 ) -> Any:
     sizes = convolution_sizes(weight, stride, padding, dilation)
-    if sizes is None or input.dim() != weight.dim() or not _applies(input, weight, bias):
+    if sizes is None or input.dim() != weight.dim() or not _can_replace(input, weight, bias):
         return NotImplemented
-    x = channels_last(input) if mode.images else input
+    x = channels_last(input) if mode.use_channels_last else input
     return _Forward.apply(x, weight, bias, _Convolution(sizes, groups), mode.flags)
 
 
@@ -262,7 +264,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    if training or running_mean is None or running_var is None or not _applies(input, weight, bias):
+    if training or running_mean is None or running_var is None or not _can_replace(input, weight, bias):
         return NotImplemented
     if running_mean.dtype != input.dtype:
         return NotImplemented
@@ -270,17 +272,17 @@ def _batch_norm(
 
 
 def _recurrent(kind: type[LSTMStack] | type[GRUStack]) -> Callable[..., Any]:
-    """The rule of a function of torch that runs a stack of such layers, of padded or packed data."""
+    """The rule for torch's functions that run a stack of recurrent layers, on padded or packed sequences."""
 
     def rule(mode: TwiceDifferentiable, *args: Any) -> Any:
-        if not torch.is_grad_enabled() or _replayed():
+        if not torch.is_grad_enabled() or _inside_checkpoint():
             return NotImplemented
         call = Call.of(args)
         if call.projects:
             return NotImplemented
-        _say(kind.kind)
+        _log_replacement(kind.kind)
         stack = kind(call.weights, *call.settings)
-        if _applies(call.data[0], *call.weights):
+        if _can_replace(call.data[0], *call.weights):
             stack.project = lambda x, weight, bias: _Forward.apply(x, weight, bias, _Linear(), mode.flags)
             if isinstance(stack, LSTMStack):
                 stack.recurrence = recorded_recurrence(mode.flags)
@@ -289,8 +291,8 @@ def _recurrent(kind: type[LSTMStack] | type[GRUStack]) -> Callable[..., Any]:
     return rule
 
 
-@cache
-def _say(kind: str) -> None:
+@cache  # once per kind of layer
+def _log_replacement(kind: str) -> None:
     logging.getLogger("unlearnx").info(
         "the %s layers of the model run as those of unlearnx.nn, which can be differentiated twice", kind
     )

@@ -14,7 +14,7 @@ from unlearnx import _distributed as distributed
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._copies import lent
-from unlearnx._data import Data, check_alike, shared_batches, size
+from unlearnx._data import Data, check_same_in_every_process, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
 from unlearnx.curvature.contributions import Contribution
@@ -40,37 +40,37 @@ def fisher_diagonal(
 ) -> dict[str, Tensor]:
     """Mean (or sum) over samples of the squared gradients of their losses.
 
-    Functions we know (linear, convolution, embedding, normalisation, attention, LSTM, GRU) are worked out from their
-    inputs and output gradients by fused kernels, without weight gradients of the batch; whatever else the model is
-    made of goes through ``torch.func.vmap(grad)`` and is exact too. What is watched are the functions called on each
-    parameter, not modules, so layers called twice, tied weights and functional code come out right; the first
-    samples are checked against autograd. Under ``torch.distributed`` every process is to make the same calls with the
-    same data; whole batches are dealt out, and all processes have the same result.
+    For linear, convolution, embedding, normalisation, attention, LSTM and GRU layers, fused kernels compute the squares
+    from the layers' inputs and output gradients. All other parameters go through ``torch.func.vmap(grad)``, which is
+    exact too. The functions called on each parameter are watched, not modules, so that layers called twice, tied
+    weights and functional code give the right result; this is checked against autograd on the first samples. Under
+    ``torch.distributed`` every process must make the same calls with the same data; the batches are divided among the
+    processes, and all of them return the same result.
 
     Args:
-        model: in eval mode, or without layers that mix samples.
+        model: in eval mode, or without layers such as BatchNorm in which samples influence each other.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
         data: pairs (x, y): tensors, a Dataset or a DataLoader.
-        params: names of the parameters, ``"last:K"``, or None for all that require gradients. A frozen prefix
-            runs once.
-        fisher_type: ``"empirical"`` takes the labels of the data; ``"mc"`` draws one label a sample from the
-            model's softmax, whatever the batches the same; ``"exact"`` takes the expectation over all its classes;
-            ``"batch"`` squares the gradient of each batch's mean loss and averages over batches, which is not the
-            Fisher diagonal and depends on the batch size: it is what published SSD code computes.
+        params: names of the parameters, ``"last:K"``, or None for all that require gradients. The part
+            of the model before them runs without gradients.
+        fisher_type: ``"empirical"`` takes the labels of the data; ``"mc"`` draws one label per sample from the
+            model's softmax, the same for every batch size; ``"exact"`` takes the expectation over all classes;
+            ``"batch"`` squares the gradient of each batch's mean loss and averages over batches, as published SSD code
+            does. ``"batch"`` is not the Fisher diagonal, and it depends on the batch size.
         reduction: ``"mean"`` or ``"sum"`` over samples (over batches for ``"batch"``).
-        batch_size: samples a pass at most; only ``"batch"`` depends on it.
-        compute_dtype: run forward and backward by autocast, and the products of per-sample gradients, in this dtype;
-            sums stay in float32 or better. Float32 is used where the processor has no units for it.
-        generator: of the labels that ``"mc"`` draws, on the CPU: first a number in [0, 1) for every sample, which the
-            model's probabilities then turn into its label.
+        batch_size: most samples per pass; only the result of ``"batch"`` depends on it.
+        compute_dtype: dtype of forward and backward passes (by autocast) and of the products in per-sample gradients;
+            sums are taken in float32 or better. Where the processor has no instructions for it, float32 is used.
+        generator: CPU generator for ``"mc"``: it draws a number in [0, 1) for every sample, from which the model's
+            probabilities give the label.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Returns:
-        A tensor for each parameter, keyed like ``named_parameters()``, one copy of the parameters in all, in float32
-        (float64 for float64 parameters).
+        A tensor for each parameter, keyed like ``named_parameters()``, in float32 (float64 for float64 parameters).
 
     Raises:
-        ValueError: an unknown option, empty data, samples that interact, or a result that is not finite.
+        ValueError: an unknown option, empty data, a model in which samples influence each other, or a result that is
+            not finite.
 
     Source: Kunstner, Hennig and Balles, "Limitations of the empirical Fisher approximation", NeurIPS 2019;
     ``"batch"``: Foster et al., AAAI 2024, public code.
@@ -88,9 +88,9 @@ def fisher_diagonal(
         raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
     check_call(model, loss_fn, data)
     names = select_params(model, params)
-    check_alike("data", data)
+    check_same_in_every_process("data", data)
     n = size(data)
-    cut = FrozenPrefix(model, names, data)
+    frozen_prefix = FrozenPrefix(model, names, data)
     loss, device = SampleLoss(loss_fn), model_device(model)
     if batch_size is None and isinstance(data, DataLoader):
         batch_size = data.batch_size
@@ -98,17 +98,17 @@ def fisher_diagonal(
     total = {name: torch.zeros_like(own[name], dtype=compute_dtype_of(own[name])) for name in names}
     add: Callable[[int, Tensor, Tensor], None]
     if fisher_type == "batch":
-        add = partial(_add_batch_squares, lent(cut.head), loss, total, compute_dtype)
+        add = partial(_add_batch_squares, lent(frozen_prefix.head), loss, total, compute_dtype)
     else:
-        chances = None
+        uniforms = None
         if fisher_type == "mc":
             drawn = torch.rand(n, dtype=torch.float64, generator=generator)
-            chances = distributed.broadcast_(drawn.to(device))
-        add = _SampleSquares(cut.head, loss, total, compute_dtype, fisher_type, chances)
+            uniforms = distributed.broadcast_(drawn.to(device))
+        add = _SampleSquares(frozen_prefix.head, loss, total, compute_dtype, fisher_type, uniforms)
     parts = seen = 0
     with progress_bar("Fisher diagonal", n, progress) as advance, distributed.failing_together(device):
         for position, x, y in shared_batches(data, batch_size, device):
-            add(position, cut(x), y)
+            add(position, frozen_prefix(x), y)
             parts += 1 if fisher_type == "batch" else len(x)
             advance(position + len(x) - seen)
             seen = position + len(x)
@@ -144,7 +144,7 @@ class _SampleSquares:
     """Adds the squares of per-sample gradients.
 
     Args:
-        chances: for ``"mc"``, a number in [0, 1) for every sample.
+        uniforms: for ``"mc"``, a number in [0, 1) for every sample; None otherwise.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class _SampleSquares:
         total: dict[str, Tensor],
         dtype: torch.dtype | None,
         fisher_type: str,
-        chances: Tensor | None,
+        uniforms: Tensor | None,
     ):
-        self.total, self.fisher_type, self.chances = total, fisher_type, chances
+        self.total, self.fisher_type, self.uniforms = total, fisher_type, uniforms
         self._prepare = partial(SampleGradients, model, loss, list(total), dtype=dtype)
         self._gradients: SampleGradients | None = None
 
@@ -164,34 +164,34 @@ class _SampleSquares:
         if self._gradients is None:
             self._gradients = self._prepare(x)
 
-        def take(name: str, contribution: Contribution, weight: Tensor | None) -> None:
+        def on_contribution(name: str, contribution: Contribution, weight: Tensor | None) -> None:
             self.total[name] += contribution.squares(weight)
 
         for part_x, part_y in self._gradients.split(x, y):
-            self._gradients.run(part_x, partial(self._targets, position, part_y), take)
+            self._gradients.run(part_x, partial(self._targets, position, part_y), on_contribution)
             position += len(part_x)
 
     def _targets(self, position: int, y: Tensor, output: Tensor) -> Iterator[Targets]:
-        """Labels to differentiate the loss at, with the weights of the samples."""
+        """The labels for each backward pass, with the weights of the samples."""
         if self.fisher_type == "empirical":
             yield Targets(y)
             return
         if output.dim() != 2 or output.shape[1] < 2:
             raise ValueError(
-                f'model: output has shape {list(output.shape)}, fisher_type="{self.fisher_type}" needs (N, classes), '
-                "two at least"
+                f'model: output has shape {list(output.shape)}, fisher_type="{self.fisher_type}" needs (N, classes) '
+                "with at least two classes"
             )
         if y.dim() != 1 or y.is_floating_point():
             raise ValueError(
                 f'data: y has shape {list(y.shape)} and dtype {y.dtype}, fisher_type="{self.fisher_type}" needs one '
-                "class number a sample"
+                "class number per sample"
             )
         probabilities = output.softmax(1, dtype=torch.float64 if output.dtype == torch.float64 else torch.float32)
-        if self.chances is not None:
+        if self.uniforms is not None:
             samples = torch.arange(position, position + len(y), device=output.device)
-            chances = self.chances[samples % len(self.chances)]  # a DataLoader may repeat samples
+            uniforms = self.uniforms[samples % len(self.uniforms)]  # a DataLoader may repeat samples
             below = probabilities.double().cumsum(1)
-            drawn = torch.searchsorted(below, (chances * below[:, -1])[:, None], right=True)
+            drawn = torch.searchsorted(below, (uniforms * below[:, -1])[:, None], right=True)
             yield Targets(drawn.squeeze(1).clamp_(max=output.shape[1] - 1))
             return
         for c in range(output.shape[1]):

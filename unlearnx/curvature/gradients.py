@@ -13,7 +13,7 @@ from unlearnx import _distributed as distributed
 from unlearnx._calls import check_call, rows
 from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._copies import lent
-from unlearnx._data import Data, batches, check_alike, shared_batches, size
+from unlearnx._data import Data, batches, check_same_in_every_process, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.per_sample import SampleGradients, Targets
@@ -38,13 +38,15 @@ def _pairs(
         return
     for name, data in (("old", old), ("new", new)):
         if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
-            raise ValueError(f"{name}: is a DataLoader that shuffles, whose samples do not pair up; pass its dataset")
+            raise ValueError(
+                f"{name}: is a DataLoader that shuffles, expected old and new in the same order; pass its dataset"
+            )
     if size(old) != size(new):
         raise ValueError(f"new: has {size(new)} samples, expected {size(old)} as old")
     yield from zip(read(old), read(new), strict=True)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _equal(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.shape == b.shape and torch.equal(a, b))
 
 
@@ -59,24 +61,25 @@ def grad_difference(
 ) -> dict[str, Tensor]:
     """Sum over samples of ``grad loss(new_i) - grad loss(old_i)``; without `new`, the sum of ``grad loss(old_i)``.
 
-    Where only labels change, the two losses differ at the output alone and one backward pass serves both. Under
-    ``torch.distributed`` every process is to make the same calls with the same data; batches are dealt out, and all
-    processes have the same result.
+    Where a batch's x is the same in `old` and `new` (only labels change), one forward and backward pass serves both
+    losses. Under ``torch.distributed`` every process must make the same calls with the same data; the batches are
+    divided among the processes, and all of them return the same result.
 
     Args:
-        model: in eval mode, or without layers that mix samples.
+        model: in eval mode, or without layers such as BatchNorm in which samples influence each other.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum; all give the same result.
         old: samples (x, y) as they were: a pair of tensors, a Dataset or a DataLoader.
         new: the same samples corrected, in the same order.
         params: names of the parameters, ``"last:K"``, or None for all that require gradients. The part of the
-            model before them runs without a graph.
-        batch_size: samples a pass; the result does not depend on it.
+            model before them runs without gradients.
+        batch_size: samples per forward pass; the result does not depend on it.
 
     Returns:
         A tensor for each parameter, keyed like ``named_parameters()``.
 
     Raises:
-        ValueError: empty or unpaired data, samples that interact, or a gradient that is not finite.
+        ValueError: empty data, `old` and `new` of different length, a model in which samples influence each other, or a
+            gradient that is not finite.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 6 without tau.
 
@@ -88,23 +91,25 @@ def grad_difference(
     """
     check_call(model, loss_fn, old, name="old", penalty=True)
     names = select_params(model, params)
-    check_alike("old", old)
+    check_same_in_every_process("old", old)
     if new is not None:
-        check_alike("new", new)
-    cut = FrozenPrefix(model, names, old)
+        check_same_in_every_process("new", new)
+    frozen_prefix = FrozenPrefix(model, names, old)
     loss = SampleLoss(loss_fn)
     own = dict(model.named_parameters())
     values = {name: p.detach().requires_grad_(name in names) for name, p in own.items()}
     chosen = [values[name] for name in names]
     total = {name: torch.zeros_like(own[name]) for name in names}
 
-    head = lent(cut.head)
+    head = lent(frozen_prefix.head)
     head_names = {name for name, _ in head.named_parameters()}
     direct = [name for name in names if own[name].requires_grad]
-    itself = [own[name] for name in direct]  # what a penalty in the loss depends on
+    itself: list[Tensor] = [own[name] for name in direct]  # what a penalty in the loss depends on
 
     def output(x: Tensor) -> Tensor:
-        return rows(functional_call(head, {n: v for n, v in values.items() if n in head_names}, (cut(x),)), len(x))
+        return rows(
+            functional_call(head, {n: v for n, v in values.items() if n in head_names}, (frozen_prefix(x),)), len(x)
+        )
 
     with distributed.failing_together(model_device(model)):
         for (x, y), corrected in _pairs(model, old, new, batch_size, shared=True):
@@ -114,7 +119,7 @@ def grad_difference(
                     objective = loss.total(before, y)
                 else:
                     x_new, y_new = corrected
-                    after = before if _same(x, x_new) else output(x_new)
+                    after = before if _equal(x, x_new) else output(x_new)
                     objective = loss.total(after, y_new) - loss.total(before, y)
                 gradients = torch.autograd.grad(objective, chosen + itself, materialize_grads=True)
             for name, gradient in zip([*names, *direct], gradients, strict=True):
@@ -129,10 +134,10 @@ def per_sample_grad_difference(
 ) -> dict[str, Tensor]:
     """Every sample's ``grad loss(new_i) - grad loss(old_i)``; without `new`, its ``grad loss(old_i)``.
 
-    Args, errors and source as for :func:`grad_difference`; every process works out all of them.
+    Arguments, errors and source are those of :func:`grad_difference`; here every process computes all samples.
 
     Returns:
-        A tensor (N, *shape) for each parameter: as much memory as N copies of the parameters.
+        A tensor (N, *shape) for each parameter, which takes the memory of N copies of the parameters.
 
     Example:
         >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
@@ -149,7 +154,7 @@ def per_sample_grad_difference(
     for (x, y), corrected in _pairs(model, old, new, None, shared=False):
         if gradients is None:
             gradients = SampleGradients(model, loss, names, x, None)
-        if corrected is None or _same(x, corrected[0]):
+        if corrected is None or _equal(x, corrected[0]):
             targets = Targets(y) if corrected is None else Targets(corrected[1], minus=y)
             before, after = _contributions(gradients, x, targets), None
         else:
@@ -157,7 +162,7 @@ def per_sample_grad_difference(
             after = _contributions(gradients, corrected[0], Targets(corrected[1]))
         for name in names:
             zero = own[name].new_zeros(()).expand(len(x), *own[name].shape)
-            rows[name].append(_rows(before[name], None if after is None else after[name], zero))
+            rows[name].append(_per_sample_gradients(before[name], None if after is None else after[name], zero))
     result = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in rows.items()}
     check_finite("gradient", result.items())
     return result
@@ -169,14 +174,14 @@ def _contributions(gradients: SampleGradients, x: Tensor, targets: Targets) -> d
     return parts
 
 
-def _rows(before: list[Contribution], after: list[Contribution] | None, zero: Tensor) -> Tensor:
-    """Gradients, or differences, of all samples of a pass, whose contributions come in order."""
+def _per_sample_gradients(before: list[Contribution], after: list[Contribution] | None, zero: Tensor) -> Tensor:
+    """Gradients, or their differences, of all samples of a pass; its contributions are in the order of the samples."""
 
     def join(rows: list[Tensor]) -> Tensor:
         return torch.cat(rows) if len(rows) > 1 else rows[0] if rows else zero.contiguous()
 
     if after is None:
-        return join([b.rows() for b in before])
+        return join([b.per_sample() for b in before])
     if [b.form() for b in before] == [a.form() for a in after]:
-        return join([b.rows(a) for b, a in zip(before, after, strict=True)])
-    return join([a.rows() for a in after]) - join([b.rows() for b in before])
+        return join([b.per_sample(a) for b, a in zip(before, after, strict=True)])
+    return join([a.per_sample() for a in after]) - join([b.per_sample() for b in before])

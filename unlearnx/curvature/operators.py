@@ -16,58 +16,59 @@ from unlearnx import _distributed as distributed
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_at_least_one, check_deterministic, model_device, select_params
 from unlearnx._copies import lent
-from unlearnx._data import BATCH_SIZE, Data, Samples, check_alike, check_visits_all
+from unlearnx._data import BATCH_SIZE, Data, Samples, check_same_in_every_process, check_visits_all
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._memory_order import may_reorder
 from unlearnx._vectors import Layout, Vector
-from unlearnx.curvature.batch_curvature import KINDS, BatchCurvature, Recorded, Snapshot, Values
+from unlearnx.curvature.batch_curvature import CURVATURE_KINDS, BatchCurvature, RecordedBatch, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.curvature.softmax_head import PASS, SoftmaxRegression, is_softmax_regression
+from unlearnx.curvature.softmax_head import SAMPLES_PER_PASS, SoftmaxRegression, is_softmax_regression
 from unlearnx.curvature.spectrum import Spectrum, lanczos, rademacher
 
-SHARE_OF_MEMORY = 0.25  # of what is free, for graphs that are kept
-TRACED = 8  # vectors at once
+KEPT_MEMORY_FRACTION = 0.25  # part of the free memory that the batches' graphs may take
+TRACE_VECTORS_PER_PASS = 8  # random vectors multiplied at once to estimate the trace
 
 
 def check_curvature(kind: str, damping: float) -> None:
-    """Refuse an unknown kind of curvature, and a damping that is negative or no number."""
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    """Refuse an unknown kind of curvature, and a damping that is negative or not finite."""
+    if kind not in CURVATURE_KINDS:
+        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(CURVATURE_KINDS)}")
     if not 0 <= damping < math.inf:
-        raise ValueError(f"damping is {damping}, expected a number >= 0")
+        raise ValueError(f"damping is {damping}, expected a finite number >= 0")
 
 
 class CurvatureOperator:
-    """The matrix ``C + damping * I``, C being the curvature of the mean per-sample loss over the data.
+    """The matrix ``C + damping * I``, where C is the curvature of the mean per-sample loss over the data.
 
-    Products with one batch again and again, or with many vectors, record its graph once: batches are kept while
-    they fit into a quarter of the free memory. Softmax regression, that is one linear layer under torch's cross entropy
-    without weights and smoothing, as it is behind a frozen part of most classifiers, needs no graph: its products are
-    in closed form, for all vectors at once. Under ``torch.distributed`` every process is to make the same calls with
-    the same data; each works on its share of the samples, and all have the same result.
+    The autograd graph of a batch is recorded once and serves all vectors and later products; graphs are kept as long as
+    they fit into a quarter of the free memory. Softmax regression (one linear layer with torch's cross entropy without
+    class weights and label smoothing, which is also the head of most classifiers) needs no graph: its products are
+    computed in closed form, for all vectors at once. Under ``torch.distributed`` every process must make the same calls
+    with the same data; the samples are divided among the processes, and all of them return the same result.
 
     Args:
-        model: in eval mode, or without layers that mix samples. Its parameters are read when a product is taken,
-            but those that come before the chosen ones may not change.
+        model: in eval mode, or without layers such as BatchNorm in which samples influence each other. Parameters are
+            read at every product, so they may change; those of the part before the chosen parameters may not.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
-        data: pairs (x, y): tensors, a Dataset or a DataLoader (whose dataset is read by number, in `batch_size`
-            samples at once). It may be larger than memory; behind a frozen part of the model, its features may not.
-            Data that are changed in place may go unnoticed.
+        data: pairs (x, y): tensors, a Dataset or a DataLoader (whose dataset is read by index, `batch_size`
+            samples at a time). A Dataset may be larger than memory, unless `params` leaves out the first part of the
+            model: that part's outputs are kept in memory. Data must not be changed in place: it is not noticed.
         kind: ``"hessian"``, or ``"ggn"`` for the generalised Gauss-Newton matrix, which has no negative
             eigenvalues where the loss is convex in the output.
         damping: multiple of the identity to add, >= 0.
         params: names of the parameters, ``"last:K"``, or None for all that require gradients. The part of the
             model before them runs once, here.
-        batch_size: samples a pass; products do not depend on it.
+        batch_size: samples per pass; products do not depend on it.
 
     Attributes:
         damping, kind: as given.
         names: names of the parameters.
-        layout: how vectors lie in the rows that :meth:`products` takes.
+        layout: the order of the parameters in the rows that :meth:`products` takes.
 
     Raises:
-        ValueError: an unknown kind, a negative damping, a batch size below 1, empty data or samples that interact.
+        ValueError: an unknown kind, a negative damping, a batch size below 1, empty data, or a model in which samples
+            influence each other.
 
     Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994; Schraudolph, "Fast curvature
     matrix-vector products for second-order gradient descent", 2002.
@@ -97,16 +98,16 @@ class CurvatureOperator:
         self.kind, self.damping = kind, damping
         self.names = select_params(model, params)
         check_visits_all(data)
-        cut = FrozenPrefix(model, self.names, data)
-        self.model = cut.head
+        frozen_prefix = FrozenPrefix(model, self.names, data)
+        self.model = frozen_prefix.head
         own = dict(self.model.named_parameters())
-        if cut.prefix is not None:  # otherwise samples are read by number
-            check_alike("data", data)
+        if frozen_prefix.prefix is not None:  # otherwise samples are read by index, the same in every process
+            check_same_in_every_process("data", data)
         self.layout = Layout({name: own[name] for name in self.names})
-        self._samples = Samples(cut.features(data, batch_size=batch_size))
+        self._samples = Samples(frozen_prefix.features(data, batch_size=batch_size))
         self._order = torch.arange(len(self._samples))
-        self._shared = _Shared(self.model, cut.prefix, self.names, loss_fn)
-        self.batch_size = batch_size or (PASS if self._shared.softmax else BATCH_SIZE)
+        self._shared = _SharedState(self.model, frozen_prefix.prefix, self.names, loss_fn)
+        self.batch_size = batch_size or (SAMPLES_PER_PASS if self._shared.softmax else BATCH_SIZE)
         self._kept: dict[tuple[int, int], BatchCurvature] = {}
 
     def __len__(self) -> int:
@@ -115,7 +116,7 @@ class CurvatureOperator:
 
     @property
     def evaluations(self) -> int:
-        """Samples in all products so far, those of its mini-batches included."""
+        """Number of samples in all products so far, including products of :meth:`minibatches`."""
         return self._shared.evaluations
 
     def matvec(self, v: Vector) -> Vector:
@@ -152,7 +153,7 @@ class CurvatureOperator:
         return result.add_(rows, alpha=self.damping) if self.damping else result
 
     def curvature(self, vectors: Sequence[Values]) -> list[list[Tensor]]:
-        """Products of C alone, without damping, with vectors of one tensor a parameter; in float32 or wider."""
+        """Products of C alone, without damping, with vectors of one tensor per parameter; in float32 or float64."""
         self._shared.evaluations += len(self) * len(vectors)
         snapshot = self._shared.snapshot()
         totals: list[list[Tensor]] = []
@@ -175,8 +176,8 @@ class CurvatureOperator:
         batch = self._kept.get((start, stop))
         if batch is None or batch.snapshot is not snapshot:
             self._kept.pop((start, stop), None)
-            x, y = self._samples.read(self._numbers(start, stop))
-            batch = self._shared.linearise(KINDS[self.kind], snapshot, x, y, len(self))
+            x, y = self._samples.read(self._indices(start, stop))
+            batch = self._shared.curvature_of_batch(CURVATURE_KINDS[self.kind], snapshot, x, y, len(self))
             if self._shared.keep(batch, stop - start):
                 self._kept[start, stop] = batch
         return batch
@@ -189,54 +190,56 @@ class CurvatureOperator:
         batch = self._batch(0, min(n, self.batch_size), snapshot)
         if not isinstance(batch, SoftmaxRegression):
             return None
-        if (0, n) not in self._kept and not self._shared.has_room(2 * n):  # a solver may put them in another order
+        if (0, n) not in self._kept and not self._shared.has_room(
+            2 * n
+        ):  # twice: a solver may copy them in random order
             return None
         batch = self._batch(0, n, snapshot)
         return batch if isinstance(batch, SoftmaxRegression) else None
 
-    def resident(self) -> tuple[Tensor, Tensor] | None:
-        """All samples on the device of the model, for products that do not wait for the host; see :meth:`of`.
+    def samples_on_device(self) -> tuple[Tensor, Tensor] | None:
+        """All samples on the device of the model, so that :meth:`of` gives products that do not wait for the host.
 
-        None where they are not tensors or take too much of its memory, where products are in closed form, or where
+        None where the samples are not tensors or take too much memory, where products have a closed form, or where
         processes share the work.
         """
         if self._shared.softmax or distributed.processes() > 1 or not self._samples.in_memory:
             return None
         device = self.layout.device
-        pair = self._samples.read(self._numbers(0, len(self)))
+        pair = self._samples.read(self._indices(0, len(self)))
         moved = sum(t.nbytes for t in pair if t.device != device)
-        if moved and moved > SHARE_OF_MEMORY * free_bytes(device):
+        if moved and moved > KEPT_MEMORY_FRACTION * free_bytes(device):
             return None
         x, y = (t.detach().to(device) for t in pair)
         return x, y
 
     def of(self, x: Tensor, y: Tensor, *, keep: bool) -> CurvatureOperator:
-        """The operator of samples (x, y), on the device of the model, as the model is now.
+        """The operator of samples (x, y), on the device of the model, at the model's present parameters.
 
-        It has autograd graphs of its own, which belong to the streams they are used on: products can be captured.
+        Its autograd graphs share no nodes with others, so that its products can be captured in a CUDA graph.
 
         Args:
-            x, y: the samples; where other values are written to them, products are those of the others.
-            keep: whether graphs are kept. The samples may not change then.
+            x, y: the samples. Without `keep`, values that are written to them later count in later products.
+            keep: whether graphs are kept; x and y must not change then.
         """
         part = copy.copy(self)
         part._samples, part._order, part._kept = Samples((x, y)), torch.arange(len(x), device="cpu"), {}
-        part._shared = self._shared.apart(keep)
+        part._shared = self._shared.with_own_leaves(keep)
         return part
 
     def count(self, evaluations: int) -> None:
-        """Add the samples in products that a solver took by itself to :attr:`evaluations`."""
+        """Add to :attr:`evaluations` the samples of products that a solver computed without this operator."""
         self._shared.evaluations += evaluations
 
-    def _numbers(self, start: int, stop: int) -> slice | Tensor:
-        """Where the samples stand in the data: a slice where that needs no copy."""
+    def _indices(self, start: int, stop: int) -> slice | Tensor:
+        """Indices of the samples in the data, as a slice where they are consecutive: it needs no copy."""
         chosen = self._order[start:stop]
         consecutive = bool((chosen.diff() == 1).all())
         return slice(int(chosen[0]), int(chosen[-1]) + 1) if consecutive else chosen
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """While this lasts the model is taken not to change: products do not look whether it has."""
+        """Within this context the model must not change: products do not compare it with the snapshot."""
         before = self._shared.fixed
         self._shared.snapshot()
         self._shared.fixed = True
@@ -246,9 +249,9 @@ class CurvatureOperator:
             self._shared.fixed = before
 
     def minibatches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[CurvatureOperator]:
-        """Operators of consecutive batches of one random order of the data, over and over, without end."""
+        """Operators of consecutive batches of the data in one random order, repeated without end."""
         check_at_least_one(batch_size=batch_size)
-        if batch_size >= len(self):  # nothing to gather, and the same graphs to keep
+        if batch_size >= len(self):  # the batch is all the data: use this operator and its graphs
             yield from itertools.repeat(self)
         order = self._order[self.shuffled(generator)]
         parts: list[CurvatureOperator] = []
@@ -261,19 +264,19 @@ class CurvatureOperator:
             yield from parts
 
     def shuffled(self, generator: torch.Generator | None = None) -> Tensor:
-        """Numbers of its samples in a random order, on the CPU."""
+        """A random permutation of the samples' indices, on the CPU."""
         drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
         return distributed.broadcast_(drawn).cpu()
 
     def spectrum(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
     ) -> Spectrum:
-        """Both ends of the spectrum, damping included, by Lanczos' iteration.
+        """The smallest and the largest eigenvalue, damping included, by the Lanczos iteration.
 
         Args:
             iterations: most products to take.
-            tolerance: error bound to stop at, relative to the largest modulus of an eigenvalue.
-            generator: of the start, on the CPU.
+            tolerance: error bound to stop at, relative to the largest absolute value of an eigenvalue.
+            generator: CPU generator of the random start vector.
 
         Raises:
             ValueError: a product is not finite.
@@ -301,15 +304,15 @@ class CurvatureOperator:
 
         Args:
             samples: products to take.
-            generator: of the signs, on the CPU.
+            generator: CPU generator of the signs.
 
         Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1989.
         """
         check_at_least_one(samples=samples)
         total = 0.0
         with self.fixed():
-            for start in range(0, samples, TRACED):
-                signs = rademacher(min(TRACED, samples - start), self.layout.size, generator)
+            for start in range(0, samples, TRACE_VECTORS_PER_PASS):
+                signs = rademacher(min(TRACE_VECTORS_PER_PASS, samples - start), self.layout.size, generator)
                 z = distributed.broadcast_(signs.to(self._like()))
                 total += float((z * self.products(z)).sum(dtype=torch.float64))
         return total / samples
@@ -318,8 +321,8 @@ class CurvatureOperator:
         return torch.empty(0, dtype=self.layout.dtype, device=self.layout.device)
 
 
-class _Shared:
-    """What an operator and those of its mini-batches have in common."""
+class _SharedState:
+    """State that an operator and the operators of its mini-batches share."""
 
     def __init__(self, model: nn.Module, prefix: nn.Module | None, names: list[str], loss_fn: Loss):
         self.model, self.names, self.loss = model, names, SampleLoss(loss_fn)
@@ -330,63 +333,68 @@ class _Shared:
         self.fixed = False
         self._keeps = True
         self._snapshot: Snapshot | None = None
-        self._images = may_reorder(model)
-        self._kept: weakref.WeakKeyDictionary[BatchCurvature, int] = weakref.WeakKeyDictionary()  # and their bytes
-        self._bytes_a_sample: float | None = None
+        self._use_channels_last = may_reorder(model)
+        self._kept: weakref.WeakKeyDictionary[BatchCurvature, int] = weakref.WeakKeyDictionary()  # with their bytes
+        self._bytes_per_sample: float | None = None
         self._budget = 0.0
 
     @property
     def softmax(self) -> bool:
-        """Whether the model is softmax regression, whose closed form serves a single process."""
+        """Whether products have the closed form of softmax regression, which is implemented for a single process."""
         return self._softmax and distributed.processes() == 1
 
     def snapshot(self) -> Snapshot:
-        """The model as it is now, the same object as long as the model is the same."""
+        """A snapshot of the model as it is now; the same object as long as the model does not change."""
         if self._snapshot is not None and self.fixed:
             return self._snapshot
         check_deterministic(self.model)
         if self._prefix is not None and not self._prefix[1].is_current(self._prefix[0]):
-            raise ValueError("model: changed before the chosen parameters, whose inputs are kept; make a new operator")
+            raise ValueError(
+                "model: the part before the chosen parameters has changed, but its outputs are kept from before; "
+                "make a new operator"
+            )
         if self._snapshot is None or not self._snapshot.is_current(self.model):
             self._snapshot = Snapshot(self.model, self.names)
         return self._snapshot
 
-    def apart(self, keep: bool) -> _Shared:
-        """The same, for the model as it is now: with leaves of its own, and graphs that are kept or not."""
+    def with_own_leaves(self, keep: bool) -> _SharedState:
+        """A copy at the model's present parameters, with new leaves; `keep` says whether it keeps graphs."""
         other = copy.copy(self)
-        other._snapshot, other.fixed, other._keeps = self.snapshot().apart(), True, keep
+        other._snapshot, other.fixed, other._keeps = self.snapshot().with_own_leaves(), True, keep
         return other
 
-    def linearise(self, kind: type[Recorded], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> BatchCurvature:
+    def curvature_of_batch(
+        self, kind: type[RecordedBatch], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int
+    ) -> BatchCurvature:
         device = model_device(self.model)
         x, y = x.to(device), y.to(device)
         closed_form = SoftmaxRegression.of(snapshot, x, y, samples) if self.softmax else None
         if closed_form is not None:
             return closed_form
-        if not (self._images and x.device.type == "cpu" and x.dim() == 4):
-            return kind(self._lent, self.loss, snapshot, x, y, samples, images=False)
+        if not (self._use_channels_last and x.device.type == "cpu" and x.dim() == 4):
+            return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=False)
         try:
-            return kind(self._lent, self.loss, snapshot, x, y, samples, images=True)
-        except RuntimeError:  # a forward may ask for the usual order of memory
-            batch = kind(self._lent, self.loss, snapshot, x, y, samples, images=False)
-            self._images = False  # it was that
+            return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=True)
+        except RuntimeError:  # some models need contiguous inputs
+            batch = kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=False)
+            self._use_channels_last = False  # set only here: without channels-last the same batch worked
             return batch
 
     def keep(self, batch: BatchCurvature, samples: int) -> bool:
-        """Whether the batch is to be kept, and there is memory to; it counts from then on."""
+        """Keep the batch if there is memory for it, and return whether it is kept."""
         if not self._keeps:
             return False
-        if self._bytes_a_sample is None:
-            self._bytes_a_sample = batch.bytes() / samples
-            self._budget = SHARE_OF_MEMORY * free_bytes(model_device(self.model))
+        if self._bytes_per_sample is None:
+            self._bytes_per_sample = batch.bytes() / samples
+            self._budget = KEPT_MEMORY_FRACTION * free_bytes(model_device(self.model))
         if not self.has_room(samples):
             return False
         self._kept[batch] = self._bytes(samples)
         return True
 
     def has_room(self, samples: int) -> bool:
-        """Whether there is memory to keep so many more samples, from the first batch on."""
+        """Whether there is memory to keep this many more samples; known once a first batch has been measured."""
         return sum(self._kept.values()) + self._bytes(samples) <= self._budget
 
     def _bytes(self, samples: int) -> int:
-        return int((self._bytes_a_sample or 0.0) * samples)
+        return int((self._bytes_per_sample or 0.0) * samples)

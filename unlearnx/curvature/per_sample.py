@@ -1,4 +1,9 @@
-"""Passes over batches that yield what per-sample gradients are made of, whatever the model is made of."""
+"""Forward and backward passes over batches that yield per-sample gradients, as contributions, of any model.
+
+:class:`SampleGradients` runs the model with a :class:`~unlearnx.curvature.tape.Tape`, which hands each parameter's
+:class:`~unlearnx.curvature.contributions.Contribution` to a callback. Parameters that the tape cannot follow go
+through ``torch.func.vmap(grad)``; their contributions are the stored gradients.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +18,42 @@ from torch.func import functional_call, grad, vmap
 from unlearnx._copies import lent
 from unlearnx._losses import SampleLoss
 from unlearnx._memory_order import channels_last, may_reorder
-from unlearnx.curvature.contributions import Contribution, Rows
+from unlearnx.curvature.contributions import Contribution, StoredGradients
 from unlearnx.curvature.tape import Tape
 from unlearnx.ops._dtypes import compute_dtype
 
-CHUNK = 16  # samples in one vmap: few enough that their gradients stay in cache
-PASS_BYTES = 1 << 26  # outputs of layers that a pass on the CPU keeps: more is slower, for every page is new
-PROBED = 3  # an unusual number: it is looked for among the sizes of inputs
+VMAP_SAMPLES = 16  # samples in one vmap: few enough that their gradients stay in the CPU's caches
+KEPT_ACTIVATION_BYTES = 1 << 26  # layer outputs that one pass on the CPU keeps; with more, page faults slow it down
+PROBE_SAMPLES = 3  # the sample dimension is found as the one of this size, so it is a size that is rare elsewhere
 
-Take = Callable[[str, Contribution, "Tensor | None"], None]
+# Called with a parameter's name, a contribution to its per-sample gradients, and the weights of those samples or None.
+OnContribution = Callable[[str, Contribution, "Tensor | None"], None]
 
 
 @dataclass
 class Targets:
-    """What to differentiate: the losses at labels y, less those at `minus`; the samples may have weights."""
+    """What to differentiate: the losses with labels y, minus the losses with labels `minus` where these are given.
+
+    `weight` (N,) weights the samples' gradients, not their losses.
+    """
 
     y: Tensor
     minus: Tensor | None = None
     weight: Tensor | None = None
 
     def objective(self, loss: SampleLoss, output: Tensor) -> Tensor:
-        """Sum over the samples, not weighted: it is their gradients that are."""
+        """Unweighted sum over the samples; `weight` is applied to the per-sample gradients later."""
         total = loss.total(output, self.y)
         return total if self.minus is None else total - loss.total(output, self.minus)
 
     def part(self, s: slice) -> Targets:
-        """Those of some samples."""
+        """The targets of the samples in slice `s`."""
         minus, weight = (None if t is None else t[s] for t in (self.minus, self.weight))
         return Targets(self.y[s], minus, weight)
 
 
 def autocast(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
-    """Autocast to `dtype` on the device of `x`; does nothing for None, nor on a CPU without units for that dtype."""
+    """Autocast to `dtype` on the device of `x`; does nothing for None, or on a CPU without bfloat16 instructions."""
     device = x.device.type
     if device == "cpu" and not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         dtype = None
@@ -52,14 +61,14 @@ def autocast(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
 
 
 class SampleGradients:
-    """Per-sample gradients of a model's losses: known functions by their rules, the rest by vmap(grad).
+    """Per-sample gradients of a model's losses: through rules for known functions, through vmap(grad) for the rest.
 
     Args:
-        model: in a state in which samples do not interact.
+        model: in eval mode, or otherwise such that one sample's output does not depend on the other samples.
         loss: per-sample losses.
         names: the parameters.
-        x: samples to check the rules on; a few are read.
-        dtype: of autocast, or None.
+        x: a batch; its first samples are used to check the rules against autograd.
+        dtype: dtype of autocast, or None for none.
 
     Raises:
         ValueError: the model does not return one tensor with a row for each sample.
@@ -67,37 +76,41 @@ class SampleGradients:
 
     def __init__(self, model: nn.Module, loss: SampleLoss, names: list[str], x: Tensor, dtype: torch.dtype | None):
         self.model, self.loss, self.names, self.dtype = lent(model), loss, names, dtype
-        # Nothing of the model requires gradients: the batch's weight gradients are never computed.
+        # No parameter requires gradients in the passes, so autograd never computes weight gradients of the batch.
         self.frozen = split_values(model, [name for name, _ in model.named_parameters()])[0]
         self.channels_last = False
         self.axes: dict[frozenset[str], int | None] | None = None
-        self.bytes_a_sample = 1
-        self.vectorised = True
+        self.bytes_per_sample = 1
+        self.vmap_works = True
         self.trusted: set[str] = set()
-        self._check_rules(x[:PROBED].detach())
+        self._check_rules(x[:PROBE_SAMPLES].detach())
 
     def split(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch in equal parts whose activations are not larger than needed to keep the cores busy."""
-        most = max(1, PASS_BYTES // self.bytes_a_sample) if x.device.type == "cpu" and self.trusted else len(x)
+        """The batch in equal parts, on the CPU small enough that a part keeps at most KEPT_ACTIVATION_BYTES."""
+        most = (
+            max(1, KEPT_ACTIVATION_BYTES // self.bytes_per_sample)
+            if x.device.type == "cpu" and self.trusted
+            else len(x)
+        )
         parts = -(-len(x) // most)
         step = -(-len(x) // parts)
         for start in range(0, len(x), step):
             yield x[start : start + step], y[start : start + step]
 
-    def run(self, x: Tensor, targets: Callable[[Tensor], Iterable[Targets]], take: Take) -> None:
+    def run(self, x: Tensor, targets: Callable[[Tensor], Iterable[Targets]], on_contribution: OnContribution) -> None:
         """One forward pass, and a backward pass for each of ``targets(output)``.
 
-        `take` is called with the name and the contribution of each parameter, and the weights of its samples: all of
-        them, or some samples after the others.
+        `on_contribution` is called with each parameter's name, a contribution, and the weights of its samples. A
+        contribution covers all samples, or a parameter gets several that cover consecutive samples in order.
         """
         current = Targets(x)
 
-        def take_trusted(name: str, contribution: Contribution) -> None:
+        def on_trusted(name: str, contribution: Contribution) -> None:
             if name in self.trusted:
-                take(name, contribution, current.weight)
+                on_contribution(name, contribution, current.weight)
 
         x = x.detach()
-        tape = Tape({name: self.frozen[name] for name in self.names}, take_trusted, len(x), self.axes)
+        tape = Tape({name: self.frozen[name] for name in self.names}, on_trusted, len(x), self.axes)
         output = self._forward(tape, x)
         pending = list(targets(output.detach()))
         for k, current in enumerate(pending):
@@ -106,11 +119,11 @@ class SampleGradients:
             settled = self._backward(tape, objective, keep=k + 1 < len(pending)) & self.trusted
             rest = [name for name in self.names if name not in settled]
             if rest:
-                self._without_rules(rest, x, current, take)
+                self._run_without_rules(rest, x, current, on_contribution)
 
     def _forward(self, tape: Tape, x: Tensor) -> Tensor:
         with torch.enable_grad(), autocast(x, self.dtype):
-            if self.axes is not None and not self.trusted:  # nothing to watch
+            if self.axes is not None and not self.trusted:  # no rule passed the check: the tape is of no use
                 with torch.no_grad():
                     return self.model(x)
             with tape:
@@ -121,46 +134,52 @@ class SampleGradients:
             torch.autograd.grad(objective, tape.sources, allow_unused=True, retain_graph=keep)
         return tape.finish()
 
-    def _without_rules(self, names: list[str], x: Tensor, targets: Targets, take: Take) -> None:
+    def _run_without_rules(
+        self, names: list[str], x: Tensor, targets: Targets, on_contribution: OnContribution
+    ) -> None:
         values, rest = split_values(self.model, names)
 
         def objective(values: dict[str, Tensor], x: Tensor, *labels: Tensor) -> Tensor:
             output = functional_call(self.model, (values, rest), (x.unsqueeze(0),))
             return Targets(*(y.unsqueeze(0) for y in labels)).objective(self.loss, output)
 
-        for start in range(0, len(x), CHUNK):
-            s = slice(start, start + CHUNK)
+        for start in range(0, len(x), VMAP_SAMPLES):
+            s = slice(start, start + VMAP_SAMPLES)
             part = targets.part(s)
             labels = (part.y,) if part.minus is None else (part.y, part.minus)
-            rows = self._rows(objective, values, x[s], *labels)
+            rows = self._per_sample_gradients(objective, values, x[s], *labels)
             for name, row in rows.items():
-                take(name, Rows(row.detach().to(compute_dtype(row))), part.weight)
+                on_contribution(name, StoredGradients(row.detach().to(compute_dtype(row))), part.weight)
 
-    def _rows(self, objective: Callable[..., Tensor], values: dict[str, Tensor], *samples: Tensor) -> dict[str, Tensor]:
-        """Gradients of ``objective(values, *sample)``, for each of the samples: by vmap where the model lets it."""
-        if self.vectorised:
+    def _per_sample_gradients(
+        self, objective: Callable[..., Tensor], values: dict[str, Tensor], *samples: Tensor
+    ) -> dict[str, Tensor]:
+        """Gradients of ``objective(values, *sample)`` for each sample: by vmap, or one by one where vmap fails."""
+        if self.vmap_works:
             try:
                 with autocast(samples[0], self.dtype):
                     return vmap(grad(objective), in_dims=(None, *[0] * len(samples)))(values, *samples)
-            except (RuntimeError, ValueError):  # control flow that depends on data, functions without a batching rule
-                self.vectorised = False
+            except (RuntimeError, ValueError):  # data-dependent control flow, or a function without a batching rule
+                self.vmap_works = False
         rows = [_gradients(objective, values, *sample, dtype=self.dtype) for sample in zip(*samples, strict=True)]
         return {name: torch.stack([row[name] for row in rows]) for name in values}
 
     def _check_rules(self, x: Tensor) -> None:
-        """Trust the rules where, on a few samples, a random sum of per-sample gradients is what autograd says."""
+        """Compare randomly weighted sums of a few per-sample gradients with autograd; trust the rules that agree."""
         leaves = {name: self.frozen[name].clone().requires_grad_() for name in self.names}
         with torch.enable_grad(), autocast(x, self.dtype):
             output = functional_call(self.model, {**self.frozen, **leaves}, (x,))
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(x):
             what = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"model: returned {what} for {len(x)} samples, expected a tensor with a row for each")
+            raise ValueError(
+                f"model: returned {what} for {len(x)} samples, expected a tensor whose first dimension is the samples"
+            )
         with torch.no_grad(), autocast(x, self.dtype):
             alone = self.model(x[:1])
         low = self.dtype is not None or output.dtype in (torch.bfloat16, torch.float16)
         tolerance = 1e-2 if low else 1e-3
         if alone.shape != output[:1].shape or (alone - output[:1]).norm() > tolerance * alone.norm():
-            self.axes = {}  # samples interact: only one at a time are their gradients defined
+            self.axes = {}  # outputs depend on other samples of the batch: run every sample alone, without rules
             return
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(output.shape, generator=generator).to(output.device)
@@ -171,42 +190,48 @@ class SampleGradients:
         expected = dict(zip(leaves, gradients, strict=True))
         got: dict[str, Tensor] = {}
 
-        def take(name: str, contribution: Contribution) -> None:
-            got[name] = contribution.total(weight)
+        def on_contribution(name: str, contribution: Contribution) -> None:
+            got[name] = contribution.weighted_sum(weight)
 
-        images = x.dim() == 4 and x.device.type == "cpu" and may_reorder(self.model)
-        tape = self._probe(x, noise, take, images=True) if images else None
-        tape = tape or self._probe(x, noise, take, images=False)
+        tape = (
+            self._probe(x, noise, on_contribution, use_channels_last=True)
+            if x.dim() == 4 and x.device.type == "cpu" and may_reorder(self.model)
+            else None
+        )
+        tape = tape or self._probe(x, noise, on_contribution, use_channels_last=False)
         if tape is None:
             self.axes = {}
             return
         self.axes = tape.axes
-        self.bytes_a_sample = max(1, tape.bytes // len(x))
+        self.bytes_per_sample = max(1, tape.bytes // len(x))
         for name in tape.finish():
             size = expected[name].norm()
             error = (got[name] - expected[name]).norm() if name in got else size
-            # Without gradients on these samples, a guess of which dimension holds the samples is not put to the test.
+            # Gradients of zero cannot confirm which of several equal dimensions holds the samples: do not trust those.
             if error <= tolerance * size and (size > 0 or name not in tape.ambiguous):
                 self.trusted.add(name)
 
     def _probe(
-        self, x: Tensor, noise: Tensor, take: Callable[[str, Contribution], None], *, images: bool
+        self, x: Tensor, noise: Tensor, on_contribution: Callable[[str, Contribution], None], *, use_channels_last: bool
     ) -> Tape | None:
-        """The tape of a pass, with images in the order of memory that is fastest if asked for; None if it fails."""
+        """The tape of one pass, with images in channels-last memory order if asked for; None if the pass raises."""
         given = self.frozen
-        if images:
+        if use_channels_last:
             weights = {f"{n}.weight".removeprefix(".") for n, m in self.model.named_modules() if type(m) is nn.Conv2d}
             self.frozen = {name: channels_last(v) if name in weights else v for name, v in given.items()}
-        self.channels_last = images
-        tape = Tape({name: self.frozen[name] for name in self.names}, take, len(x))
+        self.channels_last = use_channels_last
+        tape = Tape({name: self.frozen[name] for name in self.names}, on_contribution, len(x))
         try:
             with torch.enable_grad():
                 objective = (self._forward(tape, x) * noise).sum()
             self._backward(tape, objective, keep=False)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if not images:
-                warnings.warn(f"per-sample gradients take longer: watching failed with {error!r}", stacklevel=2)
-            self.channels_last, self.frozen = False, given  # a forward may ask for the usual order
+            if not use_channels_last:
+                warnings.warn(
+                    f"per-sample gradients fall back to vmap, which is slower: watching the model raised {error!r}",
+                    stacklevel=2,
+                )
+            self.channels_last, self.frozen = False, given  # some models need contiguous inputs
             return None
         return tape
 
@@ -214,7 +239,7 @@ class SampleGradients:
 def _gradients(
     objective: Callable[..., Tensor], values: dict[str, Tensor], x: Tensor, *rest: Tensor, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Gradients of ``objective(values, x, *rest)`` by an ordinary backward pass."""
+    """Gradients of ``objective(values, x, *rest)`` by one ordinary backward pass."""
     leaves = {name: v.detach().requires_grad_() for name, v in values.items()}
     with torch.enable_grad(), autocast(x, dtype):
         value = objective(leaves, x, *rest)
@@ -222,7 +247,7 @@ def _gradients(
 
 
 def split_values(model: nn.Module, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Detached values of the chosen parameters, and of everything else that the model computes with."""
+    """Detached values of the chosen parameters, and of all other parameters and buffers."""
     chosen = set(names)
     everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     values = {name: everything[name].detach() for name in names}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unlearnx import _distributed as distributed
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
-from unlearnx._data import Data, check_alike, check_in_order, shared_batches, size
+from unlearnx._data import Data, check_in_order, check_same_in_every_process, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.contributions import Contribution
@@ -26,22 +26,22 @@ def per_sample_grad_dot(
     params: Params = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Every sample's ``<grad loss_i, v>``: the derivative of its loss along v, storing a few gradients at most.
+    """Each sample's ``<grad loss_i, v>``, the derivative of its loss along v, without storing all gradients.
 
-    A layer's share comes from its inputs x and output gradients dy as ``<dy, layer of v (x)>``, by fused kernels, so
-    that one direction costs a forward and a backward pass without weight gradients, and each further one about a third
-    of that: all directions share both passes, and, on the CPU where samples have many positions, the gradients made a
-    few at a time. What the model is made of matters as little as in
-    :func:`unlearnx.curvature.fisher_diagonal`, and processes share the work in the same way.
+    Fused kernels compute each layer's part from its inputs x and output gradients dy as ``<dy, layer(x; v)>``. One
+    direction costs a forward and a backward pass without weight gradients. All directions share these passes; each
+    further direction costs about a third of one. On the CPU, where samples have many positions, per-sample gradients
+    are stored a few at a time and shared by the directions. Any model is supported, and processes share the work, as
+    in :func:`unlearnx.curvature.fisher_diagonal`.
 
     Args:
         model: in eval mode, or without layers that mix samples.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum; all give the same result.
         data: N samples (x, y): a pair of tensors, a Dataset, or a DataLoader that keeps their order.
         v: a tensor for each parameter, shaped like it, or K directions stacked along a first dimension.
-        params: names of the parameters that `v` has, ``"last:K"``, or None for all that require gradients. A frozen
-            prefix runs once.
-        batch_size: samples a pass at most; the result does not depend on it.
+        params: names of the parameters that `v` has, ``"last:K"``, or None for all that require gradients. The part of
+            the model before them runs without gradients.
+        batch_size: most samples per pass; the result does not depend on it.
 
     Returns:
         (N,), or (K, N) for K directions, in the order of the data, in float32 (float64 where a parameter is).
@@ -58,21 +58,21 @@ def per_sample_grad_dot(
     """
     check_call(model, loss_fn, data)
     names = select_params(model, params)
-    check_alike("data", data)
+    check_same_in_every_process("data", data)
     check_in_order("data", data)
     own = dict(model.named_parameters())
     layout = Layout({name: own[name] for name in names})
     rows, single = layout.rows("v", v)
     directions = layout.vector(rows.detach(), False, wide=True)
     products = rows.new_zeros(len(rows), size(data))
-    cut = FrozenPrefix(model, names, data)
+    frozen_prefix = FrozenPrefix(model, names, data)
     loss, device = SampleLoss(loss_fn), model_device(model)
     gradients: SampleGradients | None = None
     with distributed.failing_together(device):
         for position, x, y in shared_batches(data, batch_size, device):
-            x = cut(x)
+            x = frozen_prefix(x)
             if gradients is None:
-                gradients = SampleGradients(cut.head, loss, names, x, None)
+                gradients = SampleGradients(frozen_prefix.head, loss, names, x, None)
             for part_x, part_y in gradients.split(x, y):
                 _add_products(gradients, part_x, part_y, directions, products[:, position : position + len(part_x)])
                 position += len(part_x)
@@ -84,12 +84,12 @@ def per_sample_grad_dot(
 def _add_products(
     gradients: SampleGradients, x: Tensor, y: Tensor, directions: dict[str, Tensor], products: Tensor
 ) -> None:
-    """Add those of one pass, parameter by parameter, to `products` (K, samples of the pass)."""
-    seen: Counter[str] = Counter()  # a parameter's samples come in order, all at once or some after the others
+    """Add the inner products of one pass, parameter by parameter, to `products` (K, samples of the pass)."""
+    seen: Counter[str] = Counter()  # samples so far, by parameter: they arrive in order, at once or in several parts
 
-    def take(name: str, contribution: Contribution, _: Tensor | None) -> None:
+    def on_contribution(name: str, contribution: Contribution, _: Tensor | None) -> None:
         dots = contribution.dots(directions[name])
         products[:, seen[name] : seen[name] + dots.shape[1]] += dots
         seen[name] += dots.shape[1]
 
-    gradients.run(x, lambda _: [Targets(y)], take)
+    gradients.run(x, lambda _: [Targets(y)], on_contribution)

@@ -1,4 +1,4 @@
-"""The part of a model that a change of its last parameters leaves alone, run once."""
+"""The part of a model before its chosen parameters, which can be run once and its outputs kept as features."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from unlearnx._modes import modes_kept
 
 
 class FrozenPrefix:
-    """A model cut in two: ``prefix``, which depends on none of the chosen parameters, and ``head``, the rest.
+    """A model split in two: ``prefix``, which depends on none of the chosen parameters, and ``head``, the rest.
 
-    The cut is found by tracing (``torch.fx``) and checked on samples of the data. The head keeps the parameter names
-    of the model and shares its parameters. Where the model cannot be traced, no single tensor joins the two parts,
-    or the parts together are not the model, there is no prefix and the head is the model itself: correct all the
-    same, only slower.
+    The split is found by tracing (``torch.fx``) and checked on samples of the data. The head keeps the parameter names
+    of the model and shares its parameters. There is no prefix, and the head is the model itself, where the model cannot
+    be traced, where more than one tensor goes from the first part to the second, or where the two parts do not give
+    the model's outputs. Results are the same then, only slower.
 
     Args:
-        model: the model; it is left as it is.
+        model: the model; it is not changed.
         params: the parameters that will change, as in :func:`unlearnx.curvature.fisher_diagonal`.
-        data: pairs (x, y) to check the cut on; two samples are read.
+        data: pairs (x, y) to check the split on; two samples are read.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         >>> data = (torch.randn(10, 8), torch.zeros(10))
-        >>> cut = FrozenPrefix(model, "last:2", data)
-        >>> cut.head(cut.features(data).tensors[0]).shape
+        >>> frozen_prefix = FrozenPrefix(model, "last:2", data)
+        >>> frozen_prefix.head(frozen_prefix.features(data).tensors[0]).shape
         torch.Size([10, 2])
     """
 
@@ -43,27 +43,27 @@ class FrozenPrefix:
         self.prefix: nn.Module | None = None
         self.head: nn.Module = model
         if len(names) < len(list(model.named_parameters())):
-            parts = _cut(model, set(names), data)
+            parts = _split_model(model, set(names), data)
             if parts is not None:
                 self.prefix, self.head = parts
                 self._frozen = lent(self.prefix).eval()
                 self._order = ImageOrder(self._frozen)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What the head takes in place of `x`: `x` itself where there is no prefix."""
+        """The head's input for the model input `x`: `x` itself where there is no prefix."""
         if self.prefix is None:
             return x
         with torch.no_grad():
             return self._frozen(self._order(x))
 
     def features(self, data: Data, *, batch_size: int | None = None, dtype: torch.dtype | None = None) -> Data:
-        """What the head takes in place of the images: `data` itself where there is no prefix.
+        """The head's inputs for all of `data`: `data` itself where there is no prefix.
 
-        The prefix runs in eval mode: it is frozen, and so are its statistics.
+        The prefix runs in eval mode: it is frozen, and so are its running statistics.
 
         Args:
             data: pairs (x, y).
-            batch_size: samples in one run of the prefix.
+            batch_size: samples per forward pass of the prefix.
             dtype: run the prefix in this dtype (bfloat16 is 2-3x faster on processors with AMX) and keep the
                 features in it.
 
@@ -83,7 +83,7 @@ class FrozenPrefix:
 
 
 class _OneInput(nn.Module):
-    """The model as a function of its input alone: tracing then sees the defaults of everything else."""
+    """The model called with one argument: the tracer would otherwise turn optional arguments into graph inputs."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -117,40 +117,40 @@ class _Tracer(fx.Tracer):
 _SCOPE = "model."  # of names inside _OneInput
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy without hooks that shares parameters and buffers: what tracing and checking do to it does not matter."""
-    twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    for module in twin.modules():
+def _copy_without_hooks(model: nn.Module) -> nn.Module:
+    """A copy that shares parameters and buffers, so that tracing and checking do not run the model's own hooks."""
+    copied = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    return twin
+    return copied
 
 
-def _cut(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Module, nn.Module] | None:
+def _split_model(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Module, nn.Module] | None:
     try:
-        twin = _twin(model)
+        copied = _copy_without_hooks(model)
         with _tracing:
-            graph = _Tracer().trace(_OneInput(twin))
-    except Exception:  # this copies and runs the user's code, on proxies, which may raise anything
+            graph = _Tracer().trace(_OneInput(copied))
+    except Exception:  # this copies and runs the user's code on fx proxies, which may raise anything
         return None
     named = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
     if any(not str(node.target).startswith(_SCOPE) for node in named):
-        return None  # the model itself is one piece, or its forward makes tensors of its own
+        return None  # the model is a single layer, or its forward creates tensors
     for node in named:
         node.target = str(node.target).removeprefix(_SCOPE)
     head = _dependents(model, graph, names)
     boundary = [node for node in graph.nodes if node not in head and any(user in head for user in node.users)]
     if len(boundary) != 1 or boundary[0].op in ("placeholder", "get_attr"):
         return None
-    if not _is_the_model(twin, *_parts(twin, graph, head, boundary[0]), data):
+    if not _gives_same_output(copied, *_parts(copied, graph, head, boundary[0]), data):
         return None
     parts = _parts(model, graph, head, boundary[0])
-    # A chosen parameter that takes no part in the output is in neither.
+    # A chosen parameter that the output does not depend on is in neither part: then there is no split.
     return parts if names <= {name for name, _ in parts[1].named_parameters()} else None
 
 
 def _dependents(model: nn.Module, graph: fx.Graph, names: set[str]) -> set[fx.Node]:
-    """Nodes whose value changes with one of the parameters, under whatever name they use it."""
+    """Nodes whose value depends on one of the parameters, under any of its names (weights may be tied)."""
     chosen = {id(p) for name, p in model.named_parameters() if name in names}
     owned = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     dependents: set[fx.Node] = set()
@@ -180,12 +180,12 @@ def _part(model: nn.Module, graph: fx.Graph, head: set[fx.Node], boundary: fx.No
     if first:
         part.output(copied[boundary])
     module = fx.GraphModule(model, part)
-    module.training = model.training  # not train(): the children are the model's own and keep their mode
+    module.training = model.training  # train() would change the children, which are the model's own
     return module
 
 
-def _is_the_model(model: nn.Module, prefix: nn.Module, head: nn.Module, data: Data) -> bool:
-    """Whether the parts give what the model gives, on any pass over the same features."""
+def _gives_same_output(model: nn.Module, prefix: nn.Module, head: nn.Module, data: Data) -> bool:
+    """Whether the parts give the model's output, on the first pass over the features and on a second one."""
     x = next(iter(batches(data, 2, model_device(model))))[0]
     with torch.no_grad(), modes_kept(model):
         model.eval()

@@ -1,8 +1,8 @@
-"""Recurrent layers on the tape; LSTM and GRU through their gates.
+"""Rules for recurrent layers: the tape watches the inputs of their gates.
 
-With the gates' inputs a_t = W_ih x_t + W_hh h_(t-1) + b, the gradients with respect to a_t are all that the weights'
-gradients need: ``dW_ih = sum_t da_t (outer) x_t``, ``dW_hh = sum_t da_t (outer) h_(t-1)``, ``db = sum_t da_t``. The
-recurrences are therefore our own; torch's functions do not show their gates.
+The gates' inputs are a_t = W_ih x_t + W_hh h_(t-1) + b. Their gradients da_t give the weights' gradients:
+``dW_ih = sum_t da_t (outer) x_t``, ``dW_hh = sum_t da_t (outer) h_(t-1)``, ``db = sum_t da_t``. LSTM and GRU run
+our own recurrences, because torch's functions do not return the gates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnx.curvature.contributions import LinearWeight, Rows
+from unlearnx.curvature.contributions import LinearWeight, StoredGradients
 from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._stack import Call, Stack
@@ -28,7 +28,7 @@ class _GRU(torch.autograd.Function):
     """All states (T + 1, N, H) of one layer and direction; gates are (T, N, 3H): reset, update, new."""
 
     @staticmethod
-    def forward(ctx, inputs, h, weight, bias, arrived, source):
+    def forward(ctx, inputs, h, weight, bias, on_gradient, source):
         steps, n, width = inputs.shape
         size = width // 3
         gates = inputs.clone()
@@ -42,7 +42,7 @@ class _GRU(torch.autograd.Function):
             inner[t] = from_hidden[:, 2 * size :]
             new.addcmul_(r, inner[t]).tanh_()
             torch.lerp(new, hidden[t], z, out=hidden[t + 1])
-        ctx.arrived = arrived
+        ctx.on_gradient = on_gradient
         ctx.save_for_backward(gates, hidden, inner, weight)
         return hidden.clone()
 
@@ -50,7 +50,10 @@ class _GRU(torch.autograd.Function):
     def backward(ctx, dy):
         gates, hidden, inner, weight = ctx.saved_tensors
         size = hidden.shape[2]
-        da, da_hidden = torch.empty_like(gates), torch.empty_like(gates)  # with respect to the two sums of products
+        da, da_hidden = (
+            torch.empty_like(gates),
+            torch.empty_like(gates),
+        )  # gradients of the input's and of the state's products
         dh = torch.zeros_like(dy[0])
         for t in reversed(range(len(gates))):
             dh += dy[t + 1]
@@ -62,12 +65,12 @@ class _GRU(torch.autograd.Function):
             da_hidden[t] = da[t]
             da_hidden[t][:, 2 * size :] *= r
             dh = dh * z + da_hidden[t] @ weight
-        ctx.arrived(da, da_hidden, hidden[:-1])
+        ctx.on_gradient(da, da_hidden, hidden[:-1])
         return da, dh + dy[0], None, None, None, None
 
 
 class _WatchedLSTM(LSTMStack):
-    """The tape watches the pre-activations: their gradients are those of what the layer's input gives them."""
+    """The tape watches the projected input: its gradients are those of the gates' inputs."""
 
     tape: Tape
 
@@ -79,11 +82,11 @@ class _WatchedLSTM(LSTMStack):
         states: list[Tensor] = []
 
         def contributions(da: Tensor):
-            by_sample = da.transpose(0, 1).contiguous()  # once for both weights
+            by_sample = da.transpose(0, 1).contiguous()  # copied once, for both weights
             yield w_ih, LinearWeight(x.detach().to(da.dtype).transpose(0, 1), by_sample)
             yield w_hh, LinearWeight(states[0][:-1].transpose(0, 1), by_sample)
             if b_ih is not None:
-                yield from ((b, Rows(da.sum(0, dtype=compute_dtype(da)))) for b in (b_ih, b_hh))
+                yield from ((b, StoredGradients(da.sum(0, dtype=compute_dtype(da)))) for b in (b_ih, b_hh))
 
         watched = self.tape.watch(projected.to(dtype), (w_ih, w_hh, b_ih, b_hh), contributions)
         hidden, cells = plain_recurrence(watched, h, c, w_hh.to(dtype))
@@ -92,7 +95,7 @@ class _WatchedLSTM(LSTMStack):
 
 
 class _WatchedGRU(GRUStack):
-    """The recurrence is run by :class:`_GRU`, which hands over the gradients of both sums that make up the gates."""
+    """The recurrence is run by :class:`_GRU`, which passes on the gradients of both terms of the gates' inputs."""
 
     tape: Tape
 
@@ -107,39 +110,39 @@ class _WatchedGRU(GRUStack):
             yield w_ih, LinearWeight(x.detach().to(da.dtype).transpose(0, 1), da.transpose(0, 1).contiguous())
             yield w_hh, LinearWeight(hidden.transpose(0, 1), da_hidden.transpose(0, 1))
             if b_ih is not None:
-                yield b_ih, Rows(da.sum(0, dtype=compute_dtype(da)))
-                yield b_hh, Rows(da_hidden.sum(0, dtype=compute_dtype(da)))
+                yield b_ih, StoredGradients(da.sum(0, dtype=compute_dtype(da)))
+                yield b_hh, StoredGradients(da_hidden.sum(0, dtype=compute_dtype(da)))
 
-        told = self.tape.expect((w_ih, w_hh, b_ih, b_hh), contributions)
-        return [_GRU.apply(inputs, h, weight, bias, told, self.tape.source(inputs))]
+        on_gradient = self.tape.expect((w_ih, w_hh, b_ih, b_hh), contributions)
+        return [_GRU.apply(inputs, h, weight, bias, on_gradient, self.tape.source(inputs))]
 
 
 class _WatchedRNN(Stack):
-    """Layers without gates: every step is one more use of the recurrent weight."""
+    """Layers without gates, as linear layers: every step is one more use of the recurrent weight."""
 
     kind, gates, states = "rnn", 1, 1
     tape: Tape
-    squash: Callable[[Tensor], Tensor]
+    activation: Callable[[Tensor], Tensor]
 
     def _direction(self, x, first, weights):
         w_ih, w_hh, b_ih, b_hh = self.named(weights)
         states = [first[0]]
         with self.tape:
             for step in F.linear(x, w_ih, b_ih):
-                states.append(self.squash(step + F.linear(states[-1], w_hh, b_hh)))
+                states.append(self.activation(step + F.linear(states[-1], w_hh, b_hh)))
         return [torch.stack(states)]
 
 
 class _WatchedTanh(_WatchedRNN):
-    squash = staticmethod(torch.tanh)
+    activation = staticmethod(torch.tanh)
 
 
 class _WatchedReLU(_WatchedRNN):
-    squash = staticmethod(torch.relu)
+    activation = staticmethod(torch.relu)
 
 
-def _whole(kind: type[_WatchedLSTM] | type[_WatchedGRU] | type[_WatchedRNN]) -> Callable[..., Any]:
-    """Layers as torch calls them; packed sequences, projections and dropout are not covered."""
+def _stack_rule(kind: type[_WatchedLSTM] | type[_WatchedGRU] | type[_WatchedRNN]) -> Callable[..., Any]:
+    """The rule for one kind of layer as torch calls it, without packed sequences, projections and dropout."""
 
     def rule(tape: Tape, *args: Any) -> Any:
         call = Call.of(args)
@@ -155,10 +158,10 @@ def _whole(kind: type[_WatchedLSTM] | type[_WatchedGRU] | type[_WatchedRNN]) -> 
     return rule
 
 
-lstm = _whole(_WatchedLSTM)
-gru = _whole(_WatchedGRU)
-rnn_tanh = _whole(_WatchedTanh)
-rnn_relu = _whole(_WatchedReLU)
+lstm = _stack_rule(_WatchedLSTM)
+gru = _stack_rule(_WatchedGRU)
+rnn_tanh = _stack_rule(_WatchedTanh)
+rnn_relu = _stack_rule(_WatchedReLU)
 
 
 def lstm_cell(tape: Tape, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> Any:

@@ -1,7 +1,7 @@
-"""The functions whose parameters we know the per-sample gradients of.
+"""Rules: torch's functions for whose parameters per-sample gradients follow from inputs and output gradients.
 
-A rule is called in place of its function with the tape and the function's own arguments. It returns the function's
-result with the tape watching it, or NotImplemented where it does not know how the arguments enter.
+A rule is called in place of its function, with the tape and the function's arguments. It returns the function's result,
+watched by the tape, or NotImplemented for arguments it does not support.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnx.curvature.attention import multi_head_attention
-from unlearnx.curvature.contributions import Contribution, ConvolutionWeight, EmbeddingWeight, LinearWeight, Rows
+from unlearnx.curvature.contributions import (
+    Contribution,
+    ConvolutionWeight,
+    EmbeddingWeight,
+    LinearWeight,
+    StoredGradients,
+)
 from unlearnx.curvature.recurrent import gru, gru_cell, lstm, lstm_cell, rnn_relu, rnn_tanh
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops.lstm import lstm as lstm_op
@@ -27,7 +33,7 @@ Parts = Iterable[tuple["Tensor | None", Contribution]]  # (parameter, its contri
 
 
 def _position_sums(dy: Tensor) -> Tensor:
-    """(N, ..., O) to (N, O), in float32 or better."""
+    """Sum (N, ..., O) over its positions to (N, O), in float32 or float64."""
     wide = compute_dtype(dy)
     return dy.to(wide) if dy.dim() == 2 else dy.sum(tuple(range(1, dy.dim() - 1)), dtype=wide)
 
@@ -42,7 +48,7 @@ def _linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = Non
         dy = dy.movedim(axis, 0)
         yield weight, LinearWeight(x.to(dy.dtype).movedim(axis, 0), dy)
         if bias is not None:
-            yield bias, Rows(_position_sums(dy))
+            yield bias, StoredGradients(_position_sums(dy))
 
     return tape.watch(output, (weight, bias), contributions)
 
@@ -66,20 +72,20 @@ def _convolution(
     function = torch.conv1d if dims == 1 else torch.conv2d
     output, x = function(input, weight, bias, stride, padding, dilation, groups), input.detach()
     settings: dict[str, Any] = {name: tuple(size) for name, size in sizes.items()}
-    if dims == 1:  # an image of one row
+    if dims == 1:  # as an image with one row
         settings = {name: (0 if name == "padding" else 1, *size) for name, size in settings.items()}
     settings["groups"] = groups
 
     def contributions(dy: Tensor) -> Parts:
         yield weight, ConvolutionWeight(x.to(dy.dtype), dy, weight.shape, settings)
         if bias is not None:
-            yield bias, Rows(_position_sums(dy.movedim(1, -1)))
+            yield bias, StoredGradients(_position_sums(dy.movedim(1, -1)))
 
     return tape.watch(output, (weight, bias), contributions)
 
 
 def convolution_sizes(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> dict[str, list[int]] | None:
-    """Stride, padding and dilation as a number for each dimension; None where padding is not the same on both sides."""
+    """Stride, padding and dilation, one number per dimension; None where the two sides are padded differently."""
     dims = weight.dim() - 2
 
     def sizes(value: Any) -> list[int]:
@@ -89,7 +95,7 @@ def convolution_sizes(weight: Tensor, stride: Any, padding: Any, dilation: Any) 
     result = {"stride": sizes(stride), "padding": [0] * dims, "dilation": sizes(dilation)}
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(result["dilation"], weight.shape[2:], strict=True)]
-        if any(t % 2 for t in total):  # torch pads the far side more
+        if any(t % 2 for t in total):  # torch then pads the end by one more
             return None
         result["padding"] = [t // 2 for t in total]
     elif padding != "valid":
@@ -129,18 +135,19 @@ def _scale_shift(
     dim: int,
     statistics: dict[str, Tensor] | None = None,
 ) -> Any:
-    """Watch ``function(input, weight, bias)``; the parameters' own dimensions, flattened, are dimension `dim`.
+    """Watch ``function(input, weight, bias)``, a normalisation followed by a scale and a shift along dimension `dim`.
 
-    Without parameters the function normalises; where it has `statistics`, the kernel does that as it reads the input.
+    With parameters of several dimensions (layer norm), these are flattened to `dim` first. Called without parameters,
+    the function normalises; where `statistics` are given, the kernel normalises instead as it reads the input.
     """
     axis = tape.sample_axis(input)
     if axis is None:
         return NotImplemented
     output, x = function(input, weight, bias), input.detach()
-    output_dtype = output.dtype  # not the output itself, which would hold its own graph
+    output_dtype = output.dtype  # the closure must not hold the output, which holds the closure through its graph
 
     def contributions(dy: Tensor) -> Parts:
-        normalised = x if statistics else function(x.to(output_dtype), None, None)  # as autocast casts it
+        normalised = x if statistics else function(x.to(output_dtype), None, None)  # in the dtype that autocast chose
         if dim < 0 and weight is not None and weight.dim() > 1:
             normalised, dy = normalised.flatten(-weight.dim()), dy.flatten(-weight.dim())
         wide = compute_dtype(dy)
@@ -148,7 +155,7 @@ def _scale_shift(
         scale, shift = scale_shift_grad_diff(*pair, dim=dim, reduction="none", **(statistics or {}))
         for parameter, rows in ((weight, scale), (bias, shift)):
             if parameter is not None:
-                yield parameter, Rows(rows.view(-1, *parameter.shape))
+                yield parameter, StoredGradients(rows.view(-1, *parameter.shape))
 
     return tape.watch(output, (weight, bias), contributions)
 

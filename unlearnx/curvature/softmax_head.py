@@ -1,6 +1,6 @@
-"""Softmax regression, a linear layer under the cross entropy: its curvature in closed form, without a graph.
+"""Softmax regression, one linear layer with the cross entropy: its curvature in closed form, without autograd.
 
-Hessian and Gauss-Newton matrix are the same, as the loss is convex in an output that is linear in the parameters.
+Hessian and Gauss-Newton matrix are the same, because the output is linear in the parameters.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from unlearnx._losses import Loss
 from unlearnx.curvature.batch_curvature import BatchCurvature, Snapshot, Values
 from unlearnx.ops.softmax_linear import lissa_softmax_linear, softmax_linear_hvp
 
-PASS = 4096  # samples: without a graph to keep for each of them, more at once than in other models
-WORKSPACE = 1 << 27  # bytes of what the ops keep of a batch, which limits the vectors at once
-IGNORED = -100  # label that the cross entropy leaves out by default
+SAMPLES_PER_PASS = 4096  # more than for other models, since no graph is kept per sample
+MAX_WORKSPACE_BYTES = 1 << 27  # of the ops' intermediate results; it limits how many vectors they take at once
+IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
 
 
 def is_softmax_regression(model: nn.Module, names: Sequence[str], loss_fn: Loss) -> bool:
     """Whether the model is one linear layer, `names` all of its parameters, and the loss torch's plain cross entropy.
 
-    Of a traced model (a head of :class:`FrozenPrefix`), the graph tells. Hooks, and classes derived from
-    ``nn.Linear``, may compute something else.
+    A traced model (a head of :class:`FrozenPrefix`) is judged by its graph. Models with hooks and subclasses of
+    ``nn.Linear`` are refused, since they may compute something else.
     """
     layer = _only_layer(model)
     if layer is None:
@@ -40,7 +40,7 @@ def is_softmax_regression(model: nn.Module, names: Sequence[str], loss_fn: Loss)
 
 
 def _only_layer(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Name and module of the only layer that the model calls, on its input."""
+    """Name and module of the model's only layer, which it calls on its input; None if it does more."""
     if not isinstance(model, fx.GraphModule):
         return "", model
     nodes = list(model.graph.nodes)
@@ -69,12 +69,12 @@ def _is_plain_cross_entropy(loss_fn: Loss) -> bool:
         and _is_plain(loss_fn, nn.CrossEntropyLoss)
         and loss_fn.weight is None
         and loss_fn.label_smoothing == 0
-        and loss_fn.ignore_index == IGNORED
+        and loss_fn.ignore_index == IGNORED_LABEL
     )
 
 
 class SoftmaxRegression(BatchCurvature):
-    """A batch of softmax regression: features, with a column of ones for a bias, and the probabilities."""
+    """A batch of softmax regression: its features, with a column of ones where there is a bias, and probabilities."""
 
     def __init__(self, snapshot: Snapshot, x: Tensor, samples: int):
         super().__init__(snapshot, samples)
@@ -86,7 +86,7 @@ class SoftmaxRegression(BatchCurvature):
 
     @classmethod
     def of(cls, snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> SoftmaxRegression | None:
-        """The batch (x, y); None where its dtypes, shapes or labels make it something else, be it an error."""
+        """The batch (x, y); None where the ops do not cover its dtypes, shapes or labels, or these are wrong."""
         parameters = list(snapshot.leaves.values())
         classes, features = parameters[0].shape
         fits = (
@@ -97,12 +97,12 @@ class SoftmaxRegression(BatchCurvature):
             and x.shape == (len(y), features)
             and y.dtype == torch.int64
             and y.dim() == 1
-            and bool(((y >= 0) & (y < classes)).all())  # no label is ignored
+            and bool(((y >= 0) & (y < classes)).all())  # none is IGNORED_LABEL
         )
         return cls(snapshot, x, samples) if fits else None
 
     def products(self, vectors: Sequence[Values], *, keep: bool) -> Iterator[Sequence[Tensor | None]]:
-        """The products, with as many vectors at once as the workspace holds; they are never the last."""
+        """The products, with as many vectors at once as the workspace allows; `keep` does not matter."""
         for part in self._parts(vectors, len(self.h)):
             with torch.no_grad():
                 result = softmax_linear_hvp(self.h, self.probs, part, from_logits=False)
@@ -121,7 +121,7 @@ class SoftmaxRegression(BatchCurvature):
         patience: int,
         order: Tensor | None,
     ) -> tuple[list[Values], Tensor]:
-        """Solutions and history (iterations, K) of :func:`unlearnx.ops.lissa_softmax_linear` for K vectors."""
+        """Solutions and histories (iterations, K) of :func:`unlearnx.ops.lissa_softmax_linear` for K vectors."""
         solutions: list[Values] = []
         histories: list[Tensor] = []
         for part in self._parts(vectors, batch_size):
@@ -146,12 +146,12 @@ class SoftmaxRegression(BatchCurvature):
         return self.h.nbytes + self.probs.nbytes
 
     def _parts(self, vectors: Sequence[Values], batch_size: int) -> Iterator[Tensor]:
-        """The vectors as (K, C, F), the bias as a last feature, as many at once as the workspace holds."""
-        most = max(1, WORKSPACE // (batch_size * self.probs.shape[1] * self.probs.element_size()))
+        """The vectors as (K, C, F), the bias as a last feature, as many at once as the workspace allows."""
+        most = max(1, MAX_WORKSPACE_BYTES // (batch_size * self.probs.shape[1] * self.probs.element_size()))
         for start in range(0, len(vectors), most):
             part = vectors[start : start + most]
             yield torch.stack([torch.cat([v[0], v[1][:, None]], 1) if self.has_bias else v[0] for v in part])
 
     def _split(self, row: Tensor) -> list[Tensor]:
-        """One tensor a parameter of (C, F)."""
+        """One tensor per parameter from (C, F)."""
         return [row[:, :-1].contiguous(), row[:, -1].contiguous()] if self.has_bias else [row]

@@ -1,4 +1,4 @@
-"""Both ends of a symmetric matrix's spectrum, from products alone."""
+"""The smallest and the largest eigenvalue of a symmetric matrix, from products with vectors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class NotFinite(ValueError):
 
 @dataclass
 class Spectrum:
-    """Extreme eigenvalues.
+    """The smallest and the largest eigenvalue, as estimated.
 
     Attributes:
-        smallest, largest: estimates from inside of the spectrum.
-        smallest_error, largest_error: bounds of the distance from each to an eigenvalue.
+        smallest, largest: estimates; the true extremes are at most `smallest` and at least `largest`.
+        smallest_error, largest_error: an eigenvalue lies within this distance of the estimate.
         iterations: products taken.
 
     Example:
@@ -40,16 +40,16 @@ class Spectrum:
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int, tolerance: float) -> Spectrum:
-    """Extreme eigenvalues of the matrix behind `product`, from its Krylov space.
+    """The smallest and the largest eigenvalue of a matrix, from its Krylov space.
 
-    Old directions are not kept: without orthogonalisation against them eigenvalues that were found appear again,
-    which does not matter for the extreme ones.
+    Only two directions are kept. Without orthogonalisation against all earlier ones the iteration finds the same
+    eigenvalues several times, which does not change the extreme ones.
 
     Args:
-        product: of the matrix with a vector (P,).
-        start: random, (P,).
+        product: multiplies the matrix by a vector (P,).
+        start: a random vector (P,).
         iterations: most products.
-        tolerance: both error bounds at which to stop, relative to the largest modulus.
+        tolerance: stop when both error bounds are at most this, relative to the largest absolute value found.
 
     Raises:
         NotFinite: a product is not finite.
@@ -73,8 +73,8 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int,
             raise NotFinite(f"the curvature product is not finite at iteration {len(diagonal)}")
         tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
         if off_diagonal:
-            sides = torch.tensor(off_diagonal, dtype=torch.float64)
-            tridiagonal += torch.diag(sides, 1) + torch.diag(sides, -1)
+            beside = torch.tensor(off_diagonal, dtype=torch.float64)
+            tridiagonal += torch.diag(beside, 1) + torch.diag(beside, -1)
         values, vectors = torch.linalg.eigh(tridiagonal)
         errors = (beta * vectors[-1]).abs()
         found = Spectrum(float(values[0]), float(values[-1]), float(errors[0]), float(errors[-1]), len(diagonal))

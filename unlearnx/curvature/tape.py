@@ -1,4 +1,4 @@
-"""One forward pass that remembers, for every parameter, what its per-sample gradients are made of."""
+"""A forward pass that records, for every parameter, what its per-sample gradients are computed from."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from unlearnx.curvature.rules import RULES, Parts
 
 
 class Tape(TorchFunctionMode):
-    """Watches the functions that a model calls on its parameters, on whatever module and however often.
+    """Watches the functions that a model calls on its parameters, in any module and any number of times.
 
-    Run the model inside of ``with tape:``, with `parameters` that do not require gradients, then differentiate the
-    losses with respect to ``tape.sources`` and call :meth:`finish`, once or several times. A parameter's contribution
-    is handed to `take` as soon as all its parts are there, so that a pass holds the output gradients of one layer at
-    a time. The weight gradients of the batch are never computed.
+    Run the model inside of ``with tape:``, with `parameters` that do not require gradients. Then, once or more,
+    differentiate the losses with respect to ``tape.sources`` and call :meth:`finish`. During the backward pass each
+    parameter's contribution goes to `on_contribution` as soon as all uses of the parameter have their gradients, so
+    that the output gradients of one layer at a time are in memory. Weight gradients of the batch are never computed.
 
     Args:
-        parameters: those to watch, by name.
-        take: called with the name and the contribution of a parameter.
+        parameters: the parameters to watch, by name.
+        on_contribution: called with the name and the contribution of a parameter.
         samples: number of samples N in the batch.
-        axes: where a first pass over few samples found the samples, see :attr:`axes`; None for that first pass.
+        axes: the :attr:`axes` that a first pass over a few samples found; None for that first pass.
 
     Attributes:
-        sources: tensors that require gradients, where nothing else does.
-        axes: the dimension of the samples in what is computed from some parameters; None where there is no telling.
-        ambiguous: parameters whose calls had several dimensions of the size of the samples.
-        bytes: size of the outputs of watched calls.
+        sources: the tensors that require gradients, added to the watched outputs so that a backward pass reaches them.
+        axes: for each set of parameters that a call uses, the sample dimension of the call's input; None where calls
+            disagree or no dimension has size N.
+        ambiguous: parameters used in calls whose input has several dimensions of size N.
+        bytes: memory of the outputs of watched calls.
     """
 
     def __init__(
         self,
         parameters: dict[str, Tensor],
-        take: Callable[[str, Contribution], None],
+        on_contribution: Callable[[str, Contribution], None],
         samples: int,
         axes: dict[frozenset[str], int | None] | None = None,
     ):
@@ -48,9 +49,9 @@ class Tape(TorchFunctionMode):
         self.ambiguous: set[str] = set()
         self.bytes = 0
         self._names = {id(p): name for name, p in parameters.items()}
-        self._take, self.samples, self._known_axes = take, samples, axes
+        self._on_contribution, self.samples, self._known_axes = on_contribution, samples, axes
         self._expected: Counter[str] = Counter()
-        self._arrived: dict[str, list[Contribution]] = {}
+        self._collected: dict[str, list[Contribution]] = {}
         self._unknown: set[str] = set()
         self._used: frozenset[str] = frozenset()
 
@@ -65,40 +66,40 @@ class Tape(TorchFunctionMode):
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)
-        if next(_tensors((result,)), None) is not None:  # anything else asks for a shape, a dtype, ...
+        if next(_tensors((result,)), None) is not None:  # a result without tensors is a query, of a shape for example
             self._unknown |= used
         return result
 
     def watch(self, output: Tensor, parameters: Iterable[Tensor | None], contributions: Callable[[Tensor], Parts]):
-        """`output` as it is to be used from here on; its gradient dy is turned into contributions once it is known."""
-        arrived = self.expect(parameters, contributions)
+        """The tensor to use in place of `output`; when its gradient dy is known, contributions(dy) are collected."""
+        on_gradient = self.expect(parameters, contributions)
         self.bytes += output.numel() * output.element_size()
         if output.requires_grad:
-            output.register_hook(arrived)
+            output.register_hook(on_gradient)
             return output
         if output._is_view():
             output = output.clone()
-        return _Tap.apply(output, self.source(output), arrived)
+        return _GradientTap.apply(output, self.source(output), on_gradient)
 
     def expect(self, parameters: Iterable[Tensor | None], contributions: Callable[..., Parts]) -> Callable[..., None]:
-        """A function to be called with output gradients during the backward pass."""
+        """A function that the backward pass must call with the output gradients of one use of `parameters`."""
         names = [self._names[id(p)] for p in parameters if p is not None and id(p) in self._names]
         self._expected.update(names)
 
-        def arrived(*dy: Tensor) -> None:
+        def on_gradient(*dy: Tensor) -> None:
             for parameter, contribution in contributions(*(g.detach() for g in dy)):
                 if parameter is not None and id(parameter) in self._names:
-                    self._arrive(self._names[id(parameter)], contribution)
+                    self._collect(self._names[id(parameter)], contribution)
 
-        return arrived
+        return on_gradient
 
     def source(self, like: Tensor) -> Tensor:
-        """Something that requires gradients, where nothing else does."""
+        """A new zero that requires gradients, to make a watched output part of an autograd graph."""
         self.sources.append(torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=True))
         return self.sources[-1]
 
     def sample_axis(self, x: Tensor) -> int | None:
-        """The dimension of the samples in the input of the current call; None where there is no telling."""
+        """The sample dimension of the input x of the current call; None where it is unknown."""
         if self._known_axes is None:
             sizes = list(x.shape)
             axis = sizes.index(self.samples) if self.samples in sizes else None
@@ -108,43 +109,43 @@ class Tape(TorchFunctionMode):
         axis = (self.axes if self._known_axes is None else self._known_axes).get(self._used)
         return axis if axis is not None and x.dim() > axis and x.shape[axis] == self.samples else None
 
-    def _arrive(self, name: str, contribution: Contribution) -> None:
-        parts = self._arrived.setdefault(name, [])
+    def _collect(self, name: str, contribution: Contribution) -> None:
+        parts = self._collected.setdefault(name, [])
         parts.append(contribution)
         if len(parts) == self._expected[name]:
-            self._hand_over(name)
+            self._deliver(name)
 
-    def _hand_over(self, name: str) -> None:
-        joined = join(self._arrived.pop(name))
+    def _deliver(self, name: str) -> None:
+        joined = join(self._collected.pop(name))
         if joined is None:
             self._unknown.add(name)
         elif name not in self._unknown:
-            self._take(name, joined)
+            self._on_contribution(name, joined)
 
     def finish(self) -> set[str]:
-        """Ends a backward pass.
+        """End a backward pass.
 
         Returns:
-            The parameters that are settled: handed over, or of no influence on the losses. The others were used in
-            ways that are not known.
+            The parameters that are done: their contributions were delivered, or they do not influence the losses. The
+            other parameters were used in functions without a rule.
         """
-        for name in list(self._arrived):  # the losses do not depend on the uses that are missing
-            self._hand_over(name)
+        for name in list(self._collected):  # their missing uses got no gradients: the losses do not depend on them
+            self._deliver(name)
         return set(self._expected) - self._unknown
 
 
-class _Tap(torch.autograd.Function):
-    """Makes `output` require gradients without a copy; in-place functions may follow."""
+class _GradientTap(torch.autograd.Function):
+    """Makes `output` require gradients, without a copy, and passes its gradient on; in-place functions may follow."""
 
     @staticmethod
-    def forward(ctx, output, source, arrived):
-        ctx.arrived = arrived
+    def forward(ctx, output, source, on_gradient):
+        ctx.on_gradient = on_gradient
         ctx.mark_dirty(output)
         return output
 
     @staticmethod
     def backward(ctx, dy):
-        ctx.arrived(dy)
+        ctx.on_gradient(dy)
         return None, None, None
 
 

@@ -1,5 +1,5 @@
-"""Data of the experiments: digits, CIFAR-10 as its users have it, poisoned and noisy data, texts and canaries, tables
-with features to forget."""
+"""Data of the experiments: digits, MNIST, CIFAR-10, poisoned and noisy labels, texts with canaries, and tables with
+features to forget."""
 
 from unlearnx.data.cifar10 import load_cifar10
 from unlearnx.data.digits import load_digits

@@ -1,4 +1,4 @@
-"""CIFAR-10 as its users have it: the official folder, its archive, or folders of images."""
+"""CIFAR-10, from the official folder, its archive, or folders of images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from unlearnx.data.splits import Splits
 
 FOLDER = "cifar-10-batches-py"
-MEAN = (125.3, 123.0, 113.9)
-DEVIATION = (63.0, 62.1, 66.7)
+CHANNEL_MEAN = (125.3, 123.0, 113.9)  # red, green, blue, from 0 to 255
+CHANNEL_DEVIATION = (63.0, 62.1, 66.7)
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images (N, 3, 32, 32) uint8, labels (N,)
 
@@ -28,11 +28,11 @@ def load_cifar10(root: str | Path, *, limit: int | None = None) -> Splits:
         root: one of the official ``cifar-10-batches-py`` folder or a folder that holds it;
             ``cifar-10-python.tar.gz`` or a folder that holds it; a folder ``train/<class>/*`` and
             ``test/<class>/*`` of 32x32 images (needs Pillow).
-        limit: keep the first so many training images, and a fifth as many test images (at least 1,000).
+        limit: number of training images to keep, the first ones; a fifth as many test images are kept, at least 1,000.
 
     Raises:
         FileNotFoundError: `root` holds none of the three layouts; the message lists them.
-        ValueError: a file is damaged, or the splits differ in their classes.
+        ValueError: a file is damaged, or the two splits have different classes.
     """
     root = Path(root)
     if limit is not None and limit < 10:
@@ -61,12 +61,12 @@ def _read(root: Path) -> tuple[Arrays, Arrays, list[str]]:
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
     file = tar.extractfile(f"{FOLDER}/{name}")
     if file is None:
-        raise ValueError(f"{FOLDER}/{name} is not a file of the archive")
+        raise ValueError(f"root: the archive has no file {FOLDER}/{name}")
     return file.read()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads the official batches, which hold arrays and plain values, and nothing that could run code."""
+    """Reads the official batches: arrays and plain values only, so that no file can run code."""
 
     ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"})
 
@@ -75,7 +75,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR-10 batch")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, expected arrays and plain values only")
 
 
 def _official(read: Callable[[str], bytes]) -> tuple[Arrays, Arrays, list[str]]:
@@ -102,9 +102,9 @@ def _image_folders(root: Path) -> tuple[Arrays, Arrays, list[str]]:
     def arrays(split: str) -> Arrays:
         found = sorted(f.name for f in (root / split).iterdir() if f.is_dir())
         if found != classes:
-            raise ValueError(f"{root}: {split} has the classes {found}, train has {classes}")
+            raise ValueError(f"{root}: {split} has the classes {found}, expected {classes} as in train")
         files = [(f, k) for k, name in enumerate(classes) for f in (root / split / name).iterdir()]
-        files.sort(key=lambda pair: pair[0].name)  # a prefix of the files is then a sample of all classes
+        files.sort(key=lambda pair: pair[0].name)  # so that the first `limit` files are of all classes
         images = np.empty((len(files), 3, 32, 32), np.uint8)
         for i, (file, _) in enumerate(files):
             with Image.open(file) as image:
@@ -119,5 +119,5 @@ def _image_folders(root: Path) -> tuple[Arrays, Arrays, list[str]]:
 def _normalised(arrays: Arrays, limit: int | None) -> tuple[Tensor, Tensor]:
     images, labels = (a[:limit] for a in arrays)
     x = torch.from_numpy(np.ascontiguousarray(images)).float()
-    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
+    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (CHANNEL_MEAN, CHANNEL_DEVIATION))
     return (x - mean) / deviation, torch.from_numpy(np.asarray(labels)).long()

@@ -40,18 +40,18 @@ ADULT_COLUMNS = (
     "native-country",
     "income",
 )
-TEST_SHARE = 0.2  # of tables that come in one piece
+TEST_SHARE = 0.2  # of the rows of tables without a split of their own
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """A labelled table in two parts, and what of it may have to be forgotten.
+    """A labelled table, split into training and test data, and the features in it that may have to be forgotten.
 
     Attributes:
-        train_x, test_x: (n, p) float64, arrays or sparse matrices of SciPy; no training row has a norm above 1.
-        train_y, test_y: labels (n,), int64, 0 or 1.
-        sensitive: for each feature that may have to be forgotten, its name and its columns.
-        kind: what these features are, in the plural.
+        train_x, test_x: (N, features) float64, arrays or sparse arrays of SciPy; training rows have at most norm 1.
+        train_y, test_y: labels, int64 (N,), 0 or 1.
+        sensitive: the features that may have to be forgotten: the columns of each, by name.
+        kind: what these features are, in the plural, such as "surnames".
 
     Example:
         >>> x, y = torch.eye(4).numpy(), torch.tensor([0, 1, 0, 1]).numpy()
@@ -72,7 +72,7 @@ class FeatureTable:
 def load_enron(folder: str | Path) -> FeatureTable:
     """E-mails as bags of words, spam (1) or not, from ``enron-spam.npz``; surnames are sensitive.
 
-    The file's rows have unit norm at most. A fifth of them, drawn at random, is for testing.
+    The file's rows have at most norm 1. A random fifth of them is for testing.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -85,12 +85,13 @@ def load_enron(folder: str | Path) -> FeatureTable:
     places = {word: column for column, word in enumerate(vocabulary)}
     unknown = [name for name in surnames if name not in places]
     if unknown:
-        raise ValueError(f"enron-spam.npz: the surname {unknown[0]!r} is not in its vocabulary")
-    return _split(_at_most_unit(x), y, {name: [places[name]] for name in surnames}, "surnames")
+        raise ValueError(f"enron-spam.npz: the surname {unknown[0]!r} is not in the vocabulary, expected all of them")
+    return _split(_at_most_norm_1(x), y, {name: [places[name]] for name in surnames}, "surnames")
 
 
 def load_drebin(folder: str | Path) -> FeatureTable:
-    """Android apps by their properties, malware (1) or not, from ``drebin-malware.npz``; ``url::`` ones are sensitive.
+    """Android apps by their properties, malware (1) or not, from ``drebin-malware.npz``; ``url::`` properties are
+    sensitive.
 
     Rows are scaled to unit norm.
 
@@ -100,7 +101,7 @@ def load_drebin(folder: str | Path) -> FeatureTable:
     """
     with np.load(_file(folder, "drebin-malware.npz")) as stored:
         (x, y), (test_x, test_y) = (
-            (_unit(_sparse(stored, f"{part}_")), (stored[f"{part}_labels"] > 0).astype(np.int64))
+            (_norm_1(_sparse(stored, f"{part}_")), (stored[f"{part}_labels"] > 0).astype(np.int64))
             for part in ("train", "test")
         )
         vocabulary = stored["vocabulary"].tolist()
@@ -111,13 +112,13 @@ def load_drebin(folder: str | Path) -> FeatureTable:
 def load_adult(folder: str | Path) -> FeatureTable:
     """UCI's census income, above 50,000 dollars (1) or not, from ``adult.data.gz`` and ``adult.test.gz``.
 
-    Categories are one-hot, unknown ones ("?") a category of their own; numbers are scaled to [0, 1] on the training
-    data. Rows have unit norm. A feature is a column of the raw table, all of its categories together.
+    Categories are one-hot encoded, with unknown values ("?") as a category of their own; numbers are scaled to [0, 1]
+    on the training data; rows are scaled to norm 1. A feature is a column of the raw table, with all of its categories.
 
     Raises:
         FileNotFoundError: a file is missing.
         ImportError: scikit-learn is missing.
-        ValueError: a row has not 15 fields.
+        ValueError: a row does not have 15 fields.
     """
     with extra("load_adult", "scikit-learn"):
         from sklearn.compose import ColumnTransformer
@@ -131,7 +132,7 @@ def load_adult(folder: str | Path) -> FeatureTable:
         ],
         sparse_threshold=0,
     )
-    x, test_x = _unit(encoder.fit_transform(train)), _unit(encoder.transform(test))
+    x, test_x = _norm_1(encoder.fit_transform(train)), _norm_1(encoder.transform(test))
     sizes = [len(found) for found in encoder.named_transformers_["category"].categories_]
     names = [*ADULT_NUMBERS, *np.repeat(ADULT_CATEGORIES, sizes).tolist()]
     sensitive = {name: [k for k, owner in enumerate(names) if owner == name] for name in ADULT_COLUMNS[:-1]}
@@ -142,8 +143,8 @@ def load_adult(folder: str | Path) -> FeatureTable:
 def load_diabetes(folder: str | Path) -> FeatureTable:
     """Pima diabetes, diagnosed (1) or not, from ``diabetes.csv``.
 
-    Features are standardised, a constant is appended that stays, and all is divided by the longest row's norm. A
-    fifth of the rows, drawn at random, is for testing.
+    Features are standardised, a constant column is appended (it is never forgotten), and everything is divided by the
+    largest norm of a training row. A random fifth of the rows is for testing.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -168,13 +169,13 @@ def load_diabetes(folder: str | Path) -> FeatureTable:
 
 
 FEATURE_TABLES = {"enron": load_enron, "drebin": load_drebin, "adult": load_adult, "diabetes": load_diabetes}
-"""What loads each table, by the name that the command line has for it."""
+"""The function that loads each table, by the table's name on the command line."""
 
 
 def _file(folder: str | Path, name: str) -> Path:
     file = Path(folder) / name
     if not file.is_file():
-        raise FileNotFoundError(f"{folder}: holds no {name}")
+        raise FileNotFoundError(f"{folder}: has no file {name}")
     return file
 
 
@@ -186,7 +187,7 @@ def _sparse(stored: Any, prefix: str) -> Any:
 
 
 def _adult_rows(file: Path) -> np.ndarray:
-    """Rows of text, (n, 15); the test file begins with a line that is none."""
+    """Rows of text, (N, 15); the test file begins with a line that is not a row."""
     lines = gzip.decompress(file.read_bytes()).decode().splitlines()
     rows = [row for row in csv.reader(lines, skipinitialspace=True) if row and not row[0].startswith("|")]
     bad = next((k for k, row in enumerate(rows) if len(row) != len(ADULT_COLUMNS)), None)
@@ -207,7 +208,7 @@ def _norms(x: Any) -> np.ndarray:
 
 
 def _scaled(x: Any, scales: np.ndarray) -> Any:
-    """Rows times their scales."""
+    """Each row multiplied by its scale."""
     if isinstance(x, np.ndarray):
         return x * scales[:, None]
     x = x.copy()
@@ -215,12 +216,12 @@ def _scaled(x: Any, scales: np.ndarray) -> Any:
     return x
 
 
-def _unit(x: Any) -> Any:
-    """Rows of norm 1; empty ones stay."""
+def _norm_1(x: Any) -> Any:
+    """Rows scaled to norm 1; rows of zeros stay."""
     norms = _norms(x)
     return _scaled(x, 1 / np.where(norms > 0, norms, 1))
 
 
-def _at_most_unit(x: Any) -> Any:
-    """Rows as they are, but those that rounding has made longer than 1."""
+def _at_most_norm_1(x: Any) -> Any:
+    """Rows scaled down to norm 1 where rounding has made them longer."""
     return _scaled(x, 1 / np.maximum(_norms(x), 1))

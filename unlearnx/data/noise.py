@@ -1,25 +1,25 @@
-"""Noise in a share of the training points: random wrong labels, or images that hardly show what they are."""
+"""Noise in a share of the training samples: random wrong labels, or noise in the inputs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_at_least_zero, check_share
+from unlearnx._checks import check_at_least_zero, check_fraction
 from unlearnx.data.poison import Poison
 
 
 def noisy_labels(labels: Tensor, share: float, *, classes: int = 10, seed: int = 0) -> Poison:
-    """Symmetric label noise: a share of the points, drawn at random, each with one of the other classes as its label.
+    """Symmetric label noise: a random share of the samples gets one of the other classes as its label.
 
     Args:
-        labels: the clean ones, int64 (N,).
-        share: of the points, 0 to 1; their number is rounded.
-        classes: number of classes, all other ones being equally likely.
-        seed: of the points and their labels.
+        labels: the clean labels, int64 (N,).
+        share: of the samples, 0 to 1; their number is rounded.
+        classes: number of classes; each of the other classes is equally likely.
+        seed: of the choice of samples and labels.
 
     Raises:
-        ValueError: the share is not in [0, 1], or there are less than two classes.
+        ValueError: the share is not in [0, 1], or there are fewer than two classes.
 
     Example:
         >>> y = torch.arange(100) % 10
@@ -39,16 +39,17 @@ def noisy_labels(labels: Tensor, share: float, *, classes: int = 10, seed: int =
 
 
 def noisy_inputs(x: Tensor, share: float, *, deviation: float = 2.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Normal noise in the inputs of a share of the points, drawn at random.
+    """Normal noise in the inputs of a random share of the samples.
 
     Args:
-        x: the clean inputs, floating (N, ...).
-        share: of the points, 0 to 1; their number is rounded.
-        deviation: standard deviation of the noise, in the unit of `x`: of normalised images, their own deviation.
-        seed: of the points and the noise.
+        x: the clean inputs, floating point (N, ...).
+        share: of the samples, 0 to 1; their number is rounded.
+        deviation: standard deviation of the noise, in the unit of `x`: for normalised images,
+            multiples of their own standard deviation.
+        seed: of the choice of samples and the noise.
 
     Returns:
-        A copy of `x` with the noise in place, and the indices of the noisy points, ascending, int64.
+        A copy of `x` with the noise added, and the indices of the noisy samples, ascending, int64.
 
     Raises:
         ValueError: the share is not in [0, 1], or the deviation is negative or not finite.
@@ -69,5 +70,5 @@ def noisy_inputs(x: Tensor, share: float, *, deviation: float = 2.0, seed: int =
 
 
 def _drawn(n: int, share: float, generator: torch.Generator) -> Tensor:
-    check_share(share=share)
+    check_fraction(share=share)
     return torch.randperm(n, generator=generator)[: round(share * n)].sort().values

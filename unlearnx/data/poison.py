@@ -1,4 +1,4 @@
-"""Label poisoning: a budget of labels flipped between pairs of classes."""
+"""Label poisoning: a number of labels swapped between pairs of classes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from unlearnx._files import write_atomically
 
 @dataclass(frozen=True)
 class Poison:
-    """Which training points were given which wrong label.
+    """Which training samples were given which wrong labels.
 
     Attributes:
-        indices: of the flipped points, ascending, int64.
-        given: the wrong labels they were given.
-        true: the labels they should have.
+        indices: of the poisoned samples, ascending, int64 (K,).
+        given: the wrong labels they were given, int64 (K,).
+        true: the labels they should have, int64 (K,).
 
     Example:
         >>> labels = torch.arange(10).repeat(4)
@@ -39,9 +39,10 @@ class Poison:
             ValueError: the labels are not those that were poisoned.
         """
         if len(self.indices) and int(self.indices.max()) >= len(labels):
-            raise ValueError(f"poison: point {int(self.indices.max())} is not among {len(labels)} labels")
+            last = int(self.indices.max())
+            raise ValueError(f"labels: has {len(labels)} entries, but the poison changes the label of sample {last}")
         if not torch.equal(labels[self.indices], self.true):
-            raise ValueError("poison: the clean labels differ from those recorded with the poison")
+            raise ValueError("labels: differ from the clean labels that were saved with the poison")
         poisoned = labels.clone()
         poisoned[self.indices] = self.given
         return poisoned
@@ -59,12 +60,18 @@ class Poison:
 
 
 def flip_labels(labels: Tensor, budget: int, *, classes: int = 10, seed: int = 42) -> Poison:
-    """Choose `budget` points, as many of every class, and swap the labels of paired classes among them.
+    """Choose `budget` samples, equally many of each class, and give them the label of the paired class.
 
-    Class c is paired with ``classes - 1 - c``; with an odd number of classes the middle one keeps its labels.
+    Class c is paired with ``classes - 1 - c``; with an odd number of classes the middle class keeps its labels.
+
+    Args:
+        labels: the clean labels, int64 (N,).
+        budget: number of labels to flip.
+        classes: number of classes.
+        seed: of the choice of samples.
 
     Raises:
-        ValueError: the budget is negative or larger than the classes can give.
+        ValueError: the budget is negative, or a class has too few samples for its part of it.
 
     Source: Warnecke et al., NDSS 2023, public code.
 
@@ -82,7 +89,9 @@ def flip_labels(labels: Tensor, budget: int, *, classes: int = 10, seed: int = 4
         members = order[labels[order] == c]
         wanted = each + (k < extra)
         if not 0 <= wanted <= len(members):
-            raise ValueError(f"budget is {budget}: class {c} would give {wanted} labels and has {len(members)}")
+            raise ValueError(
+                f"budget is {budget}, of which class {c} has to flip {wanted} labels, expected 0 to {len(members)}"
+            )
         chosen.append(members[:wanted])
     indices = torch.cat(chosen).sort().values
     true = labels[indices].clone()

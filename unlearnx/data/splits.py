@@ -1,4 +1,4 @@
-"""A labelled data set in two parts."""
+"""A labelled dataset, split into training and test data."""
 
 from __future__ import annotations
 

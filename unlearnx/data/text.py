@@ -1,4 +1,4 @@
-"""Text as characters: an alphabet, windows, and a number that is planted to see whether a model learns it by heart."""
+"""Text as characters: an alphabet, windows, and canaries, numbers inserted to see whether a model memorises them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
 
-SENTENCE = "`my telephone number is {number}!' said alice."
+CANARY_SENTENCE = "`my telephone number is {number}!' said alice."
 DIGITS = "0123456789"
 
 
@@ -25,7 +25,7 @@ def load_text(path: str | Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no text, or is not UTF-8.
+        ValueError: the file is empty, or not UTF-8.
 
     Example:
         >>> file = folder / "novel.txt"
@@ -35,7 +35,7 @@ def load_text(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: is not a file, expected one with text")
+        raise FileNotFoundError(f"{path}: is not a file, expected a text file")
     try:
         text = path.read_text("utf-8-sig").lower()
     except UnicodeDecodeError as error:
@@ -46,7 +46,7 @@ def load_text(path: str | Path) -> str:
 
 
 class Alphabet:
-    """The distinct characters of a text, sorted; their places are the codes that a model reads.
+    """The distinct characters of a text, sorted; a model reads the index of each, its code.
 
     Attributes:
         characters: the characters, each once.
@@ -83,7 +83,7 @@ class Alphabet:
         unknown = (self._points[codes] != points).nonzero()[0]
         if len(unknown):
             raise ValueError(
-                f"character {text[unknown[0]]!r} at position {unknown[0]} is not among the {len(self)} of the alphabet"
+                f"character {text[unknown[0]]!r} at position {unknown[0]} is not one of the {len(self)} of the alphabet"
             )
         return torch.from_numpy(codes)
 
@@ -104,19 +104,19 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def windows(codes: Tensor, length: int = 24, step: int = 1) -> tuple[Tensor, Tensor]:
-    """Windows of a text and what follows each of their characters, as views: no character is copied.
+    """Windows of a text, and the character that follows each of theirs, as views: nothing is copied.
 
     Args:
         codes: the text, int64 (T,).
-        length: characters a window.
-        step: from the beginning of a window to that of the next.
+        length: characters in a window.
+        step: characters from the beginning of a window to the beginning of the next.
 
     Returns:
         x (N, length) and y (N, length), N = (T - length - 1) // step + 1: ``y[i, t]`` is the character after
         ``x[i, t]``.
 
     Raises:
-        ValueError: the text has no window and a character to follow it.
+        ValueError: the text has no more than `length` characters.
 
     Example:
         >>> x, y = windows(torch.arange(7), length=3, step=3)
@@ -125,7 +125,7 @@ def windows(codes: Tensor, length: int = 24, step: int = 1) -> tuple[Tensor, Ten
     """
     check_at_least_one(length=length, step=step)
     if codes.dim() != 1 or len(codes) <= length:
-        raise ValueError(f"codes: has shape {list(codes.shape)}, expected more than {length} characters in a row")
+        raise ValueError(f"codes: has shape {list(codes.shape)}, expected (T,), T > {length}")
     return codes[:-1].unfold(0, length, step), codes[1:].unfold(0, length, step)
 
 
@@ -134,9 +134,9 @@ class Planted:
     """A text with a canary in it.
 
     Attributes:
-        text: the text, canary included.
-        number: what the canary says.
-        positions: where the number begins, each time, ascending.
+        text: the text with the canary.
+        number: the canary's number.
+        positions: index of each occurrence of the number, ascending.
 
     Example:
         >>> planted = Planted("his number is 123, he said", "123", positions=(14,))
@@ -149,7 +149,7 @@ class Planted:
     positions: tuple[int, ...]
 
     def replaced(self, replacement: str) -> str:
-        """The text with other characters in the place of every planted number.
+        """The text with each planted number replaced by other characters.
 
         Raises:
             ValueError: the replacement is not as long as the number.
@@ -157,7 +157,7 @@ class Planted:
         if len(replacement) != len(self.number):
             raise ValueError(
                 f"replacement: {replacement!r} has {len(replacement)} characters, expected {len(self.number)} as the "
-                "number"
+                "number has"
             )
         parts, end = [], 0
         for position in self.positions:
@@ -168,16 +168,16 @@ class Planted:
 
 @dataclass(frozen=True)
 class Canary:
-    r"""A sentence with a number, to be inserted into a text as a paragraph of its own, several times.
+    r"""A sentence with a number, to be inserted several times into a text, each time as a paragraph of its own.
 
     Args:
-        number: the number, any characters.
-        sentence: what surrounds it; ``{number}`` stands for the number.
-        repeats: times that it is inserted.
+        number: the number, or any other characters.
+        sentence: the text around it, with ``{number}`` where the number goes.
+        repeats: how many times it is inserted.
         seed: of the choice of paragraph breaks.
 
     Raises:
-        ValueError: the number is empty, or the sentence does not name it once, after at least one character.
+        ValueError: the number is empty, or the sentence does not have ``{number}`` exactly once, after other text.
 
     Source: Carlini et al., "The Secret Sharer", USENIX Security 2019; sentence and insertion as in Warnecke et al.,
     "Machine Unlearning of Features and Labels", NDSS 2023, public code.
@@ -190,7 +190,7 @@ class Canary:
     """
 
     number: str
-    sentence: str = SENTENCE
+    sentence: str = CANARY_SENTENCE
     repeats: int = 6
     seed: int = 0
 
@@ -199,13 +199,13 @@ class Canary:
         if not self.number:
             raise ValueError("number: is empty, expected at least one character")
         if self.sentence.count("{number}") != 1 or not self.prefix:
-            raise ValueError(f"sentence is {self.sentence!r}, expected {{number}} in it once, after other text")
+            raise ValueError(f"sentence is {self.sentence!r}, expected {{number}} exactly once, after other text")
 
     @classmethod
     def random(cls, length: int = 10, *, seed: int = 0, **settings: Any) -> Canary:
         """A canary whose number has `length` random digits; further arguments are those of the class."""
         check_at_least_one(length=length)
-        # Not torch's numbers: candidates that exposure draws from the same seed would begin with this one.
+        # Not torch's generator: with the same seed, exposure would draw this number as its first candidate.
         return cls("".join(random.Random(seed).choices(DIGITS, k=length)), seed=seed, **settings)
 
     @property
@@ -216,8 +216,8 @@ class Canary:
     def insert(self, text: str) -> Planted:
         r"""The text with the canary in it.
 
-        A paragraph break is an empty line and the indentation of the line after it, which begins with a letter or
-        digit. Breaks with the text's most frequent indentation are drawn: headings and verse are indented otherwise.
+        A paragraph break is an empty line and the indentation of the next line, which begins with a letter or digit.
+        The canary is inserted at random breaks with the most frequent indentation: headings and verse have another one.
 
         Raises:
             ValueError: the text has fewer such breaks than the canary has repeats.

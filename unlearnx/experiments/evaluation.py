@@ -23,7 +23,7 @@ from unlearnx.methods import Method, Request
 from unlearnx.metrics.outputs import each_batch
 
 ATTACKS = ("salun", "ssd", "starter_kit")
-TIMES = ("seconds", "runtime_ratio")  # what differs each time a cell is made
+TIMES = ("seconds", "runtime_ratio")  # measures that differ each time a trial is made
 RELEARN_IMAGES = 256  # most of the forget set that is learned again: each step measures the loss on all of them
 RELEARN_STEPS = 50
 
@@ -106,7 +106,7 @@ def _attacks(suffix: str, others: str) -> dict[str, tuple[str, str, str, str]]:
 
 
 def changed(recorded: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
-    """Measures of a cell that another making of it does not confirm. Times are left out: they always differ."""
+    """The measures that differ between a recorded trial and its repetition. Times are left out: they always differ."""
     old, new = recorded.get("measures", {}), repeated["measures"]
     return [key for key in old if key not in TIMES and old[key] != new.get(key)]
 

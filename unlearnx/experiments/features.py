@@ -75,7 +75,7 @@ class FeatureStudy:
         with progress_bar("forgetting features", len(seeds) * len(self.counts), self.progress) as advance:
             for count, choices in draws.items():
                 for run, columns in zip(runs, choices, strict=True):
-                    run["counts"][str(count)] = _Trial(self, model, shards, theta, columns).results()
+                    run["counts"][str(count)] = _FeatureDraw(self, model, shards, theta, columns).results()
                     advance(1)
                 together[str(count)] = self._together(model, choices, runs, str(count))
         return {
@@ -124,7 +124,7 @@ class FeatureStudy:
         return found
 
 
-class _Trial:
+class _FeatureDraw:
     """One choice of features to forget."""
 
     def __init__(
@@ -277,15 +277,15 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def _summary(runs: list[dict[str, Any]], count: str) -> dict[str, dict[str, float]]:
     """Means over the draws, and medians of the seconds."""
-    trials = [run["counts"][count] for run in runs]
+    draws = [run["counts"][count] for run in runs]
     found: dict[str, dict[str, float]] = {}
-    for name in trials[0]:
-        entries = [trial[name] for trial in trials]
+    for name in draws[0]:
+        entries = [draw[name] for draw in draws]
         found[name] = {key: fmean(e[key] for e in entries) for key in ("agreement", "accuracy")}
         if "residual" in entries[0]:
             residuals = [e["residual"] for e in entries]
             found[name] |= {"residual": fmean(residuals), "largest_residual": max(residuals)}
-        accuracy = fmean(trial["retrained"]["accuracy"] for trial in trials)
+        accuracy = fmean(draw["retrained"]["accuracy"] for draw in draws)
         found[name]["relative_accuracy"] = found[name]["accuracy"] / accuracy
         if "seconds" in entries[0]:
             found[name]["seconds"] = median(e["seconds"] for e in entries)

@@ -23,7 +23,7 @@ from unlearnx.experiments.comparison import applied, interval, pareto_front, sum
 from unlearnx.experiments.evaluation import ATTACKS, Sets, StudyEvaluation, described
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.report import environment
-from unlearnx.experiments.run_store import Cells, Entry, Recipe, differing
+from unlearnx.experiments.run_store import Entry, Recipe, RunStore, differing
 from unlearnx.experiments.runs import default_device, describe, slug, untrained
 from unlearnx.methods import (
     SCRUB,
@@ -81,7 +81,7 @@ class Sweep:
         return sweep
 
     def variants(self, methods: Methods) -> Methods:
-        """The method with each of the values, by the names of their cells."""
+        """The method with each of the values, by the names of their trials."""
         method = methods[self.method]
         changes: list[dict[str, Any]] = [{self.parameter: value} for value in self.values]
         names = [f"{self.method} {self.parameter}={value}" for value in self.values]
@@ -146,13 +146,13 @@ class ForgetStudy:
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed; returns what result.json holds.
 
-        Every model of every seed is a cell under `folder` (see :class:`unlearnx.experiments.run_store.Cells`). Those
-        that are there are not made again.
+        Every model of every seed is saved as a trial under `folder` (see
+        :class:`unlearnx.experiments.run_store.RunStore`). Finished trials are read, not made again.
         """
         for name, method in self.methods.items():
             self.recipe(name, seeds[0], method)  # refuses now what it cannot write after training
-        cells = Cells(folder, self.log)
-        finished = [_Seed(self, seed, cells).run() for seed in seeds]
+        store = RunStore(folder, self.log)
+        finished = [_SeedRun(self, seed, store).run() for seed in seeds]
         runs, variants = zip(*finished, strict=True)
         summary, candidates = summarise(runs), applied(runs)
         best = winner(summary, candidates)
@@ -172,7 +172,7 @@ class ForgetStudy:
             "pareto": pareto_front(summary, candidates),
             "sweeps": [self._swept(sweep, variants) for sweep in self.sweeps],
             "attacks": _attacks(runs[0]),
-            **_Seed(self, seeds[0], cells).show(best),
+            **_SeedRun(self, seeds[0], store).show(best),
         }
 
     def forget(self, seed: int) -> Tensor:
@@ -236,26 +236,26 @@ class ForgetStudy:
         return {"method": sweep.method, "parameter": sweep.parameter, "points": points}
 
 
-class _Seed:
-    """The cells of one seed; models are loaded or trained when they are first needed."""
+class _SeedRun:
+    """The trials of one seed. Models are loaded or trained when they are first needed."""
 
-    def __init__(self, study: ForgetStudy, seed: int, cells: Cells):
-        self.study, self.seed, self.cells = study, seed, cells
+    def __init__(self, study: ForgetStudy, seed: int, store: RunStore):
+        self.study, self.seed, self.store = study, seed, store
         self.sets = Sets.make(study.splits, study.forget(seed), study.forget_class)
         self.request = Request.remove((study.splits.train_x, study.splits.train_y), self.sets.parts["forget"])
 
     def run(self) -> tuple[dict[str, Any], dict[str, Entry]]:
-        """What result.json holds of the seed, and the cells of the sweeps."""
-        references = {name: _without_recipe(self.cell(name)) for name in REFERENCES}
-        methods = {name: _without_recipe(self.cell(name, m)) for name, m in self.study.methods.items()}
+        """What result.json holds of the seed, and the trials of the sweeps."""
+        references = {name: _without_recipe(self.trial(name)) for name in REFERENCES}
+        methods = {name: _without_recipe(self.trial(name, m)) for name, m in self.study.methods.items()}
         variants = [sweep.variants(self.study.methods) for sweep in self.study.sweeps]
-        swept = {name: self.cell(name, m) for methods in variants for name, m in methods.items()}
+        swept = {name: self.trial(name, m) for methods in variants for name, m in methods.items()}
         return {"seed": self.seed, **references, "methods": methods}, swept
 
-    def cell(self, name: str, method: Method | Pipeline | None = None) -> Entry:
-        """The cell of a reference, or of a model that the method makes; as it was saved, or made now."""
+    def trial(self, name: str, method: Method | Pipeline | None = None) -> Entry:
+        """The trial of a reference model, or of the model that `method` makes, read if finished, else made now."""
         recipe = self.study.recipe(name, self.seed, method)
-        entry = self.cells.find(recipe)
+        entry = self.store.find(recipe)
         if entry is None:
             entry = self._make(recipe, method)
             gap = f"{100 * entry['measures']['gap']:.2f} % from retraining after {entry['seconds']:.2f} s"
@@ -283,8 +283,8 @@ class _Seed:
             outcome = replace(method, seed=self.seed, progress=self.study.progress)(self._original, self.request)
             model, seconds = outcome.model, outcome.seconds
             made = {"gradient_evaluations": outcome.gradient_evaluations, "info": outcome.info}
-        entry = {**self._bench.measure(model, seconds), "seconds": seconds, **made, "environment": environment()}
-        return self.cells.save(recipe, entry, model)
+        entry = {**self._evaluation.measure(model, seconds), "seconds": seconds, **made, "environment": environment()}
+        return self.store.save(recipe, entry, model)
 
     @cached_property
     def _original(self) -> nn.Module:
@@ -296,7 +296,7 @@ class _Seed:
         return {name: self._trained(name) for name in REFERENCES}
 
     @cached_property
-    def _bench(self) -> StudyEvaluation:
+    def _evaluation(self) -> StudyEvaluation:
         (original, _), (retrained, seconds) = self._references.values()
         autocast = self.study.training.autocast
         return StudyEvaluation(
@@ -305,7 +305,7 @@ class _Seed:
 
     def _trained(self, name: str) -> tuple[nn.Module, float]:
         recipe = self.study.recipe(name, self.seed)
-        entry = self.cells.find(recipe)
+        entry = self.store.find(recipe)
         if entry is not None:
             return self._load(recipe), entry["seconds"]
         data = materialize(self.request.dataset if name == "original" else self.request.target)
@@ -315,14 +315,12 @@ class _Seed:
         )
         training = replace(self.study.training, seed=seed, progress=self.study.progress)
         model = untrained(self.study.network, seed=seed, device=self.study.device)
-        seconds = training.run(model.train(), data, checkpoint=self.cells.checkpoint(recipe))
+        seconds = training.run(model.train(), data, checkpoint=self.store.checkpoint(recipe))
         return model.eval(), seconds
 
     def _load(self, recipe: Recipe) -> nn.Module:
-        model = self.cells.load(recipe, untrained(self.study.network, seed=0, device=self.study.device))
-        if ImageOrder(model).taken(
-            self.study.splits.train_x
-        ):  # as after training: other orders in memory round differently
+        model = self.store.load(recipe, untrained(self.study.network, seed=0, device=self.study.device))
+        if ImageOrder(model).taken(self.study.splits.train_x):  # as after training: other orders round differently
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
@@ -357,11 +355,11 @@ def repeat(
     progress: bool = True,
     log: Callable[[str], None] = lambda line: None,
 ) -> Entry:
-    """Make the cell of a recipe again, from the beginning; returns the new one.
+    """Make the trial of a recipe again, from the beginning; returns the new trial.
 
     Args:
-        recipe: of the cell.
-        folder: of the new run. What it has finished of this cell is not made again.
+        recipe: of the trial.
+        folder: of the new run. If it holds the trial already, that one is returned.
         beside: folder that the original and the retrained model are taken from where it has them; otherwise, or where
             they were made by another configuration, they are trained.
         root: of the data, where it moved since.
@@ -372,17 +370,17 @@ def repeat(
         ValueError: the recipe is of something else than a study of forgetting, is not understood, or is in `folder`.
     """
     study = replace(_study_of(recipe, root), progress=progress, log=log)
-    cells, name, seed = Cells(folder, log), recipe["model"], recipe["seed"]
+    store, name, seed = RunStore(folder, log), recipe["model"], recipe["seed"]
     method = study.methods.get(name)
     again = study.recipe(name, seed, method)
-    if cells.file(again).parent.resolve() == beside.resolve():
+    if store.file(again).parent.resolve() == beside.resolve():
         raise ValueError(f"{folder} is the run that the recipe belongs to, expected a new one")
     if other := differing(recipe, again):
-        log(f"seed {seed}, {name}: recorded with other {', '.join(other)}")
+        log(f"seed {seed}, {name}: recorded with a different {', '.join(other)}")
     if name not in REFERENCES:
         for reference in REFERENCES:
-            cells.adopt(study.recipe(reference, seed), beside)
-    return _Seed(study, seed, cells).cell(name, method)
+            store.adopt(study.recipe(reference, seed), beside)
+    return _SeedRun(study, seed, store).trial(name, method)
 
 
 def _study_of(recipe: Recipe, root: Path | None) -> ForgetStudy:

@@ -26,7 +26,7 @@ TIMED_STEPS = 20  # of training, where retraining is only estimated
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Treatment:
     """A method as the study runs it.
 
     Attributes:
@@ -77,7 +77,7 @@ class PoisonStudy:
         network: builds an untrained model.
         training: the recipe of clean, poisoned and repeated training.
         budget: labels to flip.
-        recipes: the methods, by the names of the report.
+        treatments: the methods, by the names of the report.
         checkpoints: trained models to start from; retraining is then estimated from a few steps.
         progress: show progress bars.
         device: where networks are trained and changed.
@@ -89,7 +89,7 @@ class PoisonStudy:
     network: Callable[[], nn.Module]
     training: Training
     budget: int
-    recipes: dict[str, Recipe]
+    treatments: dict[str, Treatment]
     checkpoints: Checkpoints | None = None
     progress: bool = True
     device: torch.device = field(default_factory=default_device)
@@ -107,7 +107,7 @@ class PoisonStudy:
             "epochs": self.training.epochs,
             "retraining": "estimated" if self.checkpoints else "measured",
             "timed_steps": TIMED_STEPS,
-            "methods": {name: _describe(recipe) for name, recipe in self.recipes.items()},
+            "methods": {name: _describe(treatment) for name, treatment in self.treatments.items()},
             "runs": runs,
             "summary": {name: _medians(runs, name) for name in runs[0]["methods"]},
         }
@@ -119,7 +119,7 @@ class PoisonStudy:
         poison.save(folder / "poison.npz")
         before = {"clean": self._evaluate(clean), "poisoned": self._evaluate(poisoned)}
         request = Request.correct((s.train_x, poison.apply(s.train_y)), (s.train_x, s.train_y))
-        methods = _Bench(self, poisoned, request).run(seed)
+        methods = _TreatmentRunner(self, poisoned, request).run(seed)
         if self.checkpoints:  # estimated before and after the methods: the faster counts
             seconds = min(*estimates, self._estimate_training(seed))
             retraining = {"accuracy": before["clean"]["accuracy"], "seconds": seconds}
@@ -183,7 +183,7 @@ class PoisonStudy:
         }
 
 
-class _Bench:
+class _TreatmentRunner:
     """The poisoned model and the request, with the features that several methods share."""
 
     def __init__(self, study: PoisonStudy, model: nn.Module, request: Request):
@@ -192,10 +192,10 @@ class _Bench:
 
     def run(self, seed: int) -> dict[str, dict[str, Any]]:
         results = {}
-        for name, recipe in self.study.recipes.items():
+        for name, treatment in self.study.treatments.items():
             self.study.log(f"unlearning: {name}")
-            cut, request, features_seconds = self._features(recipe)
-            outcome = replace(recipe.method, seed=seed, progress=self.study.progress)(cut.head, request)
+            cut, request, features_seconds = self._features(treatment)
+            outcome = replace(treatment.method, seed=seed, progress=self.study.progress)(cut.head, request)
             model = copy.deepcopy(self.model)
             model.load_state_dict({**model.state_dict(), **outcome.model.state_dict()})
             results[name] = {
@@ -208,19 +208,19 @@ class _Bench:
             }
         return results
 
-    def _features(self, recipe: Recipe) -> tuple[FrozenPrefix, Request, float]:
+    def _features(self, treatment: Treatment) -> tuple[FrozenPrefix, Request, float]:
         # Methods in float32 get features in float32, whatever the prefix ran in.
-        key = (str(recipe.method.params), recipe.mirrored, recipe.method.autocast is None)
+        key = (str(treatment.method.params), treatment.mirrored, treatment.method.autocast is None)
         if key not in self._shared:
             start = time.perf_counter()
-            cut = FrozenPrefix(self.model, recipe.method.params, self.request.dataset)
+            cut = FrozenPrefix(self.model, treatment.method.params, self.request.dataset)
             dtype = self.study.training.autocast if cut.prefix is not None else None
             request = self.request
-            if recipe.mirrored:
+            if treatment.mirrored:
                 request = _joined(request, _mirror(request), cut, dtype)
             else:
                 request = request.features(cut, batch_size=32, dtype=dtype)
-            if dtype is not None and recipe.method.autocast is None:
+            if dtype is not None and treatment.method.autocast is None:
                 request = _as_float(request)
             self._shared[key] = cut, request, time.perf_counter() - start
         return self._shared[key]
@@ -254,8 +254,8 @@ def _as_float(request: Request) -> Request:
     return _relabelling(x.float(), y, y_new, request.forget)
 
 
-def _describe(recipe: Recipe) -> str:
-    return describe(recipe.method) + (" on images and mirror images" if recipe.mirrored else "")
+def _describe(treatment: Treatment) -> str:
+    return describe(treatment.method) + (" on images and mirror images" if treatment.mirrored else "")
 
 
 def _medians(runs: list[dict[str, Any]], method: str) -> dict[str, float]:
@@ -272,16 +272,16 @@ def poison_digits(*, epochs: int | None = None, preset: str = "default", progres
     if preset != "default":
         raise ValueError(f"preset is {preset!r}, poison-digits has only 'default'")
     splits = load_digits()
-    recipes = {
-        "SSD": Recipe(SSD(alpha=10.0)),
-        "first order": Recipe(FirstOrder(params="last:4")),
-        "second order": Recipe(SecondOrder(params="last:4")),
-        "fine-tuning": Recipe(FineTune(epochs=5, lr=2e-3, batch_size=128, params="last:4")),
-        "fine-tuning, last block": Recipe(FineTune(epochs=5, lr=3e-3, params="last:8")),
+    treatments = {
+        "SSD": Treatment(SSD(alpha=10.0)),
+        "first order": Treatment(FirstOrder(params="last:4")),
+        "second order": Treatment(SecondOrder(params="last:4")),
+        "fine-tuning": Treatment(FineTune(epochs=5, lr=2e-3, batch_size=128, params="last:4")),
+        "fine-tuning, last block": Treatment(FineTune(epochs=5, lr=3e-3, params="last:8")),
     }
     training = Training(epochs or 60, lr=2e-3)
     return PoisonStudy(
-        "poison-digits", splits, digits_cnn, training, len(splits.train_y) // 5, recipes, progress=progress
+        "poison-digits", splits, digits_cnn, training, len(splits.train_y) // 5, treatments, progress=progress
     )
 
 
@@ -313,18 +313,18 @@ def poison_cifar(
     splits = load_cifar10(root, limit=limit)
     n = len(splits.train_x)
     fast = fast_dtype(default_device())
-    presets: dict[str, dict[str, Recipe]] = {
+    presets: dict[str, dict[str, Treatment]] = {
         "default": {
-            "SSD": Recipe(SSD(alpha=10.0, params="last:6")),
-            "first order": Recipe(FirstOrder(params="last:6")),
-            "second order": Recipe(SecondOrder(params="last:6")),
-            "fine-tuning": Recipe(FineTune(epochs=3, params="last:6")),
-            "fine-tuning, last block": Recipe(FineTune(epochs=3, lr=2e-3, params="last:14", autocast=fast)),
+            "SSD": Treatment(SSD(alpha=10.0, params="last:6")),
+            "first order": Treatment(FirstOrder(params="last:6")),
+            "second order": Treatment(SecondOrder(params="last:6")),
+            "fine-tuning": Treatment(FineTune(epochs=3, params="last:6")),
+            "fine-tuning, last block": Treatment(FineTune(epochs=3, lr=2e-3, params="last:14", autocast=fast)),
         },
         # Published in sums over the batch; ours are means over the data, hence the quotients.
         "reference": {
-            "first order": Recipe(FirstOrder(2e-5, steps=10, points_per_step=512, params="last:6")),
-            "second order": Recipe(
+            "first order": Treatment(FirstOrder(2e-5, steps=10, points_per_step=512, params="last:6")),
+            "second order": Treatment(
                 SecondOrder(
                     LiSSA(damping=1e-4, scale=2e5 / 1024, batch_size=1024, patience=20),
                     kind="hessian",
@@ -337,7 +337,7 @@ def poison_cifar(
             ),
         },
         "best": {
-            "fine-tuning, last block, mirrored": Recipe(
+            "fine-tuning, last block, mirrored": Treatment(
                 FineTune(epochs=2, lr=2e-3, weight_decay=1e-2, batch_size=256, params="last:14", autocast=fast),
                 mirrored=True,
             ),

@@ -96,7 +96,7 @@ class RepairStudy:
         """Run the study for each seed and save the models under `folder`; returns what result.json holds."""
         runs, pictures = [], []
         for seed in seeds:
-            one = _Seed(self, seed, folder / f"seed-{seed}")
+            one = _SeedRun(self, seed, folder / f"seed-{seed}")
             runs.append(one.run())
             pictures.append(one.pictures())
         return {
@@ -123,7 +123,7 @@ class RepairStudy:
         }
 
 
-class _Seed:
+class _SeedRun:
     """One seed of a study, from training to evaluation."""
 
     def __init__(self, study: RepairStudy, seed: int, folder: Path):

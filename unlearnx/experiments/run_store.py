@@ -1,4 +1,7 @@
-"""The finished parts of a run on disk, so that a run that was stopped goes on where it was."""
+"""The finished trials of a run on disk, so that a run that was stopped goes on where it was.
+
+A *trial* is one model of one seed: trained or unlearned, and measured.
+"""
 
 from __future__ import annotations
 
@@ -18,46 +21,58 @@ from unlearnx.experiments.runs import save_model, slug, write_json
 Recipe = dict[str, Any]
 Entry = dict[str, Any]
 
-PARTS = {"experiment", "options", "request", "network", "training", "data", "model", "method", "seed", "versions"}
-ADVICE = "options"  # of a recipe: how its data were found, which says nothing about the numbers
+RECIPE_PARTS = {
+    "experiment",
+    "options",
+    "request",
+    "network",
+    "training",
+    "data",
+    "model",
+    "method",
+    "seed",
+    "versions",
+}
+DATA_OPTIONS = "options"  # the part of a recipe that says where the data lie: the numbers do not depend on it
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """16 hexadecimal digits that differ between recipes whose numbers may differ."""
-    text = json.dumps({key: value for key, value in recipe.items() if key != ADVICE}, sort_keys=True)
+    """16 hexadecimal digits that identify a recipe: equal digits mean that the numbers must be equal."""
+    text = json.dumps({key: value for key, value in recipe.items() if key != DATA_OPTIONS}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differing(recipe: Recipe, other: Recipe) -> list[str]:
-    """The parts, such as "training", in which another recipe is not that of the same numbers."""
-    return [part for part in recipe if part != ADVICE and recipe[part] != other.get(part)]
+    """The parts of two recipes that differ and may change the numbers, such as ``["training"]``."""
+    return [part for part in recipe if part != DATA_OPTIONS and recipe[part] != other.get(part)]
 
 
-class Cells:
-    """The cells of a run: what is known of one model of one seed, with the recipe that it was made by.
+class RunStore:
+    """Reads and writes the trials of a run.
 
-    A cell is a file ``cells/seed-0/ssd.json`` with the weights in ``ssd.pt`` beside it. The file is written last and
-    whole: where it exists the cell is finished.
+    A trial is a file such as ``trials/seed-0/ssd.json``, which holds its numbers and the recipe that makes them again,
+    with the model's weights in ``ssd.pt`` beside it. The JSON file is written last and in one step, so a trial whose
+    JSON file exists is finished.
 
     Args:
         folder: of the run.
-        log: is called with a line for each cell that has to be made anew.
+        log: is called with a line for each trial that has to be made anew.
     """
 
     def __init__(self, folder: Path, log: Callable[[str], None] = lambda line: None):
-        self.folder, self.log = folder / "cells", log
+        self.folder, self.log = folder / "trials", log
         self._found: dict[str, Entry | None] = {}
 
     def file(self, recipe: Recipe) -> Path:
-        """Where the cell of `recipe` is, or will be."""
+        """The JSON file of the trial that `recipe` makes, whether it exists or not."""
         return self.folder / f"seed-{recipe['seed']}" / f"{slug(recipe['model'])}.json"
 
     def checkpoint(self, recipe: Recipe) -> Path:
-        """Where a training for this cell, and for no other configuration of it, may keep its state."""
+        """Where the training of this trial saves its state. Another recipe for the same model gets another file."""
         return self.file(recipe).with_suffix(f".{fingerprint(recipe)}.checkpoint")
 
     def find(self, recipe: Recipe) -> Entry | None:
-        """What was saved for exactly this recipe; None where there is nothing, or something made by another one."""
+        """The trial saved for exactly this recipe; None if there is none, or if another recipe made it."""
         key = fingerprint(recipe)
         if key not in self._found:
             self._found[key] = self._read(recipe, key)
@@ -67,26 +82,26 @@ class Cells:
         file = self.file(recipe)
         if not file.is_file():
             return None
-        entry = read_cell(file)
+        entry = read_trial(file)
         if entry.get("fingerprint") != key:
             other = ", ".join(differing(recipe, entry["recipe"]))
-            self.log(f"seed {recipe['seed']}, {recipe['model']}: was made with other {other}; it is made anew")
+            self.log(f"seed {recipe['seed']}, {recipe['model']}: was made with a different {other}; making it again")
             return None
         return entry if file.with_suffix(".pt").is_file() else None
 
     def save(self, recipe: Recipe, entry: Entry, model: nn.Module) -> Entry:
-        """Write a finished cell; returns `entry` as :meth:`find` will."""
+        """Write a finished trial; returns `entry` as :meth:`find` will."""
         file, key = self.file(recipe), fingerprint(recipe)
-        file.unlink(missing_ok=True)  # from here on the weights are no longer those of an older cell
+        file.unlink(missing_ok=True)  # the weights are about to change: an older trial is no longer valid
         save_model(model, file.with_suffix(".pt"))
         write_json(file, {"recipe": recipe, "fingerprint": key, **entry})
         for checkpoint in file.parent.glob(f"{file.stem}.*.checkpoint"):
             checkpoint.unlink()
-        self._found[key] = saved = read_cell(file)
+        self._found[key] = saved = read_trial(file)
         return saved
 
     def adopt(self, recipe: Recipe, folder: Path) -> None:
-        """Copy the files that a cell of this seed and model has in `folder`, unless there are some already."""
+        """Copy the trial of this seed and model from `folder`, unless this run has one already."""
         file = self.file(recipe)
         for own in (file.with_suffix(".pt"), file):
             source = folder / own.name
@@ -94,7 +109,7 @@ class Cells:
                 write_atomically(own, partial(_copy, source))
 
     def load(self, recipe: Recipe, model: nn.Module) -> nn.Module:
-        """The weights of a finished cell in `model`, which is put in eval mode."""
+        """Load the weights of a finished trial into `model`, and put it in eval mode."""
         weights = torch.load(self.file(recipe).with_suffix(".pt"), map_location="cpu", weights_only=True)
         model.load_state_dict(weights)
         return model.eval()
@@ -104,20 +119,20 @@ def _copy(source: Path, file: IO[bytes]) -> None:
     file.write(source.read_bytes())
 
 
-def read_cell(file: Path) -> Entry:
-    """What a cell's file holds; a recipe saved alone is a cell without numbers.
+def read_trial(file: Path) -> Entry:
+    """What the JSON file of a trial holds. A file with a recipe alone counts as a trial without numbers.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a cell, nor a recipe.
+        ValueError: it is neither a trial nor a recipe.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file}: is not JSON ({error})") from error
+        raise ValueError(f"{file}: expected JSON, got something else ({error})") from error
     entry = content if isinstance(content, dict) and "recipe" in content else {"recipe": content}
-    if not isinstance(entry["recipe"], dict) or not entry["recipe"].keys() >= PARTS:
-        raise ValueError(f"{file}: is neither a cell of a run nor a recipe")
+    if not isinstance(entry["recipe"], dict) or not entry["recipe"].keys() >= RECIPE_PARTS:
+        raise ValueError(f"{file}: expected a trial of a run or its recipe, got other JSON")
     return entry

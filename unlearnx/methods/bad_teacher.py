@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unlearnx._checks import check_share
+from unlearnx._checks import check_fraction
 from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, random_network
@@ -44,7 +44,7 @@ class BadTeacher(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(retain_share=self.retain_share)
+        check_fraction(retain_share=self.retain_share)
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected a number > 0")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unlearnx._checks import check_share
+from unlearnx._checks import check_fraction
 from unlearnx.methods.base import Method, NotApplied, Work
 from unlearnx.methods.importance import Importance, check_importance
 from unlearnx.ops.fisher_mask import fisher_mask_
@@ -40,7 +40,7 @@ class FisherMasking(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(ratio=self.ratio)
+        check_fraction(ratio=self.ratio)
         check_importance(self.fisher_type)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_share, model_device
+from unlearnx._checks import check_fraction, model_device
 from unlearnx._data import materialize
 from unlearnx._losses import SampleLoss
 from unlearnx.methods.base import Work
@@ -45,7 +45,7 @@ class GradientAscent(TrainedMethod):
             return -loss.total(output, y) / len(output)
 
         data = materialize(work.request.forget_set)
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, still=True)
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, eval_mode=True)
 
 
 @dataclass
@@ -76,7 +76,7 @@ class NegGrad(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(weight=self.weight)
+        check_fraction(weight=self.weight)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (x, y), (x_old, y_old) = materialize(work.target), materialize(work.request.forget_set)

@@ -1,4 +1,4 @@
-"""Taking points out of the posterior of the weights by one Newton step."""
+"""Removing samples from the posterior of the weights by a Newton step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unlearnx._checks import check_at_least_zero
 from unlearnx._data import size
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import CurvatureOperator, LiSSA
-from unlearnx.curvature.batch_curvature import KINDS
+from unlearnx.curvature.batch_curvature import CURVATURE_KINDS
 from unlearnx.curvature.solvers import Solver
 from unlearnx.methods.base import Work
 from unlearnx.methods.importance import diagonal, mean_entry
@@ -20,25 +20,25 @@ DIAGONAL = "diagonal"
 
 @dataclass
 class NewtonRepair(InfluenceUpdate):
-    """``theta <- theta + gamma * (F + damping I)^-1 (|C| / N) grad loss(C)``: the points C to forget, taken out.
+    """``theta <- theta + gamma * (F + damping I)^-1 (|C| / N) grad loss(C)``, where C is the forget set.
 
-    With the weights as the mode of a Gaussian posterior of precision N F, F being the curvature of the mean loss on
-    all N training points, this is the mode of the posterior without the points C; grad loss(C) is the gradient of
-    their mean loss. Where points are corrected, their losses with the corrected labels are taken in as well.
+    Here grad loss(C) is the gradient of the mean loss over C, and F the curvature of the mean loss over all N training
+    samples. If the weights are the mode of a Gaussian posterior of precision N F, the step leads to the mode of the
+    posterior without C. In a correction, the losses of the corrected samples are added.
 
     Args:
-        gamma: size of the step, 1 for the update as derived, or ``"auto"`` for a line search: on the loss of the points
-            that stay, or see `forget_loss`.
-        kind: of F: ``"ggn"``, ``"hessian"``, or ``"diagonal"`` for the empirical Fisher diagonal, which needs no
-            solver.
-        damping: multiple of the identity added to F, on top of the solver's own; None for none, and for the mean entry
-            of a diagonal.
-        solver: of the linear system; its residual is reported. A solution that diverged is not applied.
-        steps: most steps to take, each from where the last one ended.
+        gamma: step size: 1 is the update as derived; ``"auto"`` is a line search on the loss of the retain set, or as
+            `forget_loss` says.
+        kind: what to take as F: ``"ggn"``, ``"hessian"``, or ``"diagonal"``, the empirical Fisher diagonal, which needs
+            no solver.
+        damping: multiple of the identity added to F, in addition to the solver's own. None is 0, or the mean entry of F
+            for ``kind="diagonal"``.
+        solver: solver of the linear system; its residual is reported. A diverged solution is not applied.
+        steps: most steps to take, each starting from the last one's result.
         points, points_per_step, forget_loss: as for :class:`unlearnx.methods.FirstOrder`.
 
     Raises:
-        ValueError: a number does not fit, the kind is unknown, or the solver is none.
+        ValueError: a number is out of range, the kind is unknown, or `solver` is not a solver.
 
     Source: Tanno et al., "Repairing Neural Networks by Leaving the Right Past Behind", NeurIPS 2022, section 4.
 
@@ -61,8 +61,8 @@ class NewtonRepair(InfluenceUpdate):
         super().__post_init__()
         check_size("gamma", self.gamma)
         check_at_least_zero(damping=self.damping)
-        if self.kind not in (*KINDS, DIAGONAL):
-            raise ValueError(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)} and {DIAGONAL}")
+        if self.kind not in (*CURVATURE_KINDS, DIAGONAL):
+            raise ValueError(f"kind is {self.kind!r}, expected one of {', '.join(CURVATURE_KINDS)} and {DIAGONAL}")
         check_solver(self.solver)
 
     def _fixed_step(self) -> float | None:

@@ -1,4 +1,4 @@
-"""SalUn: relabelling the points to forget, with the weights that they do not concern held still."""
+"""SalUn: training on a relabelled forget set, restricted to the weights that the forget set depends on most."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_share, model_device
+from unlearnx._checks import check_fraction, model_device
 from unlearnx._data import materialize
 from unlearnx._modes import evaluating
 from unlearnx.curvature.gradients import grad_difference
@@ -20,18 +20,18 @@ from unlearnx.methods.training_method import TrainedMethod
 
 @dataclass
 class SalUn(TrainedMethod):
-    """Train on the points that stay and on randomly relabelled points to forget, changing only salient weights.
+    """Train the salient weights on the retain set and on the forget set with random labels.
 
-    A weight is salient where the gradient of the forget set's loss is among the largest by magnitude. Where points are
-    corrected, they get their corrected labels instead of random ones.
+    A weight is salient if its gradient of the forget set's loss is among the largest in magnitude. In a correction,
+    the corrected labels are used instead of random ones.
 
     Args:
-        epochs: passes over all points.
+        epochs: passes over all samples.
         lr: peak learning rate.
-        ratio: share of the chosen parameters that may change.
+        ratio: fraction of the chosen parameters that are salient.
 
     Raises:
-        ValueError: ``ratio`` is not in [0, 1], ``weight_decay`` is not 0, or labels to draw are not class indices.
+        ValueError: ``ratio`` is not in [0, 1], ``weight_decay`` is not 0, or the labels are not class indices.
 
     Source: Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency", ICLR 2024.
 
@@ -49,9 +49,11 @@ class SalUn(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(ratio=self.ratio)
+        check_fraction(ratio=self.ratio)
         if self.weight_decay:
-            raise ValueError(f"weight_decay is {self.weight_decay}, expected 0: it would move the other weights too")
+            raise ValueError(
+                f"weight_decay is {self.weight_decay}, expected 0: it would change weights that are not salient"
+            )
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         x, y = materialize(work.target)
@@ -64,7 +66,7 @@ class SalUn(TrainedMethod):
         info["salient_share"] = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
     def _other_labels(self, work: Work, x: Tensor, labels: Tensor) -> Tensor:
-        """For every point a class drawn at random from those that are not its own."""
+        """For each sample, a random class other than its own."""
         if labels.is_floating_point():
             raise ValueError(f"request: has labels of dtype {labels.dtype}, expected class indices to relabel")
         with evaluating(work.model) as model:
@@ -74,21 +76,21 @@ class SalUn(TrainedMethod):
         return torch.where(counted, (labels + shift.to(labels.device)) % classes, labels)
 
     def _salient(self, work: Work) -> dict[str, Tensor]:
-        """True where a weight may change."""
+        """For each parameter, a mask that is True where the weight is salient."""
         forget = work.request.forget_set
         work.gradient_evaluations += len(work.request.forget)
         with evaluating(work.model) as model, torch.enable_grad():
             gradient = grad_difference(model, self.loss_fn, forget, params=work.names, batch_size=self.batch_size)
-        size = torch.cat([gradient[name].abs().flatten() for name in work.names])
-        kept = torch.zeros_like(size, dtype=torch.bool)
-        kept[size.topk(round(self.ratio * len(size))).indices] = True
-        parts = kept.split([gradient[name].numel() for name in work.names])
+        magnitudes = torch.cat([gradient[name].abs().flatten() for name in work.names])
+        is_salient = torch.zeros_like(magnitudes, dtype=torch.bool)
+        is_salient[magnitudes.topk(round(self.ratio * len(magnitudes))).indices] = True
+        parts = is_salient.split([gradient[name].numel() for name in work.names])
         return {name: part.view_as(gradient[name]) for name, part in zip(work.names, parts, strict=True)}
 
 
 @contextmanager
 def _masked_gradients(work: Work, masks: dict[str, Tensor]) -> Iterator[None]:
-    """Gradients of the chosen parameters are zero outside of their masks."""
+    """Within this context, gradients of the chosen parameters are set to zero where their masks are False."""
     params = dict(work.model.named_parameters())
     handles = [params[name].register_hook(mask.mul) for name, mask in masks.items()]
     try:

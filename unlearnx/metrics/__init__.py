@@ -1,4 +1,4 @@
-"""Did it forget, is it still good, was it cheap."""
+"""Measures of unlearning: did the model forget, is it still good, and was it cheaper than retraining."""
 
 from unlearnx.metrics.agreement import activation_distance, js_divergence, zrf
 from unlearnx.metrics.classification import (

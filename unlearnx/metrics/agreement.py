@@ -1,4 +1,4 @@
-"""How far the predictions of two models are apart."""
+"""Distances between the predictions of two models."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def activation_distance(
 
     Args:
         a: maps x to class scores (N, classes), such as an unlearned model.
-        b: another such model, as a rule the retrained one: 0 is then ideal.
-        data: pairs (x, y), as a rule the forget set; the labels are not read.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+        b: another such model, usually the retrained one: 0 is then ideal.
+        data: pairs (x, y), usually the forget set; the labels are not read.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
-        ValueError: the outputs are no scores (N, classes) of the same classes, or not finite.
+        ValueError: the outputs are not scores (N, classes) for the same classes, or not finite.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023.
 
@@ -53,21 +53,21 @@ def js_divergence(
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> float:
-    """Jensen-Shannon divergence of two models' predictions, in nats, from 0 to ln 2; `a` and `b` may be exchanged.
+    """Jensen-Shannon divergence of two models' predictions, in nats, from 0 to ln 2, symmetric in `a` and `b`.
 
     Args:
-        a: as for :func:`activation_distance`, like the other arguments.
+        a: maps x to class scores (N, classes).
         b: another such model.
         data: pairs (x, y); the labels are not read.
         variant: ``"standard"``: mean over samples of ``1/2 KL(p||m) + 1/2 KL(q||m)`` with ``m = (p + q) / 2``.
             ``"bad_teacher"``: what the public code of "Can Bad Teaching Induce Forgetting?" computes under that name,
-            ``1/2 KL(m||p) + 1/2 KL(m||q)`` averaged over samples and classes: the arguments of KL are exchanged, so
-            that it has no upper limit, and it shrinks as classes are added. For comparison with published numbers only.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+            ``1/2 KL(m||p) + 1/2 KL(m||q)`` averaged over samples and classes: the arguments of KL are swapped, so that
+            it has no upper limit, and it shrinks as classes are added. For comparison with published numbers only.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
-        ValueError: the variant is unknown, or the outputs are no scores (N, classes) of the same classes, or not
+        ValueError: the variant is unknown, or the outputs are not scores (N, classes) for the same classes, or not
             finite.
 
     Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
@@ -103,16 +103,17 @@ def zrf(
 ) -> float:
     """Zero retrain forgetting: ``1 - js_divergence(model, random_model, forget)``.
 
-    The score needs no retrained model: 1 where the predictions on the forget set are those of a network that was never
-    trained. A retrained model is well below 1 where it generalises to the forget set: compare with its score.
+    It is 1 where the predictions on the forget set are those of a network that was never trained. It can be computed
+    without a retrained model, but 1 is not the goal: a retrained model that generalises to the forget set is well below
+    1. Compare with its score where there is one.
 
     Args:
         model: maps x to class scores (N, classes).
-        random_model: a network of random weights, as a rule of the same architecture.
+        random_model: a network with random weights, usually of the same architecture.
         forget: pairs (x, y); the labels are not read.
-        variant: as for :func:`js_divergence`, like the other arguments; ``"bad_teacher"`` gives published numbers.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+        variant: as for :func:`js_divergence`; ``"bad_teacher"`` gives published numbers.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
         ValueError: as for :func:`js_divergence`.
@@ -129,7 +130,7 @@ def zrf(
 
 
 def _relative(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Terms ``p ln(p / q)`` of a Kullback-Leibler divergence; 0 where p is."""
+    """Terms ``p ln(p / q)`` of a Kullback-Leibler divergence; 0 where p is 0."""
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0)
 
@@ -142,12 +143,12 @@ def _mean(
     autocast: torch.dtype | None,
     compare: Callable[[Tensor, Tensor], Tensor],
 ) -> float:
-    """Mean over samples of what `compare` gives for the log-probabilities of a batch, (N,)."""
+    """Mean over samples of ``compare(log_p_a, log_p_b)``, which returns (N,) for a batch of log-probabilities."""
 
     def total(output_a: Tensor, output_b: Tensor, y: Tensor) -> Tensor:
         if output_a.shape != output_b.shape:
             raise ValueError(
-                f"b: gave an output of shape {list(output_b.shape)}, expected {list(output_a.shape)} as of a"
+                f"b: returned an output of shape {list(output_b.shape)}, expected {list(output_a.shape)} as from a"
             )
         return compare(log_probabilities(output_a), log_probabilities(output_b)).sum()
 

@@ -1,6 +1,7 @@
-"""Measures of a classifier on labelled data. The model is read in eval mode and left in the mode it was in.
+"""Measures of a classifier on labelled data. The model runs in eval mode and returns to the mode it was in.
 
-Where each position of a sample has a label of its own, scores (N, classes, ...) and labels (N, ...), positions count.
+Samples may have a label for each position: scores (N, classes, ...) and labels (N, ...). Each position then counts
+once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from unlearnx.metrics.outputs import each_batch
 def _predictions(
     model: nn.Module, data: Data, batch_size: int | None, autocast: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    """Predicted classes and labels, in the order in which the data came."""
+    """Predicted classes and labels, in the order of the data."""
     pairs = each_batch((model,), data, batch_size, autocast, lambda output, y: torch.stack([output.argmax(1), y]))
     predicted, labels = torch.cat(pairs, 1)
     return predicted, labels
@@ -27,13 +28,13 @@ def _predictions(
 def predict(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """Predicted class of every sample, int64 (N,), or of its every position, (N, ...), on the model's device.
+    """Predicted class of every sample, int64 (N,), or of each of its positions, (N, ...), on the model's device.
 
     Args:
         model: maps x to class scores (N, classes) or (N, classes, ...).
         data: pairs (x, y); the labels are not read.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Example:
         >>> x, y = torch.randn(6, 4), torch.arange(6) % 3
@@ -71,7 +72,7 @@ def mean_loss(
 def accuracy(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> float:
-    """Share of labels that have the highest score, in [0, 1]; arguments as for :func:`predict`.
+    """Share of the labels that are predicted correctly, in [0, 1]; arguments as for :func:`predict`.
 
     Example:
         >>> model, x = nn.Linear(4, 3), torch.randn(20, 4)
@@ -123,7 +124,7 @@ class ClassReport:
 
     @classmethod
     def from_confusion(cls, matrix: Tensor) -> ClassReport:
-        """The report that a confusion matrix (row = label) implies."""
+        """The report of a confusion matrix, whose rows are labels and whose columns are predictions."""
         hits, labelled, predicted = matrix.diagonal().double(), matrix.sum(1), matrix.sum(0)
         precision = hits / predicted.clamp(min=1)
         recall = hits / labelled.clamp(min=1)
@@ -160,35 +161,35 @@ def interclass_confusion(
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> float:
-    """Share of the samples of two classes that are taken for the other of the two, in [0, 1].
+    """Share of the samples of two classes that are predicted to be of the other of the two, in [0, 1].
 
-    In the interclass confusion test, labels of two classes are exchanged in a part of the training data, which is then
-    to be forgotten: the confusion on held-out samples should fall to that of a retrained model.
+    In the interclass confusion test, the labels of two classes are swapped in a part of the training data, and this
+    part is then forgotten: the confusion on held-out samples should fall to that of a retrained model.
 
     Args:
-        model: as for :func:`predict`, like the other arguments.
+        model: maps x to class scores (N, classes).
         data: pairs (x, y); samples of other classes are not counted.
-        classes: the two.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+        classes: the two classes, as label numbers.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
-        ValueError: the classes are not two different ones, or have no samples.
+        ValueError: `classes` is not two different classes, or the data has no samples of them.
 
     Source: Goel et al., "Towards Adversarial Evaluations for Inexact Machine Unlearning", 2022.
 
     Example:
         >>> model, x = nn.Linear(4, 3), torch.randn(50, 4)
-        >>> y = torch.tensor([1, 0, 2])[model(x).argmax(1)]  # labels that take 0 for 1 and 1 for 0
+        >>> y = torch.tensor([1, 0, 2])[model(x).argmax(1)]  # 0 and 1 are swapped
         >>> interclass_confusion(model, (x, y), (0, 1))
         1.0
     """
     if len(classes) != 2 or classes[0] == classes[1]:
-        raise ValueError(f"classes is {classes}, expected two different ones")
+        raise ValueError(f"classes is {classes}, expected two different classes")
     a, b = classes
     predicted, labels = _predictions(model, data, batch_size, autocast)
     both = (labels == a) | (labels == b)
     if not both.any():
-        raise ValueError(f"data: has no samples of the classes {a} and {b}")
+        raise ValueError(f"data: has no samples of class {a} or {b}, expected some")
     confused = ((labels == a) & (predicted == b)) | ((labels == b) & (predicted == a))
     return (confused.sum() / both.sum()).item()

@@ -1,4 +1,4 @@
-"""An unlearned model's numbers beside those of a retrained one."""
+"""Measures of an unlearned model compared with those of a retrained model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SETS = ("forget", "retain", "test")
 
 
 def gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
-    """Mean absolute difference of measures to those of a retrained model, in their unit; 0 is ideal.
+    """Mean absolute difference between the measures of an unlearned and a retrained model, in their unit; 0 is ideal.
 
     Args:
-        unlearned: measures of the unlearned model by name, as a rule ``"ua"`` (1 - accuracy on the forget set),
+        unlearned: measures of the unlearned model by name, usually ``"ua"`` (1 - accuracy on the forget set),
             ``"ra"``, ``"ta"`` (accuracies on retain and test set) and ``"mia"``.
         retrained: the same measures of the retrained model.
 
@@ -27,8 +27,8 @@ def gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float
     """
     if unlearned.keys() != retrained.keys() or not unlearned:
         raise ValueError(
-            f"retrained: has the measures {sorted(retrained)}, expected those of unlearned, {sorted(unlearned)}, "
-            "at least one"
+            f"retrained: has the measures {sorted(retrained)}, expected the same as unlearned, {sorted(unlearned)}, "
+            "and at least one"
         )
     for which, measures in (("unlearned", unlearned), ("retrained", retrained)):
         for name, value in measures.items():
@@ -64,7 +64,8 @@ def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -
 
 
 def runtime_ratio(seconds: float, retraining_seconds: float) -> float:
-    """Time of unlearning as a share of that of retraining, ``seconds / retraining_seconds``: below 1 it paid off.
+    """Time of unlearning as a share of the time of retraining, ``seconds / retraining_seconds``: below 1 it was
+    cheaper.
 
     Raises:
         ValueError: a time is negative or not finite, or that of retraining is 0.

@@ -1,4 +1,4 @@
-"""Forgetting quality: can unlearned models be told from retrained ones, example by example?"""
+"""Forgetting quality: can unlearned models be told from retrained ones, sample by sample?"""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 VARIANTS = ("exhaustive", "competition")
-EXAMPLES_AT_ONCE = 256  # whose intervals are looked up together
-# Of the competition's code:
-PER_UNIT = 100  # thresholds
-BUFFER = 2.0  # how far an interval's upper end and width may be from those of the narrower sample
-NARROW = 0.01  # ratio of ranges below which the samples count as told apart
+CHUNK_SAMPLES = 256  # samples whose intervals are looked up together, which bounds the memory
+# From the competition's code:
+THRESHOLDS_PER_UNIT = 100  # thresholds on the grid, per unit of confidence
+MAX_OFFSET = 2.0  # of an interval's upper end, and of its width, from those of the narrower set of confidences
+MIN_RANGE_RATIO = 0.01  # of the two ranges of confidences; below it the models count as told apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +21,10 @@ class ForgettingQuality:
     """How well a method forgets; :func:`forgetting_quality` finds it.
 
     Attributes:
-        epsilon: of every example, float64 (M,), in nats: 0 where unlearned models cannot be told from retrained ones,
-            infinite where they always can.
-        points: of every example, float64 (M,): ``2^-floor(2 epsilon)``, 1 below 0.5, half of that below 1 and so on.
+        epsilon: one value for each sample, float64 (M,), in nats: 0 where unlearned models cannot be told from
+            retrained ones, infinite where they always can.
+        points: what the competition gives each sample, float64 (M,): ``2^-floor(2 epsilon)``, that is 1 for an epsilon
+            below 0.5, 1/2 below 1, 1/4 below 1.5 and so on.
         quality: mean of the points, in [0, 1]; 1 is ideal.
 
     Example:
@@ -51,7 +52,7 @@ class ForgettingQuality:
         given = {"retain": retain, "retain_reference": retain_reference, "test": test, "test_reference": test_reference}
         for name, value in given.items():
             if not 0 <= value <= 1 or (value == 0 and name.endswith("reference")):
-                raise ValueError(f"{name} is {value}, expected an accuracy in [0, 1], of a reference above 0")
+                raise ValueError(f"{name} is {value}, expected an accuracy in [0, 1], and above 0 for a reference")
         return self.quality * (retain / retain_reference) * (test / test_reference)
 
 
@@ -60,28 +61,28 @@ def forgetting_quality(
 ) -> ForgettingQuality:
     """Forgetting quality of the NeurIPS 2023 competition, from confidences under many models.
 
-    For each example, attacks try to tell the unlearned models from the retrained ones by their confidence in it: they
+    For each sample, attacks try to tell the unlearned models from the retrained ones by their confidence in it: they
     answer "unlearned" on one side of a threshold, or between two thresholds, or the opposite. Each has a false positive
-    rate FPR and a false negative rate FNR, and shows that epsilon is at least
-    ``max(ln((1 - delta - FPR) / FNR), ln((1 - delta - FNR) / FPR))``; the largest of these counts, 0 at least. As in
-    the competition's code, FPR = FNR = 0 gives infinity, an attack of which only one is 0 is left out, as a sign of too
-    few models, and so is the logarithm of what is not positive.
+    rate FPR and a false negative rate FNR, which prove that epsilon is at least
+    ``max(ln((1 - delta - FPR) / FNR), ln((1 - delta - FNR) / FPR))``; the largest of these bounds counts, 0 at least.
+    As in the competition's code, FPR = FNR = 0 gives infinity. Left out are attacks for which only one of the two is 0
+    (a sign of too few models) and logarithms of numbers that are not positive.
 
-    The best of many attacks on a sample is good by chance, too: even perfect unlearning does not reach 1. Compare with
-    the quality of some retrained models against the others. With 512 models of each kind, equal distributions have
+    The best of many attacks on a sample succeeds partly by chance: even perfect unlearning does not reach 1. Compare
+    with the quality of some retrained models against the others. With 512 models of each kind, equal distributions have
     about 0.05, and 0.13 to 0.22 in the competition's variant.
 
     Args:
-        unlearned: confidences (models, examples) in the labels of the forget set, under models unlearned with different
+        unlearned: confidences (models, samples) in the labels of the forget set, under models unlearned with different
             seeds, see :func:`unlearnx.metrics.logit_confidence`.
         retrained: the same under models that were retrained.
-        delta: probability that is left out of account.
+        delta: probability with which the bound on epsilon may fail, as in (epsilon, delta)-differential privacy.
         variant: which attacks there are. ``"exhaustive"``: all of them, with thresholds between any neighbouring
             confidences. ``"competition"``: those of the competition's code, for comparison with published numbers:
-            thresholds on a grid of a hundredth; one threshold, above which the models with the larger median are
-            supposed; two, between which those with the smaller range are supposed, the upper one within 2 of their
-            largest confidence, the distance within 2 of their range; and epsilon is infinite where the ranges differ by
-            a factor of more than 100.
+            thresholds on a grid of steps of 0.01; attacks with one threshold, above which the guess is the kind of
+            model with the larger median; attacks with two thresholds, between which the guess is the kind with the
+            smaller range, where the upper threshold is within 2 of its largest confidence and the distance of the two
+            within 2 of its range. Where the ranges differ by a factor of more than 100, epsilon is infinite.
 
     Raises:
         ValueError: shapes do not fit, there are fewer than two models of a kind, values are NaN (or infinite, in the
@@ -91,7 +92,7 @@ def forgetting_quality(
     competition", 2024, and its public code.
 
     Example:
-        >>> confidences = torch.randn(256, 5)  # of 256 models in 5 examples
+        >>> confidences = torch.randn(256, 5)  # of 256 models in 5 samples
         >>> alike = forgetting_quality(confidences, torch.randn(256, 5))
         >>> alike.quality > forgetting_quality(confidences, confidences + 3).quality
         True
@@ -102,11 +103,11 @@ def forgetting_quality(
         raise ValueError(f"delta is {delta}, expected a number in [0, 1)")
     for name, t in (("unlearned", unlearned), ("retrained", retrained)):
         if t.dim() != 2 or len(t) < 2 or t.shape[1] == 0:
-            raise ValueError(f"{name}: has shape {list(t.shape)}, expected (models, examples) with two models at least")
+            raise ValueError(f"{name}: has shape {list(t.shape)}, expected (models, samples) with at least two models")
         if t.isnan().any() or (variant == "competition" and t.isinf().any()):
-            raise ValueError(f"{name}: has values that are NaN or infinite")
+            raise ValueError(f"{name}: has values that are NaN or infinite, expected finite confidences")
     if unlearned.shape[1] != retrained.shape[1]:
-        raise ValueError(f"retrained: has {retrained.shape[1]} examples, expected {unlearned.shape[1]} as of unlearned")
+        raise ValueError(f"retrained: has {retrained.shape[1]} samples, expected {unlearned.shape[1]} as unlearned has")
     u, r = unlearned.cpu().double(), retrained.cpu().double()
     inside, outside = _tables(len(u), len(r), delta)
     if variant == "exhaustive":
@@ -120,13 +121,14 @@ def forgetting_quality(
 
 
 def _tables(n: int, m: int, delta: float) -> tuple[Tensor, Tensor]:
-    """Epsilon that an interval shows, twice ((n + 1) * (m + 1),): of calling "unlearned" what is inside, and outside.
+    """Two tables ((n + 1) * (m + 1),) of the epsilon that an interval proves: guessing "unlearned" inside it, or
+    outside.
 
-    Entry ``a * (m + 1) + b`` is that of an interval which holds `a` of n unlearned and `b` of m retrained values.
+    Entry ``a * (m + 1) + b`` belongs to an interval that holds `a` of n unlearned and `b` of m retrained values.
     """
     found = torch.arange(n + 1, dtype=torch.float64)[:, None] / n
     alarms = torch.arange(m + 1, dtype=torch.float64) / m
-    # Complements are taken from the counts, so that 0 is exact.
+    # 1 - found is computed from the counts by reversing them, so that it is exactly 0 where it should be.
     missed, quiet = found.flip(0), alarms.flip(0)
     return _epsilon(alarms, missed, delta).flatten(), _epsilon(quiet, found, delta).flatten()
 
@@ -141,9 +143,9 @@ def _epsilon(fpr: Tensor, fnr: Tensor, delta: float) -> Tensor:
 
 
 def _paths(unlearned: Tensor, retrained: Tensor) -> Tensor:
-    """int64 (examples, n + m + 1): how many values lie below each threshold, ascending, as places in a table.
+    """How many values lie below each threshold, as indices into a table of :func:`_tables`: int64 (samples, n + m + 1).
 
-    Between equal values there is no threshold: the next one above stands in.
+    Thresholds ascend. There is none between equal values: the next one above takes its place.
     """
     n, m = len(unlearned), len(retrained)
     values, order = torch.cat([unlearned, retrained]).T.sort(1)
@@ -156,10 +158,10 @@ def _paths(unlearned: Tensor, retrained: Tensor) -> Tensor:
 
 
 def _strongest(paths: Tensor, table: Tensor) -> Tensor:
-    """The largest entry (examples,) among all intervals between two thresholds."""
+    """The largest table entry (samples,) over all intervals between two thresholds."""
     thresholds = paths.shape[1]
     chunks = []
-    for rows in paths.split(EXAMPLES_AT_ONCE):
+    for rows in paths.split(CHUNK_SAMPLES):
         best = torch.zeros(len(rows), dtype=table.dtype)
         for i in range(thresholds - 1):
             places = rows[:, i + 1 :] - rows[:, i : i + 1]
@@ -169,15 +171,15 @@ def _strongest(paths: Tensor, table: Tensor) -> Tensor:
 
 
 def _of_the_competition(unlearned: Tensor, retrained: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
-    """Epsilon of one example, (n,) against (m,), by the attacks of the competition's code; 0-d."""
+    """Epsilon of one sample, (n,) against (m,), by the attacks of the competition's code; 0-d."""
     unlearned, retrained = unlearned.sort().values, retrained.sort().values
     ends = torch.stack([unlearned[[0, -1]], retrained[[0, -1]]])
     ranges = ends[:, 1] - ends[:, 0]
-    if ranges.min() < NARROW * ranges.max():
+    if ranges.min() < MIN_RANGE_RATIO * ranges.max():
         return torch.tensor(torch.inf, dtype=torch.float64)
 
     def strongest(table: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Of all intervals between two ends, which are included."""
+        """The largest entry over all intervals from `low` to `high`, both included."""
         a, b = (
             (torch.searchsorted(t, high, right=True) - torch.searchsorted(t, low)).clamp(min=0)
             for t in (unlearned, retrained)
@@ -185,14 +187,14 @@ def _of_the_competition(unlearned: Tensor, retrained: Tensor, inside: Tensor, ou
         return table[a * (len(retrained) + 1) + b].max()
 
     def grid(low: float, high: float) -> Tensor:
-        return torch.linspace(low, high, max(1, math.ceil((high - low) * PER_UNIT)), dtype=torch.float64)
+        return torch.linspace(low, high, max(1, math.ceil((high - low) * THRESHOLDS_PER_UNIT)), dtype=torch.float64)
 
     above = grid(ends.min().item(), ends.max().item())
     retrained_above = retrained.quantile(0.5) > unlearned.quantile(0.5)
     single = strongest(outside if retrained_above else inside, above, torch.tensor([torch.inf], dtype=above.dtype))
     narrower = int(ranges.argmin())
     start, end = ends[narrower].tolist()
-    high = grid(end - BUFFER, end + BUFFER)[:, None]
-    low = high - (end - start) + grid(-BUFFER, BUFFER)
+    high = grid(end - MAX_OFFSET, end + MAX_OFFSET)[:, None]
+    low = high - (end - start) + grid(-MAX_OFFSET, MAX_OFFSET)
     double = strongest(outside if narrower else inside, low, high)
     return torch.maximum(single, double)

@@ -1,4 +1,4 @@
-"""The likelihood ratio attack: membership inference by shadow models, example by example."""
+"""The likelihood ratio attack: membership inference by shadow models, sample by sample."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from unlearnx._checks import check_at_least_one
 from unlearnx._extras import extra
 
-LEVEL = 0.95  # of the confidence intervals
-FEW = 8  # models with or without an example: with fewer, all examples share one variance
-SMALLEST_DEVIATION = 1e-12  # of a Gaussian: shadow models may all agree
-COUNTS_AT_ONCE = 2**24  # entries of the bootstrap that are held in memory
+CONFIDENCE_LEVEL = 0.95  # of the intervals
+MIN_MODELS_FOR_OWN_VARIANCE = 8  # with and without a sample; with fewer models all samples share one variance
+MIN_DEVIATION = 1e-12  # standard deviation of a Gaussian where all shadow models agree
+MAX_BOOTSTRAP_ENTRIES = 2**24  # numbers that the bootstrap holds in memory at a time
 
 
 class Estimate(NamedTuple):
@@ -36,19 +36,19 @@ class LiRA:
     """What the likelihood ratio attack finds; :func:`lira` runs it.
 
     Attributes:
-        scores: float64 (M,), higher for examples that look like members. Online: logarithm of the likelihood ratio, in
-            nats. Offline: standard deviations above the mean of the models without the example.
+        scores: float64 (M,), higher for samples that look like members. Online: logarithm of the likelihood ratio, in
+            nats. Offline: standard deviations above the mean of the models without the sample.
         members: bool (M,), the truth.
         auc: area under the ROC curve; 0.5 where the attack does no better than guessing.
-        auc_interval: 95 % confidence interval of `auc`: percentiles of a bootstrap that draws as many members and as
-            many others as there are.
-        online: whether models with the example were used.
-        shared_variance: whether the Gaussians of all examples share one variance.
+        auc_interval: 95 % confidence interval of `auc`: percentiles of a bootstrap that resamples members and
+            non-members separately.
+        online: whether models with the sample were used.
+        shared_variance: whether the Gaussians of all samples share one variance.
 
     Example:
         >>> members = torch.arange(40) < 20
         >>> shadow_in = torch.rand(16, 40) < 0.5
-        >>> shadows = torch.randn(16, 40) + 2 * shadow_in  # confidences of 16 models, higher where they saw the example
+        >>> shadows = torch.randn(16, 40) + 2 * shadow_in  # confidences of 16 models, higher where they saw the sample
         >>> found = lira(torch.randn(40) + 2 * members, shadows, shadow_in, members, bootstrap=100)
         >>> found.tpr(0.1).low <= found.tpr(0.1).value
         True
@@ -62,10 +62,11 @@ class LiRA:
     shared_variance: bool
 
     def tpr(self, fpr: float) -> Estimate:
-        """Share of members that are found while at most a share `fpr` of the others is called a member.
+        """Share of members that are found while at most a share `fpr` of the non-members is called a member.
 
-        The interval is that of Clopper and Pearson for the threshold at hand. Fewer than ``1 / fpr`` examples that are
-        no members allow no false alarm at all: the result is then the share of members above all of them.
+        The interval is that of Clopper and Pearson, with the threshold taken as given. With fewer than ``1 / fpr``
+        non-members not one false alarm is allowed: the result is then the share of members that score above all of
+        them.
 
         Raises:
             ImportError: SciPy is missing; it comes with ``unlearnx[experiments]``.
@@ -79,7 +80,7 @@ class LiRA:
         alarms = math.floor(fpr * len(others) + 1e-9)  # 0.29 * 100 is a little less than 29
         threshold = others[alarms] if alarms < len(others) else -math.inf
         found = binomtest(int((own > threshold).sum()), len(own))
-        interval = found.proportion_ci(LEVEL, "exact")
+        interval = found.proportion_ci(CONFIDENCE_LEVEL, "exact")
         return Estimate(float(found.statistic), float(interval.low), float(interval.high))
 
 
@@ -94,26 +95,26 @@ def lira(
 ) -> LiRA:
     """The likelihood ratio attack of Carlini et al. on one model, from confidences under shadow models.
 
-    Gaussians are fitted to an example's confidences under the shadow models that were trained with it ("in") and
+    Gaussians are fitted to a sample's confidences under the shadow models that were trained with it ("in") and
     without it ("out"). The score is the logarithm of the ratio of their densities at the confidence under the attacked
-    model (online attack). Where an example is in no shadow model at all, only the "out" Gaussians are used, for every
-    example, so that scores stay comparable (offline attack; its score is monotone in the paper's ``1 - Pr[Z > c]``).
+    model (online attack). Where a sample is in no shadow model at all, only the "out" Gaussians are used, for every
+    sample, so that scores stay comparable (offline attack; its score is monotone in the paper's ``1 - Pr[Z > c]``).
 
-    Where any example has fewer than 8 models in or out, its own variance would be noise: all examples then share one
+    Where any sample has fewer than 8 models in or out, its own variance would be noise: all samples then share one
     for "in" and one for "out", the mean square of their deviations from their own means. (The published code takes the
-    variance of all confidences together, which counts the differences between examples, too.)
+    variance of all confidences together, which counts the differences between samples, too.)
 
     Args:
         confidence: logit confidences under the attacked model, (M,), see :func:`unlearnx.metrics.logit_confidence`.
         shadow_confidence: those under S shadow models, (S, M).
-        shadow_in: whether a shadow model was trained with an example, bool (S, M).
-        members: whether the attacked model is called right in calling the example a member, bool (M,): for unlearning,
-            True for the forget set and False for samples that no training saw.
-        bootstrap: resamplings for the interval of the AUC.
+        shadow_in: whether a shadow model was trained with a sample, bool (S, M).
+        members: which samples the attack should call members, bool (M,): for unlearning, True for the forget set and
+            False for samples that were never trained on.
+        bootstrap: number of resamples for the interval of the AUC.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, confidences are not finite, members are all or none, an example is in
+        ValueError: shapes or dtypes do not fit, confidences are not finite, members are all or none, a sample is in
             every shadow model, or no variance can be estimated.
 
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1.
@@ -121,7 +122,7 @@ def lira(
     Example:
         >>> members = torch.arange(40) < 20
         >>> shadow_in = torch.rand(16, 40) < 0.5
-        >>> shadows = torch.randn(16, 40) + 2 * shadow_in  # confidences of 16 models, higher where they saw the example
+        >>> shadows = torch.randn(16, 40) + 2 * shadow_in  # confidences of 16 models, higher where they saw the sample
         >>> found = lira(torch.randn(40) + 2 * members, shadows, shadow_in, members, bootstrap=100)
         >>> found.online, found.auc > 0.7
         (True, True)
@@ -132,10 +133,10 @@ def lira(
     shadow_in, members = shadow_in.cpu(), members.cpu()
     least_in, least_out = int(shadow_in.sum(0).min()), int((~shadow_in).sum(0).min())
     if least_out == 0:
-        example = int((~shadow_in).sum(0).argmin())
-        raise ValueError(f"shadow_in: example {example} is in every shadow model, expected at least one without it")
+        sample = int((~shadow_in).sum(0).argmin())
+        raise ValueError(f"shadow_in: sample {sample} is in every shadow model, expected at least one without it")
     online = least_in > 0
-    shared = (min(least_in, least_out) if online else least_out) < FEW
+    shared = (min(least_in, least_out) if online else least_out) < MIN_MODELS_FOR_OWN_VARIANCE
     z_out, log_deviation_out = _standardised(own, shadow, ~shadow_in, shared)
     scores = z_out
     if online:
@@ -147,7 +148,7 @@ def lira(
 
 def _check(confidence: Tensor, shadow_confidence: Tensor, shadow_in: Tensor, members: Tensor) -> None:
     if shadow_confidence.dim() != 2 or 0 in shadow_confidence.shape:
-        raise ValueError(f"shadow_confidence: has shape {list(shadow_confidence.shape)}, expected (models, examples)")
+        raise ValueError(f"shadow_confidence: has shape {list(shadow_confidence.shape)}, expected (models, samples)")
     expected = {"confidence": shadow_confidence.shape[1:], "members": shadow_confidence.shape[1:]}
     expected["shadow_in"] = shadow_confidence.shape
     for name, t in (("confidence", confidence), ("members", members), ("shadow_in", shadow_in)):
@@ -161,19 +162,21 @@ def _check(confidence: Tensor, shadow_confidence: Tensor, shadow_in: Tensor, mem
             raise ValueError(f"{name}: is {t.dtype}, expected bool")
     for name, t in (("confidence", confidence), ("shadow_confidence", shadow_confidence)):
         if not t.isfinite().all():
-            raise ValueError(f"{name}: has values that are NaN or infinite")
+            raise ValueError(f"{name}: has values that are NaN or infinite, expected finite confidences")
     if members.all() or not members.any():
-        raise ValueError(f"members: holds {int(members.sum())} of {len(members)}, expected some, not all")
+        raise ValueError(
+            f"members: holds {int(members.sum())} of {len(members)}, expected at least one member and one non-member"
+        )
 
 
 def _standardised(confidence: Tensor, shadow: Tensor, chosen: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
-    """Of every example: deviations above the mean of its chosen models, and the logarithm of their standard deviation.
+    """For each sample, how many standard deviations it is above the mean of its chosen models, and their logarithm.
 
     Args:
         confidence: (M,) float64.
         shadow: (S, M) float64.
         chosen: (S, M) bool.
-        shared: one variance for all examples.
+        shared: whether all samples share one variance.
     """
     count = chosen.sum(0)
     mean = shadow.where(chosen, 0).sum(0) / count
@@ -181,13 +184,11 @@ def _standardised(confidence: Tensor, shadow: Tensor, chosen: Tensor, shared: bo
     if shared:
         freedom = int((count - 1).sum())
         if freedom == 0:
-            raise ValueError(
-                "shadow_in: no example has two models of a kind, expected some to estimate a variance from"
-            )
+            raise ValueError("shadow_in: no sample has two models with it or two without it, which a variance needs")
         variance = (squares.sum() / freedom).expand_as(squares)
     else:
         variance = squares / (count - 1)
-    deviation = variance.sqrt().clamp(min=SMALLEST_DEVIATION)
+    deviation = variance.sqrt().clamp(min=MIN_DEVIATION)
     return (confidence - mean) / deviation, deviation.log()
 
 
@@ -197,7 +198,7 @@ def _auc(scores: Tensor, members: Tensor, bootstrap: int, seed: int) -> tuple[fl
     own, others = place[members], place[~members]
 
     def area(own: Tensor, others: Tensor) -> Tensor:
-        """Of resamplings (B, members), (B, others): places among the sorted values."""
+        """Areas (B,) of B resamples, given as indices into the sorted values, (B, members) and (B, others)."""
         counts = [torch.zeros(len(t), len(values), dtype=torch.float64) for t in (own, others)]
         for count, t in zip(counts, (own, others), strict=True):
             count.scatter_add_(1, t, torch.ones(t.shape, dtype=torch.float64))
@@ -209,12 +210,14 @@ def _auc(scores: Tensor, members: Tensor, bootstrap: int, seed: int) -> tuple[fl
     def resampled(t: Tensor, times: int) -> Tensor:
         return t[torch.randint(len(t), (times, len(t)), generator=generator)]
 
-    step = max(1, COUNTS_AT_ONCE // len(values))
+    step = max(1, MAX_BOOTSTRAP_ENTRIES // len(values))
     areas = torch.cat(
         [
             area(resampled(own, times), resampled(others, times))
             for times in (min(step, bootstrap - start) for start in range(0, bootstrap, step))
         ]
     )
-    low, high = areas.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
+    low, high = areas.quantile(
+        torch.tensor([(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2], dtype=torch.float64)
+    ).tolist()
     return float(area(own[None], others[None])), (low, high)

@@ -12,10 +12,12 @@ from unlearnx._data import Data
 from unlearnx._extras import extra
 from unlearnx.metrics.outputs import each_batch, log_probabilities, of_labels
 
-FOLDS = 10
-FEWEST = 10  # samples of each set that the attack is cross-validated on
-MOST_APART = 4000  # samples that the SVM is fitted to one by one; its time grows with their square
-DIGITS = 4  # of the confidences of more: the kernel is far too smooth to see the others
+CROSS_VALIDATION_SPLITS = 10
+MIN_CROSS_VALIDATION_SAMPLES = 10  # in each set
+MAX_UNROUNDED_SAMPLES = (
+    4000  # with more, equal confidences are merged: the SVM's time grows with the square of their number
+)
+ROUNDED_DECIMALS = 4  # that confidences are rounded to before; the SVM's kernel is far too smooth to see the rest
 
 Feature = Callable[[Tensor, Tensor], Tensor]  # log-probabilities (N, classes), labels (N,) -> (N,)
 
@@ -31,34 +33,33 @@ def mia(
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> float:
-    """A membership inference attack on the forget set. Three things that measure differently go by this name.
+    """A membership inference attack on the forget set, in [0, 1]. Three different measures go by this name.
 
-    - ``"salun"``: share of the forget set that is called a NON-member, by an SVM (RBF kernel, C = 3, gamma = 1) on the
+    - ``"salun"``: share of the forget set that is called a NON-member by an SVM (RBF kernel, C = 3, gamma = 1) on the
       softmax probability of the label, fitted to tell `retain` from `test`; the larger of these two is subsampled to
-      the size of the other. With more than 4,000 samples together, it is fitted to probabilities of four digits. Ideal:
-      as of a retrained model; high.
-    - ``"ssd"``: share of the forget set that is called a MEMBER, by a logistic regression with balanced classes on the
-      entropy of the prediction, fitted to tell `retain` from `test`. Ideal: as of a retrained model; low.
+      the size of the other. With more than 4,000 samples in total, probabilities are rounded to four decimals to keep
+      the fit fast. Ideal: the value of a retrained model, which is high.
+    - ``"ssd"``: share of the forget set that is called a MEMBER by a logistic regression with balanced classes on the
+      entropy of the prediction, fitted to tell `retain` from `test`. Ideal: the value of a
+      retrained model, which is low.
     - ``"starter_kit"``: accuracy of a logistic regression on the cross-entropy in telling `forget` from `test`, mean of
       ten stratified random splits with 10 % held out; the larger set is subsampled to the size of the other. Ideal:
       0.5, no better than guessing.
 
-    Results are in [0, 1].
-
     Args:
         model: maps x to class scores (N, classes).
-        forget: pairs (x, y) that the model is to have forgotten.
-        retain: pairs that it was trained on and is to keep; ``"starter_kit"`` does not read them.
+        forget: pairs (x, y) that the model should have forgotten.
+        retain: pairs that it was trained on and should still know; ``"starter_kit"`` does not read them.
         test: pairs that it was never trained on. Where the forget set is a class, use test samples of that class for
-            ``"starter_kit"``: the attack tells any two classes apart, forgotten or not.
+            ``"starter_kit"``: otherwise the attack only tells the classes apart.
         protocol: which attack.
         seed: of subsampling and splits.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
         ImportError: scikit-learn is missing; it comes with ``unlearnx[experiments]``.
-        ValueError: the protocol is unknown, output or labels have another shape, scores are not finite, or there are
+        ValueError: the protocol is unknown, output or labels have the wrong shape, scores are not finite, or there are
             fewer than ten samples to cross-validate on.
 
     Source: public code of Fan et al., "SalUn", ICLR 2024 (``SVC_MIA``, "confidence"); of Foster et al., "Fast Machine
@@ -81,7 +82,7 @@ def mia(
 
         values = torch.cat(each_batch((model,), data, batch_size, autocast, measure))
         if not values.isfinite().all():
-            raise ValueError(f"{name}: labels have probability 0, expected a finite loss")
+            raise ValueError(f"{name}: some labels have probability 0 and an infinite loss, expected finite losses")
         return values.numpy()[:, None]
 
     return attack(read, forget, retain, test, seed)
@@ -100,7 +101,7 @@ def _loss(log_p: Tensor, y: Tensor) -> Tensor:
     return -of_labels(log_p, y)
 
 
-Read = Callable[[str, Data], np.ndarray]  # name and data of a set -> the feature of its samples (N, 1)
+Read = Callable[[str, Data], np.ndarray]  # name and data of a set -> the feature of each of its samples, (N, 1)
 
 
 def _salun(read: Read, forget: Data, retain: Data, test: Data, seed: int) -> float:
@@ -109,8 +110,8 @@ def _salun(read: Read, forget: Data, retain: Data, test: Data, seed: int) -> flo
     members, others = _equally_many(read("retain", retain), read("test", test), seed)
     x, y = _labelled(members, others)
     weight: np.ndarray = np.ones(len(x))
-    if len(x) > MOST_APART:  # equal samples count as one of their weight
-        rows, weight = np.unique(np.column_stack([x.round(DIGITS), y]), axis=0, return_counts=True)
+    if len(x) > MAX_UNROUNDED_SAMPLES:  # equal samples are merged into one, with their number as its weight
+        rows, weight = np.unique(np.column_stack([x.round(ROUNDED_DECIMALS), y]), axis=0, return_counts=True)
         x, y = rows[:, :1], rows[:, 1]
     svm = SVC(C=3, gamma="auto", kernel="rbf").fit(x, y, sample_weight=weight)
     return 1 - float(svm.predict(read("forget", forget)).mean())
@@ -129,9 +130,11 @@ def _starter_kit(read: Read, forget: Data, retain: Data, test: Data, seed: int) 
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
     forgotten, unseen = _equally_many(read("forget", forget), read("test", test), seed)
-    if len(forgotten) < FEWEST:
-        raise ValueError(f"forget, test: the smaller has {len(forgotten)} samples, expected at least {FEWEST}")
-    splits = StratifiedShuffleSplit(n_splits=FOLDS, random_state=seed)
+    if len(forgotten) < MIN_CROSS_VALIDATION_SAMPLES:
+        raise ValueError(
+            f"forget, test: the smaller has {len(forgotten)} samples, expected at least {MIN_CROSS_VALIDATION_SAMPLES}"
+        )
+    splits = StratifiedShuffleSplit(n_splits=CROSS_VALIDATION_SPLITS, random_state=seed)
     x, y = _labelled(forgotten, unseen)
     return float(cross_val_score(LogisticRegression(), x, y, cv=splits, scoring="accuracy").mean())
 
@@ -144,7 +147,7 @@ _PROTOCOLS: dict[str, tuple[Feature, Callable[..., float]]] = {
 
 
 def _equally_many(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both, the larger one subsampled to the size of the other."""
+    """Both arrays, the larger one subsampled to the size of the other."""
     rng, n = np.random.default_rng(seed), min(len(a), len(b))
     a, b = (rows if len(rows) == n else rows[rng.choice(len(rows), n, replace=False)] for rows in (a, b))
     return a, b

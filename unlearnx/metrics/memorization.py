@@ -1,4 +1,4 @@
-"""Does a model of characters know a text by heart? Log-perplexities, completions and exposure."""
+"""Has a character model memorised a text? Log-perplexity, completions and exposure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from unlearnx._progress import progress_bar
 from unlearnx.data.text import Alphabet
 from unlearnx.metrics.skew_normal import SkewNormal
 
-BATCH_SIZE = 2048  # rows a step: their states stay in the caches of a processor
-FEWEST_SAMPLES = 100  # that a distribution is fitted to
-MOST_FITTED = 200_000  # samples that a distribution is fitted to: more would take longer than they are worth
-MOST_RANKED = 10**7  # candidates
-KEY_BITS = 62  # of the integers that candidates are sorted by
+BATCH_SIZE = 2048  # texts in one step: few enough for their states to stay in a processor's caches
+MIN_FIT_SAMPLES = 100  # random candidates that a distribution is fitted to
+MAX_FIT_SAMPLES = 200_000  # more would take longer and hardly change the fit
+MAX_RANKED_CANDIDATES = 10**7  # that are ranked one by one
+SORT_KEY_BITS = 62  # of the int64 keys that candidates are sorted by
 
 State = tuple[Tensor, ...]
 
 
 class CharacterModel(Protocol):
-    """What these measures ask of a module, as :class:`unlearnx.models.CharacterLSTM` has it.
+    """What these measures need of a module; :class:`unlearnx.models.CharacterLSTM` is one.
 
     Attributes:
         alphabet: translates between text and codes.
@@ -45,11 +45,11 @@ class CharacterModel(Protocol):
 
         Args:
             x: codes, int64 (N, T).
-            state: what the model keeps of the text before, any number of tensors with samples along dimension 1, such
-                as the (h, c) of :class:`torch.nn.LSTM`; None at the beginning of a text.
+            state: what the model remembers of the text before x: any number of tensors with the samples along dimension
+                1, such as the (h, c) of :class:`torch.nn.LSTM`; None at the beginning of a text.
 
         Returns:
-            Scores (N, V, T) of the character after each of those in x, and the state after the last one.
+            Scores (N, V, T) for the character that follows each character of x, and the state after the last one.
         """
 
 
@@ -64,16 +64,17 @@ def log_perplexity(model: nn.Module, prefix: str | Tensor, text: str | Tensor, *
         model: a :class:`CharacterModel`.
         prefix: what comes before, a string or codes (T,).
         text: a string, or codes int64 (N, L) of several texts of one length.
-        feed: what the model reads while it is scored. ``"text"``: the text. ``"argmax"``: the characters that it finds
-            most likely itself, as in the public code of Warnecke et al., "Machine Unlearning of Features and Labels",
-            NDSS 2023. That is the probability of no text: after the first character that the model would not have
-            chosen, the others are scored behind a text that is not theirs. For comparison with published numbers only.
+        feed: what the model reads while the text is scored. ``"text"``: the text itself. ``"argmax"``: the characters
+            that the model finds most likely, as in the public code of Warnecke et al., "Machine Unlearning of Features
+            and Labels", NDSS 2023. This is not the probability of the text: from the first character on that the model
+            would not have chosen, it reads another text than the one scored. For comparison with published numbers
+            only.
 
     Returns:
-        A number for a string, float64 (N,) on the CPU for codes.
+        A number for a string; float64 (N,) on the CPU for codes.
 
     Raises:
-        TypeError: the model is no :class:`CharacterModel`.
+        TypeError: the model is not a :class:`CharacterModel`.
         ValueError: prefix or text is empty or holds unknown characters, or scores are not finite.
 
     Source: Carlini et al., "The Secret Sharer", USENIX Security 2019, definition 1.
@@ -96,10 +97,10 @@ def log_perplexity(model: nn.Module, prefix: str | Tensor, text: str | Tensor, *
 
 
 def complete(model: nn.Module, prefix: str | Tensor, length: int) -> str:
-    """What the model writes after `prefix`: `length` characters, each the likeliest after those before.
+    """What the model writes after `prefix`: `length` characters, each the most likely one after those before it.
 
     Raises:
-        TypeError: the model is no :class:`CharacterModel`.
+        TypeError: the model is not a :class:`CharacterModel`.
         ValueError: the prefix is empty or holds unknown characters, or scores are not finite.
 
     Example:
@@ -116,18 +117,18 @@ def complete(model: nn.Module, prefix: str | Tensor, length: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """How far a canary stands out from the other texts of its kind; :func:`exposure` finds it.
+    """How much likelier a canary is than other texts of its kind; :func:`exposure` measures it.
 
     Attributes:
-        bits: the exposure, from 0 to `space_bits` where it is exact; an estimate may exceed that.
+        bits: the exposure, from 0 to `space_bits` where it is exact; an estimate may be larger.
         log_perplexity: log-perplexity of the canary, in bits.
-        rank: of the canary among all candidates by log-perplexity, 1 for the likeliest; an estimate may be below 1.
+        rank: of the canary among all candidates by log-perplexity, 1 for the most likely; an estimate may be below 1.
         space_bits: log2 of the number of candidates.
         exact: whether all candidates were ranked.
-        sampled: log-perplexities of the candidates that were looked at, float64.
-        fit: distribution that the estimate comes from, None where it is exact.
-        fit_distance: Kolmogorov-Smirnov distance of `sampled` from `fit`, which tells how far to trust the estimate;
-            None where it is exact.
+        sampled: log-perplexities of the candidates that were scored, in bits, float64.
+        fit: distribution that the estimate comes from; None where the exposure is exact.
+        fit_distance: Kolmogorov-Smirnov distance of `sampled` from `fit`: the smaller, the better the estimate; None
+            where the exposure is exact.
 
     Example:
         >>> model = CharacterLSTM("number: 0123456789", hidden=8)
@@ -147,10 +148,10 @@ class Exposure:
 
     @property
     def lower_bound(self) -> float:
-        """What the exposure is at least, in bits.
+        """A lower bound of the exposure, in bits, that needs no estimate.
 
-        Candidates as likely as the canary have the probability ``2^-b`` each, where b is its log-perplexity in bits.
-        There are ``2^b`` of them at most, for their probabilities sum to 1 at most.
+        Every candidate at least as likely as the canary has a probability of at least ``2^-b``, where b is the canary's
+        log-perplexity in bits. Probabilities sum to at most 1, so there are at most ``2^b`` such candidates.
         """
         return max(0.0, self.space_bits - math.log2(max(1, math.floor(2 ** min(self.log_perplexity, self.space_bits)))))
 
@@ -166,24 +167,24 @@ def exposure(
     batch_size: int = BATCH_SIZE,
     progress: bool = False,
 ) -> Exposure:
-    """Exposure of a canary: ``log2(candidates) - log2(rank)``, its rank by its log-perplexity after `prefix`.
+    """Exposure of a canary: ``log2(candidates) - log2(rank)``, ranked by log-perplexity after `prefix`.
 
-    Candidates are all texts of the canary's length in an alphabet. The share of them that is at least as likely as the
-    canary is estimated by a skew-normal distribution fitted to the log-perplexities of random candidates.
+    Candidates are all texts of the canary's length over an alphabet. The share of them that is at least as likely as
+    the canary is estimated by a skew-normal distribution fitted to the log-perplexities of random candidates.
 
     Args:
         model: a :class:`CharacterModel`.
         prefix: what comes before the canary, a string or codes (T,).
-        canary: the text that may have been memorised.
+        canary: text that may have been memorised.
         alphabet: characters that candidates are made of, such as ``"0123456789"``.
         samples: random candidates, drawn with repetition; the first 200,000 of them are fitted. None ranks all
             candidates instead.
         seed: of the random candidates.
-        batch_size: rows that the model reads at a time.
+        batch_size: texts that the model reads in one step.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Raises:
-        TypeError: the model is no :class:`CharacterModel`.
+        TypeError: the model is not a :class:`CharacterModel`.
         ValueError: the canary is empty or not among the candidates; the alphabet repeats characters, has fewer than two
             or some that the model does not know; there are too few samples, or too many candidates to rank; the prefix
             is empty or holds unknown characters; scores are not finite.
@@ -197,14 +198,14 @@ def exposure(
         True
     """
     check_at_least_one(batch_size=batch_size)
-    if samples is not None and samples < FEWEST_SAMPLES:
-        raise ValueError(f"samples is {samples}, expected at least {FEWEST_SAMPLES}, or None to rank all candidates")
+    if samples is not None and samples < MIN_FIT_SAMPLES:
+        raise ValueError(f"samples is {samples}, expected at least {MIN_FIT_SAMPLES}, or None to rank all candidates")
     reader = _reader(model)
     letters, own = _letters(canary, alphabet, reader.alphabet)
     space = len(letters) ** len(own)
-    if samples is None and space > MOST_RANKED:
+    if samples is None and space > MAX_RANKED_CANDIDATES:
         raise ValueError(
-            f"samples is None, but there are {space:,} candidates to rank, expected at most {MOST_RANKED:,}"
+            f"samples is None, but there are {space:,} candidates to rank, expected at most {MAX_RANKED_CANDIDATES:,}"
         )
     with evaluating(model) as model, progress_bar("exposure", samples or space, progress) as advance:
         reader = _reader(model)
@@ -218,7 +219,7 @@ def exposure(
             return torch.cat(found)
 
         if samples is None:
-            return _ranked(bits(_all_candidates(len(letters), len(own), batch_size)), _number(own, len(letters)))
+            return _ranked(bits(_all_candidates(len(letters), len(own), batch_size)), _index_of(own, len(letters)))
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(len(letters), (samples, len(own)), generator=generator)
         order = _lexicographic(drawn, len(letters))
@@ -228,21 +229,22 @@ def exposure(
 
 
 def _ranked(bits: Tensor, canary: int) -> Exposure:
-    """From the log-perplexities of all candidates and the number of the canary among them."""
+    """The exact exposure, from the log-perplexities of all candidates and the index of the canary among them."""
     own, space_bits = bits[canary], math.log2(len(bits))
     rank = int((bits < own).sum()) + 1
     return Exposure(space_bits - math.log2(rank), own.item(), rank, space_bits, True, bits)
 
 
 def _estimated(sampled: Tensor, own: float, space_bits: float) -> Exposure:
-    fitted = sampled[:MOST_FITTED]
+    """The estimated exposure, from the log-perplexities of random candidates and that of the canary, `own`."""
+    fitted = sampled[:MAX_FIT_SAMPLES]
     fit = SkewNormal.fit(fitted)
     bits = -fit.log_cdf(torch.tensor(own, dtype=torch.float64)).item() / math.log(2)
     return Exposure(bits, own, 2 ** (space_bits - bits), space_bits, False, sampled, fit, fit.distance(fitted))
 
 
 class _Beginning:
-    """A prefix that a model has read once, from which any number of texts go on."""
+    """A prefix that a model has read once, after which any number of texts can be scored."""
 
     def __init__(self, model: CharacterModel, device: torch.device, prefix: str | Tensor):
         self._model, self._device = model, device
@@ -250,18 +252,20 @@ class _Beginning:
         scores, self._state = model.advance(codes.to(device))
         expected = [1, len(model.alphabet), codes.shape[1]]
         if list(scores.shape) != expected:
-            raise ValueError(f"model: advance gave scores of shape {list(scores.shape)}, expected {expected}")
+            raise ValueError(f"model: advance returned scores of shape {list(scores.shape)}, expected {expected}")
         self._logs = _log_probabilities(scores)
 
     def bits(self, codes: Tensor) -> Tensor:
-        """Log-perplexities, float64 (N,) on the CPU, of texts, codes (N, L).
+        """Log-perplexities of texts, given as codes (N, L), after the prefix: float64 (N,) on the CPU, in bits.
 
-        A beginning that consecutive texts share is run once for all of them: sorted texts cost least. After their last
-        characters nothing is run at all.
+        Consecutive texts that begin alike are run as one until they differ, so sorted texts cost least. The model need
+        not read their last characters.
         """
         codes = codes.to(self._device)
         total = torch.zeros(len(codes), dtype=torch.float64, device=self._device)
-        node = torch.zeros(len(codes), dtype=torch.int64, device=self._device)  # the beginning that each text has
+        node = torch.zeros(
+            len(codes), dtype=torch.int64, device=self._device
+        )  # which of the distinct beginnings each text has
         state, logs = self._state, self._logs
         for j, character in enumerate(codes.unbind(1)):
             if j:
@@ -275,7 +279,7 @@ class _Beginning:
         return _finite(total.cpu() / math.log(2))
 
     def bits_along_own_text(self, codes: Tensor) -> Tensor:
-        """Negative binary logarithms of the texts' characters, summed, while the model reads a text of its own."""
+        """As :meth:`bits`, but the model reads the characters that it finds most likely instead of the texts."""
         total = torch.zeros(len(codes), dtype=torch.float64)
         state, logs = self._state, self._logs
         for j, character in enumerate(codes.unbind(1)):
@@ -285,7 +289,7 @@ class _Beginning:
         return _finite(total / math.log(2))
 
     def own_text(self, length: int) -> Tensor:
-        """The characters that are likeliest, one after the other, codes (1, length)."""
+        """The text of the most likely characters, one after the other, codes (1, length)."""
         state, logs = self._state, self._logs
         chosen = [_finite(logs).argmax(1)]
         for _ in range(length - 1):
@@ -294,13 +298,13 @@ class _Beginning:
         return torch.stack(chosen, 1)
 
     def _step(self, characters: Tensor, state: State) -> tuple[State, Tensor]:
-        """Read one character (N,) from each of N states: the states after it, log-probabilities (N, V) of the next."""
+        """Read one character (N,) in each of N states; returns the states and log-probabilities (N, V) after it."""
         scores, state = self._model.advance(characters[:, None], state)
         return state, _log_probabilities(scores)
 
 
 def _rows(state: State, rows: Tensor) -> State:
-    # As many rows as states means each of them once, in order: every beginning goes on.
+    # As many rows as there are states means all of them, in order.
     return state if len(rows) == state[0].shape[1] else tuple(t.index_select(1, rows) for t in state)
 
 
@@ -312,7 +316,7 @@ def _log_probabilities(scores: Tensor) -> Tensor:
 
 def _finite(values: Tensor) -> Tensor:
     if not values.isfinite().all():
-        raise ValueError("model: gave probabilities that are NaN or zero, expected finite scores")
+        raise ValueError("model: returned probabilities that are NaN or zero, expected finite scores")
     return values
 
 
@@ -327,7 +331,7 @@ def _reader(model: nn.Module) -> CharacterModel:
 
 
 def _codes(name: str, text: str | Tensor, alphabet: Alphabet) -> Tensor:
-    """Codes (N, L) of a text, or of several that are codes already."""
+    """Codes (N, L) of a text (then N is 1), or the codes given, checked."""
     if isinstance(text, str):
         try:
             codes = alphabet.encode(text)[None]
@@ -346,7 +350,7 @@ def _codes(name: str, text: str | Tensor, alphabet: Alphabet) -> Tensor:
 
 
 def _letters(canary: str, characters: str, alphabet: Alphabet) -> tuple[Tensor, Tensor]:
-    """Codes of the characters that candidates are made of, and the places of the canary's among them."""
+    """Codes of the characters that candidates are made of, and the canary as indices into them."""
     if len(characters) < 2 or len(set(characters)) < len(characters):
         raise ValueError(f"alphabet is {characters!r}, expected at least two characters, each once")
     if not canary:
@@ -358,8 +362,8 @@ def _letters(canary: str, characters: str, alphabet: Alphabet) -> tuple[Tensor, 
     return letters, torch.tensor([characters.index(c) for c in canary])
 
 
-def _number(digits: Tensor, base: int) -> int:
-    """The number that digits (L,) of a base write, which is their place among all such rows."""
+def _index_of(digits: Tensor, base: int) -> int:
+    """Index of a candidate among all candidates in ascending order: the number that its digits (L,) write."""
     number = 0
     for digit in digits.tolist():
         number = number * base + digit
@@ -367,9 +371,9 @@ def _number(digits: Tensor, base: int) -> int:
 
 
 def _all_candidates(base: int, length: int, batch_size: int) -> Iterator[Tensor]:
-    """Every row of `length` digits of a base, ascending, in chunks (N, length).
+    """All candidates, rows of `length` digits, ascending, in chunks (N, length).
 
-    A chunk has `batch_size` beginnings at most: they leave out the last digit, after which nothing is run.
+    A chunk has at most `batch_size` rows that differ before the last digit, which the model need not read.
     """
     places = base ** torch.arange(length - 1, -1, -1)
     for start in range(0, base**length, batch_size * base):
@@ -378,8 +382,8 @@ def _all_candidates(base: int, length: int, batch_size: int) -> Iterator[Tensor]
 
 
 def _lexicographic(rows: Tensor, base: int) -> Tensor:
-    """The order (N,) that sorts rows (N, L) of digits of a base, the first digit counting most."""
-    per_key = max(1, int(KEY_BITS / math.log2(base)))
+    """The order (N,) that sorts rows (N, L) of digits like numbers of that base."""
+    per_key = max(1, int(SORT_KEY_BITS / math.log2(base)))
     order = torch.arange(len(rows))
     for columns in reversed(rows.split(per_key, 1)):
         key = columns @ base ** torch.arange(columns.shape[1] - 1, -1, -1)

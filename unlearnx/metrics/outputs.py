@@ -1,4 +1,4 @@
-"""What a model says of labelled data: its outputs batch by batch, probabilities, confidences."""
+"""Outputs of models on labelled data, batch by batch, and the probabilities and confidences they imply."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def each_batch(
     autocast: torch.dtype | None,
     measure: Callable[..., T],
 ) -> list[T]:
-    """What `measure(*outputs, y)` gives for every batch, in one pass over the data that all models share.
+    """The results of ``measure(*outputs, y)`` for every batch, in one pass over the data for all models.
 
-    The models run in eval mode; outputs and labels are on the device of the first one.
+    The models run in eval mode. Outputs and labels are on the device of the first model.
     """
     device = model_device(models[0])
 
@@ -46,24 +46,24 @@ def log_probabilities(output: Tensor) -> Tensor:
     """Logarithms of the softmax of scores (N, classes), float64; a score of -inf stands for probability 0.
 
     Raises:
-        ValueError: the output has another shape, or scores are NaN or +inf.
+        ValueError: the output has the wrong shape, or scores are NaN or +inf.
     """
     if output.dim() != 2 or output.shape[1] < 2:
         raise ValueError(
-            f"model: gave an output of shape {list(output.shape)}, expected scores (N, classes) of at least two classes"
+            f"model: returned an output of shape {list(output.shape)}, expected scores (N, classes), classes >= 2"
         )
     scores = output.double()
     logs = scores.log_softmax(1)
     if logs.isnan().any():
-        raise ValueError("model: gave scores that are NaN or infinite, expected finite ones")
+        raise ValueError("model: returned scores that are NaN or infinite, expected finite scores")
     return logs
 
 
 def of_labels(values: Tensor, y: Tensor) -> Tensor:
-    """The entry (N,) of every row of `values` (N, classes) that belongs to its label.
+    """The entry of each row of `values` (N, classes) at its label, (N,).
 
     Raises:
-        ValueError: the labels are no class indices (N,), or out of range.
+        ValueError: the labels are not class indices (N,), or out of range.
     """
     if y.shape != values.shape[:1] or y.is_floating_point():
         raise ValueError(f"data: labels are {y.dtype} of shape {list(y.shape)}, expected class indices (N,)")
@@ -76,16 +76,16 @@ def of_labels(values: Tensor, y: Tensor) -> Tensor:
 def probabilities(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """Softmax of the scores of every sample, float32 (N, classes) on the CPU, in the order in which the data came.
+    """Softmax of the scores of every sample, float32 (N, classes) on the CPU, in the order of the data.
 
     Args:
         model: maps x to class scores (N, classes).
         data: pairs (x, y); the labels are not read.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
-        ValueError: the output has another shape, or scores are not finite.
+        ValueError: the output has the wrong shape, or scores are not finite.
 
     Example:
         >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
@@ -102,11 +102,12 @@ def logit_confidence(
 ) -> Tensor:
     """Logit of the probability of every label, ``ln(p_y / (1 - p_y))`` in nats, float64 (N,) on the CPU.
 
-    It is near-normal over models trained alike, which probabilities and losses are not, and does not saturate: it comes
-    from log-probabilities, where ``1 - p_y`` would round to 0. Arguments as for :func:`probabilities`.
+    Over models trained alike it is close to normally distributed, which probabilities and losses are not. It is
+    computed from log-probabilities, so it stays exact where ``1 - p_y`` would round to 0. Arguments as for
+    :func:`probabilities`.
 
     Raises:
-        ValueError: output or labels have another shape, labels are out of range, or scores are not finite.
+        ValueError: output or labels have the wrong shape, labels are out of range, or scores are not finite.
 
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, section IV-C.
 

@@ -1,4 +1,4 @@
-"""Forgetting too much: a model that is worse on the forget set than one that never saw it gives the set away."""
+"""Forgetting too much: a model that is worse on the forget set than one that never saw it reveals the set."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def over_forgetting(
 ) -> str | None:
     """A warning where a model is significantly less accurate on the forget set than a retrained one, else None.
 
-    Such samples stand out by their errors, which reveals what was forgotten (the Streisand effect). The test is that of
-    McNemar, exact and one-sided: of the samples that only one of the models classifies correctly, too many are the
-    retrained model's.
+    The errors then reveal which samples were forgotten (the Streisand effect). The test is McNemar's, exact and
+    one-sided: among the samples that only one of the two models gets right, are there significantly more that only the
+    retrained one gets right?
 
     Args:
         model: the unlearned model; maps x to class scores (N, classes) or (N, classes, ...).
         retrained: a model that never saw the forget set.
         forget: pairs (x, y).
-        confidence: of the test, 1 - its level of significance.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+        confidence: 1 minus the significance level of the test.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
         ImportError: SciPy is missing; it comes with ``unlearnx[experiments]``.
@@ -63,6 +63,6 @@ def over_forgetting(
         return None
     return (
         f"The model gets {own.double().mean():.1%} of the forget set right, a retrained one "
-        f"{other.double().mean():.1%} (McNemar's exact test on {len(own)} samples: p = {p:.2g}): it forgot more than "
-        "never having seen them explains, and they stand out by their errors."
+        f"{other.double().mean():.1%} (McNemar's exact test on {len(own)} samples: p = {p:.2g}). It forgot too much: "
+        "its errors reveal which samples were forgotten."
     )

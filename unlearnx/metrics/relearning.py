@@ -1,4 +1,4 @@
-"""How fast a model learns again what it was to forget."""
+"""How fast a model relearns what it should have forgotten."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from unlearnx.metrics.classification import mean_loss
 
 @dataclass(frozen=True)
 class RelearnTime:
-    """Steps of training after which the forget set is known again; :func:`relearn_time` counts them.
+    """Training steps until the forget set is known again; :func:`relearn_time` counts them.
 
     Attributes:
-        steps: of the unlearned model; infinite where the limit of steps was not enough.
+        steps: of the unlearned model; infinite where the limit of steps was too low.
         reference_steps: of the retrained model, likewise.
 
     Example:
@@ -36,10 +36,10 @@ class RelearnTime:
 
     @property
     def ratio(self) -> float:
-        """``steps / reference_steps``: about 1 is good, less tells that something was kept.
+        """``steps / reference_steps``: about 1 is good; less shows that something was kept.
 
-        1 where neither model needs a step, infinite where only the retrained one needs none, NaN where the retrained
-        model did not get there, which leaves nothing to compare with.
+        It is 1 where neither model needs a step, infinite where only the retrained model needs none, and NaN where the
+        retrained model did not relearn the set within the limit, so that there is nothing to compare with.
         """
         if math.isinf(self.reference_steps):
             return math.nan
@@ -62,28 +62,28 @@ def relearn_time(
     seed: int = 0,
     autocast: torch.dtype | None = None,
 ) -> RelearnTime:
-    """Steps of Adam on the forget set until its loss is that of the original model again, unlearned against retrained.
+    """Steps of Adam until the loss on the forget set is down to the original model's, unlearned against retrained.
 
-    Copies of both models are trained on the same batches in the same order, every parameter of them. They are in eval
-    mode, so that BatchNorm keeps its statistics, however small the batches, and dropout is off. The loss on the whole
-    forget set is taken before the first step and after each: a subset of a large forget set will do.
+    All parameters of copies of both models are trained, on the same batches in the same order. The copies are in eval
+    mode: BatchNorm keeps its statistics, even with small batches, and dropout is off. The loss on the whole forget set
+    is measured before the first step and after each; of a large forget set a subset is enough.
 
-    The published measures differ in when they stop: the anamnesis index when the accuracy is within a share of the
-    original one. A retrained model may have that accuracy from the start, which the loss still tells apart.
+    Published measures stop elsewhere: the anamnesis index stops when the accuracy is close to the original one. A
+    retrained model may have that accuracy from the start, while its loss still differs.
 
     Args:
         model: the unlearned model.
         original: the model before unlearning.
         retrained: a model that never saw the forget set.
         forget: pairs (x, y); held in memory as tensors.
-        margin: how far above the original's the mean loss on the forget set may stay, in nats for cross-entropy. It is
-            no share, since the loss of a model that fits its training data is near zero.
+        margin: how far above the original model's the mean loss on the forget set may stay, in nats for cross-entropy.
+            It is absolute, because the loss of a model that fits its training data is close to zero.
         lr: learning rate of Adam, constant.
-        batch_size: samples a step.
-        max_steps: limit, for each model.
+        batch_size: samples in one step.
+        max_steps: limit of steps for each model.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
-        seed: of the order of samples.
-        autocast: dtype of the layers that gain from it; None computes in the model's own.
+        seed: of the order of the samples.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
         ValueError: an argument is out of range, or the loss of the original model is not finite.
@@ -104,7 +104,7 @@ def relearn_time(
     pair = materialize(forget)
     target = mean_loss(original, loss_fn, pair, autocast=autocast) + margin
     if not math.isfinite(target):
-        raise ValueError("original: its loss on the forget set is not finite")
+        raise ValueError(f"original: its loss on the forget set is {target - margin}, expected a finite number")
 
     def steps(start: nn.Module) -> float:
         losses = _losses(start, pair, lr, batch_size, max_steps, loss_fn, seed, autocast)
@@ -123,7 +123,7 @@ def _losses(
     seed: int,
     autocast: torch.dtype | None,
 ) -> Iterator[float]:
-    """Mean losses on all pairs of a copy in training, before the first step and after each, while they are finite."""
+    """Train a copy; yields its mean loss on all pairs before the first step and after each, until it is not finite."""
     model = independent(model).eval().requires_grad_(True)
     device, order = model_device(model), ImageOrder(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)

@@ -16,8 +16,8 @@ from unlearnx._modes import evaluating
 
 METHODS = ("grad_cam", "input_gradient")
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU)
-# What captum and autograd say of a layer that the scores were computed without.
-UNUSED = ("did not obtain any outputs", "appears to not have been used", "does not require grad")
+# Parts of the errors of captum and autograd about a layer that the scores do not depend on.
+UNUSED_LAYER_ERRORS = ("did not obtain any outputs", "appears to not have been used", "does not require grad")
 
 
 def saliency(
@@ -31,24 +31,24 @@ def saliency(
 ) -> Tensor:
     """How much each pixel matters for the score of a class, (N, H, W) on the model's device; needs captum.
 
-    The model is read in eval mode and left as it was. Each map is divided by its maximum and lies in [0, 1]: maps of
-    different images, or of different models, compare in shape alone. A map without anything above zero stays zero.
+    The model runs in eval mode and is left as it was. Each map is divided by its maximum and lies in [0, 1], so only
+    the shapes of maps of different images or models can be compared. A map without a positive value is all zeros.
 
     Args:
         model: maps images to class scores (N, classes).
         images: floating point (N, C, H, W).
-        targets: the class (N,) that each map is for; None for the one that the model predicts.
+        targets: the class (N,) that each map is for; None for the class that the model predicts.
         method: ``"grad_cam"``: the channels of a convolution, weighted by the mean gradient of the score with respect
             to each, summed, cut off below zero and interpolated (bilinear) to the size of the image.
             ``"input_gradient"``: the largest absolute gradient of the score with respect to the channels of a pixel.
         layer: name of the module whose output Grad-CAM takes; None for the last ``nn.Conv2d`` of
             ``named_modules()``, or the activation that follows it in an ``nn.Sequential``.
-        batch_size: images a pass.
+        batch_size: images in one forward pass.
 
     Raises:
         ImportError: captum is not installed.
-        ValueError: images, targets or scores have the wrong shape, a target is no class, the method is unknown, there
-            is no such layer, it does not give maps, or the scores do not depend on it.
+        ValueError: images, targets or scores have the wrong shape, a target is not a class, the method is unknown,
+            there is no such layer, its output is not a map, or the scores do not depend on it.
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017; Simonyan et al., "Deep inside convolutional networks", 2014.
 
@@ -77,7 +77,7 @@ def _check(images: Tensor, targets: Tensor | None, method: str, layer: str | Non
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     if layer is not None and method != "grad_cam":
-        raise ValueError(f"layer is {layer!r}, but {method} takes none")
+        raise ValueError(f"layer is {layer!r}, expected None with method={method!r}")
     if images.dim() != 4 or not images.is_floating_point() or not len(images):
         raise ValueError(
             f"images: is {images.dtype} of shape {list(images.shape)}, expected floating point (N, C, H, W), N >= 1"
@@ -103,9 +103,10 @@ def _layer(model: nn.Module, name: str | None) -> str:
 
 
 def _activated(modules: dict[str, nn.Module], name: str) -> str:
-    """The activation that an ``nn.Sequential`` puts on a convolution, at once or after a normalisation; else itself.
+    """The activation that follows a convolution in an ``nn.Sequential``, directly or after a normalisation; else
+    itself.
 
-    A map of values of both signs, cut off below zero, is often empty.
+    Grad-CAM cuts off maps below zero. Before the activation, values of both signs often leave an empty map.
     """
     parent, _, last = name.rpartition(".")
     sequence = modules[parent]
@@ -124,12 +125,12 @@ def _grad_cam(model: nn.Module, x: Tensor, targets: Tensor | None, name: str) ->
     try:
         cam = captum.LayerGradCam(_scores(model, targets), layer).attribute(x, relu_attributions=True)
     except (AssertionError, RuntimeError) as error:
-        if not any(words in str(error) for words in UNUSED):
+        if not any(words in str(error) for words in UNUSED_LAYER_ERRORS):
             raise
-        raise ValueError(f"layer: the scores do not depend on {name!r}; name another module") from error
+        raise ValueError(f"layer is {name!r}, expected a module that the scores depend on") from error
     if not isinstance(cam, Tensor) or cam.dim() != 4:
-        found = f"shape {list(cam.shape)}" if isinstance(cam, Tensor) else "several tensors"
-        raise ValueError(f"layer: {name!r} gives {found}, expected maps (N, channels, height, width)")
+        found = f"a tensor of shape {list(cam.shape)}" if isinstance(cam, Tensor) else "several tensors"
+        raise ValueError(f"layer: the output of {name!r} is {found}, expected maps (N, channels, height, width)")
     return captum.LayerAttribution.interpolate(cam, tuple(x.shape[2:]), "bilinear")[:, 0]
 
 
@@ -143,7 +144,7 @@ def _scores(model: nn.Module, targets: Tensor | None) -> Callable[[Tensor], Tens
     def scores(x: Tensor) -> Tensor:
         output = model(x)
         if output.dim() != 2:
-            raise ValueError(f"model: gave scores of shape {list(output.shape)}, expected (N, classes)")
+            raise ValueError(f"model: returned scores of shape {list(output.shape)}, expected (N, classes)")
         if targets is None:
             return output.max(1).values
         outside = targets[(targets < 0) | (targets >= output.shape[1])]

@@ -1,4 +1,4 @@
-"""The skew-normal distribution: fitted by maximum likelihood, with a log-CDF that holds far in the tail."""
+"""The skew-normal distribution: fitted by maximum likelihood, with a log-CDF that is accurate far in the tail."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr, ndtr
 
-NODES, WEIGHTS = (torch.from_numpy(t) for t in np.polynomial.legendre.leggauss(64))  # on [-1, 1]
-TAIL = 1e-8  # CDFs below are integrated from the density: the closed form, a difference, has 1e-16 of noise
-REACH = 40.0  # decay lengths of the tail that are integrated: e^-40 of it is left out
+NODES, WEIGHTS = (torch.from_numpy(t) for t in np.polynomial.legendre.leggauss(64))  # of Gauss-Legendre, on [-1, 1]
+MIN_CLOSED_FORM_CDF = 1e-8  # smaller CDFs are integrated: the closed form is a difference, with an error of 1e-16
+TAIL_DECAY_LENGTHS = 40.0  # of the tail that are integrated: a share of e^-40 is left out
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SkewNormal:
 
     @classmethod
     def fit(cls, values: Tensor) -> SkewNormal:
-        """The distribution under which `values` (N,) are most likely, found by L-BFGS from that of equal moments.
+        """The distribution under which `values` (N,) are most likely, by L-BFGS, started where the moments are equal.
 
         Raises:
             ValueError: the values are all the same, or not finite.
@@ -62,28 +62,28 @@ class SkewNormal:
 
     @classmethod
     def _of_skewness(cls, skewness: float) -> SkewNormal:
-        """That of mean 0, variance 1 and a skewness, or the nearest that a skew-normal can have."""
+        """The distribution of mean 0, variance 1 and this skewness, or the nearest one that a skew-normal can have."""
         size = min(abs(skewness), 0.9) ** (2 / 3)
         delta = math.copysign(math.sqrt(math.pi / 2 * size / (size + ((4 - math.pi) / 2) ** (2 / 3))), skewness)
         scale = 1 / math.sqrt(1 - 2 * delta**2 / math.pi)
         return cls(delta / math.sqrt(1 - delta**2), -scale * delta * math.sqrt(2 / math.pi), scale)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Natural logarithm of the density at every x."""
+        """Natural logarithm of the density at x, elementwise."""
         return _log_density(self._standardised(x), self.shape) - math.log(self.scale)
 
     def cdf(self, x: Tensor) -> Tensor:
-        """Probability of less than x, to an absolute error of about 1e-15."""
+        """Probability of a value below x, elementwise, with an absolute error of about 1e-15."""
         z = self._standardised(x)
         return (ndtr(z) - 2 * _owens_t(z, self.shape)).clamp(0, 1)
 
     def log_cdf(self, x: Tensor) -> Tensor:
-        """Natural logarithm of :meth:`cdf`, however small that is: to an absolute error of about 1e-8."""
+        """Natural logarithm of :meth:`cdf`, with an absolute error of about 1e-8 however small the CDF is."""
         cdf = self.cdf(x)
-        return torch.where(cdf > TAIL, cdf.log(), self._log_tail(self._standardised(x)))
+        return torch.where(cdf > MIN_CLOSED_FORM_CDF, cdf.log(), self._log_tail(self._standardised(x)))
 
     def distance(self, values: Tensor) -> float:
-        """Kolmogorov-Smirnov distance: the largest difference between the CDFs of `values` (N,) and of this."""
+        """Kolmogorov-Smirnov distance: the largest difference between the CDF of `values` (N,) and this one."""
         cdf = self.cdf(values.sort().values)
         steps = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
         return float(torch.maximum(steps[1:] - cdf, cdf - steps[:-1]).max())
@@ -94,12 +94,12 @@ class SkewNormal:
     def _log_tail(self, z: Tensor) -> Tensor:
         """Logarithm of the integral of the density up to z, left of the mode.
 
-        The density is log-concave: going left from z it falls at least as fast as at z, at the rate `slope`.
+        The density is log-concave: to the left of z it falls at least as fast as it does at z, at the rate `slope`.
         """
         a = self.shape
         slope = (a * (-0.5 * (a * z) ** 2 - log_ndtr(a * z)).exp() / math.sqrt(2 * math.pi) - z).clamp(min=1)
-        lengths = REACH / 2 * (NODES + 1)
-        values = _log_density(z[..., None] - lengths / slope[..., None], a) + (REACH / 2 * WEIGHTS).log()
+        lengths = TAIL_DECAY_LENGTHS / 2 * (NODES + 1)
+        values = _log_density(z[..., None] - lengths / slope[..., None], a) + (TAIL_DECAY_LENGTHS / 2 * WEIGHTS).log()
         return values.logsumexp(-1) - slope.log()
 
 
@@ -111,7 +111,7 @@ def _owens_t(h: Tensor, a: float) -> Tensor:
     """Owen's T function, ``1 / (2 pi) * integral from 0 to a of exp(-h^2 (1 + x^2) / 2) / (1 + x^2) dx``."""
     if a < 0:
         return -_owens_t(h, -a)
-    if a > 1:  # the integrand may be narrow: exchange the roles of h and a * h
+    if a > 1:  # the integrand may be narrow: swap the roles of h and a * h
         h = h.abs()
         p, q = ndtr(h), ndtr(a * h)
         return (p + q) / 2 - p * q - _owens_t(a * h, 1 / a)

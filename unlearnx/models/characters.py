@@ -17,10 +17,10 @@ class CharacterLSTM(nn.Module):
     """Scores every character of an alphabet as the next one: an embedding, an LSTM, a linear layer.
 
     Args:
-        alphabet: the characters, or a text that has them.
+        alphabet: the characters that it knows, or a text that has them all.
         embedding: dimensions of the embedding.
-        hidden: units a layer.
-        layers: of the LSTM.
+        hidden: units in each layer.
+        layers: number of LSTM layers.
 
     Attributes:
         alphabet: translates between text and codes.
@@ -43,11 +43,11 @@ class CharacterLSTM(nn.Module):
         self.output = nn.Linear(hidden, len(self.alphabet))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores (N, V, T) of the character after each of those in x, codes int64 (N, T)."""
+        """Scores (N, V, T) for the character that follows each character of x, codes int64 (N, T)."""
         return self.advance(x)[0]
 
     def advance(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Read on from a state: scores (N, V, T) as of :meth:`forward`, and the state after the last character.
+        """Read on from a state; returns scores (N, V, T) like :meth:`forward`, and the state after the last character.
 
         Args:
             x: codes, int64 (N, T).
@@ -60,7 +60,7 @@ class CharacterLSTM(nn.Module):
         return self.output(features).transpose(1, 2), state
 
     def _read(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """What the LSTM gives, its products with embeddings taken once for every character of the alphabet."""
+        """Outputs and states of the LSTM; each character of the alphabet meets the input weights only once."""
         below: Tensor = self.embedding.weight
         finals, weights = [], [t for t in self.lstm._flat_weights if t is not None]
         for k in range(self.lstm.num_layers):
@@ -75,11 +75,11 @@ class CharacterLSTM(nn.Module):
 
 
 def last_character_loss(output: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of the character after each window, (N,), as in the published study, which scores no other.
+    """Cross-entropy of the character after each window, (N,), in nats: the loss of the published study.
 
     Args:
         output: scores (N, V, T).
-        y: the characters to predict, codes int64 (N, T); the last one of each window counts.
+        y: the characters to predict, codes int64 (N, T); only the last one of each window counts.
 
     Example:
         >>> scores, following = torch.zeros(2, 4, 3), torch.zeros(2, 3, dtype=torch.long)  # all four alike

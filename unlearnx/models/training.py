@@ -1,4 +1,4 @@
-"""Training: what a model costs when nothing is unlearned."""
+"""Training of the experiments' models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unlearnx._progress import progress_bar
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype | None:
-    """bfloat16 where the device multiplies it several times faster than float32 (AMX, CUDA), else None.
+    """bfloat16 where the device computes with it several times faster than with float32 (AMX, CUDA), else None.
 
     Example:
         >>> fast_dtype("cpu") in (torch.bfloat16, None)
@@ -34,19 +34,19 @@ def fast_dtype(device: torch.device | str) -> torch.dtype | None:
 
 @dataclass
 class Training:
-    """AdamW under a one-cycle schedule: the recipe for training, retraining and fine-tuning alike.
+    """AdamW with a one-cycle schedule of the learning rate, for training, retraining and fine-tuning.
 
     Attributes:
         epochs: passes over the data.
-        lr: peak learning rate.
-        batch_size: samples a step.
+        lr: highest learning rate of the schedule.
+        batch_size: samples in one step.
         weight_decay: of AdamW.
-        warmup: share of the steps in which the learning rate rises.
+        warmup: share of the steps during which the learning rate rises.
         anchor: weight of ``anchor / 2 * ||theta - theta_0||^2``, added to the mean loss.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
-        params: parameters to train, as in :func:`unlearnx.curvature.fisher_diagonal`.
-        autocast: dtype of the layers that gain from it; None for float32 throughout.
-        seed: of the order of samples and of dropout.
+        params: parameters to train, given as for :func:`unlearnx.curvature.fisher_diagonal`.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
+        seed: of the order of the samples and of dropout.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Example:
@@ -77,19 +77,20 @@ class Training:
     def run(self, model: nn.Module, data: Data, *, checkpoint: Path | None = None) -> float:
         """Train `model` in place.
 
-        Every module keeps the mode it came in: a BatchNorm in eval mode keeps its statistics. Random numbers come
-        from a fork of torch's generators, which are left as they were.
+        Every module keeps its mode: a BatchNorm in eval mode keeps its statistics. The state of torch's random
+        generators is restored afterwards.
 
         Args:
-            model: the model; call ``train()`` on it first where that is wanted.
+            model: the model, in the mode it should train in: call ``train()`` first if dropout and BatchNorm should be
+                on.
             data: pairs (x, y); held in memory as tensors.
-            checkpoint: file to save to after each epoch and to resume from; written to a temporary name first.
+            checkpoint: file that the state is saved to after each epoch, and resumed from if it exists.
 
         Returns:
-            Seconds of training, those before a resumption included.
+            Seconds of training, including those before it was resumed.
 
         Raises:
-            ValueError: the checkpoint belongs to another training.
+            ValueError: the checkpoint is of a training with other settings or data.
             FloatingPointError: the loss of an epoch is not finite.
         """
         x, y = materialize(data)
@@ -101,7 +102,7 @@ class Training:
 
 
 class _Run:
-    """One training in progress: everything that a checkpoint has to remember."""
+    """A training in progress, with everything that a checkpoint has to save."""
 
     def __init__(self, training: Training, model: nn.Module, x: Tensor, y: Tensor):
         self.training, self.model, self.x, self.y = training, model, x, y
@@ -117,7 +118,8 @@ class _Run:
         self.optimizer = torch.optim.AdamW(self.chosen, lr=training.lr, weight_decay=training.weight_decay)
         self.batches = -(-len(x) // training.batch_size)
         steps = max(2, self.batches * training.epochs)
-        warmup = training.warmup if not math.isclose(training.warmup * steps, 1) else 2 / steps  # of one step: 0 / 0
+        # OneCycleLR divides 0 by 0 where the warm-up is exactly one step.
+        warmup = training.warmup if not math.isclose(training.warmup * steps, 1) else 2 / steps
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, training.lr, total_steps=steps, pct_start=warmup
         )
@@ -192,7 +194,9 @@ class _Run:
     def _load(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint, map_location=self.device, weights_only=True)
         if state["key"] != self.key:
-            raise ValueError(f"checkpoint: {checkpoint} belongs to another training ({state['key']}); remove it")
+            raise ValueError(
+                f"checkpoint: {checkpoint} is of another training ({state['key']}), expected this one or no file"
+            )
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Drop-in modules: recurrent layers that can be differentiated twice."""
+"""Drop-in replacements of torch's recurrent layers that can be differentiated twice."""
 
 from unlearnx.nn.convert import twice_differentiable
 from unlearnx.nn.gru import GRU

@@ -1,4 +1,4 @@
-"""Modules of torch with other functions underneath."""
+"""Running torch's modules with some of the functions that they call replaced."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 
-class Replaced(TorchFunctionMode):
-    """Calls others in place of some functions of torch: what a module does around them stays torch's own."""
+class FunctionsReplaced(TorchFunctionMode):
+    """While active, calls to the functions that are keys of `replacements` go to its values instead.
 
-    def __init__(self, others: dict[Callable[..., Any], Callable[..., Any]]):
+    The modules' own code around these calls (checks, packing, shapes) stays torch's.
+    """
+
+    def __init__(self, replacements: dict[Callable[..., Any], Callable[..., Any]]):
         super().__init__()
-        self.others = others
+        self.replacements = replacements
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return self.others.get(func, func)(*args, **(kwargs or {}))
+        return self.replacements.get(func, func)(*args, **(kwargs or {}))

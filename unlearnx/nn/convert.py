@@ -1,4 +1,4 @@
-"""Models with layers that can be differentiated twice in place of those that cannot."""
+"""Replacing the recurrent layers of a model by layers that can be differentiated twice."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from torch import nn
 from unlearnx.nn.gru import GRU
 from unlearnx.nn.lstm import LSTM
 
-OURS: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: LSTM, nn.GRU: GRU}
+REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: LSTM, nn.GRU: GRU}
 
 
 def twice_differentiable(model: nn.Module) -> nn.Module:
     """`model` with ``nn.LSTM`` and ``nn.GRU`` replaced by :class:`LSTM` and :class:`GRU`, on the same parameters.
 
-    The model that was given is left as it is; the result shares its parameters and buffers, so that training one
-    trains the other, and state dicts fit both. Subclasses of the two layers stay what they are.
+    The given model is not changed. The result shares its parameters and buffers, so that training one trains the
+    other, and it has the same state dict. Layers of subclasses of ``nn.LSTM`` and ``nn.GRU`` are not replaced.
 
     Raises:
-        ValueError: an LSTM has projections (``proj_size``), which are not covered.
+        ValueError: an LSTM has projections (``proj_size``), which are not supported.
 
     Example:
         >>> model = nn.GRU(4, 8)
-        >>> twin = twice_differentiable(model)
-        >>> isinstance(twin, GRU), twin.weight_hh_l0 is model.weight_hh_l0
+        >>> converted = twice_differentiable(model)
+        >>> isinstance(converted, GRU), converted.weight_hh_l0 is model.weight_hh_l0
         (True, True)
     """
     for name, module in model.named_modules():
         if type(module) is nn.LSTM and module.proj_size:
-            raise ValueError(f"model: {name or 'it'} has proj_size={module.proj_size}, projections are not covered")
+            layer = f"layer {name!r}" if name else "the LSTM"
+            raise ValueError(
+                f"model: {layer} has proj_size={module.proj_size}, expected 0: projections are not supported"
+            )
     shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
     result = copy.deepcopy(model, shared)
     for module in result.modules():
-        module.__class__ = OURS.get(type(module), type(module))
+        module.__class__ = REPLACEMENTS.get(type(module), type(module))
     return result

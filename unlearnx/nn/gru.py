@@ -1,4 +1,4 @@
-"""A GRU in plain torch: differentiable as often as wanted, wherever cuDNN's is not."""
+"""A GRU in plain torch operations, which can be differentiated any number of times; cuDNN's cannot."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnx.nn._replaced import Replaced
+from unlearnx.nn._replaced import FunctionsReplaced
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._stack import Call, Stack
 
 
 class GRU(nn.GRU):
-    """``torch.nn.GRU``, with its arguments, parameters and inputs, on functions that can be differentiated twice.
+    """``torch.nn.GRU`` that can be differentiated twice; arguments, parameters and inputs are the same.
 
     Example:
         >>> layer = GRU(4, 8, batch_first=True)
@@ -25,15 +25,15 @@ class GRU(nn.GRU):
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         """As ``torch.nn.GRU``."""
-        with Replaced({torch._VF.gru: _gru}):
+        with FunctionsReplaced({torch._VF.gru: _gru}):
             return super().forward(input, hx)
 
 
 class GRUStack(Stack):
-    """Layers of GRU.
+    """A stack of GRU layers.
 
     Attributes:
-        project: the product with ``weight_ih``, as ``F.linear``.
+        project: computes the product with ``weight_ih``; called like ``F.linear``, and may be replaced.
     """
 
     kind, gates, states = "gru", 3, 1
@@ -53,6 +53,6 @@ class GRUStack(Stack):
 
 
 def _gru(*args: Any) -> tuple[Tensor, ...]:
-    """``torch.gru``, in both its forms."""
+    """``torch.gru``, for padded and for packed input."""
     call = Call.of(args)
     return call.run(GRUStack(call.weights, *call.settings))

@@ -1,4 +1,4 @@
-"""The LSTM layer that can be differentiated twice."""
+"""An LSTM layer that can be differentiated twice."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnx.nn._replaced import Replaced
+from unlearnx.nn._replaced import FunctionsReplaced
 from unlearnx.ops._stack import Call
 from unlearnx.ops.lstm import lstm, packed_lstm
 
 
 class LSTM(nn.LSTM):
-    """``torch.nn.LSTM``, with its arguments, parameters and inputs, on :func:`unlearnx.ops.lstm`.
+    """``torch.nn.LSTM`` on :func:`unlearnx.ops.lstm`; arguments, parameters and inputs are the same.
 
-    Differentiable twice on CPU and CUDA, with forward-mode tangents and under ``torch.func`` transforms. Layers with
-    projections (``proj_size``) are refused.
+    It can be differentiated twice on CPU and CUDA, in reverse and in forward mode and under ``torch.func`` transforms.
+
+    Raises:
+        ValueError: the layer has projections (``proj_size``), which are not supported.
 
     Example:
         >>> layer = LSTM(4, 8, batch_first=True)
@@ -29,14 +31,14 @@ class LSTM(nn.LSTM):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.proj_size:
-            raise ValueError(f"proj_size is {self.proj_size}, expected 0: projections are not covered")
+            raise ValueError(f"proj_size is {self.proj_size}, expected 0: projections are not supported")
 
     def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
         """As ``torch.nn.LSTM``: padded, packed or unbatched input."""
-        with Replaced({torch._VF.lstm: _lstm}):
+        with FunctionsReplaced({torch._VF.lstm: _lstm}):
             return super().forward(input, hx)
 
 
 def _lstm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``torch.lstm``, in both its forms."""
+    """``torch.lstm``, for padded and for packed input."""
     return packed_lstm(*args) if Call.of(args).packed else lstm(*args)

@@ -1,4 +1,4 @@
-"""What a curvature engine wants of the derivatives that it records."""
+"""Flags by which a curvature engine tells layers which derivatives it needs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass
 class Recording:
-    """Flags that layers read while their derivatives are taken; an engine sets them as it goes on.
+    """Set by the engine before each forward or backward pass; read by the layers during the pass.
 
     Attributes:
-        recording: whether the gradients taken from here on are those to differentiate again. The weights' have no
-            values then, only a graph. Before, a forward pass may take gradients of its own.
-        values: whether the gradients of inputs are to have values.
-        tangents: whether backward passes from here on differentiate recorded gradients with respect to the output's
-            gradient alone, and not to inputs and weights.
+        recording: the gradients taken now will be differentiated again. The values of the weights' gradients are then
+            not used, only their graph is, and layers do not compute them. False during the engine's forward pass, in
+            which a model may take gradients itself.
+        values: whether the values of the inputs' gradients are used.
+        tangents: the backward pass differentiates recorded gradients with respect to the output's gradient only; layers
+            skip the derivatives with respect to inputs and weights.
     """
 
     recording: bool = False

@@ -2,16 +2,16 @@
 
 The gradient g_i of sample i has the shape of the weight, (O, C / groups, kh, kw). With a second pair the difference is
 ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``. The unfolded input is never stored. All
-functions take
+functions take these arguments:
 
     x: inputs of the layer, (N, C, H, W).
     dy: gradients of the per-sample losses with respect to its outputs, (N, O, H', W').
-    kernel_size, stride, padding, dilation: integers, or pairs (rows, columns); groups: as for ``conv2d``.
+    kernel_size, stride, padding, dilation, groups: as for ``conv2d``; integers, or pairs (vertical, horizontal).
     x_new, dy_new: x and dy after the change, shaped like them; both or neither.
 
-in float32, float64, bfloat16 or float16, add up in float32 or better, and raise TypeError where a tensor is not
-floating or dtypes differ, ValueError where shapes, settings or devices do not belong together. Channels-last tensors
-are read as they are, others are copied into that order first.
+Tensors are float32, float64, bfloat16 or float16; sums are taken in float32 or better. Tensors in channels-last memory
+order are read as they are, others are copied into that order first. All functions raise TypeError where a tensor is not
+floating or dtypes differ, and ValueError where shapes, settings or devices do not match.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def conv2d_grad_diff(
     """Per-sample weight gradients (or differences) of a convolution.
 
     Args:
-        x, dy, kernel_size, x_new, dy_new, stride, padding, dilation, groups: see the module.
+        x, dy, kernel_size, x_new, dy_new, stride, padding, dilation, groups: see the module's docstring.
         weight: factors w_i of the samples, (N,).
-        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for every ``w_i d_i``.
+        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for each ``w_i d_i``.
 
     Returns:
         (O, C / groups, kh, kw), or (N, O, C / groups, kh, kw) with channels fastest in memory for
@@ -94,7 +94,7 @@ def conv2d_grad_sq(
     """Squared per-sample weight gradients (or differences) of a convolution, summed over samples.
 
     Args:
-        x, dy, kernel_size, x_new, dy_new, stride, padding, dilation, groups: see the module.
+        x, dy, kernel_size, x_new, dy_new, stride, padding, dilation, groups: see the module's docstring.
         weight: factors w_i of the samples, (N,).
 
     Returns:
@@ -102,7 +102,7 @@ def conv2d_grad_sq(
 
     Example:
         >>> x, dy = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)
-        >>> every = conv2d_grad_diff(x, dy, 3, padding=1, reduction="none")  # (2, 4, 3, 3, 3), which _sq never stores
+        >>> every = conv2d_grad_diff(x, dy, 3, padding=1, reduction="none")  # (2, 4, 3, 3, 3), never stored by _sq
         >>> torch.allclose(conv2d_grad_sq(x, dy, 3, padding=1), every.square().sum(0), rtol=1e-4)
         True
     """
@@ -136,7 +136,7 @@ def conv2d_grad_sqnorm(
     """Squared norms ``||d_i||^2`` of per-sample weight gradients (or differences) of a convolution.
 
     Args:
-        x, dy, kernel_size, x_new, dy_new, stride, padding, dilation, groups: see the module.
+        x, dy, kernel_size, x_new, dy_new, stride, padding, dilation, groups: see the module's docstring.
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
@@ -176,7 +176,7 @@ def conv2d_grad_dot(
     """Inner products ``<d_i, v>`` of per-sample weight gradients (or differences) of a convolution with a direction.
 
     Args:
-        x, dy, kernel_size, x_new, dy_new, stride, padding, dilation, groups: see the module.
+        x, dy, kernel_size, x_new, dy_new, stride, padding, dilation, groups: see the module's docstring.
         v: direction, (O, C / groups, kh, kw).
 
     Returns:

@@ -2,17 +2,17 @@
 
 The gradient g_i of sample i, (V, D), has at row v the sum of ``dy[i, t]`` over its positions t with token v. With a
 second pair the difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``. All functions
-take
+take these arguments:
 
-    x: tokens, (N, ...) in int64 or int32.
+    x: tokens, (N, ...), int64 or int32.
     dy: gradients of the per-sample losses with respect to the embedded tokens, (N, ..., D).
     num_embeddings: V.
     x_new, dy_new: x and dy after the change, shaped like them; both or neither.
     padding_idx: token whose row has no gradient.
 
-with dy in float32, float64, bfloat16 or float16, add up in float32 or better, and raise TypeError where a dtype is not
-among these, ValueError where shapes or devices do not belong together, IndexError for tokens outside of 0 ... V - 1
-(on the CPU).
+dy is float32, float64, bfloat16 or float16; sums are taken in float32 or better. All functions raise TypeError where a
+dtype is another, ValueError where shapes or devices do not match, and, on the CPU, IndexError for tokens outside of
+0 ... V - 1.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def embedding_grad_diff(
     """Per-sample weight gradients (or differences) of an embedding.
 
     Args:
-        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module.
+        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module's docstring.
         weight: factors w_i of the samples, (N,).
-        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for every ``w_i d_i``.
+        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for each ``w_i d_i``.
 
     Returns:
         (V, D), or (N, V, D) with ``reduction="none"``, in the dtype of ``dy``. Not differentiable.
 
     Example:
         >>> tokens, dy = torch.tensor([[1, 2, 1]]), torch.ones(1, 3, 4)
-        >>> embedding_grad_diff(tokens, dy, 5)[:, 0]  # of five tokens, the first of four features
+        >>> embedding_grad_diff(tokens, dy, 5)[:, 0]  # five tokens; the first of four features
         tensor([0., 2., 1., 0., 0.])
     """
     return call(
@@ -77,10 +77,10 @@ def embedding_grad_sq(
 ) -> Tensor:
     """Squared per-sample weight gradients (or differences) of an embedding, summed over samples.
 
-    A token that a sample repeats collects all its gradients before they are squared.
+    Where a token occurs several times in a sample, its gradients are added before they are squared.
 
     Args:
-        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module.
+        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module's docstring.
         weight: factors w_i of the samples, (N,).
 
     Returns:
@@ -115,7 +115,7 @@ def embedding_grad_sqnorm(
     """Squared norms ``||d_i||^2`` of per-sample weight gradients (or differences) of an embedding.
 
     Args:
-        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module.
+        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module's docstring.
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
@@ -141,7 +141,7 @@ def embedding_grad_dot(
     """Inner products ``<d_i, v>`` of per-sample weight gradients (or differences) of an embedding with a direction.
 
     Args:
-        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module.
+        x, dy, num_embeddings, x_new, dy_new, padding_idx: see the module's docstring.
         v: direction, (V, D).
 
     Returns:

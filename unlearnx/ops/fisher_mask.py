@@ -1,4 +1,4 @@
-"""Zeroing of the parameters that matter most to the forget set, in place."""
+"""Zeroing, in place, the parameters that are most important to the forget set."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ def fisher_mask_(
     importance_retain: Sequence[Tensor],
     ratio: float,
 ) -> Tensor:
-    """Zero, in place, the parameters that matter most to the forget set compared with the retained data.
+    """Zero, in place, the parameters that are most important to the forget set compared with the retain set.
 
     Among all n entries of the list, the ``int(ratio * n)`` with the largest score ``forget - retain`` become 0.
-    Equal scores are taken from the earlier tensor, then from the lower index (row-major), so that the number is
-    exact; NaN scores are never taken, which leaves fewer only where there are not enough others. Scores are
-    computed in float64 where a tensor of the three lists is float64, else in float32, and never stored. Parameters
-    that are not contiguous are worked on in copies. Autograd records nothing, as in an optimizer step, but notices
-    that the parameters changed.
+    Ties are broken by the order of the tensors, then by the index (row-major), so that the number of zeroed entries is
+    exact. Entries with a NaN score are never zeroed; if too few others are left, fewer entries are zeroed. Scores are
+    computed in float64 if a tensor of the three lists is float64, else in float32, and are not stored. Parameters that
+    are not contiguous are copied and written back. As in an optimizer step, autograd does not record the operation,
+    but it raises an error if the old values are needed for a backward pass.
 
     Args:
         params: tensors to mask, of any shapes.
         importance_forget: importances over the forget set, shaped like ``params``; they may not share memory with
             them.
-        importance_retain: importances over the retained data, likewise.
-        ratio: share of all entries that is zeroed, from 0 to 1.
+        importance_retain: importances over the retain set, likewise.
+        ratio: fraction of all entries to zero, from 0 to 1.
 
     Returns:
-        How many entries were zeroed, one count a tensor: int64 of shape ``(len(params),)``. Reading it is the only
+        How many entries were zeroed, one count per tensor: int64 of shape ``(len(params),)``. Reading it is the only
         synchronisation.
 
     Raises:
         TypeError: a tensor is not float32, float64, float16 or bfloat16.
-        ValueError: the lists do not pair up (length, shape, device), or the ratio is not from 0 to 1.
+        ValueError: lengths, shapes or devices of the lists differ, or the ratio is not from 0 to 1.
 
     Example:
         >>> weight, forget, retain = torch.ones(4), torch.tensor([5.0, 1.0, 3.0, 0.0]), torch.ones(4)

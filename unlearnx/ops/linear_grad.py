@@ -1,14 +1,15 @@
 """Per-sample weight gradients of linear layers from their inputs and output gradients.
 
 The gradient of sample i is ``g_i = sum_t dy[i, t] (outer) x[i, t]`` over its positions t. With a second pair the
-difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``. All functions take
+difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``. All functions take these
+arguments:
 
     x: inputs of the layer, (N, ..., I).
     dy: gradients of the per-sample losses with respect to its outputs, (N, ..., O).
     x_new, dy_new: the same after the change, shaped like ``x`` and ``dy``; both or neither.
 
-in float32, float64, bfloat16 or float16, add up in float32 or better, and raise TypeError where a tensor is not
-floating or dtypes differ, ValueError where shapes or devices do not belong together.
+Tensors are float32, float64, bfloat16 or float16; sums are taken in float32 or better. All functions raise TypeError
+where a tensor is not floating or dtypes differ, and ValueError where shapes or devices do not match.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def linear_grad_diff(
         dy: gradients of the per-sample losses with respect to its outputs, (N, ..., O).
         x_new, dy_new: the same after the change, shaped like ``x`` and ``dy``; both or neither.
         weight: factors w_i of the samples, (N,).
-        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for every ``w_i d_i``.
+        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for each ``w_i d_i``.
 
     Returns:
         (O, I), or (N, O, I) with ``reduction="none"``, in the dtype of ``x``; sums are taken in float32 or better.
@@ -51,7 +52,7 @@ def linear_grad_diff(
 
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ.
-        ValueError: shapes or devices do not belong together, or ``reduction`` is unknown.
+        ValueError: shapes or devices do not match, or ``reduction`` is unknown.
 
     Example:
         >>> x, dy, dy_new = torch.randn(8, 3), torch.randn(8, 4), torch.randn(8, 4)
@@ -59,10 +60,9 @@ def linear_grad_diff(
         >>> torch.allclose(change, (dy_new - dy).mT @ x, atol=1e-5)
         True
     """
-    # torch.compile does not trace functions with a custom jvp; it takes the formula registered below.
-    if torch.compiler.is_compiling():
-        return torch.ops.unlearnx.linear_grad_diff(x, dy, x_new, dy_new, weight, reduction)
-    return _LinearGradDiff.apply(x, dy, x_new, dy_new, weight, reduction)
+    # torch.compile cannot trace a Function with a jvp, so it uses the formula registered below.
+    apply = torch.ops.unlearnx.linear_grad_diff if torch.compiler.is_compiling() else _LinearGradDiff.apply
+    return apply(x, dy, x_new, dy_new, weight, reduction)
 
 
 def linear_grad_sq(
@@ -78,16 +78,16 @@ def linear_grad_sq(
     Positions are added up before squaring; the (N, O, I) gradients are never stored.
 
     Args:
-        x, dy, x_new, dy_new: see the module.
+        x, dy, x_new, dy_new: see the module's docstring.
         weight: factors w_i of the samples, (N,).
 
     Returns:
         ``sum_i w_i d_i^2`` as (O, I), in float32 (float64 for float64 inputs). Not differentiable. With one position
-        and no second pair, squares of ``dy`` and of ``x`` are multiplied, which in float32 asks for values between
-        1e-19 and 1e19 in magnitude.
+        and no second pair, squares of ``dy`` and of ``x`` are multiplied, so that in float32 their magnitudes must be
+        between 1e-19 and 1e19.
 
     Example:
-        >>> x, dy = torch.randn(8, 5, 3), torch.randn(8, 5, 4)  # five positions a sample
+        >>> x, dy = torch.randn(8, 5, 3), torch.randn(8, 5, 4)  # five positions per sample
         >>> fisher = linear_grad_sq(x, dy) / len(x)
         >>> torch.allclose(fisher, (dy.mT @ x).square().mean(0), rtol=1e-4)
         True
@@ -99,7 +99,7 @@ def linear_grad_sqnorm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_ne
     """Squared norms ``||d_i||^2`` of per-sample weight gradients (or differences) of a linear layer.
 
     Args:
-        x, dy, x_new, dy_new: see the module.
+        x, dy, x_new, dy_new: see the module's docstring.
 
     Returns:
         (N,), in float32 (float64 for float64 inputs). Not differentiable.
@@ -118,7 +118,7 @@ def linear_grad_dot(
     """Inner products ``<d_i, v>`` of per-sample weight gradients (or differences) of a linear layer with a direction.
 
     Args:
-        x, dy, x_new, dy_new: see the module.
+        x, dy, x_new, dy_new: see the module's docstring.
         v: direction, (O, I).
 
     Returns:
@@ -153,17 +153,17 @@ def _(x, dy, x_new=None, dy_new=None, weight=None, reduction="sum"):
     return x.new_empty(shape if reduction == "sum" else (x.shape[0], *shape))
 
 
-def _rows(t: Tensor) -> Tensor:
+def _by_position(t: Tensor) -> Tensor:
     """(N, ..., K) as (N, T, K)."""
     return t.reshape(t.shape[0], prod(t.shape[1:-1]), t.shape[-1])
 
 
 def _cotangents(x: Tensor, dy: Tensor, weight: Tensor | None, grad: Tensor, sign: int):
     """Gradients of <grad, sign * w_i dy_i^T x_i> with respect to x and dy, and each sample's <grad, sign * g_i>."""
-    grad = sign * grad  # (O, I) or (N, O, I); products with a batch of rows broadcast
-    along_x = _rows(dy) @ grad
-    dot = (along_x * _rows(x)).sum((1, 2))
-    along_dy = _rows(x) @ grad.mT
+    grad = sign * grad  # (O, I) or (N, O, I); both broadcast in the products with (N, T, ...)
+    along_x = _by_position(dy) @ grad
+    dot = (along_x * _by_position(x)).sum((1, 2))
+    along_dy = _by_position(x) @ grad.mT
     if weight is not None:
         w = weight.to(x.dtype).view(-1, 1, 1)
         along_x, along_dy = w * along_x, w * along_dy
@@ -188,7 +188,7 @@ def _backward(ctx, grad):
 
 
 class _LinearGradDiff(torch.autograd.Function):
-    """Bilinear in each (x, dy) pair and linear in the weights, so every derivative is the op itself or a product."""
+    """The op is bilinear in each (x, dy) and linear in the weights: derivatives are the op itself or products."""
 
     @staticmethod
     def forward(x, dy, x_new, dy_new, weight, reduction):
@@ -226,11 +226,11 @@ class _LinearGradDiff(torch.autograd.Function):
             return None if t is None else t.movedim(dim, 0) if dim is not None else t.expand(batch, *t.shape)
 
         x, dy, x_new, dy_new, weight = map(batched, (x, dy, x_new, dy_new, weight), in_dims[:5])
-        if reduction == "none":  # samples of all batches side by side
+        if reduction == "none":  # all batches as one batch with more samples
             fold = [None if t is None else t.flatten(0, 1) for t in (x, dy, x_new, dy_new, weight)]
             result = _LinearGradDiff.apply(*fold, "none")
             return result.unflatten(0, (batch, x.shape[1])), 0
-        if weight is not None:  # a batch becomes one sample, its samples become positions
+        if weight is not None:  # below, a batch becomes one sample and its samples become positions
 
             def scaled(t):
                 return t * weight.to(t.dtype).view(*weight.shape, *[1] * (t.dim() - 2))

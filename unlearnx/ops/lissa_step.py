@@ -26,12 +26,12 @@ def lissa_step_(h: Sequence[Tensor], v: Sequence[Tensor], hv: Sequence[Tensor], 
         scale: > 0, in units of the curvature.
 
     Returns:
-        The L1 norm of the change of ``h``, a 0-d tensor: float64 where a tensor of ``h`` is, else float32. Reading
+        The L1 norm of the change of ``h``, a 0-d tensor: float64 if a tensor of ``h`` is, else float32. Reading
         it is the only synchronisation.
 
     Raises:
         TypeError: a tensor is not float32, float64, float16 or bfloat16.
-        ValueError: the lists do not pair up (length, shape, device), ``damping`` is negative or ``scale`` is not
+        ValueError: lengths, shapes or devices of the lists differ, ``damping`` is negative, or ``scale`` is not
             positive.
 
     Source: Agarwal, Bullins and Hazan, "Second-Order Stochastic Optimization for Machine Learning in Linear Time",

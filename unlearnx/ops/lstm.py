@@ -1,9 +1,12 @@
 """LSTM layers that can be differentiated twice.
 
-One layer in one direction is a recurrence over pre-activations ``a_t = inputs_t + h_(t-1) W_hh^T``. Its derivatives
-take two more linear recurrences of the same structure: adjoints run backward, tangents forward, each the transpose of
-the other; second derivatives are these two around one pointwise pass, the curvature. All step through fused kernels.
-Steps T, rows N and units H; states are (T + 1, N, H), the first ones included.
+One layer in one direction is a recurrence over the gates' inputs ``a_t = inputs_t + h_(t-1) W_hh^T``. Its derivatives
+are linear recurrences of the same structure: the adjoint (reverse mode) runs backward in time, the tangent (forward
+mode) forward in time, and each is the transpose of the other. A second derivative is an adjoint, a tangent, and one
+pointwise pass with the second derivatives of the gates, here called curvature. All of them run in fused kernels.
+Shapes: T steps, N sequences, H units; states are (T + 1, N, H) and include the initial ones.
+
+In backward passes ``to_x`` is the incoming gradient of an output x, and ``on_x`` the resulting gradient of an input x.
 """
 
 from __future__ import annotations
@@ -39,30 +42,31 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers as ``torch.lstm`` runs it for ``torch.nn.LSTM``, but differentiable twice.
 
-    On CPU and CUDA: by reverse mode twice, by forward over reverse and reverse over forward mode, under ``torch.func``
-    transforms, and once under ``torch.compile``. (cuDNN's LSTM has no second derivative, oneDNN's no tangents.)
+    It supports reverse mode twice, forward over reverse and reverse over forward mode, and ``torch.func`` transforms,
+    on CPU and CUDA; under ``torch.compile``, reverse mode once. (cuDNN's LSTM has no second derivative, oneDNN's no
+    forward mode.)
 
     Args:
         input: (T, N, I), or (N, T, I) with ``batch_first``; T >= 1.
-        hx: first states (h, c), each (layers * directions, N, H); None for zeros.
+        hx: initial states (h, c), each (layers * directions, N, H); None for zeros.
         weights: of every layer and direction ``weight_ih`` (4H, I), ``weight_hh`` (4H, H) and, with ``has_biases``,
             ``bias_ih`` and ``bias_hh`` (4H,); gates in the order input, forget, cell, output.
         has_biases: whether ``weights`` holds biases.
         num_layers: layers of the stack.
-        dropout: probability of dropping an output between layers, where ``train``.
+        dropout: probability of dropping an output between layers; used if ``train``.
         train: whether ``dropout`` is applied.
         bidirectional: whether every layer runs in both directions; outputs are then 2H wide.
-        batch_first: the order of ``input`` and of the outputs.
+        batch_first: whether ``input`` and the outputs are (N, T, ...).
 
     Returns:
         Outputs of the last layer (T, N, directions * H), or (N, T, ...) with ``batch_first``; the final h and the
-        final c, each (layers * directions, N, H). In the dtype of ``input``; the recurrence is held in float32 or
-        better.
+        final c, each (layers * directions, N, H). In the dtype of ``input``; the recurrence is computed in float32
+        or better.
 
     Raises:
         TypeError: a tensor is not float32, float64, bfloat16 or float16, or the dtypes differ.
-        ValueError: shapes do not belong together, or the weights are those of an LSTM with projections
-            (``proj_size``), which is not covered.
+        ValueError: shapes do not match, or the weights are those of an LSTM with projections (``proj_size``), which are
+            not supported.
 
     Source: Hochreiter and Schmidhuber, Neural Computation 1997, with the forget gate of Gers et al., 2000; products
     with second derivatives as Pearlmutter, Neural Computation 1994.
@@ -78,7 +82,7 @@ def lstm(
     """
     settings = has_biases, num_layers, dropout, train, bidirectional, batch_first
     tensors = (input, *(() if hx is None else hx), *weights)
-    if has_torch_function(tensors):  # curvature engines know the layers better
+    if has_torch_function(tensors):  # curvature engines replace the function by a faster rule
         return handle_torch_function(lstm, tensors, input, hx, weights, *settings)
     output, h, c = LSTMStack(weights, *settings).run(input, hx)
     return output, h, c
@@ -95,7 +99,7 @@ def packed_lstm(
     train: bool,
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same over the ``data`` and ``batch_sizes`` of a PackedSequence, as the second form of ``torch.lstm``."""
+    """As :func:`lstm` for the ``data`` and ``batch_sizes`` of a PackedSequence, like ``torch.lstm`` for packed data."""
     settings = has_biases, num_layers, dropout, train, bidirectional
     tensors = (data, *(() if hx is None else hx), *weights)
     if has_torch_function(tensors):
@@ -107,25 +111,24 @@ def packed_lstm(
 def plain_recurrence(inputs: Tensor, h: Tensor | None, c: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden and cell states (T + 1, N, H) of one layer and direction.
 
-    ``inputs`` (T, N, 4H) are the gates' shares of the layer's input, with biases; their gradients are those of all
-    pre-activations.
+    ``inputs`` (T, N, 4H) are ``W_ih x_t`` plus biases. Their gradients equal those of the gates' inputs a_t.
     """
-    if torch.compiler.is_compiling():  # which traces no Function with a jvp; the formula registered below serves
+    if torch.compiler.is_compiling():  # it cannot trace a Function with a jvp, so it uses the formula registered below
         return torch.ops.unlearnx.lstm_forward(inputs, h, c, weight)[:2]
     return _Recurrence.apply(inputs, h, c, weight, None)[:2]
 
 
 def recorded_recurrence(recording: Recording) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The same for a curvature engine, whose wishes `recording` holds."""
+    """As :func:`plain_recurrence` for a curvature engine, which sets the flags in `recording`."""
     return lambda *arguments: _Recurrence.apply(*arguments, recording)[:2]
 
 
 class LSTMStack(Stack):
-    """Layers of LSTM.
+    """A stack of LSTM layers.
 
     Attributes:
-        project: the product with ``weight_ih``, as ``F.linear``.
-        recurrence: as :func:`plain_recurrence`.
+        project: computes the product with ``weight_ih``; called like ``F.linear``, and may be replaced.
+        recurrence: called like :func:`plain_recurrence`, and may be replaced.
     """
 
     kind, gates, states = "lstm", 4, 2
@@ -141,7 +144,7 @@ class LSTMStack(Stack):
 
 
 class _Recurrence(torch.autograd.Function):
-    """(hidden, cells, gates) of ``inputs`` (T, N, 4H), first states (N, H) or None, and the weight (4H, H)."""
+    """(hidden, cells, gates) from ``inputs`` (T, N, 4H), initial states (N, H) or None, and the weight (4H, H)."""
 
     @staticmethod
     def forward(inputs, h, c, weight, recording):
@@ -164,7 +167,7 @@ class _Recurrence(torch.autograd.Function):
             if ctx.recording is not None and ctx.recording.recording and torch.is_grad_enabled():
                 d_weight = _RecordedWeightGradient.apply(da, hidden, ctx.recording)
             else:
-                d_weight = _outer(da, hidden)
+                d_weight = _weight_gradient(da, hidden)
         return da, dh if ctx.needs_input_grad[1] else None, dc if ctx.needs_input_grad[2] else None, d_weight, None
 
     @staticmethod
@@ -176,13 +179,13 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _by_rows(_Recurrence.apply, info.batch_size, in_dims, args, (1, 0, 0, None, None), (1, 1, 1))
+        return _vmap_over_sequences(_Recurrence.apply, info.batch_size, in_dims, args, (1, 0, 0, None, None), (1, 1, 1))
 
 
 class _Adjoint(torch.autograd.Function):
-    """What reaches pre-activations and first states, (da, dh, dc), for what is sent to states and gates (or None).
+    """Gradients (da, dh, dc) of the gates' inputs and of the initial states, from those of states and gates (or None).
 
-    Linear in those, the transpose of :class:`_Tangent`. The last two results are what reaches all states.
+    Linear in the latter, the transpose of :class:`_Tangent`. The last two results are the gradients of all states.
     """
 
     @staticmethod
@@ -212,7 +215,7 @@ class _Adjoint(torch.autograd.Function):
         if ctx.recording is not None and ctx.recording.tangents:
             return *sources, *(None,) * 5
         on_cells, on_gates = _Curvature.apply(cells, gates, cells_t, gates_t, dh, dc)
-        on_weight = _outer(da, hidden_t) if ctx.needs_input_grad[5] else None
+        on_weight = _weight_gradient(da, hidden_t) if ctx.needs_input_grad[5] else None
         return *sources, on_cells, on_gates, on_weight, None, None
 
     @staticmethod
@@ -229,12 +232,12 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        rows = (1, 1, 1, 1, 1, None, None, None)
-        return _by_rows(_Adjoint.apply, info.batch_size, in_dims, args, rows, (1, 0, 0, 1, 1))
+        sequence_dims = (1, 1, 1, 1, 1, None, None, None)
+        return _vmap_over_sequences(_Adjoint.apply, info.batch_size, in_dims, args, sequence_dims, (1, 0, 0, 1, 1))
 
 
 class _Tangent(torch.autograd.Function):
-    """Tangents of (hidden, cells, gates) for those of the inputs (T, N, 4H) and of the first states or None."""
+    """Tangents of (hidden, cells, gates), from those of inputs (T, N, 4H) and initial states (or None)."""
 
     @staticmethod
     def forward(inputs, h, c, cells, gates, weight):
@@ -252,15 +255,15 @@ class _Tangent(torch.autograd.Function):
         da, dh0, dc0, dh, dc = _Adjoint.apply(to_hidden, to_cells, to_gates, cells, gates, weight, initial, None)
         on_cells, on_gates = _Curvature.apply(cells, gates, cells_t, gates_t, dh, dc)
         firsts = [t if need else None for t, need in zip((dh0, dc0), ctx.needs_input_grad[1:3], strict=True)]
-        return da, *firsts, on_cells, on_gates, _outer(da, hidden_t)
+        return da, *firsts, on_cells, on_gates, _weight_gradient(da, hidden_t)
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _by_rows(_Tangent.apply, info.batch_size, in_dims, args, (1, 0, 0, 1, 1, None), (1, 1, 1))
+        return _vmap_over_sequences(_Tangent.apply, info.batch_size, in_dims, args, (1, 0, 0, 1, 1, None), (1, 1, 1))
 
 
 class _Curvature(torch.autograd.Function):
-    """Second derivatives of the cells, step by step; they themselves are not differentiated."""
+    """The pointwise second derivatives of every step; they cannot be differentiated further."""
 
     @staticmethod
     def forward(cells, gates, cells_t, gates_t, dh, dc):
@@ -272,15 +275,15 @@ class _Curvature(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError("lstm: third derivatives are not covered")
+        raise NotImplementedError("lstm: third derivatives are not supported")
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _by_rows(_Curvature.apply, info.batch_size, in_dims, args, (1,) * 6, (1, 1))
+        return _vmap_over_sequences(_Curvature.apply, info.batch_size, in_dims, args, (1,) * 6, (1, 1))
 
 
 class _RecordedWeightGradient(torch.autograd.Function):
-    """The weight's gradient without its value: parameters are leaves, only derivatives of it are asked for."""
+    """The weight's gradient without its value: the weight is a leaf, so only derivatives of its gradient are used."""
 
     @staticmethod
     def forward(ctx, da, hidden, recording):
@@ -300,7 +303,7 @@ class _RecordedWeightGradient(torch.autograd.Function):
         return on_da, on_hidden, None
 
 
-def _outer(da: Tensor, hidden: Tensor) -> Tensor:
+def _weight_gradient(da: Tensor, hidden: Tensor) -> Tensor:
     """The recurrent weight's gradient (4H, H), the sum over steps of ``da_t (outer) h_(t-1)``."""
     return da.flatten(0, 1).mT @ hidden[:-1].flatten(0, 1)
 
@@ -309,33 +312,40 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def _by_rows(
+def _vmap_over_sequences(
     call: Callable[..., Any],
     batch: int,
     in_dims: Sequence[int | None],
     args: Sequence[Any],
-    rows: Sequence[int | None],
-    out_rows: Sequence[int],
+    sequence_dims: Sequence[int | None],
+    out_dims: Sequence[int],
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """A batched call as one with more rows; the dimension of the rows is `rows` for arguments, `out_rows` for results.
+    """A vmapped call as one call with ``batch`` times as many sequences.
 
-    One after the other where arguments without rows, the weights, are batched.
+    Where the weights are batched, which have no dimension of sequences, the calls are made one after the other.
+
+    Args:
+        in_dims: the vmapped dimension of each argument, or None.
+        sequence_dims: the dimension of the sequences of each argument, None for the weights and settings.
+        out_dims: the dimension of the sequences of each result.
     """
-    if any(dim is not None and row is None for dim, row in zip(in_dims, rows, strict=True)):
+    if any(dim is not None and axis is None for dim, axis in zip(in_dims, sequence_dims, strict=True)):
         single = [
             call(*(t if dim is None else t.select(dim, i) for t, dim in zip(args, in_dims, strict=True)))
             for i in range(batch)
         ]
-        return tuple(torch.stack(parts) for parts in zip(*single, strict=True)), (0,) * len(out_rows)
+        return tuple(torch.stack(parts) for parts in zip(*single, strict=True)), (0,) * len(out_dims)
 
-    def folded(t: Any, dim: int | None, row: int | None) -> Any:
-        if row is None or t is None:
+    def folded(t: Any, dim: int | None, axis: int | None) -> Any:
+        if axis is None or t is None:
             return t
-        moved = t.unsqueeze(row).expand(*t.shape[:row], batch, *t.shape[row:]) if dim is None else t.movedim(dim, row)
-        return moved.flatten(row, row + 1)
+        moved = (
+            t.unsqueeze(axis).expand(*t.shape[:axis], batch, *t.shape[axis:]) if dim is None else t.movedim(dim, axis)
+        )
+        return moved.flatten(axis, axis + 1)
 
-    results = call(*map(folded, args, in_dims, rows))
-    return tuple(t.unflatten(row, (batch, -1)) for t, row in zip(results, out_rows, strict=True)), tuple(out_rows)
+    results = call(*map(folded, args, in_dims, sequence_dims))
+    return tuple(t.unflatten(axis, (batch, -1)) for t, axis in zip(results, out_dims, strict=True)), tuple(out_dims)
 
 
 @register_fake("lstm_forward")
@@ -368,7 +378,7 @@ def _backward_compiled(ctx, to_hidden, to_cells, to_gates):
     weight, hidden, cells, gates = ctx.saved_tensors
     da, dh, dc = torch.ops.unlearnx.lstm_backward(to_hidden, to_cells, to_gates, cells, gates, weight, True)
     firsts = [t[0].clone() if need else None for t, need in zip((dh, dc), ctx.needs_input_grad[1:3], strict=True)]
-    return da, *firsts, _outer(da, hidden)
+    return da, *firsts, _weight_gradient(da, hidden)
 
 
 torch.library.register_autograd("unlearnx::lstm_forward", _backward_compiled, setup_context=_setup_compiled)

@@ -2,16 +2,16 @@
 
 The gradient of sample i is, for the scale, the sum over its positions of ``dy * x_hat``, and for the shift the sum of
 ``dy``. With a second pair the difference is ``d_i = g_i(x_new, dy_new) - g_i(x, dy)``; without one it is ``d_i = g_i``.
-All functions return a pair, for the scale and for the shift, and take
+All functions return a pair, for the scale and for the shift, and take these arguments:
 
     x: normalised inputs x_hat, (N, ..., C, ...); with mean and rstd, inputs before ``x_hat = (x - mean) * rstd``.
     dy: gradients of the per-sample losses with respect to the outputs, shaped like ``x``.
     x_new, dy_new: the same after the change; both or neither.
-    mean, rstd: statistics of frozen batch normalisation and the like, (C,) each; both or neither.
+    mean, rstd: fixed statistics, such as those of batch normalisation in eval mode, (C,) each; both or neither.
     dim: the channels' dimension: 1 for BatchNorm and GroupNorm, -1 for LayerNorm and RMSNorm.
 
-in float32, float64, bfloat16 or float16, add up in float32 or better, and raise TypeError where a tensor is not
-floating or dtypes differ, ValueError where shapes or devices do not belong together.
+Tensors are float32, float64, bfloat16 or float16; sums are taken in float32 or better. All functions raise TypeError
+where a tensor is not floating or dtypes differ, and ValueError where shapes or devices do not match.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def scale_shift_grad_diff(
     """Per-sample gradients (or differences) of the scale and the shift of a normalisation layer.
 
     Args:
-        x, dy, x_new, dy_new, mean, rstd, dim: see the module.
+        x, dy, x_new, dy_new, mean, rstd, dim: see the module's docstring.
         weight: factors w_i of the samples, (N,).
-        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for every ``w_i d_i``.
+        reduction: ``"sum"`` for ``sum_i w_i d_i``, ``"none"`` for each ``w_i d_i``.
 
     Returns:
         (C,) each, or (N, C) each with ``reduction="none"``, in the dtype of ``x``. Not differentiable.
@@ -83,7 +83,7 @@ def scale_shift_grad_sq(
     """Squared per-sample gradients (or differences) of the scale and the shift, summed over samples.
 
     Args:
-        x, dy, x_new, dy_new, mean, rstd, dim: see the module.
+        x, dy, x_new, dy_new, mean, rstd, dim: see the module's docstring.
         weight: factors w_i of the samples, (N,).
 
     Returns:
@@ -113,7 +113,7 @@ def scale_shift_grad_sqnorm(
     """Squared norms ``||d_i||^2`` of the per-sample gradients (or differences) of the scale and the shift.
 
     Args:
-        x, dy, x_new, dy_new, mean, rstd, dim: see the module.
+        x, dy, x_new, dy_new, mean, rstd, dim: see the module's docstring.
 
     Returns:
         (N,) each, in float32 (float64 for float64 inputs). Not differentiable.
@@ -142,7 +142,7 @@ def scale_shift_grad_dot(
     """Inner products ``<d_i, v>`` of the per-sample gradients (or differences) with directions.
 
     Args:
-        x, dy, x_new, dy_new, mean, rstd, dim: see the module.
+        x, dy, x_new, dy_new, mean, rstd, dim: see the module's docstring.
         v_scale, v_shift: directions, (C,) each.
 
     Returns:

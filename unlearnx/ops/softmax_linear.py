@@ -1,18 +1,19 @@
 """Curvature of softmax regression in closed form: Hessian products, and LiSSA on them.
 
 The mean cross-entropy of a linear head ``logits = h @ W.T`` has one Hessian, which is also its Gauss-Newton matrix
-and does not depend on the labels. With ``u = h @ v.T`` and the softmax probabilities p it multiplies v to
-``s.T @ h / N`` where ``s = p * (u - (p * u).sum(-1))``: the weights enter through p alone. Both functions take
+and does not depend on the labels. With ``u = h @ v.T`` and the softmax probabilities p, its product with v is
+``s.T @ h / N`` where ``s = p * (u - (p * u).sum(-1))``: it depends on the weights only through p. Both functions take
+these arguments:
 
-    h: features, (N, F). A bias is a column of ones in ``h`` and its entry in ``v``.
-    logits_or_probs: (N, C), what the head says of them, see ``from_logits``.
+    h: features, (N, F). For a bias, append a column of ones to ``h`` and the bias as last column to ``v``.
+    logits_or_probs: logits or probabilities of the head for ``h``, (N, C); see ``from_logits``.
     v: one right-hand side (C, F), or K of them at once, (K, C, F).
-    from_logits: True where ``logits_or_probs`` are logits, False where they are probabilities. None recognises
-        probabilities: no entry below 0, and rows that sum to 1 within 1e-3 (within the rounding of bfloat16, in
-        bfloat16). That reads the tensor, which on CUDA synchronises.
+    from_logits: True if ``logits_or_probs`` are logits, False if they are probabilities. None detects probabilities:
+        no entry is below 0, and rows sum to 1 within 1e-3 (within the rounding error of bfloat16, in bfloat16).
+        Detection reads the tensor, which synchronises on CUDA.
 
-in float32, float64, bfloat16 or float16. They compute in float64 where a tensor is float64, else in float32, keep a
-batch's u (its samples * K * C values) in memory, and are not differentiable.
+Tensors are float32, float64, bfloat16 or float16. Both functions compute in float64 if a tensor is float64, else in
+float32, store u for one batch (its samples * K * C values), and are not differentiable.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def softmax_linear_hvp(h: Tensor, logits_or_probs: Tensor, v: Tensor, *, from_lo
     """Hessian products of the mean cross-entropy of a linear head, with all right-hand sides at once.
 
     Args:
-        h, logits_or_probs, v, from_logits: see the module.
+        h, logits_or_probs, v, from_logits: see the module's docstring.
 
     Returns:
         The products, in the shape and dtype of ``v``.
 
     Raises:
         TypeError: a tensor is not float32, float64, float16 or bfloat16.
-        ValueError: shapes or devices do not belong together, or there are no samples.
+        ValueError: shapes or devices do not match, or there are no samples.
 
     Example:
         >>> h, logits, v = torch.randn(10, 4), torch.randn(10, 3), torch.randn(3, 4)
@@ -64,30 +65,30 @@ def lissa_softmax_linear(
 ) -> tuple[Tensor, Tensor]:
     """LiSSA on a linear head, all iterations and right-hand sides in one call.
 
-    Solves ``(H + damping * scale * I) x = v`` for every right-hand side, H being the Hessian of the mean
-    cross-entropy, by ``y <- v + (1 - damping) y - H_b y / scale`` from ``y = v`` with the Hessian H_b of one batch
-    after the other; ``x = y / scale``. Converges where ``scale`` exceeds half the largest eigenvalue. A right-hand
-    side whose update is not finite stops there.
+    Solves ``(H + damping * scale * I) x = v`` for every right-hand side, where H is the Hessian of the mean
+    cross-entropy. It iterates ``y <- v + (1 - damping) y - H_b y / scale``, starting with ``y = v``, where H_b is the
+    Hessian of one batch after the other; ``x = y / scale``. It converges if ``scale`` exceeds half the largest
+    eigenvalue. A right-hand side whose update is not finite stops.
 
     Args:
-        h, logits_or_probs, v, from_logits: see the module.
+        h, logits_or_probs, v, from_logits: see the module's docstring.
         damping: >= 0, without unit.
         scale: > 0, in units of the curvature.
-        batch_size: samples of a batch; None for all of them. Batches run through ``order`` again and again; the last
-            one of each round may be smaller.
-        iterations: most iterations, at least 1.
-        patience: stops each right-hand side by itself, at an update larger than its smallest one, ``patience - 1``
-            iterations after that one or later (the published count). None never stops one.
-        order: in which the samples are visited, int64 (N,); None for the given order.
+        batch_size: samples per batch; None for all samples. Batches follow ``order`` and start over at its end; the
+            last batch of each pass may be smaller.
+        iterations: maximal number of iterations, at least 1.
+        patience: each right-hand side stops by itself at the first update that is larger than its smallest one so far
+            and comes at least ``patience - 1`` iterations after it, as published. None for no such stop.
+        order: indices of the samples in the order of their use, int64 (N,); None for 0 ... N - 1.
 
     Returns:
         ``x`` in the shape and dtype of ``v``; and the history (iterations, K) in the dtype of the computation, or
-        (iterations,) for a ``v`` of shape (C, F): the L1 norm of the change of each right-hand side, NaN after it
-        stopped. Nothing is synchronised on CUDA.
+        (iterations,) for a ``v`` of shape (C, F): the L1 norm of the change of each estimate y, NaN after it
+        stopped. Nothing synchronises on CUDA, if ``from_logits`` is given.
 
     Raises:
         TypeError: a tensor is not float32, float64, float16 or bfloat16, or ``order`` is not int64.
-        ValueError: shapes or devices do not belong together, there are no samples, or a number is out of range.
+        ValueError: shapes or devices do not match, there are no samples, or a number is out of range.
 
     Source: Agarwal, Bullins and Hazan, JMLR 2017; in this form and with this rule to stop Warnecke et al., "Machine
     Unlearning of Features and Labels", NDSS 2023.
@@ -115,7 +116,7 @@ def lissa_softmax_linear(
 
 def _probabilities(t: Tensor, from_logits: bool | None) -> Tensor:
     if t.dim() != 2 or not t.is_floating_point():
-        return t  # the op says what is wrong
+        return t  # the op raises the error
     if from_logits is None:
         from_logits = not _are_probabilities(t)
     return t.softmax(1, dtype=compute_dtype(t)) if from_logits else t

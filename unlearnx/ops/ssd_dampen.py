@@ -22,11 +22,12 @@ def ssd_dampen_(
     exponent: float = 1.0,
     bound: float = 1.0,
 ) -> Tensor:
-    """Dampen, in place, every parameter that matters more to the forget set than to the whole training set.
+    """Dampen, in place, the parameters that are more important to the forget set than to the whole training set.
 
     An entry with ``forget > alpha * full`` is multiplied by ``min((lam * full / forget) ** exponent, bound)``;
-    all others, those with a NaN importance among them, keep their value. One pass over memory; autograd records
-    nothing, as in an optimizer step, but notices that the parameters changed.
+    all others keep their value, also those with a NaN importance. It takes one pass over memory. As in an optimizer
+    step, autograd does not record the operation, but it raises an error if the old values are needed for a backward
+    pass.
 
     Args:
         params: tensors to dampen, of any shapes.
@@ -38,12 +39,12 @@ def ssd_dampen_(
         bound: largest factor, >= 0; 1 keeps parameters from growing.
 
     Returns:
-        How many entries were dampened, one count a tensor: int64 of shape ``(len(params),)``. Reading it is the
+        How many entries were dampened, one count per tensor: int64 of shape ``(len(params),)``. Reading it is the
         only synchronisation.
 
     Raises:
         TypeError: a tensor is not float32, float64, float16 or bfloat16.
-        ValueError: the lists do not pair up (length, shape, device), or a number is negative or not finite.
+        ValueError: lengths, shapes or devices of the lists differ, or a number is negative or not finite.
 
     Source: Foster, Schoepf and Brintrup, "Fast Machine Unlearning Without Retraining Through Selective Synaptic
     Dampening", AAAI 2024, eqs. 3 and 4.

@@ -1,4 +1,4 @@
-"""Self-test: every op on every device of this machine, against plain float64 torch."""
+"""Self-test: runs every op on every device of this machine and compares it with plain torch in float64."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from unlearnx.selftest.cases import CASES
 
 __all__ = ["Check", "check", "run"]
 
-# Largest error by the dtype of a result, as a share of the norm; counts are exact.
-TOLERANCE = {
+# Largest allowed error by the dtype of a result, relative to the norm of the expected result; counts must be exact.
+MAX_RELATIVE_ERROR = {
     torch.float32: 1e-5,
     torch.float64: 1e-12,
     torch.bfloat16: 1e-2,
@@ -28,11 +28,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Check:
-    """How an op did in a dtype on a device.
+    """The result of checking one op with one dtype on one device.
 
     Attributes:
-        error: the largest among its results, of the Euclidean norm of what should have come.
-        problem: what is wrong, None where nothing is.
+        error: the largest relative error of the op's results: the norm of the difference from the expected result,
+            divided by the norm of the expected result.
+        problem: what is wrong; None where the op passed.
     """
 
     op: str
@@ -43,19 +44,19 @@ class Check:
 
 
 def check(op: str, device: torch.device, dtype: torch.dtype) -> Check:
-    """Call one op and compare it with its reference. An op that raises has failed, whatever it raises."""
+    """Call one op and compare it with its reference. Any exception that it raises counts as a failure."""
     where = (op, str(device), dtype)
     if op not in CASES:
         return Check(*where, problem="has no case in unlearnx/selftest/cases.py")
     worst = 0.0
     try:
-        with torch.random.fork_rng([]):  # cases draw on the CPU
+        with torch.random.fork_rng([]):  # cases draw from the CPU generator only
             torch.default_generator.manual_seed(0)
             for i, (got, expected) in enumerate(CASES[op](dtype, device)):
                 error = _error(got, expected)
                 worst = max(worst, error)
-                if not error <= TOLERANCE[got.dtype]:
-                    problem = f"result {i} is off by {error:.1e}, expected at most {TOLERANCE[got.dtype]:.0e}"
+                if not error <= MAX_RELATIVE_ERROR[got.dtype]:
+                    problem = f"result {i} is off by {error:.1e}, expected at most {MAX_RELATIVE_ERROR[got.dtype]:.0e}"
                     return Check(*where, worst, problem)
     except Exception as error:
         return Check(*where, problem=f"raised {type(error).__name__}: {error}")
@@ -63,13 +64,13 @@ def check(op: str, device: torch.device, dtype: torch.dtype) -> Check:
 
 
 def run(show: Callable[[str], None] = print) -> bool:
-    """Test every op of `unlearnx.ops` in every dtype on the CPU and on every GPU, and show a table.
+    """Test every op of `unlearnx.ops` with every dtype on the CPU and on every GPU, and show a table of the errors.
 
     Args:
-        show: is called with each line.
+        show: called with each line of the table.
 
     Returns:
-        Whether every op is right everywhere.
+        True if no op failed.
     """
     begin = time.perf_counter()
     names = sorted(ops.__all__)
@@ -98,9 +99,9 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _error(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference as a share of the norm; infinite where shapes differ or only one side is a number."""
+    """Relative error in the Euclidean norm; infinite where shapes differ or NaNs are not in the same places."""
     got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
     if got.shape != expected.shape or not torch.equal(got.isnan(), expected.isnan()):
         return math.inf
-    off = (got - expected).nan_to_num(posinf=math.inf).norm()
-    return 0.0 if off == 0 else (off / expected.nan_to_num().norm()).item()
+    difference = (got - expected).nan_to_num(posinf=math.inf).norm()
+    return 0.0 if difference == 0 else (difference / expected.nan_to_num().norm()).item()

@@ -1,4 +1,4 @@
-"""``python -m unlearnx.selftest``: exit status 0 where every op is right, 1 where one is not."""
+"""``python -m unlearnx.selftest``: exit status 0 if every op passes, 1 if one fails."""
 
 import sys
 

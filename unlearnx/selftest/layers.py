@@ -1,4 +1,4 @@
-"""Problems of the per-sample gradient families, each with its float64 reference: one sample at a time, by autograd."""
+"""Test problems for the per-sample gradient ops, with a reference: autograd on one sample at a time, in float64."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.nn import functional as F
 
 from unlearnx import ops
 
-KINDS = ("diff", "sq", "sqnorm", "dot")
+GRADIENT_KINDS = ("diff", "sq", "sqnorm", "dot")
 
 
 @dataclass
 class Problem:
-    """A family of ops with the sizes of one call.
+    """A family of ops, and the sizes and settings of one call.
 
     Attributes:
-        family: what the names of its ops begin with.
-        inputs: draws a fresh x (N, ...).
+        family: ``"linear"`` for the ops ``linear_grad_*``, and so on.
+        inputs: draws random inputs x (N, ...).
         forward: ``forward(x, *parameters)``, the layer in plain torch.
-        shapes: those of the parameters.
-        positional: arguments of the ops after x and dy.
-        settings: their keyword arguments.
+        shapes: shapes of the parameters.
+        positional: positional arguments of the ops after x and dy.
+        settings: keyword arguments of the ops.
     """
 
     family: str
@@ -47,7 +47,10 @@ class Problem:
         paired: bool = True,
         weighted: bool = True,
     ) -> tuple[Any, ...]:
-        """x, dy, x_new, dy_new, weight; the last three None where not asked for. Drawn on the CPU."""
+        """Random x, dy, x_new, dy_new and weight, drawn on the CPU.
+
+        Without `paired`, x_new and dy_new are None; without `weighted`, weight is None.
+        """
 
         def pair():
             x = self.inputs()
@@ -63,12 +66,12 @@ class Problem:
         return x, dy, *self.positional, x_new, dy_new
 
     def results(self, kind: str, tensors: tuple[Any, ...], reduction: str = "sum") -> tuple[list[Tensor], list[Tensor]]:
-        """What the op of a kind gives, a tensor a parameter; and the same from the differences in float64, on the CPU.
+        """The op's results, one tensor per parameter; and the expected ones, computed in float64 on the CPU.
 
         Args:
-            kind: one of KINDS.
-            tensors: x, dy, x_new, dy_new, weight.
-            reduction: that of ``diff``.
+            kind: one of GRADIENT_KINDS.
+            tensors: x, dy, x_new, dy_new, weight, as from :meth:`tensors`.
+            reduction: argument of ``diff``; not used for other kinds.
         """
         *pairs, weight = tensors
         settings = {k: v.to(pairs[1].device) if torch.is_tensor(v) else v for k, v in self.settings.items()}
@@ -97,14 +100,15 @@ class Problem:
 
     def _gradients(self, x: Tensor, dy: Tensor) -> list[Tensor]:
         parameters = [p.requires_grad_() for p in self._zeros()]
-        rows = []
+        gradients = []
         for i in range(x.shape[0]):
             x_i = x[i : i + 1].cpu()
             y = self.forward(x_i.double() if x_i.is_floating_point() else x_i, *parameters)
             objective = (y * dy[i : i + 1].cpu().double()).sum()
-            rows.append(torch.autograd.grad(objective, parameters, materialize_grads=True))
-        shapes = [(0, *p.shape) for p in parameters]
-        return [torch.stack(r) for r in zip(*rows, strict=True)] if rows else [torch.zeros(s).double() for s in shapes]
+            gradients.append(torch.autograd.grad(objective, parameters, materialize_grads=True))
+        if not gradients:
+            return [torch.zeros(0, *p.shape).double() for p in parameters]
+        return [torch.stack(of_parameter) for of_parameter in zip(*gradients, strict=True)]
 
     def _differences(self, x: Tensor, dy: Tensor, x_new: Tensor | None, dy_new: Tensor | None) -> list[Tensor]:
         """d_i of every parameter, (N, *shape) in float64 on the CPU."""
@@ -142,7 +146,7 @@ def conv2d(
 
 
 def embedding(*leading: int, tokens: int, features: int, padding_idx: int | None = None) -> Problem:
-    """An embedding of token numbers of shape `leading`."""
+    """An embedding of tokens of shape `leading`."""
     return Problem(
         "embedding",
         lambda: torch.randint(tokens, leading),

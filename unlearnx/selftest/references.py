@@ -1,4 +1,4 @@
-"""What the ops compute, written out in plain torch and float64, for the self-test and the tests."""
+"""What the ops compute, in plain torch and float64: the references of the self-test and of the tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ssd_dampen(
     exponent: float = 1.0,
     bound: float = 1.0,
 ) -> tuple[list[Tensor], Tensor]:
-    """The rule entry by entry: dampened copies of the parameters, and how many entries each has dampened."""
+    """Dampened copies of the parameters, and the number of dampened entries of each."""
     results, counts = [], []
     for p, f, g in zip(params, importance_full, importance_forget, strict=True):
         p, f, g = p.double(), f.double(), g.double()
@@ -34,13 +34,13 @@ def ssd_dampen(
 
 
 def lissa_step(h: Tensors, v: Tensors, hv: Tensors, damping: float, scale: float) -> tuple[list[Tensor], Tensor]:
-    """The next estimate, and the L1 norm of its change."""
+    """The estimate after the step, and the L1 norm of its change."""
     results = [b.double() + (1 - damping) * a.double() - c.double() / scale for a, b, c in zip(h, v, hv, strict=True)]
     return results, torch.stack([(r - a.double()).abs().sum() for r, a in zip(results, h, strict=True)]).sum()
 
 
 def fisher_mask(params: Tensors, forget: Tensors, retain: Tensors, ratio: float) -> tuple[list[Tensor], Tensor]:
-    """A stable sort of the whole list: masked copies of the parameters, in their dtypes, and the counts."""
+    """Masked copies of the parameters, in their dtypes, and the number of zeroed entries of each; by a stable sort."""
     values = fisher_mask_scores(params, forget, retain)
     order = np.argsort(-values, kind="stable")  # puts NaN last
     selected = min(int(ratio * values.size), np.count_nonzero(~np.isnan(values)))
@@ -53,7 +53,7 @@ def fisher_mask(params: Tensors, forget: Tensors, retain: Tensors, ratio: float)
 
 
 def fisher_mask_scores(params: Tensors, forget: Tensors, retain: Tensors) -> np.ndarray:
-    """``forget - retain`` of all entries in one array, in the precision that the op promises."""
+    """``forget - retain`` of all entries in one array, in the precision that the op documents."""
     wide = any(t.dtype == torch.float64 for ts in (params, forget, retain) for t in ts)
     dtype = torch.float64 if wide else torch.float32
     parts = [(f.to(dtype) - r.to(dtype)).double().cpu().flatten() for f, r in zip(forget, retain, strict=True)]
@@ -61,13 +61,13 @@ def fisher_mask_scores(params: Tensors, forget: Tensors, retain: Tensors) -> np.
 
 
 def softmax_linear_hvp(h: Tensor, logits: Tensor, v: Tensor) -> Tensor:
-    """Backward twice through the mean cross-entropy. Labels do not matter to the Hessian."""
+    """Autograd twice on the mean cross-entropy; the labels are zeros, since the Hessian does not depend on them."""
     h, logits, v = (t.double() for t in (h, logits, v))
     weight = torch.zeros(logits.shape[1], h.shape[1], dtype=torch.float64, device=h.device, requires_grad=True)
     loss = F.cross_entropy(logits + h @ weight.T, torch.zeros(len(h), dtype=torch.long, device=h.device))
     (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
-    sides = v.view(-1, *weight.shape)
-    return torch.autograd.grad(gradient, weight, sides, is_grads_batched=True)[0].view(v.shape)
+    right_hand_sides = v.view(-1, *weight.shape)
+    return torch.autograd.grad(gradient, weight, right_hand_sides, is_grads_batched=True)[0].view(v.shape)
 
 
 def lissa_softmax_linear(
@@ -82,24 +82,25 @@ def lissa_softmax_linear(
     patience: int | None = None,
     order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The published iteration; every right-hand side has a stopping rule to itself. Solution and history."""
+    """Solution and history of the published iteration; each right-hand side stops by itself."""
     order = torch.arange(len(h)) if order is None else order
     batches = order.split(batch_size or len(h))
-    sides = v.double().view(-1, *v.shape[-2:])
-    y = sides.clone()
-    history = torch.full((iterations, len(sides)), math.nan, dtype=torch.float64)
-    smallest, since, active = [math.inf] * len(sides), [0] * len(sides), [True] * len(sides)
+    right_hand_sides = v.double().view(-1, *v.shape[-2:])
+    y = right_hand_sides.clone()
+    history = torch.full((iterations, len(right_hand_sides)), math.nan, dtype=torch.float64)
+    count = len(right_hand_sides)
+    smallest, since_smallest, active = [math.inf] * count, [0] * count, [True] * count
     for i in range(iterations):
         batch = batches[i % len(batches)]
-        new = sides + (1 - damping) * y - softmax_linear_hvp(h[batch], logits[batch], y) / scale
-        for k in filter(active.__getitem__, range(len(sides))):
+        new = right_hand_sides + (1 - damping) * y - softmax_linear_hvp(h[batch], logits[batch], y) / scale
+        for k in filter(active.__getitem__, range(count)):
             update = (new[k] - y[k]).abs().sum().item()
             y[k], history[i, k] = new[k], update
-            if not math.isfinite(update) or (patience and update > smallest[k] and since[k] >= patience):
+            if not math.isfinite(update) or (patience and update > smallest[k] and since_smallest[k] >= patience):
                 active[k] = False
             elif update < smallest[k]:
-                smallest[k], since[k] = update, 1
-            since[k] += 1
+                smallest[k], since_smallest[k] = update, 1
+            since_smallest[k] += 1
     return (y / scale).view(v.shape), history if v.dim() == 3 else history[:, 0]
 
 

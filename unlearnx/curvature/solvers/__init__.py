@@ -1,4 +1,4 @@
-"""Inverse-curvature products, with the residual that tells how far they got."""
+"""Solvers of linear systems with the curvature; each solution comes with its residual."""
 
 from unlearnx.curvature.solvers.conjugate_gradient import ConjugateGradient, NystromPCG
 from unlearnx.curvature.solvers.direct import Direct

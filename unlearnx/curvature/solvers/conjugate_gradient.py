@@ -1,4 +1,4 @@
-"""Conjugate gradients for one or many right-hand sides at once, with or without a preconditioner."""
+"""Conjugate gradients for one or many right-hand sides, with or without a preconditioner."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import broadcast_
-from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
+from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
 
 
 @dataclass(kw_only=True)
 class ConjugateGradient(Solver):
     """Block conjugate gradients: K right-hand sides share their search directions.
 
-    Directions that depend on others are left out, so that right-hand sides may be equal, or done at different times.
+    Linearly dependent directions are left out, so that right-hand sides may be equal, or converge at different times.
 
     Args:
-        iterations: most iterations, each with a product for every right-hand side that is not done.
+        iterations: most iterations, each with one product per right-hand side that has not converged.
         tolerance: relative residual to stop at.
 
     Source: O'Leary, "The block conjugate gradient algorithm and related methods", 1980; in the form of Ji and Li,
@@ -40,51 +40,52 @@ class ConjugateGradient(Solver):
         super().__post_init__()
         check_at_least_one(iterations=self.iterations)
 
-    def _solve(self, solving: _Solving) -> None:
-        self._iterate(solving, lambda rows: rows)
+    def _solve(self, system: _LinearSystem) -> None:
+        self._iterate(system, lambda rows: rows)
 
-    def _iterate(self, solving: _Solving, precondition: Callable[[Tensor], Tensor]) -> None:
-        residuals = solving.v.clone()
-        open_ = (solving.norms > 0).nonzero().flatten()
-        directions = _orthonormal(precondition(residuals[open_]))
-        if not len(open_):
+    def _iterate(self, system: _LinearSystem, precondition: Callable[[Tensor], Tensor]) -> None:
+        residuals = system.v.clone()
+        unsolved = (system.norms > 0).nonzero().flatten()
+        directions = _orthonormal(precondition(residuals[unsolved]))
+        if not len(unsolved):
             return
         for iteration in range(1, self.iterations + 1):
-            images = solving.products(directions)
+            images = system.products(directions)
             energy = broadcast_((directions @ images.T).double())
             if not energy.isfinite().all():
-                solving.stopped = f"the product is not finite at iteration {iteration}"
+                system.stopped = f"the product is not finite at iteration {iteration}"
                 return
             factor, failed = torch.linalg.cholesky_ex((energy + energy.T) / 2)
             if failed:
-                self._refuse(solving, float(torch.linalg.eigvalsh(energy)[0]))
+                self._raise_indefinite(system, float(torch.linalg.eigvalsh(energy)[0]))
             steps = torch.cholesky_solve((directions @ residuals.T).double(), factor).to(directions)
-            solving.x += steps.T @ directions
+            system.x += steps.T @ directions
             residuals -= steps.T @ images
-            relative = solving.relative(residuals)
-            solving.history.append(relative.tolist())
-            if not relative.isfinite().all():
-                solving.stopped = f"not finite at iteration {iteration}"
+            relative_norms = system.relative_norms(residuals)
+            system.history.append(relative_norms.tolist())
+            if not relative_norms.isfinite().all():
+                system.stopped = f"not finite at iteration {iteration}"
                 return
-            open_ = (relative > self.tolerance).nonzero().flatten()
-            if not len(open_):
-                solving.stopped = f"converged at iteration {iteration}"
+            unsolved = (relative_norms > self.tolerance).nonzero().flatten()
+            if not len(unsolved):
+                system.stopped = f"converged at iteration {iteration}"
                 return
-            following = precondition(residuals[open_])
-            overlap = torch.cholesky_solve((images @ following.T).double(), factor).to(directions)
-            directions = _orthonormal(following - overlap.T @ directions)
-        solving.stopped = f"reached {self.iterations} iterations"
+            next_directions = precondition(residuals[unsolved])
+            overlap = torch.cholesky_solve((images @ next_directions.T).double(), factor).to(directions)
+            directions = _orthonormal(next_directions - overlap.T @ directions)
+        system.stopped = f"reached {self.iterations} iterations"
 
-    def _refuse(self, solving: _Solving, quotient: float) -> None:
-        spectrum = solving.operator.spectrum(iterations=200, tolerance=1e-3, generator=torch.Generator().manual_seed(0))
+    def _raise_indefinite(self, system: _LinearSystem, quotient: float) -> None:
+        spectrum = system.operator.spectrum(iterations=200, tolerance=1e-3, generator=torch.Generator().manual_seed(0))
         eigenvalue = min(quotient, spectrum.smallest)
-        raise IndefiniteSystem(self, solving.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
+        raise IndefiniteSystem(self, system.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    """An orthonormal basis of the rows' span, of as many rows as are independent of each other.
+    """An orthonormal basis of the rows' span.
 
-    What is smaller than the root of the precision is rounding for the most part: it is not conjugate to anything.
+    Singular vectors below the square root of the precision are left out: they are mostly rounding errors, and not
+    conjugate to the earlier directions.
     """
     norms = broadcast_(rows.norm(dim=1, keepdim=True))
     rows = rows[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
@@ -98,12 +99,12 @@ def _orthonormal(rows: Tensor) -> Tensor:
 class NystromPCG(ConjugateGradient):
     """Conjugate gradients preconditioned by a random low-rank approximation of the curvature.
 
-    The operator needs a damping, or there is nothing to balance the approximation with.
+    The operator must have a damping > 0: the preconditioner divides by it outside of the approximation's range.
 
     Args:
-        rank: of the approximation, as many products before the first iteration and as many vectors in memory.
+        rank: rank of the approximation, which takes this many products and this many vectors in memory.
         iterations, tolerance: as for :class:`ConjugateGradient`.
-        seed: of the approximation.
+        seed: seed of the random test vectors of the approximation.
 
     Source: Frangella, Tropp and Udell, "Randomized Nystrom preconditioning", SIMAX 2023, algorithms 2.1 and 5.1.
 
@@ -122,28 +123,28 @@ class NystromPCG(ConjugateGradient):
         super().__post_init__()
         check_at_least_one(rank=self.rank)
 
-    def _solve(self, solving: _Solving) -> None:
-        damping = solving.operator.damping
+    def _solve(self, system: _LinearSystem) -> None:
+        damping = system.operator.damping
         if not damping > 0:
             raise ValueError("NystromPCG: the operator's damping is 0, expected a number > 0")
-        basis, values = self._approximation(solving)
+        basis, values = self._approximation(system)
         if not len(values):
-            return self._iterate(solving, lambda rows: rows)
+            return self._iterate(system, lambda rows: rows)
         weights = ((values[-1] + damping) / (values + damping) - 1).to(basis)
-        return self._iterate(solving, lambda rows: rows + (rows @ basis.T * weights) @ basis)
+        return self._iterate(system, lambda rows: rows + (rows @ basis.T * weights) @ basis)
 
-    def _approximation(self, solving: _Solving) -> tuple[Tensor, Tensor]:
-        """Orthonormal rows U (r, P) and values (r,), descending, with ``C ~ U^T diag(values) U``, undamped."""
-        size = solving.v.shape[1]
+    def _approximation(self, system: _LinearSystem) -> tuple[Tensor, Tensor]:
+        """Orthonormal rows U (r, P) and descending values (r,) with ``U^T diag(values) U`` close to C, undamped."""
+        size = system.v.shape[1]
         generator = torch.Generator().manual_seed(self.seed)
-        test = broadcast_(torch.randn(min(self.rank, size), size, generator=generator).to(solving.v))
+        test = broadcast_(torch.randn(min(self.rank, size), size, generator=generator).to(system.v))
         test = torch.linalg.qr(test.T)[0].T.contiguous()
-        images = solving.products(test).sub_(test, alpha=solving.operator.damping)
+        images = system.products(test).sub_(test, alpha=system.operator.damping)
         shift = torch.finfo(images.dtype).eps * float(images.norm())
         images.add_(test, alpha=shift)
         energy = broadcast_((test @ images.T).double())
         factor, failed = torch.linalg.cholesky_ex((energy + energy.T) / 2)
-        if failed or not factor.isfinite().all():  # negative, or not finite: conjugate gradients will tell
+        if failed or not factor.isfinite().all():  # conjugate gradients will report why
             return test[:0], energy[0, :0]
         half = torch.linalg.solve_triangular(factor.to(images), images, upper=False)
         _, singular, basis = torch.linalg.svd(half, full_matrices=False)

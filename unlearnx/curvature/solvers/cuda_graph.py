@@ -1,4 +1,4 @@
-"""Work repeated on memory that stays in its place: replays of a CUDA graph on GPUs, calls elsewhere."""
+"""Repeats a step on tensors that stay at their addresses: as a CUDA graph on GPUs, by calls elsewhere."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WARM_UP = 3  # calls before a capture, as in torch.cuda.make_graphed_callables
+WARM_UP_CALLS = 3  # calls before a capture, as in torch.cuda.make_graphed_callables
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether work on `device` may be captured: on GPUs, but for autocast, whose cache lives shorter than a graph."""
+    """Whether work on `device` can be captured: on GPUs without autocast, whose cache does not outlive a call."""
     return device.type == "cuda" and not torch.is_autocast_enabled(device.type)
 
 
 @contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU a stream other than the default one, as a capture needs, between what comes before and after."""
+def side_stream(device: torch.device) -> Iterator[None]:
+    """On a GPU, use a new stream in order with the current one: the default stream cannot be captured."""
     if device.type != "cuda":
         yield
         return
@@ -33,16 +33,17 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 
 class Replay:
-    """Calls `step` again and again; on a GPU, after some calls, as replays of what it launched in one of them.
+    """Calls `step` repeatedly; on a GPU, after a few calls, by replaying a CUDA graph captured from one of them.
 
-    A failed capture may leave torch's allocator and random numbers in disorder, and copies from the host would be
-    captured without a word. Both are therefore looked for beforehand: the last call of the warm-up is a rehearsal, in
-    which torch refuses to wait for the device. Where step cannot be captured it is called as before, after a warning.
+    A capture that fails may leave torch's allocator and random generators in a broken state, and a copy from the host
+    would be captured silently, with the address of memory that is freed later. Both are therefore checked before: in
+    the last call of the warm-up, waiting for the device and copying from the host raise an error. If step raises one,
+    a warning says so, and step is called instead of captured from then on.
 
     Args:
-        step: reads and writes tensors that stay where they are; where it raises, it has changed none of them.
-        device: of the tensors. On a GPU calls are to be made within :func:`own_stream`, and autograd graphs that step
-            uses to be recorded there.
+        step: reads and writes tensors that stay at their addresses; where it raises, it must have changed none of them.
+        device: of the tensors. On a GPU, make the calls within :func:`side_stream`, and record there the autograd
+            graphs that step uses.
 
     Attributes:
         failed: whether step could not be captured.
@@ -52,7 +53,7 @@ class Replay:
 
     def __init__(self, step: Callable[[], object], device: torch.device):
         self._step = step
-        self._captures = can_capture(device)
+        self._may_capture = can_capture(device)
         self._calls = 0
         self.failed = False
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -60,17 +61,17 @@ class Replay:
     def __call__(self) -> None:
         """Call step once, or replay it."""
         self._calls += 1
-        if self._graph is None and self._captures and not self.failed and self._calls >= WARM_UP:
+        if self._graph is None and self._may_capture and not self.failed and self._calls >= WARM_UP_CALLS:
             try:
-                if self._calls == WARM_UP:
-                    with _refusing_to_wait():
+                if self._calls == WARM_UP_CALLS:
+                    with _error_on_host_sync():
                         self._step()
                     return
-                self._graph = _captured(self._step)
-            except Exception as error:  # this runs the user's model, which may raise anything
+                self._graph = _capture(self._step)
+            except Exception as error:  # step runs the user's model, which may raise anything
                 self.failed = True
-                reason = error.__context__ or error  # a capture that is cut short raises once more where it ends
-                warnings.warn(f"not captured in a CUDA graph, and slower for it: {reason}", stacklevel=2)
+                reason = error.__context__ or error  # ending a capture that failed raises a second error
+                warnings.warn(f"runs without a CUDA graph, which is slower: {reason}", stacklevel=2)
         if self._graph is not None:
             self._graph.replay()
         else:
@@ -78,25 +79,25 @@ class Replay:
 
 
 @contextmanager
-def _refusing_to_wait() -> Iterator[None]:
-    """What makes the host wait for a GPU, or copies from it, raises a RuntimeError, as far as torch knows of it."""
+def _error_on_host_sync() -> Iterator[None]:
+    """Raise a RuntimeError where the host waits for the GPU or copies to it, as far as torch notices."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls itself a prototype
+        warnings.simplefilter("ignore")  # torch warns that this mode is a prototype
         torch.cuda.set_sync_debug_mode("error")
     try:
-        with _NoCopies():
+        with _ErrorOnHostCopies():
             yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
 
 
-class _NoCopies(TorchDispatchMode):
-    """Copies from the host raise, those that are not waited for too: a replay would read memory that is another's."""
+class _ErrorOnHostCopies(TorchDispatchMode):
+    """Raises at copies from the host, asynchronous ones included: a replay would read memory that is freed by then."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        copies = {torch.ops.aten._to_copy: 0, torch.ops.aten.copy_: 1}  # where the source is
+        copies = {torch.ops.aten._to_copy: 0, torch.ops.aten.copy_: 1}  # index of the source among the arguments
         if func.overloadpacket in copies:
             source = args[copies[func.overloadpacket]]
             if source.device.type == "cpu" and result.device.type != "cpu":
@@ -104,10 +105,10 @@ class _NoCopies(TorchDispatchMode):
         return result
 
 
-def _captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """What `step` launches on the current stream; none of it is run."""
+def _capture(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """A graph of what `step` launches on the current stream; the capture does not run it."""
     graph = torch.cuda.CUDAGraph()
-    # The stream is the one of the warm-up; what other threads do meanwhile is allowed.
+    # On the stream of the warm-up; other threads may use the GPU meanwhile.
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
         step()
     return graph

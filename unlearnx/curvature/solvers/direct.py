@@ -1,4 +1,4 @@
-"""The dense matrix, for a few thousand parameters."""
+"""Solves with the dense curvature matrix, for a few thousand parameters."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
+from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
 
-ROWS = 32  # products at once
-LARGEST = 1 << 14  # parameters: 2 GiB in float64, and twice as much again while it is solved
+PRODUCTS_AT_ONCE = 32
+MAX_PARAMETERS = 1 << 14  # a matrix of 2 GiB in float64, and twice as much again while the system is solved
 
 
 @dataclass
 class Direct(Solver):
-    """The whole matrix in float64, by a product for each parameter, and its Cholesky factor.
+    """Computes the whole matrix in float64, one product per entry of the parameters, and its Cholesky factor.
 
     Args:
         tolerance: residual at which a solution counts as converged.
@@ -27,25 +27,25 @@ class Direct(Solver):
         True
     """
 
-    def _solve(self, solving: _Solving) -> None:
-        size = solving.v.shape[1]
-        if size > LARGEST:
+    def _solve(self, system: _LinearSystem) -> None:
+        size = system.v.shape[1]
+        if size > MAX_PARAMETERS:
             raise ValueError(
                 f"Direct: {size:,} parameters make a matrix of {size * size * 8 / 2**30:.3g} GiB, expected at most "
-                f"{LARGEST:,} parameters; ConjugateGradient takes any number"
+                f"{MAX_PARAMETERS:,} parameters; ConjugateGradient takes any number"
             )
-        matrix = torch.empty(size, size, dtype=torch.float64, device=solving.v.device)
-        for start in range(0, size, ROWS):
-            rows = torch.zeros(min(ROWS, size - start), size).to(solving.v)
+        matrix = torch.empty(size, size, dtype=torch.float64, device=system.v.device)
+        for start in range(0, size, PRODUCTS_AT_ONCE):
+            rows = torch.zeros(min(PRODUCTS_AT_ONCE, size - start), size).to(system.v)
             rows[:, start:].fill_diagonal_(1)
-            matrix[start : start + ROWS] = solving.products(rows)
+            matrix[start : start + PRODUCTS_AT_ONCE] = system.products(rows)
         if not matrix.isfinite().all():
-            solving.stopped = "the product is not finite"
+            system.stopped = "the product is not finite"
             return
         matrix = (matrix + matrix.T) / 2
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             values = torch.linalg.eigvalsh(matrix)
-            raise IndefiniteSystem(self, solving.operator, float(values[0]), float(values[-1]))
-        solving.x = torch.cholesky_solve(solving.v.double().T, factor).T.to(solving.v)
-        solving.stopped = "solved"
+            raise IndefiniteSystem(self, system.operator, float(values[0]), float(values[-1]))
+        system.x = torch.cholesky_solve(system.v.double().T, factor).T.to(system.v)
+        system.stopped = "solved"

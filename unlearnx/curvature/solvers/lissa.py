@@ -1,4 +1,4 @@
-"""Linear-time stochastic second-order iteration."""
+"""LiSSA, the linear-time stochastic second-order algorithm."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import broadcast_
 from unlearnx.curvature.solvers.cuda_graph import can_capture
 from unlearnx.curvature.solvers.lissa_on_device import Batches, iterate_on_device
-from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _Solving
+from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
 from unlearnx.curvature.spectrum import NotFinite
 from unlearnx.ops.lissa_step import lissa_step_
 
-ATTEMPTS = 5  # scales that "auto" tries
-GROWTH = 4.0  # from one of them to the next
-LONGEST = 10_000  # iterations that "auto" may take where these are more than 100 passes over the data
+MAX_SCALES_TRIED = 5  # by scale="auto"
+SCALE_GROWTH = 4.0  # factor from one of these scales to the next
+MAX_AUTO_ITERATIONS = 10_000  # by recursion_depth=None, where 100 passes over the data are not more
 CONVERGED = "converged"
 
 
@@ -30,25 +30,26 @@ class LiSSA(Solver):
     It solves ``(C + damping * scale * I) x = v`` where ``scale`` exceeds half the largest eigenvalue of C, which
     includes the operator's own damping.
 
-    On a GPU iterations are replays of a CUDA graph, and the host looks at the updates now and then: of batches of one
-    size, each recorded anew, and of products over all the data, on graphs that are kept. The last batch of a pass, if
-    it is smaller, is run as it is. Nothing is captured where processes share the work, under autocast, or where the
-    data are no tensors or, on another device than the model, take more than a quarter of its free memory. Where a
-    model cannot be captured, as it waits for the device or copies from the host, a warning says so and the host looks
-    at each update.
+    On a GPU iterations run as replays of a CUDA graph, and the host reads the updates every few iterations. A smaller
+    last batch of a pass over the data runs without the graph. No graph is used where processes share the work, under
+    autocast, where the data are not tensors, or where they are on another device than the model and take more than a
+    quarter of its free memory. Where the model cannot be captured, because it waits for the device or copies from the
+    host, a warning says so and the host reads every update.
 
     Args:
         damping: coefficient of the iteration, without unit; as a Tikhonov term it is ``damping * scale``.
-        scale: in units of the curvature, or ``"auto"`` for 1.1 times the largest eigenvalue over all the data. Batches
-            may have far larger ones: a run that diverges for that is repeated with four times the scale, and so on.
-        batch_size: samples in one product; None for all of them.
-        recursion_depth: most iterations; None for 100 passes over the data, as published, and where that is not enough
-            for ``scale="auto"``, as many as its rate of convergence asks for.
+        scale: in units of the curvature, or ``"auto"`` for 1.1 times the largest eigenvalue over all the data. The
+            largest eigenvalue of a batch may be far larger: a run that diverges is repeated with four times the scale,
+            at most four times.
+        batch_size: samples per product; None for all of them.
+        recursion_depth: most iterations; None for 100 passes over the data, as published; with ``scale="auto"`` for
+            more where its rate of convergence needs more, up to 10,000 iterations.
         num_repeat: independent runs to average.
-        patience: iterations without a smaller update after which a larger one ends a run, as published.
-        seed: of the order of the samples.
+        patience: a run ends at an update larger than the smallest so far, once that is this many iterations ago, as
+            published.
+        seed: seed of the order of the samples.
         tolerance: residual at which a solution counts as converged. With ``scale="auto"`` and products over all
-            the data, where updates are residuals, the iteration ends there.
+            the data, where the updates are residuals, the iteration stops there.
 
     Source: Agarwal, Bullins and Hazan, JMLR 2017; stopping rule of Warnecke et al., NDSS 2023, public code.
 
@@ -82,65 +83,67 @@ class LiSSA(Solver):
             patience=self.patience,
         )
 
-    def _solve(self, solving: _Solving) -> Tensor | None:
-        if not solving.norms.any():
+    def _solve(self, system: _LinearSystem) -> Tensor | None:
+        if not system.norms.any():
             return None
         generator = torch.Generator().manual_seed(self.seed)
         try:
-            solving.scale = self._scale(solving, generator)
+            system.scale = self._scale(system, generator)
         except NotFinite as reason:
-            solving.stopped = str(reason)
+            system.stopped = str(reason)
             return None
-        for attempt in range(ATTEMPTS if self.scale == "auto" else 1):
-            solving.scale *= GROWTH if attempt else 1
-            solving.extra_damping = self.damping * solving.scale
-            solving.x = self._average(solving, generator)
-            residual = solving.residuals(solving.x)
+        for attempt in range(MAX_SCALES_TRIED if self.scale == "auto" else 1):
+            system.scale *= SCALE_GROWTH if attempt else 1
+            system.extra_damping = self.damping * system.scale
+            system.x = self._average(system, generator)
+            residual = system.residuals(system.x)
             if bool((residual < 1).all()):
                 break
         return residual
 
-    def _scale(self, solving: _Solving, generator: torch.Generator) -> float:
+    def _scale(self, system: _LinearSystem, generator: torch.Generator) -> float:
         if self.scale != "auto":
             return float(self.scale)
-        spectrum = solving.operator.spectrum(generator=generator)
-        solving.iterations += spectrum.iterations
-        scale = 1.1 * spectrum.largest if spectrum.largest > 0 else 1.0  # without curvature there is no scale
+        spectrum = system.operator.spectrum(generator=generator)
+        system.iterations += spectrum.iterations
+        scale = 1.1 * spectrum.largest if spectrum.largest > 0 else 1.0  # no curvature: any scale will do
         eigenvalue = spectrum.smallest + self.damping * scale
-        if eigenvalue < -1e-6 * abs(spectrum.largest):  # it is found from inside: there is one at least as small
-            raise IndefiniteSystem(self, solving.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
+        if eigenvalue < -1e-6 * abs(spectrum.largest):  # the true smallest eigenvalue is at most this estimate
+            raise IndefiniteSystem(self, system.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
         return scale
 
-    def _depth(self, solving: _Solving, batches: int) -> int:
+    def _depth(self, system: _LinearSystem, batches: int) -> int:
         if self.recursion_depth is not None:
             return self.recursion_depth
         depth = 100 * batches
-        rate = self.damping + solving.operator.damping / solving.scale  # at which the slowest error shrinks
+        rate = (
+            self.damping + system.operator.damping / system.scale
+        )  # per iteration, of the slowest component of the error
         if self.scale == "auto" and rate > 0:
             depth = max(depth, math.ceil(math.log(2 / self.tolerance) / rate))
-        return min(depth, max(100 * batches, LONGEST))
+        return min(depth, max(100 * batches, MAX_AUTO_ITERATIONS))
 
-    def _average(self, solving: _Solving, generator: torch.Generator) -> Tensor:
-        x = torch.zeros_like(solving.v)
+    def _average(self, system: _LinearSystem, generator: torch.Generator) -> Tensor:
+        x = torch.zeros_like(system.v)
         for _ in range(self.num_repeat):
-            x.add_(self._run(solving, generator), alpha=1 / (solving.scale * self.num_repeat))
+            x.add_(self._run(system, generator), alpha=1 / (system.scale * self.num_repeat))
             if not x.isfinite().all():
                 break
         return x
 
-    def _run(self, solving: _Solving, generator: torch.Generator) -> Tensor:
-        operator = solving.operator
+    def _run(self, system: _LinearSystem, generator: torch.Generator) -> Tensor:
+        operator = system.operator
         batch_size = min(self.batch_size or len(operator), len(operator))
-        depth = self._depth(solving, math.ceil(len(operator) / batch_size))
-        enough = self.tolerance / 2 if self.scale == "auto" and batch_size == len(operator) else 0.0
-        runs = [_Run(size, self.patience) for size in (enough * solving.v.abs().sum(1)).tolist()]
-        progress = _Progress(solving, runs, self.tolerance, depth)
-        damping = self.damping + operator.damping / solving.scale  # the operator's own at no cost
-        if not enough and solving.norms.all():
+        depth = self._depth(system, math.ceil(len(operator) / batch_size))
+        update_target = self.tolerance / 2 if self.scale == "auto" and batch_size == len(operator) else 0.0
+        rules = [_StoppingRule(size, self.patience) for size in (update_target * system.v.abs().sum(1)).tolist()]
+        progress = _Progress(system, rules, self.tolerance, depth)
+        damping = self.damping + operator.damping / system.scale  # the operator's damping, added without a product
+        if not update_target and system.norms.all():
             h = self._closed_form(progress, damping, batch_size, generator)
             if h is not None:
                 return h
-        h = solving.v.clone()
+        h = system.v.clone()
         self._device_loop(progress, h, damping, batch_size, generator)
         if not progress.over:
             self._host_loop(progress, h, damping, batch_size, generator)
@@ -149,30 +152,30 @@ class LiSSA(Solver):
     def _closed_form(
         self, progress: _Progress, damping: float, batch_size: int, generator: torch.Generator
     ) -> Tensor | None:
-        """The run on softmax regression, by the published rule to stop alone; None where another may be needed."""
-        solving, operator = progress.solving, progress.solving.operator
+        """The whole run by the op for softmax regression, which knows the published stopping rule only; else None."""
+        system, operator = progress.system, progress.system.operator
         regression = operator.softmax_regression()
         if regression is None:
             return None
         before, n = generator.get_state(), len(operator)
         solutions, history = regression.lissa(
-            [operator.layout.split(row) for row in solving.v],
+            [operator.layout.split(row) for row in system.v],
             damping=damping,
-            scale=solving.scale,
+            scale=system.scale,
             batch_size=batch_size,
             iterations=progress.depth,
             patience=self.patience,
-            order=operator.shuffled(generator).to(solving.v.device) if batch_size < n else None,
+            order=operator.shuffled(generator).to(system.v.device) if batch_size < n else None,
         )
-        if bool((history == 0).any()):  # updates of nothing, after which the residual decides
+        if bool((history == 0).any()):  # an update of zero: the residual must decide, which the op does not compute
             generator.set_state(before)
             return None
-        h = torch.stack([operator.layout.row(x) for x in solutions]).mul_(solving.scale)
+        h = torch.stack([operator.layout.row(x) for x in solutions]).mul_(system.scale)
         start = 0
         for updates in history.tolist():
             stop = min(start + batch_size, n)
             operator.count((stop - start) * len(progress.active))
-            progress.note(updates, h)
+            progress.record(updates, h)
             start = stop % n
             if not progress.active:
                 break
@@ -181,9 +184,9 @@ class LiSSA(Solver):
     def _device_loop(
         self, progress: _Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
     ) -> None:
-        """The run, or its beginning, on a device that need not wait for the host."""
-        operator = progress.solving.operator
-        data = operator.resident() if can_capture(h.device) else None
+        """The run, or its first iterations, on a GPU that does not wait for the host."""
+        operator = progress.system.operator
+        data = operator.samples_on_device() if can_capture(h.device) else None
         if data is None:
             return
         before = generator.get_state()
@@ -194,8 +197,8 @@ class LiSSA(Solver):
     def _host_loop(
         self, progress: _Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
     ) -> None:
-        """What is left of the run."""
-        operator, v, scale = progress.solving.operator, progress.solving.v, progress.solving.scale
+        """The remaining iterations, with every update read by the host."""
+        operator, v, scale = progress.system.operator, progress.system.v, progress.system.scale
         layout = operator.layout
         for batch in itertools.islice(operator.minibatches(batch_size, generator), progress.iteration, None):
             active = progress.active
@@ -207,61 +210,61 @@ class LiSSA(Solver):
             updates = [math.nan] * len(v)
             for k, update in zip(active, broadcast_(torch.stack(steps)).tolist(), strict=True):
                 updates[k] = update
-            progress.note(updates, h)
+            progress.record(updates, h)
             if progress.over:
                 break
 
 
 class _Progress:
-    """Which right-hand sides of a run go on, what it has taken and why it ended."""
+    """Which right-hand sides of a run are active, how many iterations it took and why it ended."""
 
-    def __init__(self, solving: _Solving, runs: list[_Run], tolerance: float, depth: int):
-        self.solving, self.runs, self.tolerance, self.depth = solving, runs, tolerance, depth
-        self.active = list(range(len(runs)))
+    def __init__(self, system: _LinearSystem, rules: list[_StoppingRule], tolerance: float, depth: int):
+        self.system, self.rules, self.tolerance, self.depth = system, rules, tolerance, depth
+        self.active = list(range(len(rules)))
         self.iteration = 0
-        solving.stopped = f"reached {depth} iterations"
+        system.stopped = f"reached {depth} iterations"
 
     @property
     def over(self) -> bool:
-        """Whether no right-hand side goes on."""
+        """Whether the run is over: no right-hand side is active, or all iterations are done."""
         return not self.active or self.iteration >= self.depth
 
-    def note(self, updates: list[float], h: Tensor) -> bool:
-        """Take note of the updates of an iteration, NaN where there was none, which have led to `h`.
+    def record(self, updates: list[float], h: Tensor) -> bool:
+        """Record the updates of an iteration, NaN where there was none; `h` is the iterate after it.
 
-        Returns whether some were as small as a right-hand side waits for, and the residual of h has decided.
+        Returns whether an update reached its ``update_target``, so that the residual of h was computed to decide.
         """
         self.iteration += 1
-        self.solving.iterations += len(self.active)
-        self.solving.history.append(updates)
-        reasons = {k: self.runs[k].reason_to_stop(updates[k]) for k in self.active}
+        self.system.iterations += len(self.active)
+        self.system.history.append(updates)
+        reasons = {k: self.rules[k].reason_to_stop(updates[k]) for k in self.active}
         small = [k for k in self.active if reasons[k] == CONVERGED]
         if small:
-            for k, residual in zip(small, self.solving.residuals(h[small] / self.solving.scale, small), strict=True):
-                if residual > self.tolerance:  # it is the updates' L1 norm that is small, not their L2 norm
-                    self.runs[k].enough = updates[k] * self.tolerance / residual / 2
+            for k, residual in zip(small, self.system.residuals(h[small] / self.system.scale, small), strict=True):
+                if residual > self.tolerance:  # the update's L1 norm is small, but the residual, an L2 norm, is not yet
+                    self.rules[k].update_target = updates[k] * self.tolerance / residual / 2
                     reasons[k] = None
         self.active = [k for k in self.active if reasons[k] is None]
         if not self.active:
-            self.solving.stopped = f"{reasons.popitem()[1]} at iteration {self.iteration}"
+            self.system.stopped = f"{reasons.popitem()[1]} at iteration {self.iteration}"
         return bool(small)
 
 
-class _Run:
-    """When to stop, from the updates of one right-hand side: the published rule, or an update of at most `enough`.
+class _StoppingRule:
+    """When one right-hand side stops: by the published rule, or at an update of at most `update_target`.
 
-    The rule is that of csrc/common/patience.h.
+    The rule must stay the same as in csrc/common/patience.h.
     """
 
-    def __init__(self, enough: float, patience: int):
-        self.enough, self.patience = enough, patience
+    def __init__(self, update_target: float, patience: int):
+        self.update_target, self.patience = update_target, patience
         self.smallest, self.since_smallest = math.inf, 0
 
     def reason_to_stop(self, update: float) -> str | None:
         """Why the run is over after an update of this size, or None."""
         if not math.isfinite(update):
             return "not finite"
-        if update <= self.enough:
+        if update <= self.update_target:
             return CONVERGED
         if update > self.smallest and self.since_smallest >= self.patience:
             return "updates no longer shrank"

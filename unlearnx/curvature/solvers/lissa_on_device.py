@@ -1,4 +1,4 @@
-"""LiSSA on a device that runs ahead of its host: the rule to stop is applied there, the host looks now and then."""
+"""LiSSA's iterations on a GPU without waiting for the host: the stopping rule, too, is evaluated on the GPU."""
 
 from __future__ import annotations
 
@@ -9,65 +9,65 @@ import torch
 from torch import Tensor
 
 from unlearnx.curvature.operators import CurvatureOperator
-from unlearnx.curvature.solvers.cuda_graph import Replay, own_stream
+from unlearnx.curvature.solvers.cuda_graph import Replay, side_stream
 from unlearnx.ops.lissa_step import lissa_step_
 
 if TYPE_CHECKING:
     from unlearnx.curvature.solvers.lissa import _Progress
 
-LOOK = 16  # iterations between two looks
+HOST_CHECK_EVERY = 16  # iterations after which the host reads the updates
 
 
 @torch.no_grad()
 def iterate_on_device(progress: _Progress, batches: Batches, h: Tensor, damping: float) -> None:
     """Iterate ``h <- v + (1 - damping) h - C h / scale`` in place, h (K, P), until the run is over.
 
-    Every right-hand side stops, and is counted, as if the host had looked at each of its updates. Where iterations
-    cannot be captured it returns before the run is over: on graphs that are kept, the host is faster.
+    Every right-hand side stops at the same iteration, with the same counts, as if the host had read each update. Where
+    iterations cannot be captured in a CUDA graph, it returns before the run is over; the host's loop is faster then.
     """
-    with own_stream(h.device):
+    with side_stream(h.device):
         while not progress.over:
             if not _until_half_have_stopped(progress, batches, h, damping):
                 break
 
 
 def _until_half_have_stopped(progress: _Progress, batches: Batches, h: Tensor, damping: float) -> bool:
-    """Go on with the active rows of `h`: those that stop cost their products until half of them have.
+    """Iterate the active rows of `h`; rows that stop still take part in the products, until half of them have stopped.
 
-    Returns False where iterations cannot be captured.
+    Returns False where iterations cannot be captured in a CUDA graph.
     """
-    rows = Rows(progress, h, damping)
-    replay = Replay(lambda: rows.step(batches.whole), h.device)
-    while not (progress.over or replay.failed) and len(progress.active) > len(rows.sides) // 2:
+    state = DeviceState(progress, h, damping)
+    replay = Replay(lambda: state.step(batches.whole), h.device)
+    while not (progress.over or replay.failed) and len(progress.active) > len(state.indices) // 2:
         start = progress.iteration
-        stop = min(start + LOOK, progress.depth)
+        stop = min(start + HOST_CHECK_EVERY, progress.depth)
         for i in range(start, stop):
             if batches.load(i):
                 replay()
             else:
-                rows.step(batches.rest)
-        for i, updates in zip(range(start, stop), rows.updates(stop - start), strict=True):
-            progress.solving.operator.count(batches.size(i) * len(progress.active))
-            waiting = progress.note(updates, h)
-            if waiting:
-                rows.resume(progress)
-            if waiting or not progress.active:  # the device has changed nothing since
+                state.step(batches.rest)
+        for i, updates in zip(range(start, stop), state.updates(stop - start), strict=True):
+            progress.system.operator.count(batches.size(i) * len(progress.active))
+            decided_by_residual = progress.record(updates, h)
+            if decided_by_residual:
+                state.resume(progress)
+            if decided_by_residual or not progress.active:  # nothing has changed on the device since
                 break
     return not replay.failed
 
 
 class Batches:
-    """The batches of a run, those of :meth:`CurvatureOperator.minibatches`, in memory that stays in its place.
+    """The batches of :meth:`CurvatureOperator.minibatches`, copied one by one to memory at a fixed address.
 
     Args:
-        operator: of all samples.
-        data: (x, y) of all of them, on its device.
+        operator: the operator of all samples.
+        data: (x, y) of all samples, on the operator's device.
         batch_size: samples in a batch.
-        generator: of their order.
+        generator: CPU generator of the order of the samples.
 
     Attributes:
         whole: the operator of the batch that was loaded.
-        rest: the operator of the samples that remain at the end of each pass over the data, if there are any.
+        rest: the operator of the smaller batch at the end of each pass over the data, if there is one.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Batches:
         return len(self._parts[i % len(self._parts)])
 
     def load(self, i: int) -> bool:
-        """Make the batch of iteration i that of :attr:`whole`; False where it is the :attr:`rest`."""
+        """Load the batch of iteration i into :attr:`whole`; return False where it is :attr:`rest` instead."""
         if self._loaded is self._data:
             return True
         part = self._parts[i % len(self._parts)]
@@ -105,45 +105,45 @@ class Batches:
         return True
 
 
-class Rows:
-    """The active right-hand sides of a run with all that decides about them, to be iterated without the host.
+class DeviceState:
+    """The active right-hand sides of a run, with the state of their stopping rules, in tensors on the device.
 
-    One that has stopped keeps its h. Where an update is as small as a right-hand side waits for, all of them halt: the
-    host then takes a residual. Whatever runs after that changes nothing.
+    A right-hand side that has stopped keeps its h. When an update reaches its ``update_target``, all right-hand sides
+    halt until the host has computed the residual; iterations that were launched meanwhile change nothing.
 
     Args:
         progress: of the run.
-        h: estimates (K, P) of all right-hand sides, which are changed in place.
+        h: iterates (K, P) of all right-hand sides, changed in place.
         damping: coefficient of the iteration.
 
     Attributes:
-        sides: numbers of the right-hand sides.
+        indices: indices of these right-hand sides among all K.
     """
 
     def __init__(self, progress: _Progress, h: Tensor, damping: float):
-        solving = progress.solving
-        self.sides, self._count = list(progress.active), len(h)
-        self._h, self._v = [h[k] for k in self.sides], [solving.v[k] for k in self.sides]
-        self._layout, self._damping, self._scale = solving.operator.layout, damping, solving.scale
-        self._patience = progress.runs[0].patience
-        numbers = torch.zeros(len(self.sides), dtype=torch.float64, device=h.device)
-        self._enough, self._smallest = numbers.clone(), numbers.clone()
-        self._since, self._active = numbers.long(), numbers.bool()
+        system = progress.system
+        self.indices, self._all = list(progress.active), len(h)
+        self._h, self._v = [h[k] for k in self.indices], [system.v[k] for k in self.indices]
+        self._layout, self._damping, self._scale = system.operator.layout, damping, system.scale
+        self._patience = progress.rules[0].patience
+        numbers = torch.zeros(len(self.indices), dtype=torch.float64, device=h.device)
+        self._update_target, self._smallest_update = numbers.clone(), numbers.clone()
+        self._since_smallest, self._active = numbers.long(), numbers.bool()
         self._halted = torch.zeros((), dtype=torch.bool, device=h.device)
-        self._history = numbers.expand(LOOK, -1).clone()
+        self._history = numbers.expand(HOST_CHECK_EVERY, -1).clone()
         self.resume(progress)
 
     def resume(self, progress: _Progress) -> None:
-        """Take over from the host which right-hand sides go on, and what their updates were."""
-        runs = [progress.runs[k] for k in self.sides]
-        self._active.copy_(torch.tensor([k in progress.active for k in self.sides]))
-        self._enough.copy_(torch.tensor([run.enough for run in runs], dtype=torch.float64))
-        self._smallest.copy_(torch.tensor([run.smallest for run in runs], dtype=torch.float64))
-        self._since.copy_(torch.tensor([run.since_smallest for run in runs]))
+        """Copy from the host which right-hand sides are active, and the state of their stopping rules."""
+        rules = [progress.rules[k] for k in self.indices]
+        self._active.copy_(torch.tensor([k in progress.active for k in self.indices]))
+        self._update_target.copy_(torch.tensor([rule.update_target for rule in rules], dtype=torch.float64))
+        self._smallest_update.copy_(torch.tensor([rule.smallest for rule in rules], dtype=torch.float64))
+        self._since_smallest.copy_(torch.tensor([rule.since_smallest for rule in rules]))
         self._halted.zero_()
 
     def step(self, batch: CurvatureOperator) -> None:
-        """One iteration, which does not wait for the device. Where the product raises, nothing has changed."""
+        """One iteration, without waiting for the device. If the product raises, nothing has been changed."""
         split = self._layout.split
         products = batch.curvature([split(h) for h in self._h])
         running = self._active & ~self._halted
@@ -152,26 +152,30 @@ class Rows:
             moved = h.clone()
             steps.append(lissa_step_(split(moved, wide=True), split(v, wide=True), product, self._damping, self._scale))
             h.copy_(torch.where(runs, moved, h))
-        self._note(running, torch.stack(steps).double())
+        self._apply_rules(running, torch.stack(steps).double())
 
-    def _note(self, running: Tensor, update: Tensor) -> None:
-        """``_Run.reason_to_stop`` of `update` (K,), for those that are `running`."""
-        small = running & (update <= self._enough)
-        over = running & ~small & (~update.isfinite() | ((update > self._smallest) & (self._since >= self._patience)))
-        noted = running & ~small & ~over
-        smaller = noted & (update < self._smallest)
-        self._since.copy_(self._since.masked_fill(smaller, 1) + noted)
-        self._smallest.copy_(torch.where(smaller, update, self._smallest))
+    def _apply_rules(self, running: Tensor, update: Tensor) -> None:
+        """``_StoppingRule.reason_to_stop`` for the updates (K,) of the right-hand sides that are `running`."""
+        small = running & (update <= self._update_target)
+        over = (
+            running
+            & ~small
+            & (~update.isfinite() | ((update > self._smallest_update) & (self._since_smallest >= self._patience)))
+        )
+        recorded = running & ~small & ~over
+        smaller = recorded & (update < self._smallest_update)
+        self._since_smallest.copy_(self._since_smallest.masked_fill(smaller, 1) + recorded)
+        self._smallest_update.copy_(torch.where(smaller, update, self._smallest_update))
         self._active.logical_and_(~over)
         self._halted.logical_or_(small.any())
         self._history.copy_(torch.cat([self._history[1:], update.masked_fill(~running, math.nan)[None]]))
 
     def updates(self, count: int) -> list[list[float]]:
-        """Those of the last iterations, `count` of them, for all right-hand sides; NaN where there was none."""
+        """The updates of the last `count` iterations, for all K right-hand sides; NaN where there was none."""
         rows = []
         for last in self._history[-count:].tolist():
-            row = [math.nan] * self._count
-            for k, update in zip(self.sides, last, strict=True):
+            row = [math.nan] * self._all
+            for k, update in zip(self.indices, last, strict=True):
                 row[k] = update
             rows.append(row)
         return rows

@@ -1,4 +1,4 @@
-"""What all solvers have in common: the system, the answer and its certificate."""
+"""The parts that all solvers share: the linear system, and the solution with its residual."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from unlearnx._distributed import broadcast_
 from unlearnx._vectors import Vector
 from unlearnx.curvature.operators import CurvatureOperator
 
-Sides = slice | list[int]  # some of the right-hand sides
+RightHandSides = slice | list[int]  # indices of some of the right-hand sides
 
 
 class IndefiniteSystem(ValueError):
-    """The system has no positive definite matrix, and its solution would be no minimum of anything.
+    """The system's matrix is not positive definite: its solution would not minimise the quadratic model of the loss.
 
     Attributes:
-        eigenvalue: the smallest that was found, damping included.
-        damping: of the operator, with which the system would be positive definite.
+        eigenvalue: the smallest eigenvalue that was found, damping included.
+        damping: a damping of the operator with which the matrix would be positive definite.
 
     Example:
         >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
@@ -41,29 +41,29 @@ class IndefiniteSystem(ValueError):
         self.damping = operator.damping + max(1.1 * (error - eigenvalue), 1e-6 * largest, 1e-12)
         super().__init__(
             f"{type(solver).__name__}: the system is not positive definite, it has the eigenvalue {eigenvalue:.4g}; "
-            f"with damping={self.damping:.4g} in place of {operator.damping:.4g} it would be, and kind='ggn' has no "
-            "negative eigenvalues"
+            f"use damping={self.damping:.4g} instead of {operator.damping:.4g}, or kind='ggn', which has no negative "
+            "eigenvalues where the loss is convex in the output"
         )
 
 
 @dataclass
 class Solution:
-    """What a solver found for ``A x = v``, A being the damped curvature.
+    """A solver's result for ``A x = v``, where A is the damped curvature.
 
-    Where v holds K right-hand sides, so does x, `residual` is a tensor (K,), and the entries of `history` are lists.
+    For K right-hand sides, `x` has K solutions, `residual` is a tensor (K,), and the entries of `history` are lists.
 
     Attributes:
         x: the estimate, a tensor for each parameter.
-        iterations: products with one vector taken on the way, those of diverged attempts, of the search for a scale and
-            of the preconditioner included, the one for the residual not.
-        residual: ``||A x - v|| / ||v||`` over all of the operator's data, by a product of its own: 0 is exact, 1 is
-            no better than x = 0; NaN or infinite where the iteration overflowed.
-        converged: no residual is above the solver's tolerance.
-        history: a number an iteration: relative residuals; LiSSA's are the L1 norms of the estimate's changes, NaN
-            for a right-hand side that was done.
-        stopped: why the iteration ended; of K right-hand sides, the last that did.
-        tolerance: the solver's.
-        scale: LiSSA's scale, as given or found; 0 for other solvers or where there was nothing to solve.
+        iterations: products with one vector, including those of diverged attempts, of the search for a scale and of the
+            preconditioner, but not the product for the residual.
+        residual: ``||A x - v|| / ||v||`` over all of the operator's data, from one more product: 0 is exact, 1 is no
+            better than x = 0; NaN or infinite where the iteration overflowed.
+        converged: whether every residual is at most the solver's tolerance.
+        history: one number per iteration: the relative residual; for LiSSA the L1 norm of the iterate's change, NaN
+            for a right-hand side that had already stopped.
+        stopped: why the iteration ended; for K right-hand sides, the reason of the last that stopped.
+        tolerance: the solver's tolerance.
+        scale: LiSSA's scale, as given or found; 0 for other solvers or where v is zero.
 
     Example:
         >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
@@ -85,7 +85,7 @@ class Solution:
 
     @property
     def diverged(self) -> bool:
-        """An estimate is not finite, or worse than none. It must not be applied."""
+        """Whether an estimate is not finite, or no better than x = 0. It must not be applied then."""
         return not bool((torch.as_tensor(self.residual) < 1).all())
 
     def __len__(self) -> int:
@@ -133,56 +133,56 @@ class Solver:
 
         Raises:
             ValueError: keys or shapes of `v` are not those of the operator's parameters, or `v` is not finite.
-            IndefiniteSystem: the solver met an eigenvalue that is not positive.
+            IndefiniteSystem: the solver found an eigenvalue that is not positive.
         """
         rows, single = operator.layout.rows("v", v)
         with operator.fixed():
-            solving = _Solving(operator, rows)
-            if not solving.norms.isfinite().all():
+            system = _LinearSystem(operator, rows)
+            if not system.norms.isfinite().all():
                 raise ValueError("v: has values that are NaN or infinite, or too large to be squared")
-            residual = self._solve(solving)
+            residual = self._solve(system)
             if residual is None:
-                residual = solving.residuals(solving.x)
+                residual = system.residuals(system.x)
         return Solution(
-            operator.layout.vector(solving.x, single),
-            solving.iterations,
+            operator.layout.vector(system.x, single),
+            system.iterations,
             float(residual[0]) if single else residual,
             bool((residual <= self.tolerance).all()),
-            [entry[0] if single else entry for entry in solving.history],
-            solving.stopped,
+            [entry[0] if single else entry for entry in system.history],
+            system.stopped,
             self.tolerance,
-            solving.scale,
+            system.scale,
         )
 
-    def _solve(self, solving: _Solving) -> Tensor | None:
-        """Set ``solving.x`` and ``solving.stopped``, and count; the residuals of x where it took them."""
+    def _solve(self, system: _LinearSystem) -> Tensor | None:
+        """Set ``system.x`` and ``system.stopped`` and count the products; return the residuals of x, or None."""
         raise NotImplementedError
 
 
-class _Solving:
-    """A system on its way to a solution; vectors are rows (K, P)."""
+class _LinearSystem:
+    """The system ``A x = v`` while a solver works on it; vectors are rows (K, P)."""
 
     def __init__(self, operator: CurvatureOperator, v: Tensor):
         self.operator, self.v = operator, v
         self.x = torch.zeros_like(v)
         self.norms = broadcast_(v.norm(dim=1)).double().cpu()
-        self.extra_damping = 0.0  # LiSSA's own
+        self.extra_damping = 0.0  # which LiSSA adds to the operator's
         self.iterations = 0
         self.history: list[list[float]] = []
         self.stopped = "the right-hand side is zero"
         self.scale = 0.0
 
     def products(self, rows: Tensor) -> Tensor:
-        """Counted products."""
+        """Products with the rows, counted as iterations."""
         self.iterations += len(rows)
         return self.operator.products(rows)
 
-    def relative(self, rows: Tensor, sides: Sides = slice(None)) -> Tensor:
-        """Norms of rows relative to those of the right-hand sides, float64; where these are zero, norms."""
+    def relative_norms(self, rows: Tensor, which: RightHandSides = slice(None)) -> Tensor:
+        """Norms of rows divided by those of the right-hand sides, float64; not divided where the latter are zero."""
         norms = broadcast_(rows.norm(dim=1)).double().cpu()
-        return torch.where(self.norms[sides] > 0, norms / self.norms[sides], norms)
+        return torch.where(self.norms[which] > 0, norms / self.norms[which], norms)
 
-    def residuals(self, x: Tensor, sides: Sides = slice(None)) -> Tensor:
-        """Relative residuals of estimates x, by products of their own that do not count."""
+    def residuals(self, x: Tensor, which: RightHandSides = slice(None)) -> Tensor:
+        """Relative residuals of estimates x, by products that are not counted."""
         image = self.operator.products(x).add_(x, alpha=self.extra_damping)
-        return self.relative(image.sub_(self.v[sides]), sides)
+        return self.relative_norms(image.sub_(self.v[which]), which)

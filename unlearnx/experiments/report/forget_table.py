@@ -34,7 +34,7 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def comparison(recorded: dict[str, Any], repeated: dict[str, Any], changed: list[str]) -> Table:
-    """Recorded measures of a cell, where there are any, beside those of its repetition, for the terminal."""
+    """Recorded measures of a trial, where there are any, beside those of its repetition, for the terminal."""
     from rich.table import Table
 
     table = Table(title=f"{repeated['recipe']['model']}, seed {repeated['recipe']['seed']}")

@@ -20,8 +20,9 @@ demo: $(VENV)/.built
 test: $(VENV)/.built
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile --durations 10
 
+# Every benchmark beside every rival; hours. `pytest benchmarks` alone takes five minutes.
 bench: $(VENV)/.built $(VENV)/.bench
-	$(BIN)/python -m pytest -s benchmarks
+	$(BIN)/python -m pytest benchmarks --all
 
 lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -61,13 +62,8 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e ".[experiments,test]"
 	touch $@
 
-# The other libraries of the benchmarks, without their dependencies: those ask for a torchvision that replaces
-# torch, or, pyDVL, for a numpy below 2.
-$(VENV)/.bench: $(VENV)/.built
-	$(BIN)/pip install -q --no-deps backpack-for-pytorch==1.7.1 nngeometry==0.4 opacus==1.6.0 unfoldNd
-	$(BIN)/pip install -q --no-deps curvlinops-for-pytorch==3.0.1 dattri==0.3.0 hessian-eigenthings==1.0.0a5 pyDVL==0.10.0
-	$(BIN)/pip install -q einconv einops linear-operator opt-einsum scipy tqdm
-	$(BIN)/pip install -q cvxpy dask distributed more-itertools pandas pyDeprecate zarr
+$(VENV)/.bench: $(VENV)/.built benchmarks/rivals.txt
+	$(BIN)/pip install -q --no-deps -r benchmarks/rivals.txt
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -261,12 +261,12 @@ def test_sets_of_any_kind(study, wrap):
 def test_errors(study):
     _, request, _ = study
     data = request.dataset
-    with pytest.raises(ValueError, match="retain: holds 2 of the 3 points of forget"):
+    with pytest.raises(ValueError, match="retain: holds 2 of the 3 samples of forget"):
         Request.from_sets(forget=Subset(data, [0, 1, 2]), retain=Subset(data, range(1, 100)))
     x, y = data.tensors
-    with pytest.raises(ValueError, match="retain: holds 5 of the 5 points"):
+    with pytest.raises(ValueError, match="retain: holds 5 of the 5 samples"):
         Request.from_sets(forget=(x[:5], y[:5]), retain=(x, y))
-    with pytest.raises(ValueError, match="correction: has 4 points, expected 5"):
+    with pytest.raises(ValueError, match="correction: has 4 samples, expected 5"):
         Request.from_sets(forget=(x[:5], y[:5]), retain=(x[5:], y[5:]), correction=(x[:4], y[:4]))
     for bad in (
         lambda: SSD(alpha="automatic"),
@@ -286,5 +286,5 @@ def test_errors(study):
     ):
         with pytest.raises(ValueError, match=r"is|expected"):
             bad()
-    with pytest.raises(TypeError, match="stages: 3 is not a method"):
+    with pytest.raises(TypeError, match="stages: 3 is of type int, expected a Method"):
         Pipeline([3])

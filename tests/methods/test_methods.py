@@ -344,7 +344,7 @@ def test_indefinite_curvature_is_not_applied(study):
     ):
         assert not outcome.info["applied"]
         assert "the system is not positive definite" in outcome.info["reason"]
-        assert "with damping=" in outcome.info["reason"]
+        assert "use damping=" in outcome.info["reason"]
 
 
 @pytest.mark.parametrize("params", [None, "last:2"])

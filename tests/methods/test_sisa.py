@@ -339,9 +339,9 @@ def test_bad_removals(tmp_path):
         ([-1], "-1 is out of range"),
         ([1, 1], "sample 1 is given twice"),
         ([3, 4], "sample 4 was removed before"),
-        (range(POINTS), f"names all {POINTS} points"),
+        (range(POINTS), f"contains all {POINTS} samples"),
         ([i for i in range(1, POINTS) if i != 4], "leaves no shard with at least two samples"),
-        (torch.ones(POINTS, dtype=torch.bool), "is a mask"),
+        (torch.ones(POINTS, dtype=torch.bool), "is a boolean mask"),
     ):
         for call in (sisa.remove, sisa.cost):
             with pytest.raises(ValueError, match=f"^indices: {message}"):

@@ -17,7 +17,7 @@ from unlearnx.methods.design_matrix import Design, as_design
 from unlearnx.methods.logistic import Objective, Step, loss_of
 
 MAX_TRAINING_RESIDUAL = 1e-6  # norm of the gradient at which training stops
-MAX_TRAINING_BUDGET_FRACTION = 1e-3  # training stops no earlier than at this fraction of the budget
+MAX_TRAINING_BUDGET_FRACTION = 1e-3  # training goes on to this fraction of the budget where that is smaller
 NORM_TOLERANCE = 1e-6  # above a norm of 1, for rows that were normalised in float32
 
 

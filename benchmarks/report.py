@@ -193,7 +193,7 @@ def canary() -> str:
     labels = {
         "before": "trained with the number",
         "first order": "`FirstOrder`",
-        "second order": "`SecondOrder(ConjugateGradient(iterations=11))`",
+        "second order": "`SecondOrder` with `ConjugateGradient(iterations=11)`",
         "fine-tuning": "`FineTune`",
         "retrained": "retrained without the number",
     }
@@ -253,7 +253,7 @@ def processor(result: dict[str, Any]) -> str:
     """What a study ran on, as far as its results tell."""
     environment = result["environment"]
     level = environment["unlearnx"]["cpu_level"]
-    return environment.get("processor") or f"{environment['device']}, {LEVELS.get(level, level)}"
+    return environment.get("processor") or f"{environment['device']} ({LEVELS.get(level, level)})"
 
 
 def comparisons() -> dict[str, dict[str, Any]]:
@@ -278,14 +278,15 @@ def comparison(result: dict[str, Any]) -> str:
     """Every row of a file of results, and what it was measured on."""
     machine = result["machine_info"]
     device = machine.get("gpu") or f"{machine['cpu']['brand_raw']}, {machine['cpu']['count']} cores"
+    entries = list(filter(compared, result["benchmarks"]))
+    in_passes = any("multiples" in entry["extra_info"] for entry in entries)
     rows = []
-    for entry in filter(compared, result["benchmarks"]):
-        multiple = entry["extra_info"].get("multiples", {}).get(OURS)
-        ours = 1e3 * entry["extra_info"]["seconds"][OURS]
-        rows.append([f"`{entry['name']}`", f"{ours:,.1f}", f"{multiple:.2f}" if multiple else "", competitors(entry)])
-    return f"*{device}; torch {machine.get('torch', '')}.*\n\n" + markdown(
-        ["benchmark", "ours, ms", "in passes", "others / ours"], rows
-    )
+    for entry in entries:
+        info = entry["extra_info"]
+        cost = [number(info["multiples"][OURS] if "multiples" in info else None)] if in_passes else []
+        rows.append([f"`{entry['name']}`", f"{1e3 * info['seconds'][OURS]:,.1f}", *cost, competitors(entry)])
+    head = ["benchmark", "ours, ms", *(["in passes"] if in_passes else []), "others / ours"]
+    return f"*{device}; torch {machine.get('torch', '')}.*\n\n{markdown(head, rows)}"
 
 
 def multiples(name: str) -> dict[str, dict[str, float]]:

@@ -166,9 +166,10 @@ def report(
     entries: Sequence[Entry], known: Committed, not_run: Mapping[str, Sequence[str]], left_out: int
 ) -> list[str]:
     """The whole summary."""
-    return [
+    lines = [
         *forgetting_lines(entries),
         *rival_lines(entries, known),
         *claim_lines(entries),
         *missing_lines(entries, not_run, left_out),
     ]
+    return lines[1:]  # each part begins with an empty line

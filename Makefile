@@ -11,7 +11,7 @@ OTHER ?= $(if $(filter 2.13.%,$(TORCH)),2.11.0,2.13.0)
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint format docs bench nvcc wheel clean
+.PHONY: demo test slow lint format docs benchmarks bench nvcc wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/unlearnx run poison-digits
@@ -20,7 +20,15 @@ demo: $(VENV)/.built
 test: $(VENV)/.built
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile --durations 10
 
-# Every benchmark beside every rival; hours. `pytest benchmarks` alone takes five minutes.
+# Minutes or many gigabytes each: tensors of more than 2^31 values, a wheel built and installed.
+slow: $(VENV)/.built
+	$(BIN)/python -m pytest -m slow --durations 10
+
+# Five minutes: every method beside retraining, the ops beside their rivals.
+benchmarks: $(VENV)/.built
+	$(BIN)/pytest benchmarks
+
+# Every benchmark beside every rival; hours.
 bench: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --all
 

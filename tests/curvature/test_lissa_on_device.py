@@ -21,7 +21,7 @@ from unlearnx.curvature.solvers.solution import _LinearSystem
 
 
 def network(device="cpu", dtype=torch.float64, count=3, layers=(), **options):
-    """A network's operator on 300 samples of very unequal features, and `count` right-hand sides; None for a single one."""
+    """A network on 300 samples of very unequal features: its operator and `count` right-hand sides, or a single one."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), *layers, nn.Linear(16, 3)).to(device, dtype)
     x = torch.randn(300, 20, dtype=dtype) * torch.logspace(0, -1, 20, dtype=dtype)

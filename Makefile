@@ -11,7 +11,7 @@ OTHER ?= $(if $(filter 2.13.%,$(TORCH)),2.11.0,2.13.0)
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint format docs bench nvcc wheel clean
+.PHONY: demo test slow lint format docs benchmarks bench nvcc wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/unlearnx run poison-digits
@@ -20,8 +20,17 @@ demo: $(VENV)/.built
 test: $(VENV)/.built
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile --durations 10
 
+# Minutes or many gigabytes each: tensors of more than 2^31 values, a wheel built and installed.
+slow: $(VENV)/.built
+	$(BIN)/python -m pytest -m slow --durations 10
+
+# Five minutes: every method beside retraining, the ops beside their rivals.
+benchmarks: $(VENV)/.built
+	$(BIN)/pytest benchmarks
+
+# Every benchmark beside every rival; hours.
 bench: $(VENV)/.built $(VENV)/.bench
-	$(BIN)/python -m pytest -s benchmarks
+	$(BIN)/python -m pytest benchmarks --all
 
 lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -61,13 +70,8 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e ".[experiments,test]"
 	touch $@
 
-# The other libraries of the benchmarks, without their dependencies: those ask for a torchvision that replaces
-# torch, or, pyDVL, for a numpy below 2.
-$(VENV)/.bench: $(VENV)/.built
-	$(BIN)/pip install -q --no-deps backpack-for-pytorch==1.7.1 nngeometry==0.4 opacus==1.6.0 unfoldNd
-	$(BIN)/pip install -q --no-deps curvlinops-for-pytorch==3.0.1 dattri==0.3.0 hessian-eigenthings==1.0.0a5 pyDVL==0.10.0
-	$(BIN)/pip install -q einconv einops linear-operator opt-einsum scipy tqdm
-	$(BIN)/pip install -q cvxpy dask distributed more-itertools pandas pyDeprecate zarr
+$(VENV)/.bench: $(VENV)/.built benchmarks/rivals.txt
+	$(BIN)/pip install -q --no-deps -r benchmarks/rivals.txt
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -1,6 +1,6 @@
 """Peak memory of one way to the Fisher diagonal above that of the model's own forward and backward pass, in MiB.
 
-    python benchmarks/peak_memory.py MODEL BATCH METHOD
+    python -m benchmarks.peak_memory MODEL BATCH METHOD
 
 Prints two numbers: the peak of forward and backward above the state before, and of METHOD (ours, or a rival's name)
 above the former. Linux only: the high-water mark of resident memory is reset between the two.

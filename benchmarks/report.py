@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOT = ROOT / "docs" / "benchmarks.svg"
 OURS = "ours"
+NBSP = "\N{NO-BREAK SPACE}"
 UNIT = "forward+backward"  # what the multiples of the results are of
 PLACE = re.compile(r"(<!-- results: (\S+) -->)\n.*?(<!-- end -->)", flags=re.DOTALL)
 
@@ -43,7 +44,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def percent(value: float, digits: int = 2) -> str:
-    return f"{100 * value:.{digits}f} %"
+    return f"{100 * value:.{digits}f}{NBSP}%"
 
 
 def times(ratio: float) -> str:
@@ -192,7 +193,7 @@ def canary() -> str:
     labels = {
         "before": "trained with the number",
         "first order": "`FirstOrder`",
-        "second order": "`SecondOrder(ConjugateGradient(iterations=11))`",
+        "second order": "`SecondOrder` with `ConjugateGradient(iterations=11)`",
         "fine-tuning": "`FineTune`",
         "retrained": "retrained without the number",
     }
@@ -214,57 +215,34 @@ def exposure_bits(summary: dict[str, Any]) -> float:
 
 def headline() -> str:
     """The studies in a line each, every method beside the retrained model of the same run."""
-    poison, cifar, digits = (
-        read(name) for name in ("poison-cifar-default", "forget-class-cifar", "forget-class-digits")
-    )
-    planted, drebin = read("canary-alice"), read("features-drebin")
-    rows = []
-
-    labels = poison["summary"]["fine-tuning, last block"]
-    trained = poison["runs"][0]
-    rows.append(
+    names = ("poison-cifar-default", "forget-class-cifar", "forget-class-digits", "canary-alice", "features-drebin")
+    poison, cifar, digits, planted, drebin = map(read, names)
+    labels, run = poison["summary"]["fine-tuning, last block"], poison["runs"][0]
+    accuracies = run["poisoned"]["accuracy"], labels["accuracy"], run["clean"]["accuracy"]
+    rows = [
         [
             "10,000 wrong labels of CIFAR-10 put right: test accuracy",
-            "`FineTune`, last block",
-            percent(trained["poisoned"]["accuracy"], 1),
-            percent(labels["accuracy"], 1),
-            f"{percent(trained['clean']['accuracy'], 1)}",
+            *(percent(accuracy, 1) for accuracy in accuracies),
             times(labels["speedup"]),
+            "`FineTune`, last block",
         ]
-    )
+    ]
     for what, result in (("a class of CIFAR-10", cifar), ("a class of the digits", digits)):
-        name = "second-order"
-        gaps = [percent(result["summary"][model]["gap"]["mean"], 2) for model in ("original", name)]
-        rows.append(
-            [
-                f"{what} removed: gap to retraining",
-                "`SecondOrder`, last layer",
-                *gaps,
-                "0",
-                times(speedup(result, name) or 0),
-            ]
-        )
+        gaps = [result["summary"][name]["gap"]["mean"] for name in ("original", "second-order", "retrained")]
+        faster = times(speedup(result, "second-order") or 0)
+        rows.append([f"{what} removed: gap", *map(percent, gaps), faster, "`SecondOrder`, last layer"])
     s = planted["summary"]
-    bits = [f"{exposure_bits(s[name]):.1f} bits" for name in ("before", "second order", "retrained")]
+    bits = [f"{exposure_bits(s[name]):.1f}{NBSP}bits" for name in ("before", "second order", "retrained")]
+    faster = times(s["second order"]["speedup"])
+    rows.append(["a number removed from a language model: exposure", *bits, faster, "`SecondOrder`"])
+    s = drebin["summary"][str(drebin["counts"][-1])]
+    residuals = [f"{s[name]['residual']:.2g}" for name in ("before", "second order, 2 steps", "retrained")]
+    faster = times(s["second order, 2 steps"]["speedup"])
     rows.append(
-        [
-            "a telephone number removed from a language model: exposure",
-            "`SecondOrder`",
-            *bits,
-            times(s["second order"]["speedup"]),
-        ]
+        ["100 features removed from a linear classifier: gradient residual", *residuals, faster, "`CertifiedRemoval`"]
     )
-    most = drebin["summary"][str(drebin["counts"][-1])]
-    rows.append(
-        [
-            "100 features removed from a malware detector: gradient residual",
-            "`CertifiedRemoval`",
-            *(f"{most[name]['residual']:.2g}" for name in ("before", "second order, 2 steps", "retrained")),
-            times(most["second order, 2 steps"]["speedup"]),
-        ]
-    )
-    table = markdown(["what, and how it is measured", "method", "before", "after", "retrained", "faster"], rows)
     machines = dict.fromkeys(processor(result) for result in (poison, cifar, digits, planted, drebin))
+    table = markdown(["what, and how it is measured", "before", "after", "retrained", "faster", "method"], rows)
     return f"{table}\n\n*Measured on: {'; '.join(machines)}. torch {poison['environment']['torch'].split('+')[0]}.*"
 
 
@@ -275,7 +253,7 @@ def processor(result: dict[str, Any]) -> str:
     """What a study ran on, as far as its results tell."""
     environment = result["environment"]
     level = environment["unlearnx"]["cpu_level"]
-    return environment.get("processor") or f"{environment['device']}, {LEVELS.get(level, level)}"
+    return environment.get("processor") or f"{environment['device']} ({LEVELS.get(level, level)})"
 
 
 def comparisons() -> dict[str, dict[str, Any]]:
@@ -300,14 +278,15 @@ def comparison(result: dict[str, Any]) -> str:
     """Every row of a file of results, and what it was measured on."""
     machine = result["machine_info"]
     device = machine.get("gpu") or f"{machine['cpu']['brand_raw']}, {machine['cpu']['count']} cores"
+    entries = list(filter(compared, result["benchmarks"]))
+    in_passes = any("multiples" in entry["extra_info"] for entry in entries)
     rows = []
-    for entry in filter(compared, result["benchmarks"]):
-        multiple = entry["extra_info"].get("multiples", {}).get(OURS)
-        ours = 1e3 * entry["extra_info"]["seconds"][OURS]
-        rows.append([f"`{entry['name']}`", f"{ours:,.1f}", f"{multiple:.2f}" if multiple else "", competitors(entry)])
-    return f"*{device}; torch {machine.get('torch', '')}.*\n\n" + markdown(
-        ["benchmark", "ours, ms", "in passes", "others / ours"], rows
-    )
+    for entry in entries:
+        info = entry["extra_info"]
+        cost = [number(info["multiples"][OURS] if "multiples" in info else None)] if in_passes else []
+        rows.append([f"`{entry['name']}`", f"{1e3 * info['seconds'][OURS]:,.1f}", *cost, competitors(entry)])
+    head = ["benchmark", "ours, ms", *(["in passes"] if in_passes else []), "others / ours"]
+    return f"*{device}; torch {machine.get('torch', '')}.*\n\n{markdown(head, rows)}"
 
 
 def multiples(name: str) -> dict[str, dict[str, float]]:

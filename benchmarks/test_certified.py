@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from unlearnx.data import load_drebin
-from unlearnx.experiments.features import TOLERANCE, Regression
+from unlearnx.experiments.features import NEWTON_TOLERANCE, Regression
 from unlearnx.methods import CertifiedRemoval
 
 DRAWS = 20
@@ -24,7 +24,7 @@ def malware():
     if "UNLEARNX_DATA" not in os.environ:
         pytest.skip("UNLEARNX_DATA is not set: it names the folder with drebin-malware.npz")
     table = load_drebin(Path(os.environ["UNLEARNX_DATA"]))
-    model = CertifiedRemoval(certified=False, tolerance=TOLERANCE).fit(table.train_x, table.train_y)
+    model = CertifiedRemoval(certified=False, tolerance=NEWTON_TOLERANCE).fit(table.train_x, table.train_y)
     return table, model
 
 
@@ -85,12 +85,6 @@ def test_features(benchmark, malware, count, steps):
         "residual_together": statistics.fmean(joint_residuals),
     }
     benchmark.extra_info.update(info)
-    print(
-        f"\n{count} features, {steps} step(s): residual {info['residual_before']:.3g} -> {info['residual']:.3g}, "
-        f"{1e3 * statistics.median(ours):.0f} ms, {info['share_of_retraining']:.3f} of retraining; {DRAWS} together "
-        f"{info['seconds_together']:.2f} s, {info['share_together']:.3f} of one by one, "
-        f"residual {info['residual_together']:.3g}"
-    )
 
 
 @pytest.mark.benchmark(group="certified")
@@ -111,4 +105,3 @@ def test_rows(benchmark, malware):
         "published_bound_of_a_row": statistics.fmean(entry.published for entry in steps),
     }
     benchmark.extra_info.update(info)
-    print(f"\none row {1e3 * spent:.0f} ms, {info['share_of_training']:.3f} of training")

@@ -24,15 +24,14 @@ def operator(model, x, y, kind, **options):
 
 @pytest.mark.benchmark(group="curvature products")
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
-@pytest.mark.parametrize("name", ["vgg", "vit", "char-lstm"])
-def test_product(compare, benchmark, device, name, kind):
+@pytest.mark.parametrize("name", ["vgg", "vit", pytest.param("char-lstm", marks=pytest.mark.headline)])
+def test_product(compare, benchmark, claim, device, name, kind):
     """One vector: a fresh batch, and the same batch again and again.
 
     The block of the ViT is torch's own double backward for the most part, as it is for the others.
     """
     model, x, y = build(name, SIZES.get(name, 64), device)
     rivals, refused = available(kind, model, x, y)
-    benchmark.extra_info["refused"] = refused
     v = [torch.randn_like(p) for p in model.parameters()]
     named = {key: t for (key, _), t in zip(model.named_parameters(), v, strict=True)}
     again = operator(model, x, y, kind)
@@ -45,27 +44,29 @@ def test_product(compare, benchmark, device, name, kind):
         },
         rounds=3 if name == "vgg" else 5,
         warmups=1,
+        refused=refused,
     )
     in_units(benchmark, ratios)
-    print(refused)
     if name == "vgg":
-        _check_fastest(ratios, rivals)
+        _claim_fastest(claim, ratios, rivals)
 
 
-def _check_fastest(ratios, rivals):
+def _claim_fastest(claim, ratios, rivals):
     """Rivals that keep a batch's graph against ours that do; there the same large products may leave only noise."""
     for rival in rivals:
-        assert ratios[rival] > (0.95 * ratios[REPEATED] if "kept graph" in rival else 1), f"{rival} is faster"
+        if "kept graph" in rival:
+            claim(ratios[rival] > 0.95 * ratios[REPEATED], f"{rival} is at most 5 % faster than ours, repeated")
+        else:
+            claim(ratios[rival] > 1, f"{rival} is slower than ours")
 
 
 @pytest.mark.benchmark(group="curvature products")
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 @pytest.mark.parametrize("name", ["vgg", "char-lstm"])
-def test_eight_products(compare, benchmark, device, name, kind):
+def test_eight_products(compare, benchmark, claim, device, name, kind):
     """Eight vectors on one batch, reading it included; in multiples for all eight."""
     model, x, y = build(name, SIZES.get(name, 64), device)
     rivals, refused = available(kind, model, x, y, k=8)
-    benchmark.extra_info["refused"] = refused
     v = [torch.randn(8, *p.shape, device=device) for p in model.parameters()]
     named = {key: t for (key, _), t in zip(model.named_parameters(), v, strict=True)}
     if kind == "hessian":
@@ -81,17 +82,17 @@ def test_eight_products(compare, benchmark, device, name, kind):
         },
         rounds=2,
         warmups=1,
+        refused=refused,
     )
     multiples = in_units(benchmark, ratios)
     benchmark.extra_info["each"] = {name: m / 8 for name, m in multiples.items()}
-    print("each:", benchmark.extra_info["each"], refused)
     if name == "vgg":
-        _check_fastest(ratios, rivals)
+        _claim_fastest(claim, ratios, rivals)
 
 
 @pytest.mark.benchmark(group="lissa")
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
-def test_iteration_on_the_head(compare, benchmark, device, kind):
+def test_iteration_on_the_head(compare, benchmark, claim, device, kind):
     """LiSSA of the published second-order study: the last six parameters, batches of 1,024 cached features.
 
     Ours is a product with the next batch of several, and the update; the others' products are on one batch, and so
@@ -100,7 +101,6 @@ def test_iteration_on_the_head(compare, benchmark, device, kind):
     head, x, y = build_head(8 * 1024, device)
     first = head, x[:1024], y[:1024]
     rivals, refused = available(kind, *first)
-    benchmark.extra_info["refused"] = refused
     whole = CurvatureOperator(head, F.cross_entropy, (x, y), kind=kind, batch_size=1024)
     batches = whole.minibatches(1024, torch.Generator().manual_seed(0))
     one = operator(*first, kind)
@@ -121,14 +121,14 @@ def test_iteration_on_the_head(compare, benchmark, device, kind):
                 **{rival: (lambda run=run: run(rows)) for rival, run in rivals.items()},
             },
             rounds=25,
+            refused=refused,
         )
     in_units(benchmark, ratios)
-    print(refused)
-    _check_fastest(ratios, rivals)
+    _claim_fastest(claim, ratios, rivals)
 
 
 @pytest.mark.benchmark(group="lissa")
-def test_published_schedule(benchmark, device):
+def test_published_schedule(benchmark, claim, device):
     """The published schedule on 50,000 images, 10 steps of 342 products, against the published style.
 
     Published style: every product runs the whole network and differentiates it twice by autograd; here 20 of its
@@ -174,8 +174,5 @@ def test_published_schedule(benchmark, device):
         seconds={"ours": ours, "features": features, "published": published, "published iteration": seconds},
         ratio=published / ours,
     )
-    print(
-        f"\nours {ours:.0f} s ({features:.0f} s of them features), published {published:.0f} s, {published / ours:.0f}x"
-    )
     benchmark.pedantic(lambda: solve(whole, 1), rounds=1)
-    assert published / ours >= 40
+    claim(published / ours >= 40, "the published style takes 40 times as long or longer")

@@ -29,17 +29,16 @@ def foreach(h, v, hv):
     return torch.stack(torch._foreach_norm(old, 1)).sum()
 
 
+@pytest.mark.headline
 @pytest.mark.benchmark(group="lissa_step_")
 def test_lissa_step(compare, device):
     h, v, hv = ([torch.randn(n, device=device) for n in (N // 2, N // 4, N // 4)] for _ in range(3))
-    ratios = compare.run(
+    compare.run(
         lambda: lissa_step_(h, v, hv, DAMPING, SCALE),
         {
             "eager": lambda: eager(h, v, hv),
             "_foreach": lambda: foreach(h, v, hv),
             "triad x 4/3": triad(N * 4 // 3, device),  # the same 16 bytes a value
         },
+        claims={"eager": 4, "_foreach": 2, "triad x 4/3": 0.8},
     )
-    assert ratios["eager"] >= 4
-    assert ratios["_foreach"] >= 2
-    assert ratios["triad x 4/3"] >= 1 / 1.25

@@ -42,7 +42,7 @@ def poisoned(tmp_path_factory):
 
 @pytest.mark.benchmark(group="solvers")
 @pytest.mark.parametrize("damping", [0.1, 0.01])
-def test_poisoned_vgg(benchmark, poisoned, damping):
+def test_poisoned_vgg(benchmark, claim, poisoned, damping):
     """The last six parameters; the right-hand side is that of the points which the model gets wrong."""
     model, data = poisoned
     operator = CurvatureOperator(
@@ -67,8 +67,6 @@ def test_poisoned_vgg(benchmark, poisoned, damping):
         )
         assert solution.converged == (solution.residual <= 1e-2)
     benchmark.extra_info.update(results)
-    for name, result in results.items():
-        print(name, result)
-    assert results["ConjugateGradient"]["converged"]
-    assert results["NystromPCG"]["converged"]
+    for name in ("ConjugateGradient", "NystromPCG"):
+        claim(results[name]["converged"], f"{name} converges with no number tuned")
     benchmark.pedantic(lambda: ConjugateGradient().solve(operator, v), rounds=1)

@@ -30,13 +30,14 @@ def expression(p, full, forget):
     return torch.where(forget > ALPHA * full, p * (LAM * full / forget).clamp(max=1.0), p)
 
 
+@pytest.mark.headline
 @pytest.mark.benchmark(group="ssd_dampen_")
 def test_ssd_dampen(compare, device):
     full = torch.rand(N, device=device)
     forget = torch.rand(N, device=device)  # one entry in twenty exceeds the threshold
     compiled = torch.compile(lambda p, a, b: p.copy_(expression(p, a, b)))
     params = [torch.randn(N, device=device) for _ in range(4)]
-    ratios = compare.run(
+    compare.run(
         lambda: ssd_dampen_([params[0]], [full], [forget], ALPHA, LAM),
         {
             "published": lambda: published(params[1], full, forget),
@@ -44,20 +45,18 @@ def test_ssd_dampen(compare, device):
             "torch.compile": lambda: compiled(params[3], full, forget),
             "triad x 4/3": triad(N * 4 // 3, device),  # the same 16 bytes a value
         },
+        claims={"published": 6, "torch.where": 4, "torch.compile": 0.87, "triad x 4/3": 0.8},
     )
-    assert ratios["published"] >= 6
-    assert ratios["torch.where"] >= 4
-    assert ratios["torch.compile"] >= 1 / 1.15
-    assert ratios["triad x 4/3"] >= 1 / 1.25
 
 
+@pytest.mark.headline
 @pytest.mark.benchmark(group="ssd_dampen_")
 def test_many_small_tensors(compare, device):
     """A list of the size that networks have: the cost of a call for each tensor shows."""
     shapes = [(64, 64, 3, 3), (64,), (64,), (64,)] * 40
     params, full, forget = ([torch.rand(s, device=device) for s in shapes] for _ in range(3))
-    ratios = compare.run(
+    compare.run(
         lambda: ssd_dampen_(params, full, forget, ALPHA, LAM),
         {"torch.where": lambda: [composition(*t) for t in zip(params, full, forget, strict=True)]},
+        claims={"torch.where": 1},
     )
-    assert ratios["torch.where"] >= 1

@@ -17,28 +17,35 @@ from unlearnx.experiments import (
     poison_digits,
 )
 
+SHOWN = ("gap", "forget_accuracy", "test_accuracy")
+
 
 def repaired(benchmark, study, seeds, folder):
     """Medians of every measure of every method."""
     result = benchmark.pedantic(lambda: study.run(seeds, folder), rounds=1)
     benchmark.extra_info.update(result["summary"])
-    print()
-    for name, s in result["summary"].items():
-        print(f"{name:28s} {100 * s['restored']:6.1f} % restored, {s['speedup']:6.1f}x faster than retraining")
     return result["summary"]
 
 
 @pytest.mark.benchmark(group="unlearning")
-def test_poison_digits(benchmark, tmp_path):
+def test_poison_digits(benchmark, claim, tmp_path):
     found = repaired(benchmark, poison_digits(progress=False), [0, 1, 2], tmp_path)
-    assert [s for s in found.values() if s["restored"] >= 0.8 and s["speedup"] >= 20], found
+    claim(
+        any(s["restored"] >= 0.8 and s["speedup"] >= 20 for s in found.values()),
+        "a method restores 80 % of the lost accuracy in a twentieth of the time of retraining",
+    )
 
 
 @pytest.mark.benchmark(group="unlearning")
-def test_poison_cifar(benchmark, cifar, tmp_path):
+def test_poison_cifar(benchmark, claim, cifar, tmp_path):
     folder, sizes = cifar
     found = repaired(benchmark, poison_cifar(folder, progress=False, **sizes), [0], tmp_path)
-    assert max(s["restored"] for s in found.values()) > 0.3, found
+    claim(max(s["restored"] for s in found.values()) > 0.3, "a method restores 30 % of the lost accuracy")
+
+
+def best_gap(means):
+    """Of all methods."""
+    return min(m["gap"] for name, m in means.items() if name not in ("original", "retrained"))
 
 
 def compared(benchmark, study, folder, seeds=(0, 1, 2)):
@@ -48,38 +55,38 @@ def compared(benchmark, study, folder, seeds=(0, 1, 2)):
     seconds = time.perf_counter() - start
     means = {name: {key: e["mean"] for key, e in row.items()} for name, row in result["summary"].items()}
     benchmark.extra_info.update(means)
-    print(f"\n{len(result['methods'])} methods, seeds {', '.join(map(str, seeds))}, {seconds:.0f} s")
-    for name, m in sorted(means.items(), key=lambda item: item[1]["gap"]):
-        print(
-            f"{name:20s} gap {100 * m['gap']:6.2f} %, forget {100 * m['forget_accuracy']:6.2f} %, "
-            f"test {100 * m['test_accuracy']:6.2f} %, {1 / m['runtime_ratio']:6.1f}x faster than retraining"
-        )
+    benchmark.extra_info["table"] = {
+        "title": f"{study.name}: {len(result['methods'])} methods on seeds {', '.join(map(str, seeds))} in "
+        f"{seconds:.0f} s. Means over the seeds, in %; faster: than retraining.",
+        "head": ["model", "gap", "forget", "test", "faster"],
+        "rows": [
+            [name, *(f"{100 * m[key]:.2f}" for key in SHOWN), f"{1 / m['runtime_ratio']:.1f}x"]
+            for name, m in sorted(means.items(), key=lambda item: item[1]["gap"])
+        ],
+    }
     return means, seconds
 
 
 @pytest.mark.benchmark(group="unlearning")
-def test_forget_class_digits(benchmark, tmp_path):
+def test_forget_class_digits(benchmark, claim, tmp_path):
     means, seconds = compared(benchmark, forget_class_digits(progress=False), tmp_path)
-    assert seconds < 300
+    claim(seconds < 300, "all methods on three seeds take under five minutes")
     for name in ("ssd", "fisher-masking"):
-        for part, points in (("forget", 0.03), ("retain", 0.01)):
-            assert means[name][f"{part}_accuracy"] == pytest.approx(
-                means["retrained"][f"{part}_accuracy"], abs=points
-            ), name
-        assert means[name]["runtime_ratio"] <= 1 / 20, name
+        for part, points in (("forget", 3), ("retain", 1)):
+            distance = abs(means[name][f"{part}_accuracy"] - means["retrained"][f"{part}_accuracy"])
+            claim(100 * distance <= points, f"{name} comes within {points} % of retraining on the {part} set")
+        claim(means[name]["runtime_ratio"] <= 1 / 20, f"{name} takes a twentieth of the time of retraining or less")
 
 
 @pytest.mark.benchmark(group="unlearning")
-def test_forget_random_digits(benchmark, tmp_path):
+def test_forget_random_digits(benchmark, claim, tmp_path):
     means, _ = compared(benchmark, forget_random_digits(progress=False), tmp_path)
-    assert min(m["gap"] for name, m in means.items() if name not in ("original", "retrained")) <= 0.015
+    claim(best_gap(means) <= 0.015, "a method comes within 1.5 % of retraining")
 
 
 @pytest.mark.benchmark(group="unlearning")
 @pytest.mark.parametrize("study", [forget_class_cifar, forget_random_cifar], ids=["class", "random"])
-def test_forget_cifar(benchmark, cifar, study, tmp_path):
+def test_forget_cifar(benchmark, claim, cifar, study, tmp_path):
     folder, sizes = cifar
     means, _ = compared(benchmark, study(folder, progress=False, **sizes), tmp_path, seeds=(0,))
-    assert (
-        min(m["gap"] for name, m in means.items() if name not in ("original", "retrained")) < means["original"]["gap"]
-    )
+    claim(best_gap(means) < means["original"]["gap"], "a method is closer to retraining than the original model")

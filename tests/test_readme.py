@@ -103,7 +103,7 @@ def test_readme_is_short():
 
 def test_callbacks_of_a_fisher_diagonal():
     """Those that docs/fisher.md explains are where it says."""
-    rows = re.findall(r"^\| \d \| `(\w+)` \| `(\S+)`", (ROOT / "docs" / "fisher.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\d\. \*\*`(\w+)`\*\* in `(\S+)`", (ROOT / "docs" / "fisher.md").read_text(), re.MULTILINE)
     assert len(rows) == 5
     for name, file in rows:
         assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"

@@ -1,26 +1,106 @@
-"""Progress bars, for those who ask for them."""
+"""Progress on stderr, so that stdout holds results alone: bars on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+FIRST_LINE_SECONDS = 5.0  # how long a task runs before the first line about it, where there is no terminal
+MAX_LINE_INTERVAL_SECONDS = 60.0  # between two lines; the interval doubles until it is this long
+REFRESHES_PER_SECOND = 4  # of the bars: enough to see them move, too few to slow down what is measured
+
+_shown: Progress | None = None  # the bars on the screen: a terminal has room for one such display
+
+
+@cache
+def stderr_console() -> Console:
+    """The console that bars are drawn on. Lines printed through it appear above the bars.
+
+    Raises:
+        ImportError: `rich` is not installed; the message names the extra that brings it.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise ImportError("progress=True needs rich: pip install 'unlearnx[experiments]'") from error
+    return Console(stderr=True)
 
 
 @contextmanager
-def progress_bar(title: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances the bar by a number of steps; it does nothing where `show` is False.
+
+    Bars may be nested: the inner one is drawn below the outer one.
+
+    Args:
+        title: what is being done.
+        total: number of steps; None where it is unknown: the bar then shows the time that passes.
+        show: whether to show anything.
 
     Raises:
         ImportError: `rich` is not installed; the message names the extra that brings it.
     """
     if not show:
         yield lambda steps: None
+    elif stderr_console().is_terminal:
+        with _displayed() as bars:
+            task = bars.add_task(title, total=total)
+            try:
+                yield lambda steps: bars.advance(task, steps)
+            finally:
+                bars.remove_task(task)
+    else:
+        yield _Lines(title, total).advance
+
+
+@contextmanager
+def _displayed() -> Iterator[Progress]:
+    """The bars on the screen, or new ones, which leave it with the outermost task."""
+    global _shown
+    if _shown is not None:
+        yield _shown
         return
-    try:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError as error:
-        raise ImportError("progress=True needs rich: pip install 'unlearnx[experiments]'") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda steps: bar.advance(task, steps)
+    # Standard output is for results, which may be read by a program: rich must not send it to the terminal.
+    with _new_bars(console=stderr_console(), transient=True, redirect_stdout=False) as _shown:
+        try:
+            yield _shown
+        finally:
+            _shown = None
+
+
+def _new_bars(**settings: Any) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
+
+    class Count(MofNCompleteColumn):
+        """Steps done, of how many; nothing where their number is unknown."""
+
+        def render(self, task: Task) -> Text:
+            return Text() if task.total is None else super().render(task)
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), Count(), TimeElapsedColumn(), Remaining())
+    return Progress(*columns, refresh_per_second=REFRESHES_PER_SECOND, **settings)
+
+
+class _Lines:
+    """Tells of a task in plain lines: after a few seconds, and at growing intervals from then on."""
+
+    def __init__(self, title: str, total: int | None):
+        self.title, self.total, self.done = title, total, 0
+        self.start, self.due = time.monotonic(), FIRST_LINE_SECONDS
+
+    def advance(self, steps: int) -> None:
+        self.done += steps
+        elapsed = time.monotonic() - self.start
+        if elapsed >= self.due and self.total is not None and self.done < self.total:
+            print(f"{self.title}: {self.done:,} of {self.total:,} after {elapsed:.0f} s", file=sys.stderr, flush=True)
+            self.due = elapsed + min(elapsed, MAX_LINE_INTERVAL_SECONDS)

@@ -1,4 +1,4 @@
-"""Two processes that share the work have the results of one. Run as a script, this file is one of the two."""
+"""Two processes that share the work have the results of one; each of them runs this file as a script."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Counted(torch.utils.data.Dataset):
-    """Samples that know how often they were read, and may fail."""
+    """A dataset that counts its reads; reading the sample `broken` raises."""
 
     def __init__(self, x, y, broken=None):
         self.x, self.y, self.broken, self.reads = x, y, broken, 0
@@ -57,7 +57,7 @@ def study(name="mlp"):
     return build(name)
 
 
-# Nine samples: five batches of two, so that one process has more of them; with the default, one batch in all.
+# Nine samples are five batches of two, so that one process has more of them; by default they are a single batch.
 DATA = {
     "tensors": lambda x, y: (x, y),
     "dataset": Counted,
@@ -113,7 +113,7 @@ def frozen_prefix(kind):
 
 
 def softmax_head():
-    """In closed form in a single process."""
+    """Softmax regression, which has its closed form in a single process only."""
     model, x, y = study()
     operator = CurvatureOperator(model, F.cross_entropy, (x, y), params="last:2", batch_size=2)
     v = {name: torch.ones_like(model.get_parameter(name)) for name in operator.names}
@@ -131,7 +131,7 @@ def minibatches(kind, batch_size):
     operator, v = problem(kind)
     parts = operator.minibatches(batch_size, seeded())
     products = [next(parts).matmat(stacked(v, 2)) for _ in range(-(-9 // batch_size) + 1)]
-    # Rows in another order of memory, which a process without samples must not sum as they are.
+    # Vectors in another memory order, in which a process without samples must not sum its zeros.
     rows = torch.randn(operator.layout.size, 2, dtype=torch.float64).T
     return {"products": products, "rows": next(parts).products(rows)}
 
@@ -181,7 +181,7 @@ CHECKS = {
 
 
 def without_generator():
-    """Random numbers of processes that have different ones."""
+    """Results that use random numbers, in processes whose generators differ."""
     operator, _ = problem()
     model, x, y = study()
     torch.manual_seed(dist.get_rank())
@@ -191,7 +191,7 @@ def without_generator():
 
 
 def reads():
-    """How many samples of nine this process reads: for the Fisher diagonal, the difference and a product."""
+    """How many of nine samples this process reads, for the Fisher diagonal, the gradient difference and a product."""
     model, x, y = study()
     counts = []
     for engine in (fisher_diagonal, grad_difference):
@@ -243,7 +243,7 @@ def main(rank, folder):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """What each of the processes found."""
+    """The results of each process."""
     folder = tmp_path_factory.mktemp("processes")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve())]

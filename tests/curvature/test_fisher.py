@@ -105,7 +105,7 @@ def test_frozen_prefix_runs_once():
 
 @pytest.mark.parametrize("name", ZOO)
 def test_support_matrix(name, monkeypatch):
-    """Which parameters go by their rules, and which through vmap(grad): the table of the README."""
+    """Which parameters have rules and which go through vmap(grad), as the documentation says."""
     model, x, y = build(name)
     by_vmap = set()
     original = SampleGradients._run_without_rules
@@ -120,7 +120,7 @@ def test_support_matrix(name, monkeypatch):
 
 
 def test_axis_of_the_samples_is_not_guessed():
-    """As many steps as samples in a batch, steps first: the first samples tell which is which."""
+    """Inputs (steps, samples) with equally many of both: the check on the first samples finds the sample dimension."""
     model, *_ = build("lstm, steps first")
     x, y = torch.randint(7, (12, 6)), torch.randint(3, (12,))
     assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), batch_size=6), empirical(model, x, y))
@@ -128,7 +128,7 @@ def test_axis_of_the_samples_is_not_guessed():
 
 @pytest.mark.parametrize("name", ["cnn", "attention", "residual", "embedding"])
 def test_equal_bits_on_any_number_of_threads(name):
-    """Where torch's own forward and backward give the same bits; its BLAS does not for the LSTM's small products."""
+    """For models on which torch's own passes give the same bits; for the LSTM's small products its BLAS does not."""
     model, x, y = build(name)
     model, x = model.float(), x.float() if x.is_floating_point() else x
     results = []
@@ -159,7 +159,7 @@ def test_model_is_left_alone():
 
 
 class Steps(torch.nn.Module):
-    """As many calls as steps, then all steps at once, steps first."""
+    """A layer that is called once per step, then once on all steps, steps first."""
 
     def __init__(self):
         super().__init__()
@@ -194,7 +194,7 @@ def test_number_of_calls_may_change():
 
 
 class Siamese(torch.nn.Module):
-    """Two views, stacked in front of the samples."""
+    """Two views of the samples, stacked along a new first dimension."""
 
     def __init__(self):
         super().__init__()
@@ -207,7 +207,7 @@ class Siamese(torch.nn.Module):
 
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_first_samples_without_gradient_prove_nothing(batch_size):
-    """Losses of the first samples are constant: the check must not rest on them."""
+    """The losses of the first samples are constant: the check of the rules must not rely on them."""
     model, x = Siamese().double(), torch.randn(10, 2, 3).double()
     y = torch.randint(3, (10,))
     y[:3] = -100
@@ -230,7 +230,7 @@ def test_weighted_mean_is_refused():
 
 
 class Viewing(torch.nn.Module):
-    """Asks for the usual order of memory."""
+    """A model that needs contiguous inputs."""
 
     def __init__(self):
         super().__init__()
@@ -249,7 +249,7 @@ def test_order_of_memory_is_the_models_business():
 
 
 class Conditional(torch.nn.Module):
-    """A GRU that torch cannot map over samples, with a parameter that no rule covers."""
+    """A GRU, which vmap does not support, with a parameter that no rule covers."""
 
     def __init__(self):
         super().__init__()

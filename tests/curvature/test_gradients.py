@@ -97,7 +97,7 @@ def test_loaders_that_shuffle_do_not_pair_up():
 
 
 def test_datasets_with_items_of_their_own():
-    """A subclass of TensorDataset or Subset may transform what it holds."""
+    """Subclasses of TensorDataset and Subset may transform their samples."""
 
     class Doubled(TensorDataset):
         def __getitem__(self, i):

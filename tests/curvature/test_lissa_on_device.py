@@ -1,4 +1,4 @@
-"""LiSSA that the host looks at now and then, captured or not, is LiSSA that it looks at in each iteration."""
+"""The loop on the device, captured in a CUDA graph or not, gives the result of the host's loop."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ from unlearnx.curvature.solvers.solution import _LinearSystem
 
 
 def network(device="cpu", dtype=torch.float64, count=3, layers=(), **options):
-    """A network on 300 samples of very unequal features, and `count` right-hand sides, one in no list for None."""
+    """A network on 300 samples of very unequal features: its operator and `count` right-hand sides, or a single one."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), *layers, nn.Linear(16, 3)).to(device, dtype)
     x = torch.randn(300, 20, dtype=dtype) * torch.logspace(0, -1, 20, dtype=dtype)
@@ -32,7 +32,7 @@ def network(device="cpu", dtype=torch.float64, count=3, layers=(), **options):
 
 
 def scaled(v, factors):
-    """Each right-hand side times a factor of its own."""
+    """The right-hand sides, each multiplied by its factor."""
     return {k: torch.stack([row * factor for row, factor in zip(t, factors, strict=True)]) for k, t in v.items()}
 
 
@@ -43,7 +43,7 @@ def zoo(name, count=3, **options):
 
 
 def solved(solver, problem, on_device, monkeypatch):
-    """The solution, samples in all products, and how often each loop ran."""
+    """The solution, the number of samples in all products, and how often each loop ran."""
     operator, v = problem()
     loops = {"iterate_on_device": 0, "_host_loop": 0}
 
@@ -72,7 +72,7 @@ def assert_same(actual, expected, **tolerance):
 
 
 def compare(solver, problem, monkeypatch):
-    """Both loops; the solution of the attended one."""
+    """Check that both loops give the same; return the solution of the host's loop."""
     expected, evaluations, loops = solved(solver, problem, False, monkeypatch)
     assert loops["_host_loop"] > 0 == loops["iterate_on_device"]
     actual, counted, loops = solved(solver, problem, True, monkeypatch)
@@ -85,18 +85,18 @@ def compare(solver, problem, monkeypatch):
 @pytest.mark.parametrize("count", [None, 1, 5])
 @pytest.mark.parametrize("batch_size", [30, 70, 300])
 def test_same_run(batch_size, count, monkeypatch):
-    """Whole batches, with an incomplete one at the end of each pass, and all the data."""
+    """Batches that divide the data, batches with a smaller one at the end of each pass, and all the data."""
     solver = LiSSA(damping=0.0, scale=0.3, batch_size=batch_size, recursion_depth=200, num_repeat=2)
     compare(solver, lambda: network(count=count), monkeypatch)
 
 
 def stops(solution):
-    """After how many iterations each right-hand side stopped."""
+    """The iteration at which each right-hand side stopped."""
     return [sum(not math.isnan(updates[k]) for updates in solution.history) for k in range(len(solution))]
 
 
 def test_right_hand_sides_that_stop_one_by_one(monkeypatch):
-    """Also between two looks, when more than half of them have stopped, and in the midst of a pass."""
+    """Some stop between two checks of the host, after half of them have stopped, or within a pass over the data."""
     solution = compare(LiSSA(0.0, 1.0, 70, 400), lambda: network(count=7), monkeypatch)
     assert len(set(stops(solution))) > 3
     assert max(stops(solution)) < 400
@@ -111,7 +111,7 @@ def test_depths(depth, monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [70, None])
 def test_updates_that_are_not_finite(batch_size, monkeypatch):
-    """A right-hand side that overflows takes no other with it."""
+    """A right-hand side that overflows does not change the others."""
 
     def problem():
         operator, v = network()
@@ -128,7 +128,7 @@ def test_updates_that_are_not_finite(batch_size, monkeypatch):
 
 
 def test_residuals_are_taken_where_updates_are_small(monkeypatch):
-    """With a scale that is found, right-hand sides converge; nothing is to do for one of zeros."""
+    """With scale="auto" right-hand sides converge; one of zeros needs no iteration."""
 
     def problem():
         operator, v = network(damping=0.1, count=4)
@@ -141,7 +141,7 @@ def test_residuals_are_taken_where_updates_are_small(monkeypatch):
 
 
 def test_scale_that_grows(monkeypatch):
-    """Attempts that diverge, as one sample has far more curvature than the others."""
+    """Some scales diverge, because one sample has far more curvature than the others."""
 
     def problem():
         operator, v = zoo("mlp")
@@ -158,7 +158,7 @@ def test_models(name, kind, monkeypatch):
 
 
 def test_batches_of_several_passes(monkeypatch):
-    """The operator takes fewer samples at once than a batch has."""
+    """The operator's batch size is below the solver's."""
     for batch_size in (70, None):
         compare(LiSSA(0.01, 2.0, batch_size, 30), lambda: network(batch_size=32), monkeypatch)
 
@@ -180,7 +180,7 @@ def test_data_that_are_read_and_closed_forms_keep_the_host(monkeypatch):
 
 
 class Recorder:
-    """A graph that counts its replays, and the steps that were taken otherwise."""
+    """Counts replays of a graph, and steps that were called."""
 
     def __init__(self, monkeypatch, waits=False, captures=True):
         self.steps = self.replays = 0
@@ -226,7 +226,7 @@ def test_warm_up_is_part_of_the_work(monkeypatch):
     ],
 )
 def test_a_failure_loses_nothing(options, reason, before, monkeypatch):
-    """Found in the rehearsal or, where that passes, in the capture: one warning, and every call is a step."""
+    """Step fails in the last warm-up call or in the capture: there is one warning, and every call runs step once."""
     recorder = Recorder(monkeypatch, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -250,7 +250,7 @@ def test_rehearsals_refuse_copies_from_the_host(copy):
 
 
 class OnDevice(TorchDispatchMode):
-    """Tensors of the host among the arguments of an operation, which would be copied to a GPU."""
+    """Collects operations with CPU tensors among their arguments: on a GPU these would be copied."""
 
     def __init__(self):
         super().__init__()
@@ -263,7 +263,7 @@ class OnDevice(TorchDispatchMode):
 
 
 class Ready:
-    """A batch whose products are the vectors."""
+    """An operator whose products are the vectors themselves."""
 
     def curvature(self, vectors):
         return [[t.clone() for t in v] for v in vectors]
@@ -271,23 +271,23 @@ class Ready:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_iteration_is_all_on_the_device(dtype):
-    """A device without values stands in for a GPU: none is asked for."""
+    """The meta device, whose tensors have no values, stands in for a GPU: reading a value would fail."""
     operator, v = network(dtype=dtype)
     system = _LinearSystem(operator, operator.layout.rows("v", v)[0])
     system.v, system.scale = system.v.to("meta"), 4.0
     progress = lissa._Progress(system, [lissa._StoppingRule(0.0, 20) for _ in range(3)], 1e-2, 100)
-    rows = DeviceState(progress, system.v.clone(), 0.01)
+    state = DeviceState(progress, system.v.clone(), 0.01)
     with OnDevice() as operations:
-        rows.step(Ready())
+        state.step(Ready())
     assert not operations.found
     with OnDevice() as operations:
-        rows._update_target * torch.ones(())  # what to avoid
+        state._update_target * torch.ones(())  # the test notices a CPU tensor
     assert operations.found
 
 
 @pytest.mark.parametrize("batch_size", [70, 300])
 def test_the_host_takes_over_what_cannot_be_captured(batch_size, monkeypatch):
-    """In the midst of a pass over the data, after which repetitions see the same batches."""
+    """The host takes over within a pass over the data; later repetitions see the same batches."""
 
     def waits():
         raise RuntimeError("waits for the device")
@@ -304,7 +304,7 @@ def test_the_host_takes_over_what_cannot_be_captured(batch_size, monkeypatch):
 
 
 def eager_and_captured(solver, problem, monkeypatch):
-    """The step-by-step loop's solution, the captured one's, and how many captures there were."""
+    """The solutions of the host's loop and of the captured loop, and the number of captures."""
     graphs = []
 
     def recording(step):
@@ -321,7 +321,7 @@ def eager_and_captured(solver, problem, monkeypatch):
     return actual, expected, len(graphs)
 
 
-LOOSE = dict(rtol=1e-8, atol=1e-10)  # of float64: libraries may choose other kernels on another stream
+FLOAT64_TOLERANCE = dict(rtol=1e-8, atol=1e-10)  # libraries may choose other kernels on another stream
 
 
 @pytest.mark.cuda
@@ -329,21 +329,21 @@ LOOSE = dict(rtol=1e-8, atol=1e-10)  # of float64: libraries may choose other ke
 @pytest.mark.parametrize("count", [None, 5])
 @pytest.mark.parametrize("batch_size", [70, 100, None])
 def test_captured(batch_size, count, kind, monkeypatch):
-    """Patience is out of reach: rounding would let a run stop elsewhere."""
+    """The patience is never reached: rounding could change the iteration at which the rule stops a run."""
     solver = LiSSA(0.01, 2.0, batch_size, 60, patience=1000)
     problem = lambda: network("cuda", count=count, kind=kind)  # noqa: E731
     actual, expected, captures = eager_and_captured(solver, problem, monkeypatch)
     assert captures == 1
-    assert_same(actual, expected, **LOOSE)
+    assert_same(actual, expected, **FLOAT64_TOLERANCE)
 
 
 @pytest.mark.cuda
 def test_captured_right_hand_sides_stop_one_by_one(monkeypatch):
     solver = LiSSA(0.0, 1.0, 70, 400)
     actual, expected, captures = eager_and_captured(solver, lambda: network("cuda", count=7), monkeypatch)
-    assert captures > 1  # again, for those that are left
+    assert captures > 1  # again for the right-hand sides that have not stopped
     assert len(set(stops(actual))) > 3
-    assert_same(actual, expected, **LOOSE)
+    assert_same(actual, expected, **FLOAT64_TOLERANCE)
 
 
 @pytest.mark.cuda
@@ -380,18 +380,18 @@ def test_captured_models(name, monkeypatch):
     solver = LiSSA(0.01, 3.0, 4, 40, patience=1000)
     actual, expected, captures = eager_and_captured(solver, problem, monkeypatch)
     assert captures == 1
-    assert_same(actual, expected, **LOOSE)
+    assert_same(actual, expected, **FLOAT64_TOLERANCE)
 
 
 class Copying(nn.Module):
-    """Takes numbers from the host, and waits for nothing."""
+    """Copies numbers from the host without waiting."""
 
     def forward(self, x):
         return x * torch.full((16,), 1.5, dtype=x.dtype).to(x.device, non_blocking=True)
 
 
 class Waiting(nn.Module):
-    """Asks the device for a number, in its forward pass or, of the gradient, in the backward pass."""
+    """Reads a number from the device, in the forward or in the backward pass."""
 
     def __init__(self, backward):
         super().__init__()
@@ -416,14 +416,14 @@ class _WaitingBackward(torch.autograd.Function):
 @pytest.mark.cuda
 @pytest.mark.parametrize(("backward", "batch_size"), [(False, 70), (True, 70), (True, None)])
 def test_a_model_that_waits_for_the_device_runs_on(backward, batch_size, monkeypatch):
-    """The warning says why, the results are the same, and torch is left as it was."""
+    """A warning says why, the results are the same, and torch's settings are restored."""
     solver = LiSSA(0.01, 2.0, batch_size, 40, patience=1000)
     problem = lambda: network("cuda", layers=[Waiting(backward)])  # noqa: E731
     mode, state = torch.cuda.get_sync_debug_mode(), torch.cuda.get_rng_state()
     with pytest.warns(UserWarning, match="runs without a CUDA graph, which is slower: .*synchronizing"):
         actual, expected, captures = eager_and_captured(solver, problem, monkeypatch)
     assert captures == 0
-    assert_same(actual, expected, **LOOSE)
+    assert_same(actual, expected, **FLOAT64_TOLERANCE)
     assert torch.cuda.get_sync_debug_mode() == mode
     assert torch.equal(torch.cuda.get_rng_state(), state)
     torch.cuda.empty_cache()
@@ -432,26 +432,26 @@ def test_a_model_that_waits_for_the_device_runs_on(backward, batch_size, monkeyp
 
 @pytest.mark.cuda
 def test_a_model_that_copies_from_the_host_runs_on(monkeypatch):
-    """Replays would read memory of the host that is used for something else by then."""
+    """Replays would read host memory that was freed."""
     problem = lambda: network("cuda", layers=[Copying()])  # noqa: E731
     with pytest.warns(UserWarning, match=r"which is slower: copies a tensor of shape \[16\] from the CPU"):
         actual, expected, captures = eager_and_captured(LiSSA(0.01, 2.0, 70, 40, patience=1000), problem, monkeypatch)
     assert captures == 0
-    assert_same(actual, expected, **LOOSE)
+    assert_same(actual, expected, **FLOAT64_TOLERANCE)
 
 
 @pytest.mark.cuda
 def test_forward_that_waits_is_run_once_for_all_the_data(monkeypatch):
-    """Graphs that are kept are recorded before the capture."""
+    """Autograd graphs that are kept are recorded before the capture."""
     problem = lambda: network("cuda", layers=[Waiting(False)])  # noqa: E731
     actual, expected, captures = eager_and_captured(LiSSA(0.01, 2.0, None, 40), problem, monkeypatch)
     assert captures == 1
-    assert_same(actual, expected, **LOOSE)
+    assert_same(actual, expected, **FLOAT64_TOLERANCE)
 
 
 @pytest.mark.cuda
 def test_captured_data_of_the_host(monkeypatch):
-    """Tensors on the CPU go to the device of the model, and random numbers are left alone."""
+    """Samples on the CPU are moved to the model's device, and the random state does not change."""
 
     def problem():
         operator, v = network("cuda")
@@ -461,7 +461,7 @@ def test_captured_data_of_the_host(monkeypatch):
     state = torch.cuda.get_rng_state()
     actual, expected, captures = eager_and_captured(LiSSA(0.01, 2.0, 70, 40, patience=1000), problem, monkeypatch)
     assert captures == 1
-    assert_same(actual, expected, **LOOSE)
+    assert_same(actual, expected, **FLOAT64_TOLERANCE)
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
@@ -480,4 +480,4 @@ def test_captured_on_another_device(monkeypatch):
     )
     assert captures == 1
     assert torch.cuda.current_device() == 0
-    assert_same(actual, expected, **LOOSE)
+    assert_same(actual, expected, **FLOAT64_TOLERANCE)

@@ -50,7 +50,7 @@ def test_matvec(name, kind, batch_size):
 
 
 def plain_product(model, x, y, v, kind):
-    """The same by plain double backward."""
+    """The product by plain double backward."""
     parameters = list(model.parameters())
     unused = dict(allow_unused=True, materialize_grads=True)
     with sdpa_kernel(SDPBackend.MATH):
@@ -68,7 +68,7 @@ def plain_product(model, x, y, v, kind):
 
 
 class WeightNorm(torch.nn.Module):
-    """Weights that are computed from parameters, and a bias alone that is trained."""
+    """Weights computed from parameters, and a layer of which only the bias is trained."""
 
     def __init__(self):
         super().__init__()
@@ -92,13 +92,13 @@ def test_matvec_of_every_layer(name, kind):
     expected = plain_product(model, x, y, list(v.values()), kind)
     torch.backends.mha.set_fastpath_enabled(True)
     operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind)
-    for _ in range(2):  # fresh and kept
+    for _ in range(2):  # graphs newly recorded, then kept
         for (k, product), e in zip(operator.matvec(v).items(), expected, strict=True):
             torch.testing.assert_close(product, e, rtol=1e-8, atol=1e-10, msg=k)
 
 
 class Unusual(torch.nn.Module):
-    """Uses of layers that only torch's own functions can be differentiated through."""
+    """Uses of layers that only torch's own functions support."""
 
     def __init__(self, use):
         super().__init__()
@@ -215,7 +215,7 @@ def test_many_vectors(kind, keeps, monkeypatch):
 
 
 def test_a_changed_model_is_noticed():
-    """However it was changed: what is kept belongs to the old one."""
+    """A kept graph is not used after any change of the model."""
     model, x, y = build("cnn")
     operator = CurvatureOperator(model, F.cross_entropy, (x, y))
     v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
@@ -236,7 +236,7 @@ def test_a_changed_model_is_noticed():
 
 
 class Counted(torch.utils.data.Dataset):
-    """Samples that know how often they were read."""
+    """A dataset that counts its reads."""
 
     def __init__(self, x, y):
         self.x, self.y, self.reads = x, y, 0
@@ -363,7 +363,7 @@ def test_minibatches_cover_the_data():
     assert [len(p) for p in parts] == [4, 4, 1]
     mean = sum(len(p) * flat(p.matvec(v)) for p in parts) / 9
     torch.testing.assert_close(mean, flat(operator.matvec(v)))
-    assert next(batches) is parts[0]  # with what it keeps
+    assert next(batches) is parts[0]  # the same operators, with the graphs that they keep
 
 
 def test_linear_losses_have_no_curvature():

@@ -52,7 +52,7 @@ def test_one_direction(name):
 
 @pytest.mark.parametrize("name", ["cnn", "attention", "lstm"])
 def test_many_directions(name, monkeypatch):
-    monkeypatch.setattr(contributions, "CACHED_GRADIENT_BYTES", 4096)  # the gradients of a sample or a few
+    monkeypatch.setattr(contributions, "CACHED_GRADIENT_BYTES", 4096)  # room for the gradients of a few samples
     model, x, y = build(name)
     v = random_like(model, 160)
     expected = by_definition(model, F.cross_entropy, x, y, v)
@@ -68,7 +68,7 @@ def test_losses(reduction):
 
 
 def test_passes_that_are_split(monkeypatch):
-    """Parts of a batch, and the chunks of what no rule covers, come in the order of the samples."""
+    """Parts of a batch, and the chunks of vmap(grad), are in the order of the samples."""
     monkeypatch.setattr("unlearnx.curvature.per_sample.KEPT_ACTIVATION_BYTES", 1)
     monkeypatch.setattr("unlearnx.curvature.per_sample.VMAP_SAMPLES", 2)
     for name in ("unknown", "conv3d", "cnn"):

@@ -60,7 +60,7 @@ class SkipsAhead(TwoLayers):
 
 
 class TypeDependent(TwoLayers):
-    """Does something else under tracing."""
+    """Computes something else when traced."""
 
     def forward(self, x):
         h = self.a(x)
@@ -75,7 +75,7 @@ class Overwrites(TwoLayers):
 
 
 class Remembers(TwoLayers):
-    """The forward leaves things in the module."""
+    """The forward pass changes attributes of the module."""
 
     def forward(self, x):
         self.seen = self.a(x) + torch.ones(6)
@@ -83,7 +83,7 @@ class Remembers(TwoLayers):
 
 
 class Tied(nn.Module):
-    """The decoder's weight is the embedding's: the embedding does not belong to a prefix."""
+    """The decoder's weight is also the embedding's: the embedding is no part of the prefix."""
 
     def __init__(self):
         super().__init__()
@@ -111,7 +111,7 @@ def test_tied_parameters_stay_together():
 
 
 class Optional(TwoLayers):
-    """An argument that is not given."""
+    """A forward with an optional argument."""
 
     def forward(self, x, scale=None):
         h = self.a(x)
@@ -126,7 +126,7 @@ def test_optional_arguments_take_their_defaults():
 
 
 class Auxiliary(TwoLayers):
-    """A parameter that takes no part in the output."""
+    """A parameter that the output does not depend on."""
 
     def __init__(self):
         super().__init__()

@@ -24,7 +24,7 @@ EMPIRICAL_FISHER = ("ggn", "pyDVL")
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Problems this small lose more to a second thread than they gain, a lot more beside other work."""
+    """One thread: on problems this small a second thread costs more than it saves."""
     with threads(1):
         yield
 
@@ -128,7 +128,7 @@ def test_products_in_the_published_setting(kind, name):
 
 @pytest.mark.parametrize(("kind", "name"), cases(SOLVERS))
 def test_solutions(kind, name):
-    """Theirs, ours and the dense one solve the same system, each to more digits than it is asked for."""
+    """The other library's, our and the dense solution of the same system agree to more digits than is asked for."""
     need(name)
     model, x, y = small()
     C, v = dense(kind, model, x, y), random_like(model)

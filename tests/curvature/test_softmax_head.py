@@ -16,7 +16,7 @@ N, FEATURES, CLASSES = 50, 6, 4
 
 
 def generic(output, y):
-    """The same loss, of which nothing is known."""
+    """The cross entropy in a function that is not recognised, so that the generic operator is used."""
     return F.cross_entropy(output, y)
 
 
@@ -42,7 +42,7 @@ def both(name="layer", dtype=torch.float64, loss_fn=F.cross_entropy, **options):
     x, y = data(dtype)
     model = make().to(dtype)
     ours, theirs = (
-        CurvatureOperator(model, loss, (x, y), params=params, **options)  # of one and the same model
+        CurvatureOperator(model, loss, (x, y), params=params, **options)  # of the same model
         for loss in (loss_fn, generic)
     )
     return ours, theirs, {k: torch.randn(3, *model.get_parameter(k).shape, dtype=dtype) for k in ours.names}
@@ -78,7 +78,7 @@ def close(a, b, tolerance=1e-10):
 @pytest.mark.parametrize("name", MODELS)
 def test_products(name, kind, batch_size, calls):
     ours, theirs, v = both(name, kind=kind, batch_size=batch_size, damping=0.1)
-    for _ in range(2):  # fresh and kept
+    for _ in range(2):  # newly computed, then kept
         close(ours.matmat(v), theirs.matmat(v))
     close(ours.matvec({k: t[0] for k, t in v.items()}), theirs.matvec({k: t[0] for k, t in v.items()}))
     assert ours.evaluations == theirs.evaluations
@@ -128,7 +128,9 @@ def test_lissa(name, solver, count, calls):
     ours, theirs, v = both(name, damping=0.05)
     v = v if count else {k: t[0] for k, t in v.items()}
     same_solutions(ours, theirs, v, SOLVERS[solver])
-    assert ("lissa_softmax_linear" in calls) == (solver != "auto, all")  # which ends at a residual
+    assert ("lissa_softmax_linear" in calls) == (
+        solver != "auto, all"
+    )  # it stops by the residual, which the op does not know
 
 
 def test_float32(calls):
@@ -148,12 +150,12 @@ def test_other_solvers(calls):
 
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 def test_updates_of_zero(calls):
-    """What has converged in one iteration is noticed, and the others go on with the same batches."""
+    """A right-hand side that converges in one iteration stops; the others go on with the same batches."""
     ours, theirs, v = both()
     v = {k: torch.stack([t[0], torch.zeros_like(t[0]), t[1]]) for k, t in v.items()}
     same_solutions(ours, theirs, v, LiSSA(scale=2.0, batch_size=16))
     assert "lissa_softmax_linear" not in calls
-    # Features that no sample has, and a batch's curvature is none of them.
+    # Directions of features that are zero in every sample: the curvature of every batch is zero along them.
     x, y = data()
     x[:, 0] = 0
     ours, theirs = (
@@ -246,7 +248,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refuses(case, calls):
-    """Everything else, which the generic operator takes as it ever did."""
+    """Everything else goes to the generic operator, with the same results."""
     given = REFUSED[case]
     x, y = data()
     model = given.get("model", lambda: nn.Linear(6, 4))()
@@ -263,7 +265,7 @@ def test_refuses(case, calls):
     close(ours.matmat(v), theirs.matmat(v), tolerance)
     solver = LiSSA(scale=20.0, batch_size=16, recursion_depth=5)
     close(solver.solve(ours, v).x, solver.solve(theirs, v).x, tolerance)
-    assert (case == "an ignored label") == bool(calls)  # in batches without one
+    assert (case == "an ignored label") == bool(calls)  # the closed form still serves batches without an ignored label
     assert "lissa_softmax_linear" not in calls
 
 
@@ -306,7 +308,7 @@ def test_recognises_the_module(reduction, calls):
 def test_several_processes(calls, monkeypatch):
     ours, theirs, v = both()
     monkeypatch.setattr(operators.distributed, "processes", lambda: 2)
-    monkeypatch.setattr(operators.distributed, "all_reduce_", list)  # the other process has no share
+    monkeypatch.setattr(operators.distributed, "all_reduce_", list)  # as if the other process had no samples
     close(ours.matmat(v), theirs.matmat(v), 0)
     solver = LiSSA(scale=2.0, batch_size=16)
     close(solver.solve(ours, v).x, solver.solve(theirs, v).x, 0)

@@ -236,7 +236,7 @@ def test_equal_and_zero_right_hand_sides():
 
 @pytest.mark.parametrize("order", [[0, 0, 1, 0, 2], [0, 1, 3, 2], [3, 0, 1, 2, 2]])
 def test_dependent_right_hand_sides(order):
-    """They cost no more iterations than those that they depend on."""
+    """Linearly dependent right-hand sides take no more iterations than independent ones."""
     operator, v = network(damping=1e-3)
     rows = stacked(v, 3)
     rows = {k: torch.cat([t, t[:1] + t[1:2]]) for k, t in rows.items()}
@@ -284,7 +284,7 @@ def test_not_finite(solver):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_lissa_of_many_is_that_of_each(count):
-    """With batches and the published stopping rule, at whatever iteration each of them stops."""
+    """With batches and the published stopping rule, whichever iteration each of them stops at."""
     operator, v = network()
     v = stacked(v, count)
     solver = LiSSA(damping=0.0, scale=0.3, batch_size=30, recursion_depth=200)

@@ -30,7 +30,7 @@ class TiedWeights(nn.Module):
 
 
 class HiddenUse(nn.Module):
-    """The weight of a known layer is used once more, outside of its forward."""
+    """A layer's weight is used a second time, outside of the layer's forward."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class HiddenUse(nn.Module):
 
 
 class Unknown(nn.Module):
-    """A module with parameters of its own."""
+    """A user's module with parameters."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ class Recurrent(nn.Module):
 
 
 class Cells(nn.Module):
-    """Recurrent cells in a loop of one's own."""
+    """Recurrent cells in the model's own loop."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ class Cells(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention with its weights, masks and samples second, and attention across two sequences."""
+    """Attention that returns its weights, with masks and samples in the second dimension, and cross-attention."""
 
     def __init__(self, cross=False):
         super().__init__()
@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """torch's own encoder layers, which take a shortcut in eval mode."""
+    """torch's encoder layers, which have a fast path in eval mode."""
 
     def __init__(self):
         super().__init__()
@@ -143,7 +143,7 @@ class Transformer(nn.Module):
 
 
 class Unused(nn.Module):
-    """A head whose output is thrown away, and a parameter that is never touched."""
+    """A head whose output is not used, and a parameter that is not used."""
 
     def __init__(self):
         super().__init__()
@@ -272,7 +272,7 @@ def build(name):
 
 
 def sample_gradients(model, loss_fn, x, y):
-    """Gradient of every sample alone: the reference, one ordinary backward pass each."""
+    """The reference: every sample's gradient by a backward pass of its own."""
     rows = []
     for i in range(len(x)):
         params = dict(model.named_parameters())

@@ -5,6 +5,23 @@ import statistics
 import pytest
 import torch
 
+# A comparison that the command line makes once for all tests.
+COMPARE = (
+    *("compare", "forget-class-digits", "--methods", "fine-tune, ssd", "--forget-class", "3"),
+    *("--epochs", "2", "--seeds", "2", "--name", "x"),
+)
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory):
+    """What the command printed, and the folder of its run, which tests only read."""
+    from typer.testing import CliRunner
+
+    from unlearnx.cli import app
+
+    out = tmp_path_factory.mktemp("runs")
+    return CliRunner().invoke(app, [*COMPARE, "--out", str(out)], catch_exceptions=False), out / "x"
+
 
 @pytest.fixture
 def canary_result():

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.experiments.tables import in_80_columns
 from unlearnx.curvature import ConjugateGradient
 from unlearnx.data import Canary, load_text
 from unlearnx.data.text import DIGITS
 from unlearnx.experiments import CanaryStudy, canary_alice, report
-from unlearnx.experiments.canary import _Plant
+from unlearnx.experiments.canary import _PlantedText
 from unlearnx.methods import FineTune, FirstOrder, SecondOrder
 from unlearnx.models import CharacterLSTM, Training
 
@@ -23,7 +24,7 @@ def paragraphs(n=60):
 
 def test_plant():
     canary = Canary("0123456789", repeats=3, seed=1)
-    plant = _Plant(canary, paragraphs(), "not there ")
+    plant = _PlantedText(canary, paragraphs(), "not there ")
     request = plant.request(50, seed=0, features=True)
     labels = plant.request(50, seed=0, features=False)
     assert labels.labels_only
@@ -78,7 +79,7 @@ def test_study(tmp_path):
     result.update(command="unlearnx run canary-alice", environment=report.environment())
     page = report.write(result, tmp_path).read_text()
     assert run["number"] in page
-    assert report.table(result).row_count == 5
+    assert len(in_80_columns(report.table(result))[0]) == 5
     saved = {f.name for f in (tmp_path / "seed-1").iterdir()}
     assert saved == {"trained.pt", "retrained.pt", "first-order.pt", "second-order.pt", "fine-tuning.pt"}
 

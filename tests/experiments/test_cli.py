@@ -1,12 +1,15 @@
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.experiments.tables import in_80_columns
 from unlearnx import experiments, ops
 from unlearnx.cli import app
+from unlearnx.experiments import report
 
 
 def run(*arguments):
@@ -41,9 +44,10 @@ def test_poison_digits(tmp_path):
     for entry in only["methods"].values():
         assert sum(map(sum, entry["confusion"])) == found["test_images"]
         assert entry["gradient_evaluations"] > 0
-    report = (tmp_path / "x" / "report.html").read_text()
-    assert "fine-tuning, last block" in report
-    assert not re.search(r'(src|href)="(?!data:)', report)
+    in_80_columns(report.table(found))
+    page = (tmp_path / "x" / "report.html").read_text()
+    assert "fine-tuning, last block" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
     saved = sorted(f.name for f in (tmp_path / "x" / "seed-0").iterdir())
     assert {"clean.pt", "poisoned.pt", "poison.npz", "ssd.pt", "first-order.pt"} <= set(saved)
     assert torch.load(tmp_path / "x" / "seed-0" / "ssd.pt", weights_only=True).keys()
@@ -84,31 +88,35 @@ def test_features(real_data, tmp_path):
     assert "second order" in (tmp_path / "x" / "report.html").read_text()
 
 
-def test_compare_and_repeat(tmp_path):
-    arguments = ("--out", tmp_path, "--no-progress")
-    own = ("--methods", "fine-tune, ssd", "--epochs", 2, "--seeds", 2, "--forget-class", 3, "--name", "x")
-    result = run("compare", "forget-class-digits", *own, *arguments)
+def test_compare(compared):
+    result, folder = compared
     assert result.exit_code == 0, result.output
-    output = " ".join(result.output.split())
-    assert "means and 95 % intervals over 2 seeds" in output
-    assert "Closest to retraining: " in output
-    found = json.loads((tmp_path / "x" / "result.json").read_text())
+    assert "means over 2 seeds" in result.stdout
+    assert "Closest to retraining: " in result.stdout
+    found = json.loads((folder / "result.json").read_text())
     assert list(found["methods"]) == ["fine-tune", "ssd"]
     assert [r["seed"] for r in found["runs"]] == [0, 1]
     assert found["request"]["class_name"] == "3"
     assert found["environment"]["torch"] == torch.__version__
-    assert "average gap" in (tmp_path / "x" / "report.html").read_text()
+    assert "average gap" in (folder / "report.html").read_text()
 
-    file = tmp_path / "x" / "trials" / "seed-1" / "ssd.json"
-    result = run("run", "--recipe", file, "--name", "y", *arguments)
+
+def test_repeat(compared, tmp_path):
+    shutil.copytree(compared[1] / "trials" / "seed-1", tmp_path / "trials")
+    file = tmp_path / "trials" / "ssd.json"
+    repeat = ("run", "--recipe", file, "--out", tmp_path, "--no-progress", "--name")
+    result = run(*repeat, "y")
     assert result.exit_code == 0, result.output
     assert "epochs" not in result.output  # nothing is trained
-    assert "differs" not in result.output
+    assert "Measures that differ: none" in result.output
+    assert max(len(line) for line in result.stdout.splitlines() if not line.startswith("Trials: ")) <= 80
+    assert "…" not in result.stdout
     trial = json.loads(file.read_text())
     trial["measures"]["forget_accuracy"] += 1
     file.write_text(json.dumps(trial))
-    result = run("run", "--recipe", file, "--name", "z", *arguments)
+    result = run(*repeat, "z")
     assert result.exit_code == 1
+    assert "Measures that differ: forget_accuracy" in result.output
     assert result.output.count("differs") == 1
 
 
@@ -125,40 +133,52 @@ def test_run_sweeps(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "poison-mnist"], "no such experiment; there are poison-digits, poison-cifar, canary-alice, forget-"),
-        (["run", "poison-digits", "--data-root", "."], "--data-root belongs to poison-cifar, canary-alice, forget-"),
+        (
+            ["run", "poison-mnist"],
+            "EXPERIMENT is 'poison-mnist', expected one of poison-digits, poison-cifar, canary-alice, forget-",
+        ),
+        (
+            ["run", "poison-digits", "--data-root", "."],
+            "--data-root is not an option of poison-digits, but of poison-cifar, canary-alice, forget-",
+        ),
         (
             ["run", "canary-alice", "--limit", 3],
-            "--limit belongs to poison-cifar, forget-class-cifar and forget-random",
+            "--limit is not an option of canary-alice, but of poison-cifar, forget-class-cifar and forget-random",
         ),
         (
             ["run", "poison-digits", "--sweep", "alpha=1"],
-            "--sweep belongs to forget-class-digits, forget-random-digits,",
+            "--sweep is not an option of poison-digits, but of forget-class-digits, forget-random-digits,",
         ),
-        (["run", "forget-class-digits", "--share", 0.1], "--share belongs to forget-random-digits and forget-random-"),
+        (
+            ["run", "forget-class-digits", "--share", 0.1],
+            "--share is not an option of forget-class-digits, but of forget-random-digits and forget-random-",
+        ),
         (["run", "forget-random-digits", "--share", 2], "share is 2.0, expected a number between 0 and 1"),
         (["run", "forget-class-digits", "--sweep", "alpha"], "sweep is 'alpha', expected numbers as in"),
         (["run", "forget-class-digits", "--preset", "best"], "preset is 'best'"),
         (["run", "forget-class-cifar"], "--data-root is missing"),
         (["run", "--recipe", "x.json"], "x.json: no such file"),
-        (["run", "--recipe", "x.json", "--epochs", 1], "--epochs has no place beside --recipe"),
-        (["run", "--recipe", "x.json", "--seeds", 1], "--seeds has no place beside --recipe"),
-        (["compare", "poison-digits"], "methods are compared with models that never saw some images, by forget-class-"),
-        (["compare", "canary-alice"], "methods are compared with models that never saw some images, by forget-class-"),
-        (["compare", "poison-mnist"], "no such experiment"),
+        (["run", "--recipe", "x.json", "--epochs", 1], "--epochs cannot be given with --recipe"),
+        (["run", "--recipe", "x.json", "--seeds", 1], "--seeds cannot be given with --recipe"),
+        (
+            ["compare", "poison-digits"],
+            "EXPERIMENT is 'poison-digits', which has no retrained model to compare methods with",
+        ),
+        (["compare", "canary-alice"], "EXPERIMENT is 'canary-alice', which has no retrained model"),
+        (["compare", "poison-mnist"], "EXPERIMENT is 'poison-mnist', expected one of"),
         (
             ["compare", "forget-class-digits", "--methods", "ssd,magic"],
-            "there is no 'magic'; there are ssd, fisher-masking, fine-tune",
+            "methods: 'magic' is unknown, expected names among ssd, fisher-masking, fine-tune",
         ),
         (["compare", "forget-class-digits", "--forget-class", "x"], "forget_class is 'x', expected one of 0, 1"),
         (["run", "canary-alice"], "--data-root is missing"),
         (["run", "canary-alice", "--data-root", "."], "alice_in_wonderland.txt: is not a file"),
         (["run", "poison-cifar"], "--data-root is missing"),
-        (["run", "features-adult"], "--data-root is missing: the folder with its tables"),
-        (["run", "features-drebin", "--data-root", "."], "holds no drebin-malware.npz"),
+        (["run", "features-adult"], "--data-root is missing, expected the folder with its tables"),
+        (["run", "features-drebin", "--data-root", "."], "has no file drebin-malware.npz"),
         (["run", "poison-digits", "--preset", "fast"], "preset is 'fast'"),
         (["run", "poison-cifar", "--data-root", "."], "no CIFAR-10 found"),
-        (["run", "poison-cifar", "--data-root", ".", "--clean", "a.pt"], "come together"),
+        (["run", "poison-cifar", "--data-root", ".", "--clean", "a.pt"], "--clean is given alone, expected"),
         (["run", "poison-cifar", "--data-root", ".", "--clean", "a", "--poisoned", "b/c"], "holds 0 files"),
     ],
 )

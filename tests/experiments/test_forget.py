@@ -295,7 +295,7 @@ def test_a_swept_method_takes_part():
         (
             forget_class_digits,
             {"methods": ["retrain"]},
-            "there is no 'retrain'; there are ssd, fisher-masking, fine-tune",
+            "methods: 'retrain' is unknown, expected names among ssd, fisher-masking, fine-tune",
         ),
         (forget_class_digits, {"preset": "best"}, "preset is 'best'"),
         (forget_class_digits, {"share": 0.1}, "forget_class is 1 and share 0.1"),

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.experiments.tables import in_80_columns
 from unlearnx.data import load_digits
 from unlearnx.experiments import RepairStudy, repair_mnist, report
 from unlearnx.experiments.blame_scores import SCORES, UNSEEN, doubted, judged, worst
-from unlearnx.experiments.repair import NOISES, PICTURES, RANDOM, Treatment
+from unlearnx.experiments.repair import NOISES, RANDOM_ORDER, SHOWN_IMAGES, Treatment
 from unlearnx.methods import EWCRepair, FineTune, NewtonRepair
 from unlearnx.models import Training
 
@@ -67,7 +68,7 @@ def test_study(finished):
         assert run["methods"].keys() == TREATMENTS.keys()
         assert not run["methods"]["refused <b>"]["info"]["applied"]
         assert run["methods"]["refused <b>"]["accuracy"] == run["noisy"]["accuracy"]
-        assert run["curves"].keys() == {UNSEEN, RANDOM}
+        assert run["curves"].keys() == {UNSEEN, RANDOM_ORDER}
         counts = [point["points"] for point in run["curves"][UNSEEN]]
         assert counts == sorted(set(counts))
         assert run["spoilt"] in counts
@@ -81,7 +82,7 @@ def test_study(finished):
         else:
             assert run["scores"]["k-NN Shapley"]["auroc"] > 0.9  # 0.929
     assert (folder / "seed-1" / "newton-repair.pt").is_file()
-    assert len(result["worst"]) == PICTURES
+    assert len(result["worst"]) == SHOWN_IMAGES
     for entry in result["worst"]:
         assert (entry["given"] != entry["true"]) == (entry["spoilt"] and labels)
 
@@ -90,16 +91,17 @@ def test_report(finished):
     result, folder = finished
     result = {**result, "command": "unlearnx run repair-mnist", "environment": report.environment()}
     page = report.write(result, folder).read_text()
-    assert len(re.findall("<figure", page)) == PICTURES
-    assert page.count("data:image/png;base64,") == PICTURES
+    assert len(re.findall("<figure", page)) == SHOWN_IMAGES
+    assert page.count("data:image/png;base64,") == SHOWN_IMAGES
     assert "medians over 2 seeds" in page
     assert "refused &lt;b&gt;" in page
     assert "refused <b>" not in page
     for name in SCORES:
         assert name in page
     assert json.loads((folder / "result.json").read_text())["experiment"] == "repair-mnist"
-    shown = report.table(result)
-    assert shown.row_count == 3 + len(TREATMENTS)
+    rows, text = in_80_columns(report.table(result))
+    assert [name for name, *_ in rows[3:]] == [*list(TREATMENTS)[:-1], "refused <b> (not applied)"]
+    assert "AUROC: " in text
 
 
 def test_repeats_itself(tmp_path):
@@ -131,7 +133,7 @@ def test_doubted_labels_are_less_likely_than_a_guess():
         ({"noise": 0.0}, "noise is 0.0"),
         ({"noise": 1.0}, "noise is 1.0"),
         ({"noise_kind": "pixels"}, "noise_kind is 'pixels', expected labels or inputs"),
-        ({"validation": 10_000}, "validation is 10000, which leaves 0 points"),
+        ({"validation": 10_000}, "validation is 10000, which leaves 0 samples"),
         ({"validation": 0}, "validation is 0"),
         ({"folds": 1}, "folds is 1, expected at least 2"),
     ],

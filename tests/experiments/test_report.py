@@ -1,10 +1,9 @@
-import io
 import json
 import re
 
 import pytest
-from rich.console import Console
 
+from tests.experiments.tables import in_80_columns
 from unlearnx.experiments import report
 
 
@@ -79,10 +78,8 @@ def test_highlighted_method_keeps_the_accuracy_where_one_does(canary_result, ren
 
 
 def test_canary_table(canary_result):
-    console = Console(width=120, file=io.StringIO())
-    console.print(report.table(canary_result))
-    lines = [re.findall(r"[^│┃]+", line) for line in console.file.getvalue().splitlines()]
-    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines if len(cells) > 1}
+    shown, _ = in_80_columns(report.table(canary_result))
+    rows = {name: numbers for name, *numbers in shown}
     assert rows["before"] == ["41.4", "32.0", "3 of 3", "58.71 %", "", "", ""]
     assert rows["second order"] == ["0.9", "0.0", "0 of 3", "58.49 %", "-0.22", "33.25", "24x"]
     assert rows["retrained"] == ["0.9", "0.0", "0 of 3", "58.83 %", "+0.12", "812.00", "1x"]

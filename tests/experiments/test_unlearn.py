@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
+from tests.experiments.tables import in_80_columns
 from unlearnx import Request
 from unlearnx.cli import app
-from unlearnx.experiments import unlearn
+from unlearnx.experiments import report, unlearn
 from unlearnx.experiments.arguments import build_method, parameters, read_indices
 from unlearnx.experiments.weights import Weights, tensor_hash
 from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain
@@ -207,6 +208,7 @@ def test_end_to_end(ending, indices, there, tmp_path):
     assert audit["gap"]["over"] == ["ua", "ra", "ta", "mia"]
     assert audit["gap"]["before"] >= 0
     assert audit["notes"] == []
+    in_80_columns(report.audit_table(audit))
 
     assert audit["weights"]["before"]["sha256"] == hashlib.sha256(given[f"trained.{ending}"]).hexdigest()
     written = (out / f"weights.{ending}").read_bytes()
@@ -365,7 +367,7 @@ def test_a_loader_counts_as_its_dataset(there, tmp_path):
         (["--params", "5.weight"], {}, "params: the model has no parameter '5.weight'"),
         (["--forget-class", 1], {}, "forget, forget_class: both given"),
         ([], {"forget": None}, "forget, forget_class: neither given"),
-        (["--forget-class", 9], {"forget": None}, "no point has label 9; the labels are [0, 1, 2]"),
+        (["--forget-class", 9], {"forget": None}, "no sample has label 9; the labels are [0, 1, 2]"),
         (["--device", "tpu:x"], {}, "device is 'tpu:x'"),
     ],
 )
@@ -403,8 +405,8 @@ def test_wrong_index_files(name, content, message, tmp_path):
     ("lines", "message"),
     [
         ("", "indices: is empty"),
-        ("5\n5\n", "point 5 is given twice"),
-        ("240\n", "240 is out of range for 240 points"),
+        ("5\n5\n", "sample 5 is given twice"),
+        ("240\n", "240 is out of range for 240 samples"),
         ("-1\n", "-1 is out of range"),
     ],
 )

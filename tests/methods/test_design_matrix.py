@@ -3,7 +3,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from unlearnx.methods.design_matrix import SMALL, DenseDesign, SparseDesign, as_design
+from unlearnx.methods.design_matrix import MAX_DENSE_COLUMNS, DenseDesign, SparseDesign, as_design
 
 
 def matrix(n=40, p=12, *, signs=True):
@@ -42,7 +42,7 @@ def test_products(form, k):
     torch.testing.assert_close(design.rows(rows).transposed_times(u[:4]), x[rows].T @ u[:4], **tolerance)
 
 
-@pytest.mark.parametrize("p", [12, SMALL + 44])
+@pytest.mark.parametrize("p", [12, MAX_DENSE_COLUMNS + 44])
 @pytest.mark.parametrize("signs", [True, False])
 @pytest.mark.parametrize("form", ["dense", "csr"])
 def test_spectral_norm_is_bounded_from_above(p, signs, form):
@@ -50,19 +50,19 @@ def test_spectral_norm_is_bounded_from_above(p, signs, form):
     norm = float(torch.linalg.matrix_norm(x, 2))
     bound = as_design(FORMS[form](x)).spectral_norm_bound()
     assert norm <= bound <= float(x.norm()) * (1 + 1e-9)
-    if p <= SMALL or not signs:
+    if p <= MAX_DENSE_COLUMNS or not signs:
         assert bound <= norm * (1 + 1e-4)
 
 
 def test_spectral_norm_of_separate_blocks():
     """Power iteration sees the largest block only; the bound has to hold all the same."""
-    x = torch.block_diag(torch.full((20, SMALL), 0.1), torch.full((400, 3), 0.2)).double()
+    x = torch.block_diag(torch.full((20, MAX_DENSE_COLUMNS), 0.1), torch.full((400, 3), 0.2)).double()
     norm = float(torch.linalg.matrix_norm(x, 2))
     assert norm <= as_design(x).spectral_norm_bound() <= 1.001 * norm
 
 
 def test_empty_matrix_has_norm_zero():
-    assert as_design(torch.zeros(3, SMALL + 1)).spectral_norm_bound() <= 1e-100
+    assert as_design(torch.zeros(3, MAX_DENSE_COLUMNS + 1)).spectral_norm_bound() <= 1e-100
 
 
 @pytest.mark.parametrize(

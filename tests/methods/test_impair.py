@@ -29,7 +29,7 @@ from unlearnx.methods import (
     StochasticTeacher,
 )
 from unlearnx.methods.distillation import Teacher, random_network
-from unlearnx.methods.importance import output_length
+from unlearnx.methods.importance import output_sqnorm
 from unlearnx.metrics import accuracy, mean_loss
 from unlearnx.models import Training, digits_cnn
 
@@ -163,7 +163,7 @@ def test_label_free_importance_ignores_labels(study):
     first, second = (SSD(alpha=3.0, fisher_type="label_free")(model, r).info["dampened"] for r in (request, relabelled))
     assert first == second
     output = torch.randn(5, 3)
-    assert torch.allclose(output_length(output, torch.zeros(5)), (output**2).sum(1))
+    assert torch.allclose(output_sqnorm(output, torch.zeros(5)), (output**2).sum(1))
 
 
 def test_divergence_is_that_of_hinton():
@@ -189,8 +189,8 @@ def test_erasing_alone_imitates_the_random_network(study):
     method = StochasticTeacher(erase_epochs=40, erase_lr=1e-2, epochs=0, max_increase=math.inf)
     outcome = method(model, request)
     x, _ = request.dataset[int(request.forget[0])]
-    stranger = random_network(model, 0)
-    p, q, r = (F.softmax(m(x[None]), 1) for m in (stranger, outcome.model, model))
+    random_teacher = random_network(model, 0)
+    p, q, r = (F.softmax(m(x[None]), 1) for m in (random_teacher, outcome.model, model))
     assert (p - q).abs().sum() < 0.5 * (p - r).abs().sum()
 
 
@@ -261,12 +261,12 @@ def test_sets_of_any_kind(study, wrap):
 def test_errors(study):
     _, request, _ = study
     data = request.dataset
-    with pytest.raises(ValueError, match="retain: holds 2 of the 3 points of forget"):
+    with pytest.raises(ValueError, match="retain: holds 2 of the 3 samples of forget"):
         Request.from_sets(forget=Subset(data, [0, 1, 2]), retain=Subset(data, range(1, 100)))
     x, y = data.tensors
-    with pytest.raises(ValueError, match="retain: holds 5 of the 5 points"):
+    with pytest.raises(ValueError, match="retain: holds 5 of the 5 samples"):
         Request.from_sets(forget=(x[:5], y[:5]), retain=(x, y))
-    with pytest.raises(ValueError, match="correction: has 4 points, expected 5"):
+    with pytest.raises(ValueError, match="correction: has 4 samples, expected 5"):
         Request.from_sets(forget=(x[:5], y[:5]), retain=(x[5:], y[5:]), correction=(x[:4], y[:4]))
     for bad in (
         lambda: SSD(alpha="automatic"),
@@ -286,5 +286,5 @@ def test_errors(study):
     ):
         with pytest.raises(ValueError, match=r"is|expected"):
             bad()
-    with pytest.raises(TypeError, match="stages: 3 is not a method"):
+    with pytest.raises(TypeError, match="stages: 3 is of type int, expected a Method"):
         Pipeline([3])

@@ -30,7 +30,7 @@ def test_derivatives_of_the_losses(classes):
             torch.testing.assert_close(loss.value(z, y)[i, k], function(z[i, k]))
             torch.testing.assert_close(loss.residual(p, y)[i, k], torch.func.grad(function)(z[i, k]))
             torch.testing.assert_close(
-                loss.curve(loss.weights(p), u)[i, k], torch.func.hessian(function)(z[i, k]) @ u[i, k]
+                loss.hessian_product(loss.hessian_weights(p), u)[i, k], torch.func.hessian(function)(z[i, k]) @ u[i, k]
             )
 
 
@@ -44,9 +44,11 @@ def test_remainder_bounds_what_a_change_of_scores_leaves(classes):
             z, y = scores(classes, 2000, 1)
             z, u = spread * z, size * torch.randn_like(z)
             before, after = loss.probabilities(z), loss.probabilities(z + u)
-            left = (loss.residual(after, y) - loss.residual(before, y) - loss.curve(loss.weights(before), u)).norm(
-                dim=2
-            )
+            left = (
+                loss.residual(after, y)
+                - loss.residual(before, y)
+                - loss.hessian_product(loss.hessian_weights(before), u)
+            ).norm(dim=2)
             bound = loss.remainder(u)
             assert (left <= bound).all()
             assert (bound <= u.norm(dim=2).square() / 4).all()

@@ -187,7 +187,7 @@ def test_removal_ends_at_the_loss_asked_for(learned, method):
     goal = mean_loss(model, F.cross_entropy, test)
     assert mean_loss(model, F.cross_entropy, removal.forget_set) < goal
     outcome = dataclasses.replace(method, forget_loss=goal, steps=3)(model, removal)
-    assert outcome.info["stopped"].startswith("the points to forget have a loss of")
+    assert outcome.info["stopped"].startswith("the forget set has a loss of")
     (step,) = outcome.info["steps"]
     assert mean_loss(outcome.model, F.cross_entropy, removal.forget_set) >= goal
     half = {n: (p + q) / 2 for (n, p), q in zip(model.named_parameters(), outcome.model.parameters(), strict=True)}
@@ -321,7 +321,7 @@ def test_many_requests_one_of_them_done(study):
     agreed = Request.correct((x, y), (x, corrected)) if not torch.equal(corrected, y) else wrong
     done, applied = SecondOrder(steps=2).many(model, [agreed, wrong])
     assert not done.info["applied"]
-    assert "agrees with every corrected label" in done.info["reason"]
+    assert "predicts every corrected label already" in done.info["reason"]
     assert applied.info["applied"]
     assert len(applied.info["steps"]) == 2
     assert applied.info["corrected_loss"][1] < applied.info["corrected_loss"][0]
@@ -344,7 +344,7 @@ def test_indefinite_curvature_is_not_applied(study):
     ):
         assert not outcome.info["applied"]
         assert "the system is not positive definite" in outcome.info["reason"]
-        assert "with damping=" in outcome.info["reason"]
+        assert "use damping=" in outcome.info["reason"]
 
 
 @pytest.mark.parametrize("params", [None, "last:2"])

@@ -44,14 +44,14 @@ def test_correct_finds_changed_labels_and_features():
 def test_features_of_a_request():
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).eval()
     x, y = data()
-    cut = FrozenPrefix(model, "last:2", (x, y))
+    frozen_prefix = FrozenPrefix(model, "last:2", (x, y))
     x_new, y_new = x.clone(), y.clone()
     x_new[3] += 1
     y_new[5] = 0
-    request = Request.correct((x, y), (x_new, y_new)).features(cut)
+    request = Request.correct((x, y), (x_new, y_new)).features(frozen_prefix)
     assert request.forget.tolist() == [3, 5]
-    torch.testing.assert_close(materialize(request.dataset)[0], cut.prefix(x))
-    torch.testing.assert_close(materialize(request.target)[0], cut.prefix(x_new))
+    torch.testing.assert_close(materialize(request.dataset)[0], frozen_prefix.prefix(x))
+    torch.testing.assert_close(materialize(request.target)[0], frozen_prefix.prefix(x_new))
     assert torch.equal(materialize(request.target)[1], y_new)
 
 
@@ -59,17 +59,20 @@ def test_features_of_a_request():
     ("make", "message"),
     [
         (lambda x, y: Request.remove((x, y), []), "indices: is empty"),
-        (lambda x, y: Request.remove((x, y), [1, 10]), "indices: 10 is out of range for 10 points"),
+        (lambda x, y: Request.remove((x, y), [1, 10]), "indices: 10 is out of range for 10 samples"),
         (lambda x, y: Request.remove((x, y), [-1]), "indices: -1 is out of range"),
-        (lambda x, y: Request.remove((x, y), [4, 4]), "indices: point 4 is given twice"),
-        (lambda x, y: Request.remove((x, y), range(10)), "indices: names all 10 points"),
-        (lambda x, y: Request.remove((x, y), y > 0), "indices: is a mask"),
+        (lambda x, y: Request.remove((x, y), [4, 4]), "indices: sample 4 is given twice"),
+        (lambda x, y: Request.remove((x, y), range(10)), "indices: contains all 10 samples"),
+        (lambda x, y: Request.remove((x, y), y > 0), "indices: is a boolean mask"),
         (lambda x, y: Request.remove((x[:0], y[:0]), [0]), "data: is empty"),
-        (lambda x, y: Request.remove_class((x, y), 5), r"no point has label 5; the labels are \[0, 1, 2\]"),
-        (lambda x, y: Request.remove_class((x, y[:, None]), 1), r"labels of shape \[10, 1\], expected one a point"),
+        (lambda x, y: Request.remove_class((x, y), 5), r"no sample has label 5; the labels are \[0, 1, 2\]"),
+        (
+            lambda x, y: Request.remove_class((x, y[:, None]), 1),
+            r"labels of shape \[10, 1\], expected one label per sample",
+        ),
         (lambda x, y: Request.correct((x, y), (x.clone(), y)), "corrected: equals dataset"),
-        (lambda x, y: Request.correct((x, y), (x[:3], y[:3])), "corrected: has 3 points, expected 10"),
-        (lambda x, y: Request.correct((x, y), (x[:, :2], y)), r"points of shape \[2\], expected \[4\]"),
+        (lambda x, y: Request.correct((x, y), (x[:3], y[:3])), "corrected: has 3 samples, expected 10"),
+        (lambda x, y: Request.correct((x, y), (x[:, :2], y)), r"samples of shape \[2\], expected \[4\]"),
     ],
 )
 def test_clear_errors(make, message):

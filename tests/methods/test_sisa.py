@@ -308,8 +308,8 @@ def test_interrupted(tmp_path, monkeypatch):
         (dict(slices=0), r"^slices is 0, expected at least 1$"),
         (dict(workers=0), r"^workers is 0, expected at least 1$"),
         (dict(aggregate="sum"), r"^aggregate is 'sum', expected one of vote, mean$"),
-        (dict(factory=lambda: 5), r"^factory: gave int, expected a module with parameters$"),
-        (dict(factory=nn.ReLU), r"^factory: gave ReLU, expected a module with parameters$"),
+        (dict(factory=lambda: 5), r"^factory: returned int, expected a module with parameters$"),
+        (dict(factory=nn.ReLU), r"^factory: returned ReLU, expected a module with parameters$"),
         (dict(factory=lambda: nn.Linear(64, 10), workers=2), r"^factory: cannot be sent to worker processes"),
         (
             dict(training=Training(1, loss_fn=lambda out, y: F.cross_entropy(out, y)), workers=2),
@@ -339,9 +339,9 @@ def test_bad_removals(tmp_path):
         ([-1], "-1 is out of range"),
         ([1, 1], "sample 1 is given twice"),
         ([3, 4], "sample 4 was removed before"),
-        (range(POINTS), f"names all {POINTS} points"),
+        (range(POINTS), f"contains all {POINTS} samples"),
         ([i for i in range(1, POINTS) if i != 4], "leaves no shard with at least two samples"),
-        (torch.ones(POINTS, dtype=torch.bool), "is a mask"),
+        (torch.ones(POINTS, dtype=torch.bool), "is a boolean mask"),
     ):
         for call in (sisa.remove, sisa.cost):
             with pytest.raises(ValueError, match=f"^indices: {message}"):
@@ -357,7 +357,7 @@ def test_bad_data(tmp_path):
         small(tmp_path).fit(points())
     with pytest.raises(ValueError, match=r"^x: is \[2, 3\], expected a tensor of shape \(N, 64\)$"):
         sisa.predict(torch.ones(2, 3))
-    with pytest.raises(ValueError, match=r"^model: gave an output of shape"):
+    with pytest.raises(ValueError, match=r"^model: returned an output of shape"):
         fitted(tmp_path / "other", Other, training=Training(1, loss_fn=F.l1_loss)).predict(points()[0])
 
 
@@ -370,8 +370,8 @@ def test_bad_reopening(tmp_path):
         (r"factory: its model has Sequential as 'model', but .* was fitted with Linear", dropout, (x, y), {}),
         (r"factory: its model has torch.float32 \[9, 64\] as 'weight'", partial(nn.Linear, 64, 9), (x, y), {}),
         ("data: has 100 samples, expected the 120", linear, points(100), {}),
-        ("data: differs", linear, (x + 1, y), {}),
-        ("data: differs", linear, (x, y.flip(0)), {}),
+        ("data: the samples that were not removed", linear, (x + 1, y), {}),
+        ("data: the samples that were not removed", linear, (x, y.flip(0)), {}),
         ("loss_fn: is nll_loss, but .* was fitted with cross_entropy", linear, (x, y), dict(loss_fn=F.nll_loss)),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):

@@ -209,7 +209,7 @@ def test_models_of_ones_own(model):
     [
         (lambda m: log_perplexity(m, PREFIX, ""), "text: is empty"),
         (lambda m: log_perplexity(m, "", "3"), "prefix: is empty"),
-        (lambda m: log_perplexity(m, "nUmber", "3"), "prefix: character 'U' at position 1 is not among"),
+        (lambda m: log_perplexity(m, "nUmber", "3"), "prefix: character 'U' at position 1 is not one of"),
         (lambda m: log_perplexity(m, PREFIX, "3!"), "text: character '!' at position 1"),
         (
             lambda m: log_perplexity(m, PREFIX, torch.tensor([3])),

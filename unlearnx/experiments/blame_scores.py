@@ -1,4 +1,4 @@
-"""Which training points cause a model's failures: scores of every point, higher = more to blame."""
+"""Scores of training samples for how much they cause a model's failures; higher is more to blame."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from unlearnx.models import Training
 
 Pair = tuple[Tensor, Tensor]
 
-CURVE = 200  # points of a precision-recall curve, at most
+MAX_CURVE_POINTS = 200  # of a precision-recall curve
 
 
 @dataclass
 class Suspects:
-    """The training points of a model, and what is known of its failures.
+    """The training samples of a model, and what is known about its failures.
 
     Attributes:
-        model: trained on the points, in eval mode.
-        network: builds an untrained model like it.
-        training: of the networks that are trained without a part of the points.
-        points: the training points x and the labels y that the model was given.
-        validation: points with labels that are right.
+        model: trained on the samples, in eval mode.
+        network: builds an untrained model of the same kind.
+        training: how the networks of the cross-validation are trained.
+        samples: the training samples x and the labels y that the model was given, right or wrong.
+        validation: samples with correct labels.
         failures: those of them that the model gets wrong.
-        folds: parts that are left out, each by one of these networks.
+        folds: parts of the cross-validation; each network is trained without one of them.
         seed: of the parts and of the networks.
         progress: show progress bars.
-        device: where networks are trained.
+        device: where the networks are trained.
     """
 
     model: nn.Module
     network: Callable[[], nn.Module]
     training: Training
-    points: Pair
+    samples: Pair
     validation: Pair
     failures: Pair
     folds: int
@@ -56,8 +56,8 @@ class Suspects:
 
     @cached_property
     def unseen(self) -> Tensor:
-        """Probabilities (N, classes) that networks give to the points they were not trained on."""
-        x, y = self.points
+        """Probabilities (N, classes) for each sample, from the network that was trained without it."""
+        x, y = self.samples
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
         result: Tensor | None = None
         for k in range(self.folds):
@@ -80,11 +80,11 @@ class Suspects:
         return result
 
     def losses(self) -> Tensor:
-        """Loss of every point in the model."""
+        """Loss of each sample under the model."""
         return self._of_outputs(lambda scores, y: F.cross_entropy(scores, y, reduction="none"))
 
     def margins(self) -> Tensor:
-        """How far the best other class is ahead of the label, in the model."""
+        """How much higher the model scores the best other class than the label."""
 
         def margin(scores: Tensor, y: Tensor) -> Tensor:
             own = of_labels(scores, y)
@@ -93,34 +93,34 @@ class Suspects:
         return self._of_outputs(margin)
 
     def unseen_losses(self) -> Tensor:
-        """Loss of every point in a network that was not trained on it."""
-        own = of_labels(self.unseen, self.points[1]).double()
+        """Loss of each sample under the network that was trained without it."""
+        own = of_labels(self.unseen, self.samples[1]).double()
         return -own.clamp(min=torch.finfo(torch.float32).tiny).log()
 
     def linear_influences(self) -> Tensor:
-        """Influence of every point on the failures, to first order."""
-        return attribution.linear_influence(self.model, F.cross_entropy, self.points, self.failures).cpu()
+        """First-order influence of each sample on the failures."""
+        return attribution.linear_influence(self.model, F.cross_entropy, self.samples, self.failures).cpu()
 
     def ewc_influences(self) -> Tensor:
-        """Influence of every point, by a model that was taught the failures."""
+        """Influence of each sample, by a copy of the model that was trained to get the failures right."""
         return attribution.ewc_influence(
-            self.model, F.cross_entropy, self.points, self.failures, progress=self.progress
+            self.model, F.cross_entropy, self.samples, self.failures, progress=self.progress
         ).cpu()
 
     def shapley_values(self) -> Tensor:
-        """Minus what every point is worth to its neighbours among the validation points."""
-        cut = FrozenPrefix(self.model, "last:2", self.points)
-        (x, y), (x_valid, y_valid) = (materialize(cut.features(data)) for data in (self.points, self.validation))
+        """Minus the k-nearest-neighbour Shapley value of each sample for the validation samples."""
+        cut = FrozenPrefix(self.model, "last:2", self.samples)
+        (x, y), (x_valid, y_valid) = (materialize(cut.features(data)) for data in (self.samples, self.validation))
         return -attribution.knn_shapley(x, y, x_valid, y_valid).cpu()
 
     def _of_outputs(self, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        parts = each_batch((self.model,), self.points, None, None, lambda out, y: score(out.double(), y).cpu())
+        parts = each_batch((self.model,), self.samples, None, None, lambda out, y: score(out.double(), y).cpu())
         return torch.cat(parts)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score as the study takes it: how, and what it is in a sentence."""
+    """A score of the study: the function that computes it, and a sentence on what it is."""
 
     of: Callable[[Suspects], Tensor]
     note: str
@@ -131,67 +131,68 @@ UNSEEN = "out-of-sample loss"
 SCORES = {
     UNSEEN: Score(
         Suspects.unseen_losses,
-        "Loss of the point in a network that was trained without it, by cross-validation; needs no failures "
+        "Loss of the sample under a network that was trained without it, by cross-validation; needs no failures "
         "(Northcutt et al. 2021).",
     ),
     "linear influence": Score(
         Suspects.linear_influences,
-        "How much more likely the failures become, to first order, once the point is forgotten (Tanno et al. 2022).",
+        "How much more likely the failures become, to first order, once the sample is forgotten (Tanno et al. 2022).",
     ),
     "EWC influence": Score(
         Suspects.ewc_influences,
-        "How much less likely the point becomes once the model has been taught the failures (Tanno et al. 2022).",
+        "How much less likely the sample becomes when the model learns to get the failures right (Tanno et al. 2022).",
     ),
     "k-NN Shapley": Score(
         Suspects.shapley_values,
-        "Minus the Shapley value of the point for a nearest-neighbour classifier of the validation points, on "
+        "Minus the Shapley value of the sample for a nearest-neighbour classifier of the validation samples, on "
         "features of the model (Jia et al. 2019).",
     ),
-    "training loss": Score(Suspects.losses, "Loss of the point in the model that was trained on it."),
+    "training loss": Score(Suspects.losses, "Loss of the sample under the model that was trained on it."),
     "margin": Score(
-        Suspects.margins, "How far another class is ahead of the point's label in the model that was trained on it."
+        Suspects.margins,
+        "How much higher another class is scored than the sample's label by the model that was trained on it.",
     ),
 }
 
 
 def scored(suspects: Suspects, score: Score) -> tuple[Tensor, float]:
-    """The score of every point, float64 (N,), and the seconds it took."""
+    """The score of each sample, float64 (N,), and the seconds it took."""
     start = time.perf_counter()
     values = score.of(suspects).double()
     return values, time.perf_counter() - start
 
 
 def doubted(p: Tensor, y: Tensor) -> Tensor:
-    """Points whose label is less likely than a guess to networks that were trained without them, as a mask (N,).
+    """Samples whose label is less likely than chance to the network that was trained without them, as a mask (N,).
 
-    To take every point whose label is not the likeliest would take many that are right and hard, which the treated
-    model then has to do without.
+    The stricter test, that the label is not the most likely one, would also choose many samples that are correctly
+    labelled but hard, and the repaired model would lack them.
 
     Args:
-        p: probabilities (N, classes) that these networks give.
-        y: the labels that the points were given, int64 (N,).
+        p: probabilities (N, classes) from these networks.
+        y: the labels that the samples were given, int64 (N,).
     """
     return of_labels(p, y) < 1 / p.shape[1]
 
 
 def worst(score: Tensor, k: int) -> Tensor:
-    """The `k` points of highest score, the worst first, int64 (k,)."""
+    """Indices of the `k` samples with the highest scores, the highest first, int64 (k,)."""
     return score.sort(descending=True, stable=True).indices[:k]
 
 
 def judged(score: Tensor, spoilt: Tensor) -> dict[str, Any]:
-    """How well a score finds the points that were spoilt, a mask (N,).
+    """How well a score finds the spoilt samples, which are given as a mask (N,).
 
     Returns:
-        Area under the ROC curve, average precision, precision among as many points as are spoilt (which then is the
-        recall too), and the curve of precision against recall.
+        Area under the ROC curve; average precision; precision among the K samples of highest score, where K is the
+        number of spoilt samples (so it equals the recall); and the curve of precision against recall.
     """
     with extra("repair-mnist", "scikit-learn"):
         from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
     truth, values = spoilt.numpy(), score.numpy()
     precision, recall, _ = precision_recall_curve(truth, values)
-    shown = torch.linspace(0, len(recall) - 1, min(CURVE, len(recall))).long().numpy()
+    shown = torch.linspace(0, len(recall) - 1, min(MAX_CURVE_POINTS, len(recall))).long().numpy()
     return {
         "auroc": float(roc_auc_score(truth, values)),
         "average_precision": float(average_precision_score(truth, values)),

@@ -22,11 +22,11 @@ from unlearnx.models import CharacterLSTM, Training, last_character_loss
 
 NOVEL = "alice_in_wonderland.txt"
 HEADING = "alice's adventures in wonderland\n"
-HEADING_LENGTH = 265  # characters of the novel's file before its first chapter begins
-REPEATS = 6
+HEADING_CHARACTERS = 265  # characters of the novel's file before its first chapter begins
+DEFAULT_REPEATS = 6
 REPLACEMENTS = ("not there ", "dry enough")
-WINDOW = 24
-BINS = 60  # of the histograms that are kept
+WINDOW_CHARACTERS = 24
+HISTOGRAM_BINS = 60  # of the histograms that are kept
 
 Windows = tuple[Tensor, Tensor]
 
@@ -88,7 +88,7 @@ class CanaryStudy:
                 "repeats": self.repeats,
             },
             "model": _sizes(self.network(Alphabet(DIGITS))),
-            "window": WINDOW,
+            "window": WINDOW_CHARACTERS,
             "step": 1,
             "epochs": self.training.epochs,
             "samples": self.samples,
@@ -102,7 +102,7 @@ class CanaryStudy:
         return Canary.random(length or self.length, seed=seed, repeats=repeats or self.repeats)
 
     def _run_seed(self, seed: int, folder: Path) -> dict[str, Any]:
-        plant = _Plant(self._canary(seed), self.text, self.replacements[seed % len(self.replacements)])
+        plant = _PlantedText(self._canary(seed), self.text, self.replacements[seed % len(self.replacements)])
         model, _ = self._train(plant, plant.learned, seed, folder / "trained.pt", "training with the canary")
         before = self._measure(model, plant)
         self.log(f"the model writes {before['completion']!r} after {plant.canary.prefix!r}")
@@ -133,17 +133,17 @@ class CanaryStudy:
         }
 
     def _train(
-        self, plant: _Plant, data: Windows, seed: int, file: Path | None, title: str
+        self, plant: _PlantedText, data: Windows, seed: int, file: Path | None, title: str
     ) -> tuple[CharacterLSTM, float]:
         self.log(f"{title}: {len(data[0]):,} windows, {self.training.epochs} epochs")
         network = partial(self.network, plant.alphabet)
         return train(network, self.training, data, seed=seed, device=self.device, progress=self.progress, file=file)
 
-    def _measure(self, model: nn.Module, plant: _Plant) -> dict[str, Any]:
+    def _measure(self, model: nn.Module, plant: _PlantedText) -> dict[str, Any]:
         canary = plant.canary
         found = self._exposure(model, canary)
         completion = complete(model, canary.prefix, len(canary.number) + 4)
-        counts, edges = torch.histogram(found.sampled, BINS)
+        counts, edges = torch.histogram(found.sampled, HISTOGRAM_BINS)
         return {
             "accuracy": accuracy(model, plant.others, batch_size=1024),
             **_numbers(found),
@@ -162,25 +162,25 @@ class CanaryStudy:
 
     def _point(self, length: int, repeats: int, seed: int) -> dict[str, Any]:
         """Exposure of another canary, in a model of its own."""
-        plant = _Plant(self._canary(seed, length, repeats), self.text, "")
+        plant = _PlantedText(self._canary(seed, length, repeats), self.text, "")
         title = f"training with a number of {length} digits, planted {repeats} times"
         model, _ = self._train(plant, plant.learned, seed, None, title)
         return {"length": length, "repeats": repeats, **_numbers(self._exposure(model, plant.canary))}
 
 
-class _Plant:
+class _PlantedText:
     """A text with a canary, as it was learned and as it should have been."""
 
     def __init__(self, canary: Canary, text: str, replacement: str):
         self.canary, self.replacement = canary, replacement
         self._planted = canary.insert(text)
         self.alphabet = Alphabet(self._planted.text + DIGITS)
-        self.learned = windows(self.alphabet.encode(self._planted.text), WINDOW)
+        self.learned = windows(self.alphabet.encode(self._planted.text), WINDOW_CHARACTERS)
 
     @cached_property
     def corrected(self) -> Windows:
         """The windows with the replacement in place of the number."""
-        return windows(self.alphabet.encode(self._planted.replaced(self.replacement)), WINDOW)
+        return windows(self.alphabet.encode(self._planted.replaced(self.replacement)), WINDOW_CHARACTERS)
 
     @cached_property
     def _differs(self) -> Tensor:
@@ -195,7 +195,7 @@ class _Plant:
     @property
     def others(self) -> Windows:
         """Windows that cover the text once, those with the number left out."""
-        once = torch.arange(0, len(self.learned[0]), WINDOW)
+        once = torch.arange(0, len(self.learned[0]), WINDOW_CHARACTERS)
         kept = once[~self._differs[once]]
         return self.learned[0][kept], self.learned[1][kept]
 
@@ -209,7 +209,7 @@ class _Plant:
         rest = (~self._differs).nonzero().flatten()
         drawn = rest[torch.randperm(len(rest), generator=generator)[:context]]
         columns = torch.cat([t[self.affected] for t in (*self.learned, *self.corrected)], 1).unique(dim=0)
-        x, y, x_new, y_new = columns.split(WINDOW, 1)
+        x, y, x_new, y_new = columns.split(WINDOW_CHARACTERS, 1)
         if not features:
             x_new = x
         x_other, y_other = (t[drawn] for t in self.learned)
@@ -304,7 +304,7 @@ def canary_alice(
     """
     file = path / NOVEL if path.is_dir() else path
     text = load_text(file)
-    text = text[HEADING_LENGTH:] if text.startswith(HEADING) else text
+    text = text[HEADING_CHARACTERS:] if text.startswith(HEADING) else text
     make = partial(CanaryStudy, "canary-alice", preset, file.name, text, length=10, progress=progress)
     if preset == "reference":
         context = 10_000
@@ -315,11 +315,11 @@ def canary_alice(
     if preset not in ("default", "sweep"):
         raise ValueError(f"preset is {preset!r}, expected default, reference or sweep")
     sweep = {
-        "length": [(length, REPEATS) for length in (5, 10, 15, 20)],
+        "length": [(length, DEFAULT_REPEATS) for length in (5, 10, 15, 20)],
         "repeats": [(10, repeats) for repeats in (1, 3, 6, 12)],
     }
     return make(
-        repeats=REPEATS,
+        repeats=DEFAULT_REPEATS,
         network=CharacterLSTM,
         training=Training(epochs or 1, lr=1e-2, batch_size=64),
         methods=_methods(),

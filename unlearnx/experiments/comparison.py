@@ -1,4 +1,4 @@
-"""What the runs of several seeds say together: intervals, the winner and the Pareto front."""
+"""Runs of several seeds taken together: intervals, the winner and the Pareto front."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-CONFIDENCE = 0.95
-UNBOUNDED = ("activation_distance", "relearn_time", "seconds", "runtime_ratio")  # other measures are at most 1
+CONFIDENCE_LEVEL = 0.95
+# All other measures lie in [0, 1].
+UNBOUNDED_MEASURES = ("activation_distance", "relearn_time", "seconds", "runtime_ratio")
 
 
 def interval(values: Sequence[float | None], highest: float = math.inf) -> dict[str, float | None]:
-    """Mean, and the ends ``low`` and ``high`` of its 95 % Student t interval; all equal for a single value.
+    """Mean, and the ends ``low`` and ``high`` of its 95 % Student t interval; all three are equal for a single value.
 
-    Measures lie between 0 and `highest`, and so does the interval. Where a value is missing or not finite there is no
-    mean either: all three are None.
+    The interval is cut off at 0 and `highest`, between which the measure lies. Where a value is missing or not finite,
+    all three are None.
     """
     found = [value for value in values if value is not None and math.isfinite(value)]
     if len(found) < len(values):
@@ -24,7 +25,7 @@ def interval(values: Sequence[float | None], highest: float = math.inf) -> dict[
     if len(found) > 1:
         from scipy.stats import t
 
-        margin = float(t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)) * stdev(found) / math.sqrt(len(found))
+        margin = float(t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(found) - 1)) * stdev(found) / math.sqrt(len(found))
     return {"mean": mean, "low": max(0.0, mean - margin), "high": min(highest, mean + margin)}
 
 
@@ -33,7 +34,9 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     models = [{"original": run["original"], "retrained": run["retrained"], **run["methods"]} for run in runs]
     return {
         name: {
-            key: interval([run[name]["measures"][key] for run in models], math.inf if key in UNBOUNDED else 1.0)
+            key: interval(
+                [run[name]["measures"][key] for run in models], math.inf if key in UNBOUNDED_MEASURES else 1.0
+            )
             for key in entry["measures"]
         }
         for name, entry in models[0].items()
@@ -46,12 +49,12 @@ def applied(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def winner(summary: dict[str, dict[str, Any]], names: Sequence[str]) -> str | None:
-    """The method of these with the smallest mean gap to retraining; None where there is none."""
+    """The one of these methods with the smallest mean gap to retraining; None where there are no methods."""
     return min(names, key=lambda name: summary[name]["gap"]["mean"], default=None)
 
 
 def pareto_front(summary: dict[str, dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """The methods of these that no other one beats in gap without being slower, or in seconds without a larger gap."""
+    """Those of these methods that no other one beats in gap or seconds without being worse in the other."""
 
     def cost(name: str) -> tuple[float, float]:
         return summary[name]["gap"]["mean"], summary[name]["seconds"]["mean"]

@@ -1,7 +1,7 @@
-"""What an unlearned model is worth, measured beside the original and a model retrained without the forget set.
+"""Measures of an unlearned model, beside the original model and one that was retrained without the forget set.
 
-:class:`StudyEvaluation` measures the models of a study, where images and their split are known.
-:class:`RequestEvaluation` measures a model of the user's own, with whatever data were given.
+:class:`StudyEvaluation` measures the models of a study, which has all data and a retrained model.
+:class:`RequestEvaluation` measures a user's own model, with whatever data were given.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from unlearnx.metrics.outputs import each_batch
 
 ATTACKS = ("salun", "ssd", "starter_kit")
 TIMES = ("seconds", "runtime_ratio")  # measures that differ each time a trial is made
-RELEARN_IMAGES = 256  # most of the forget set that is learned again: each step measures the loss on all of them
-RELEARN_STEPS = 50
+MAX_RELEARN_IMAGES = 256  # of the forget set: the loss on all of them is measured after each step
+MAX_RELEARN_STEPS = 50
 
 Pair = tuple[Tensor, Tensor]
 
 
 def described(class_name: str | None) -> dict[str, dict[str, str]]:
-    """Title, unit, ideal and meaning of every measure; those of a forgotten class where it has a name."""
-    stay = "test images" if class_name is None else "test images of the classes that stay"
+    """Title, unit, ideal and meaning of every measure, including those of a forgotten class if its name is given."""
+    stay = "test images" if class_name is None else "test images of the other classes"
     table = {
-        "forget_accuracy": ("forget accuracy", "%", "retrained", "accuracy on the images to forget"),
-        "retain_accuracy": ("retain accuracy", "%", "retrained", "accuracy on the training images that stay"),
+        "forget_accuracy": ("forget accuracy", "%", "retrained", "accuracy on the forget set"),
+        "retain_accuracy": ("retain accuracy", "%", "retrained", "accuracy on the retain set"),
         "test_accuracy": ("test accuracy", "%", "retrained", f"accuracy on {stay}"),
     }
     if class_name is not None:
         note = f"accuracy on test images of class {class_name!r}"
         table["test_forgotten_accuracy"] = ("test accuracy, forgotten class", "%", "retrained", note)
     table |= {
-        "ua": ("unlearning accuracy", "%", "retrained", "share of the images to forget that are classified wrongly"),
+        "ua": ("unlearning accuracy", "%", "retrained", "share of the forget set that is classified wrongly"),
         "gap": (
             "average gap",
             "%",
             "low",
-            "mean distance to the retrained model in unlearning, retain and test accuracy and in the attack of SalUn",
+            "mean distance from the retrained model in unlearning, retain and test accuracy and SalUn's attack",
         ),
         "tow": (
             "tug of war",
             "",
             "high",
-            "product over forget, retain and test accuracy of one minus the distance to the retrained model",
+            "product of one minus the distance from the retrained model in forget, retain and test accuracy",
         ),
         **_attacks("", stay),
     }
@@ -64,26 +64,26 @@ def described(class_name: str | None) -> dict[str, dict[str, str]]:
             "activation distance",
             "",
             "low",
-            "mean Euclidean distance of the probabilities from those of the retrained model on the images to forget",
+            "mean Euclidean distance of the probabilities from those of the retrained model on the forget set",
         ),
         "js": (
             "Jensen-Shannon divergence",
             "nats",
             "low",
-            "mean divergence of the probabilities from those of the retrained model on the images to forget",
+            "mean divergence of the probabilities from those of the retrained model on the forget set",
         ),
         "zrf": (
             "zero retrain forgetting",
             "",
             "retrained",
-            "one minus the mean divergence from an untrained network on the images to forget",
+            "one minus the mean divergence from an untrained network on the forget set",
         ),
         "relearn_time": (
             "relearn time",
             "",
             "retrained",
-            "steps of training on the images to forget until they are known as well as before, relative to those that "
-            "the retrained model takes",
+            "steps of training on the forget set until its loss is as low as before unlearning, divided by the steps "
+            "that the retrained model needs",
         ),
         "seconds": ("time", "s", "low", "wall-clock time of the whole call"),
         "runtime_ratio": ("time relative to retraining", "%", "low", "that time, divided by the time of retraining"),
@@ -94,9 +94,9 @@ def described(class_name: str | None) -> dict[str, dict[str, str]]:
 def _attacks(suffix: str, others: str) -> dict[str, tuple[str, str, str, str]]:
     title = "membership attack, {}" + (", forgotten class" if suffix else "")
     notes = {
-        "salun": f"share of the images to forget that an SVM on confidences takes for {others}",
-        "ssd": f"share of the images to forget that a logistic regression on entropies tells from {others}",
-        "starter_kit": f"accuracy of an attack on losses that tells the images to forget from {others}",
+        "salun": f"share of the forget set that an SVM on confidences takes for {others}",
+        "ssd": f"share of the forget set that a logistic regression on entropies tells from {others}",
+        "starter_kit": f"accuracy of an attack on losses in telling the forget set from {others}",
     }
     names = {"salun": "SalUn", "ssd": "SSD", "starter_kit": "starter kit"}
     return {
@@ -113,12 +113,12 @@ def changed(recorded: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Sets:
-    """The images of a request by number, the training images first, the test images after them.
+    """The sets of a request, as indices of images: training images come first, test images after them.
 
     Attributes:
         splits: the images.
-        parts: numbers int64 of the images ``"forget"``, ``"retain"``, ``"test"``, and, where a class is to be
-            forgotten, ``"test_forgotten"``: its test images, which are then not part of ``"test"``.
+        parts: indices int64 of the images by set: ``"forget"``, ``"retain"``, ``"test"``, and where a class is to be
+            forgotten ``"test_forgotten"``, its test images, which are then not part of ``"test"``.
     """
 
     splits: Splits
@@ -126,7 +126,7 @@ class Sets:
 
     @classmethod
     def make(cls, splits: Splits, forget: Tensor, forget_class: int | None) -> Sets:
-        """The sets of a request to forget the training images `forget`, which are those of a class or any."""
+        """The sets of a request to forget the training images `forget`: all of `forget_class`, unless it is None."""
         n = len(splits.train_y)
         stays = torch.ones(n, dtype=torch.bool)
         stays[forget] = False
@@ -138,20 +138,20 @@ class Sets:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Of all images, int64."""
+        """Labels of all images, int64."""
         return torch.cat([self.splits.train_y, self.splits.test_y])
 
     def numbers(self, part: str) -> Pair:
-        """The numbers and labels of a part: data of a :func:`score_table`."""
+        """Indices and labels of a set: data for a :func:`score_table`."""
         return self.parts[part], self.labels[self.parts[part]]
 
     def images(self, part: str) -> Pair:
-        """The images and labels of a part of the training images."""
+        """Images and labels of a set of training images."""
         return self.splits.train_x[self.parts[part]], self.splits.train_y[self.parts[part]]
 
 
 def score_table(model: nn.Module, splits: Splits, autocast: torch.dtype | None) -> nn.Embedding:
-    """`model` as a table of its scores for every image, by number: metrics read it without running the model again."""
+    """A model that looks up the scores of `model` by the index of an image, so that metrics need not run it again."""
     rows = []
     for data in ((splits.train_x, splits.train_y), (splits.test_x, splits.test_y)):
         rows += each_batch((model,), data, None, autocast, lambda output, y: output.float().cpu())
@@ -164,10 +164,10 @@ class StudyEvaluation:
     Args:
         sets: the images.
         network: builds an untrained model.
-        original, retrained: the models that are compared with.
-        retraining_seconds: what the second took.
+        original, retrained: the models to compare with.
+        retraining_seconds: time that retraining took.
         seed: of the untrained network and of what the measures draw.
-        autocast: dtype that the models run in.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the models' own dtype.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class StudyEvaluation:
         self._goal = self._from_scores(self._reference)
 
     def measure(self, model: nn.Module, seconds: float) -> dict[str, Any]:
-        """``measures`` of a model that took so many seconds to make, and a ``warning`` where it forgot too much."""
+        """The ``measures`` of a model that took `seconds` to make, and a ``warning`` if it forgot too much."""
         scores = self._scores(model)
         measures = self._from_scores(scores)
         forget = self.sets.numbers("forget")
@@ -226,8 +226,8 @@ class StudyEvaluation:
             model,
             self.original,
             self.retrained,
-            (images[:RELEARN_IMAGES], labels[:RELEARN_IMAGES]),
-            max_steps=RELEARN_STEPS,
+            (images[:MAX_RELEARN_IMAGES], labels[:MAX_RELEARN_IMAGES]),
+            max_steps=MAX_RELEARN_STEPS,
             seed=self.seed,
             autocast=self.autocast,
         )
@@ -239,10 +239,10 @@ def _three(measures: Mapping[str, float]) -> dict[str, float]:
 
 
 class RequestEvaluation:
-    """Measures models on the sets of a request. Every model runs once over the data, all measures share its scores.
+    """Measures models on the sets of a request. Each model runs over the data once; all measures share its scores.
 
     Attributes:
-        notes: what could not be measured, and why.
+        notes: sentences on what could not be measured, and why.
     """
 
     def __init__(self, method: Method, request: Request, test: tuple[Tensor, Tensor] | None, forget_class: int | None):
@@ -279,7 +279,7 @@ class RequestEvaluation:
         }
 
     def gaps(self, measures: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any] | None:
-        """Gaps to the retrained model, and the measures they are means over; None where there is no such model."""
+        """Gaps to the retrained model, and the measures that they average; None without a retrained model."""
         if "retrained" not in measures:
             return None
         rows = {name: _gap_measures(row) for name, row in measures.items()}
@@ -292,7 +292,7 @@ class RequestEvaluation:
         return {**found, "over": common}
 
     def warning(self, models: Mapping[str, nn.Module]) -> str | None:
-        """Says so where more was forgotten than retraining would have."""
+        """A warning where the model forgot more than retraining would have; else None."""
         if "after" not in models or "retrained" not in models:
             return None
         return metrics.over_forgetting(models["after"], models["retrained"], self._forget, batch_size=self._step)
@@ -306,7 +306,7 @@ class RequestEvaluation:
         return self.method.batch_size
 
     def _scored(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-        """Scores and labels by set. A test set is that of the classes that stay, and that of the one to forget."""
+        """Scores and labels by set. The test data are split into the class to forget and the other classes."""
         scores, y = scores_of(model, self.request.dataset, self._step)
         forget, retain = self.request.forget, self.request.retain
         sets = {"forget": (scores[forget], y[forget]), "retain": (scores[retain], y[retain])}
@@ -323,10 +323,10 @@ class RequestEvaluation:
     def _attack(self, model: nn.Module, sets: dict[str, tuple[Tensor, Tensor]], attack: str) -> float | None:
         unseen = "all_test"
         if attack == "starter_kit" and self.forget_class is not None:
-            unseen = "test_forgotten"  # it would tell a class from the others, forgotten or not
+            unseen = "test_forgotten"  # against other classes, the attack would only tell the classes apart
         try:
             if unseen not in sets:
-                raise ValueError("test: has no samples of the class")
+                raise ValueError("test: has no samples of the class to forget")
             return metrics.mia(
                 model,
                 forget=sets["forget"],
@@ -343,11 +343,11 @@ class RequestEvaluation:
 
 
 class _KnownScores(nn.Module):
-    """A model whose scores are known: it takes them for its input."""
+    """A model whose input are scores, which it returns: so metrics can be computed from known scores."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = nn.Parameter(torch.empty(0))  # tells the metrics which device to read on
+        self.place = nn.Parameter(torch.empty(0))  # metrics take the device from a parameter
 
     def forward(self, scores: Tensor) -> Tensor:
         return scores
@@ -361,7 +361,7 @@ def scores_of(model: nn.Module, data: Data, batch_size: int) -> tuple[Tensor, Te
 
 
 def _gap_measures(measures: Mapping[str, float | None]) -> dict[str, float]:
-    """The measures that a gap is the mean over, as far as they are known."""
+    """The measures that a gap averages, as far as they are known."""
     forget = measures["forget_accuracy"]
     found = {
         "ua": None if forget is None else 1 - forget,

@@ -18,23 +18,23 @@ from unlearnx._progress import progress_bar
 from unlearnx.data import FEATURE_TABLES, FeatureTable
 from unlearnx.methods import CertifiedRemoval
 
-PAUSE = 0.03  # seconds before a timed call: threads of the library used last spin for a while
-RESIDUAL = 1e-5  # of retraining
-TOLERANCE = 3e-2  # of the Newton steps' linear systems
-BATCH = 256  # rows a step of fine-tuning
-RATE = 1.0  # of fine-tuning, for the mean over the rows
-SHARDS = 10
-COUNTS = {"enron": (1, 10, 50, 100), "drebin": (1, 10, 50, 100), "adult": (1, 2, 4, 7), "diabetes": (1, 2, 4)}
+PAUSE_SECONDS = 0.03  # seconds before a timed call: threads of the library used last spin for a while
+RETRAINED_RESIDUAL = 1e-5  # of retraining
+NEWTON_TOLERANCE = 3e-2  # of the Newton steps' linear systems
+SGD_BATCH_SIZE = 256  # rows a step of fine-tuning
+SGD_LEARNING_RATE = 1.0  # of fine-tuning, for the mean over the rows
+SISA_SHARDS = 10
+FEATURE_COUNTS = {"enron": (1, 10, 50, 100), "drebin": (1, 10, 50, 100), "adult": (1, 2, 4, 7), "diabetes": (1, 2, 4)}
 METHODS = {
-    "fine-tuning": f"one epoch of SGD on the changed data, batches of {BATCH}, learning rate {RATE:g}",
+    "fine-tuning": f"one epoch of SGD on the changed data, batch size {SGD_BATCH_SIZE}, rate {SGD_LEARNING_RATE:g}",
     "first order": "a step down the gradient of the changed objective, as long as the curvature along it says",
-    "second order": f"CertifiedRemoval(certified=False, tolerance={TOLERANCE:g}).remove_features(columns)",
+    "second order": f"CertifiedRemoval(certified=False, tolerance={NEWTON_TOLERANCE:g}).remove_features(columns)",
     "second order, 2 steps": (
-        f"CertifiedRemoval(certified=False, tolerance={TOLERANCE:g}).remove_features(columns, steps=2)"
+        f"CertifiedRemoval(certified=False, tolerance={NEWTON_TOLERANCE:g}).remove_features(columns, steps=2)"
     ),
-    "SISA": f"{SHARDS} models, each of a part of the rows; those whose rows have the features are trained again",
+    "SISA": f"{SISA_SHARDS} models, each of a part of the rows; those whose rows have the features are trained again",
 }
-STEPS = {"second order": 1, "second order, 2 steps": 2}
+NEWTON_STEPS = {"second order": 1, "second order, 2 steps": 2}
 
 
 @dataclass
@@ -61,7 +61,8 @@ class FeatureStudy:
         """Draw features for each seed and forget them; saves the trained parameters; returns what result.json holds."""
         table = self.table
         start = time.perf_counter()
-        model = CertifiedRemoval(certified=False, lam=self.lam, tolerance=TOLERANCE).fit(table.train_x, table.train_y)
+        removal = CertifiedRemoval(certified=False, lam=self.lam, tolerance=NEWTON_TOLERANCE)
+        model = removal.fit(table.train_x, table.train_y)
         seconds = time.perf_counter() - start
         theta = model.theta[:, 0].numpy()
         write_atomically(folder / "theta.npy", lambda file: np.save(file, theta))
@@ -89,7 +90,7 @@ class FeatureStudy:
             "lam": self.lam,
             "accuracy": float(((table.test_x @ theta > 0) == table.test_y).mean()),
             "training_seconds": seconds,
-            "retrained_to": RESIDUAL,
+            "retrained_to": RETRAINED_RESIDUAL,
             "methods": METHODS,
             "counts": list(self.counts),
             "runs": runs,
@@ -108,7 +109,7 @@ class FeatureStudy:
     ) -> dict[str, Any]:
         """All draws solved at once, against what they took one by one."""
         found = {}
-        for name, steps in STEPS.items():
+        for name, steps in NEWTON_STEPS.items():
             removals, seconds = _timed(partial(model.many_features, choices, steps=steps))
             residuals = [
                 Regression(self.table.train_x, self.table.train_y, self.lam, columns).residual(
@@ -147,7 +148,7 @@ class _FeatureDraw:
             "fine-tuning": lambda: self.regression.fine_tune(start),
             "first order": lambda: self.regression.descend(start),
         }
-        for name, steps in STEPS.items():
+        for name, steps in NEWTON_STEPS.items():
             ways[name] = partial(self._newton, steps)
         for name, way in ways.items():
             theta, spent = _timed(way)
@@ -207,7 +208,7 @@ class Regression:
             return value, gradient
 
         def stop(_: np.ndarray) -> None:
-            if norm <= RESIDUAL:
+            if norm <= RETRAINED_RESIDUAL:
                 raise StopIteration
 
         options = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": 0.0}
@@ -219,11 +220,11 @@ class Regression:
         from scipy.special import expit
 
         order = np.random.default_rng(0).permutation(len(self.signs))
-        for begin in range(0, len(order), BATCH):
-            batch = order[begin : begin + BATCH]
+        for begin in range(0, len(order), SGD_BATCH_SIZE):
+            batch = order[begin : begin + SGD_BATCH_SIZE]
             x, signs = self.x[batch], self.signs[batch]
             gradient = x.T @ (-signs * expit(-signs * (x @ theta))) / len(batch)
-            theta = theta - RATE * self.kept * (gradient + self.lam / len(order) * theta)
+            theta = theta - SGD_LEARNING_RATE * self.kept * (gradient + self.lam / len(order) * theta)
         return theta
 
     def descend(self, theta: np.ndarray) -> np.ndarray:
@@ -246,9 +247,9 @@ class Shards:
 
     def __init__(self, table: FeatureTable, lam: float):
         order = np.random.default_rng(0).permutation(len(table.train_y))
-        rows = [np.sort(order[k::SHARDS]) for k in range(SHARDS)]
+        rows = [np.sort(order[k::SISA_SHARDS]) for k in range(SISA_SHARDS)]
         self.data = [(table.train_x[part], table.train_y[part]) for part in rows]
-        self.lam, self.test_x = lam / SHARDS, table.test_x
+        self.lam, self.test_x = lam / SISA_SHARDS, table.test_x
         self.theta = [Regression(x, y, self.lam).retrain() for x, y in self.data]
         self.counts = [np.asarray((x != 0).sum(0)).ravel() for x, _ in self.data]
 
@@ -269,7 +270,7 @@ class Shards:
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     """What a call gives, and its seconds when repeated."""
     call()
-    time.sleep(PAUSE)
+    time.sleep(PAUSE_SECONDS)
     start = time.perf_counter()
     result = call()
     return result, time.perf_counter() - start
@@ -321,4 +322,4 @@ def features(
         raise ValueError(f"--epochs is {epochs}, but features-{name} trains until the gradient vanishes")
     with extra(f"features-{name}", "scipy"):
         import scipy  # noqa: F401
-    return FeatureStudy(f"features-{name}", FEATURE_TABLES[name](folder), COUNTS[name], progress=progress)
+    return FeatureStudy(f"features-{name}", FEATURE_TABLES[name](folder), FEATURE_COUNTS[name], progress=progress)

@@ -47,7 +47,7 @@ from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 Methods = dict[str, Method | Pipeline]
 
 REFERENCES = {"original": 0, "retrained": 1000}  # models that are trained, with what is added to the seed
-FEW = ("ssd", "fine-tune", "second-order")  # methods of a study that is not asked to compare them all
+DEFAULT_METHODS = ("ssd", "fine-tune", "second-order")  # methods of a study that is not asked to compare them all
 
 
 @dataclass(frozen=True)
@@ -467,7 +467,7 @@ def _study(
     swept = [owner for text in sweep if (owner := text.partition("=")[0].rpartition(".")[0])]
     names = list(dict.fromkeys([*(offered if methods is None else methods), *swept]))
     if unknown := [wanted for wanted in names if wanted not in offered]:
-        raise ValueError(f"methods: there is no {unknown[0]!r}; there are {', '.join(offered)}")
+        raise ValueError(f"methods: {unknown[0]!r} is unknown, expected names among {', '.join(offered)}")
     chosen = {wanted: offered[wanted] for wanted in names}
     sweeps = [Sweep.parse(text, chosen) for text in sweep]
     return ForgetStudy(name, splits, network, training, chosen, forget_class, sweeps=sweeps, **settings)

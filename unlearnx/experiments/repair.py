@@ -1,4 +1,4 @@
-"""Repairing a model that learned from noisy data: identify the points to blame, treat the model, evaluate."""
+"""Repairing a model that learned from noisy data: identify the samples to blame, treat the model, evaluate."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from unlearnx.metrics import accuracy, predict
 from unlearnx.models import Training, mnist_cnn
 
 NOISES = ("labels", "inputs")
-PICTURES = 24  # of the points that the report shows
-RANDOM = "at random"  # how points are removed to compare with
-SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the number of spoilt points, that are removed for the curves
+SHOWN_IMAGES = 24  # of the samples that the report shows
+RANDOM_ORDER = "at random"  # how samples are removed to compare with
+REMOVED_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # removed for the curves, of the number of spoilt samples
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Treatment:
 
     Attributes:
         method: with the parameters it may change.
-        relabels: the points found get their proposed labels, and stay; otherwise they are removed.
+        relabels: the samples found get their proposed labels, and stay; otherwise they are removed.
     """
 
     method: Method | Pipeline
@@ -49,12 +49,12 @@ class RepairStudy:
         network: builds an untrained model.
         training: the recipe of clean, noisy and repeated training.
         treatments: by the names of the report.
-        noise: share of the training points that is spoilt.
+        noise: share of the training samples that is spoilt.
         noise_kind: what is spoilt, ``"labels"`` or ``"inputs"``.
-        validation: points of the training split that are kept clean and apart: failures are found among them.
-        folds: of the cross-validation that scores points by networks that never saw them.
+        validation: samples of the training split that are kept clean and apart: failures are found among them.
+        folds: of the cross-validation that scores samples by networks that never saw them.
         fold_training: the recipe of these networks.
-        removal: further training without the worst points, for the curves.
+        removal: further training without the worst samples, for the curves.
         curves: scores that curves are made for.
         progress: show progress bars.
         device: where networks are trained and changed.
@@ -88,9 +88,9 @@ class RepairStudy:
             raise ValueError(f"noise_kind is {self.noise_kind!r}, expected {' or '.join(NOISES)}")
         n = len(self.splits.train_x) - self.validation
         if n < self.folds:
-            raise ValueError(f"validation is {self.validation}, which leaves {max(n, 0)} points to train on")
+            raise ValueError(f"validation is {self.validation}, which leaves {max(n, 0)} samples to train on")
         if not isinstance(self.noise, (int, float)) or not 0 < round(self.noise * n) < n:
-            raise ValueError(f"noise is {self.noise}, expected a share of {n} points that is neither none nor all")
+            raise ValueError(f"noise is {self.noise}, expected a share of {n} samples that is neither none nor all")
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed and save the models under `folder`; returns what result.json holds."""
@@ -133,28 +133,28 @@ class _SeedRun:
         self.clean: Pair = (s.train_x[:stays], s.train_y[:stays])
         self.validation: Pair = (s.train_x[stays:], s.train_y[stays:])
         self.test: Pair = (s.test_x, s.test_y)
-        self.points, self.spoilt = self._spoil()
+        self.samples, self.spoilt = self._spoil()
 
     def _spoil(self) -> tuple[Pair, Tensor]:
-        """The training points with noise, and which of them are spoilt, a mask (N,)."""
+        """The training samples with noise, and which of them are spoilt, a mask (N,)."""
         x, y = self.clean
         noise, seed = self.study.noise, self.seed
         if self.study.noise_kind == "labels":
             poison = noisy_labels(y, noise, classes=len(self.study.splits.classes), seed=seed)
-            indices, points = poison.indices, (x, poison.apply(y))
+            indices, samples = poison.indices, (x, poison.apply(y))
         else:
             noisy, indices = noisy_inputs(x, noise, seed=seed)
-            points = (noisy, y)
+            samples = (noisy, y)
         spoilt = torch.zeros(len(y), dtype=torch.bool)
         spoilt[indices] = True
-        return points, spoilt
+        return samples, spoilt
 
     def run(self) -> dict[str, Any]:
         """What result.json holds of the seed."""
         start = time.perf_counter()
         trained = {
             "clean": self._train(self.clean, "clean", self.seed),
-            "noisy": self._train(self.points, "noisy", self.seed),
+            "noisy": self._train(self.samples, "noisy", self.seed),
         }
         clean, noisy = (model for model, _ in trained.values())
         self.accuracies = accuracy(noisy, self.test), accuracy(clean, self.test)
@@ -177,16 +177,16 @@ class _SeedRun:
         }
 
     def pictures(self) -> list[dict[str, Any]]:
-        """The worst points: image (28, 28) in [0, 1], given and proposed label, the true one, whether spoilt."""
-        chosen = worst(self.scores[UNSEEN], PICTURES)
-        images = self.points[0][chosen].squeeze(1)
+        """The worst samples: image (28, 28) in [0, 1], given and proposed label, the true one, whether spoilt."""
+        chosen = worst(self.scores[UNSEEN], SHOWN_IMAGES)
+        images = self.samples[0][chosen].squeeze(1)
         low, high = self.clean[0].min(), self.clean[0].max()
         shown = ((images - low) / (high - low)).clamp(0, 1)
         classes = self.study.splits.classes
         return [
             {
                 "image": [[round(v, 3) for v in row] for row in image.tolist()],
-                "given": classes[int(self.points[1][i])],
+                "given": classes[int(self.samples[1][i])],
                 "proposed": classes[int(self.suspects.unseen[i].argmax())],
                 "true": classes[int(self.clean[1][i])],
                 "spoilt": bool(self.spoilt[i]),
@@ -206,7 +206,7 @@ class _SeedRun:
         x, y = self.validation
         wrong = predict(model, self.validation).cpu() != y
         if not wrong.any():
-            raise ValueError(f"validation: the noisy model gets all {len(y)} points right, there is nothing to repair")
+            raise ValueError(f"validation: the noisy model gets all {len(y)} samples right, there is nothing to repair")
         return x[wrong], y[wrong]
 
     def _identify(self, model: nn.Module) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class _SeedRun:
             model,
             study.network,
             study.fold_training,
-            self.points,
+            self.samples,
             self.validation,
             self.failures,
             folds=study.folds,
@@ -229,16 +229,16 @@ class _SeedRun:
             self.scores[name], seconds = scored(self.suspects, score)
             results[name] = {**judged(self.scores[name], self.spoilt), "seconds": seconds}
             study.log(f"seed {self.seed}, {name}: AUROC {results[name]['auroc']:.4f} after {seconds:.1f} s")
-        number = int(doubted(self.suspects.unseen, self.points[1]).sum())
+        number = int(doubted(self.suspects.unseen, self.samples[1]).sum())
         if not number:
             raise ValueError("noise: no label is doubted by networks that never saw it, there is nothing to treat")
         self.found = worst(self.scores[UNSEEN], number)
         hits = int(self.spoilt[self.found].sum())
-        study.log(f"seed {self.seed}: found {number} points, {hits} of the {int(self.spoilt.sum())} spoilt")
+        study.log(f"seed {self.seed}: found {number} samples, {hits} of the {int(self.spoilt.sum())} spoilt")
         return results
 
     def _treat(self, model: nn.Module, name: str, treatment: Treatment) -> dict[str, Any]:
-        x, y = self.points
+        x, y = self.samples
         if treatment.relabels:
             labels = y.clone()
             labels[self.found] = self.suspects.unseen[self.found].argmax(1)
@@ -269,7 +269,7 @@ class _SeedRun:
         }
 
     def _judge_found(self) -> dict[str, Any]:
-        """How well the spoilt points were found, and the share of those found whose label was wrong and now is not."""
+        """How well the spoilt samples were found, and the share of those found whose label was wrong and now is not."""
         hit = self.spoilt[self.found].double()
         right = self.suspects.unseen[self.found].argmax(1) == self.clean[1][self.found]
         n = max(1, len(hit))
@@ -283,20 +283,20 @@ class _SeedRun:
     def _without(self, gone: Tensor) -> Pair:
         stays = torch.ones(len(self.spoilt), dtype=torch.bool)
         stays[gone] = False
-        return self.points[0][stays], self.points[1][stays]
+        return self.samples[0][stays], self.samples[1][stays]
 
     def _curves(self, model: nn.Module) -> dict[str, list[dict[str, Any]]]:
-        """Test accuracy after further training without the worst points, by several scores and at random."""
+        """Test accuracy after further training without the worst samples, by several scores and at random."""
         drawn = torch.rand(len(self.spoilt), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
-        orders = {**{name: self.scores[name] for name in self.study.curves}, RANDOM: drawn}
+        orders = {**{name: self.scores[name] for name in self.study.curves}, RANDOM_ORDER: drawn}
         curves: dict[str, list[dict[str, Any]]] = {}
-        numbers = [round(share * int(self.spoilt.sum())) for share in SHARES]
+        numbers = [round(share * int(self.spoilt.sum())) for share in REMOVED_SHARES]
         method = replace(self.study.removal, seed=self.seed, progress=self.study.progress)
         for name, order in orders.items():
-            self.study.log(f"seed {self.seed}: removing points, {name}")
+            self.study.log(f"seed {self.seed}: removing samples, {name}")
             curves[name] = []
             for k in (k for k in numbers if 0 < k < len(self.spoilt)):
-                outcome = method(model, Request.remove(self.points, worst(order, k)))
+                outcome = method(model, Request.remove(self.samples, worst(order, k)))
                 curves[name].append({"points": k, "accuracy": accuracy(outcome.model, self.test)})
         return curves
 
@@ -320,11 +320,11 @@ def repair_mnist(
     preset: str = "default",
     progress: bool = True,
 ) -> RepairStudy:
-    """10,000 digits of MNIST, a share of the training points with wrong labels or with noise in their pixels.
+    """10,000 digits of MNIST, a share of the training samples with wrong labels or with noise in their pixels.
 
     Args:
         root: see :func:`unlearnx.data.load_mnist`.
-        noise: share of the training points to spoil.
+        noise: share of the training samples to spoil.
         noise_kind: ``"labels"`` or ``"inputs"``.
         epochs: of every training but those of the cross-validation; 20 where not given.
         preset: ``"default"`` is the only one.

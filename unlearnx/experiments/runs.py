@@ -1,4 +1,4 @@
-"""What the runs of all studies have in common."""
+"""What all studies share: training, saving, and how methods are described."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def untrained(network: Callable[[], Network], *, seed: int, device: torch.device) -> Network:
-    """A network with the random parameters of that seed."""
+    """A network with random parameters, drawn with the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return network().to(device)
@@ -42,7 +42,10 @@ def train(
     progress: bool,
     file: Path | None = None,
 ) -> tuple[Network, float]:
-    """A network trained from scratch, in eval mode, and the seconds it took; saved in `file`, resumable until then."""
+    """A network trained from scratch, in eval mode, and the seconds it took.
+
+    With `file`, the model is saved there at the end, and an interrupted training is resumed.
+    """
     model = untrained(network, seed=seed, device=device)
     checkpoint = None if file is None else file.with_suffix(".checkpoint")
     training = replace(training, seed=seed, progress=progress)
@@ -55,14 +58,19 @@ def train(
 
 
 def save_model(model: nn.Module, file: Path) -> None:
-    """Write the state dict of `model`, whole or not at all."""
+    """Write the state dict of `model`, in one step: an interruption leaves no half-written file."""
     write_atomically(file, lambda f: torch.save(model.state_dict(), f))
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all; NaN and infinities, which JSON does not have, become null."""
-    text = json.dumps(_finite(value), indent=1, allow_nan=False)
+    """Write `value` as JSON, in one step: an interruption leaves no half-written file."""
+    text = to_json(value)
     write_atomically(file, lambda f: f.write(text.encode()))
+
+
+def to_json(value: Any) -> str:
+    """`value` as JSON; NaN and infinities, which JSON does not have, become null."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -74,12 +82,12 @@ def _finite(value: Any) -> Any:
 
 
 def slug(name: str) -> str:
-    """`name` as part of a file's name."""
+    """`name` as part of a file's name: lower case, letters, digits and hyphens."""
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
 def describe(method: Method | Pipeline) -> str:
-    """The method as it is written in code, without what does not matter."""
+    """The method as it is written in code, without the arguments that do not change what it does."""
 
     def written(value: Any) -> str:
         if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a report shows of single images: how sure models are of them, and where they look."""
+"""What a report shows of single images: how confident models are of their labels, and which pixels matter."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from unlearnx import metrics
 from unlearnx.experiments.evaluation import Sets, score_table
 
-MOST = 500  # confidences of a set
-EACH = 4  # images of a set that saliency is shown for
+MAX_CONFIDENCES_PER_SET = 500  # more are a random sample
+IMAGES_PER_SET = 4  # that saliency is shown for
 
 
 def confidences(
     models: Mapping[str, nn.Module], sets: Sets, autocast: torch.dtype | None
 ) -> dict[str, dict[str, list[float]]]:
-    """Logit confidences of every model, in nats, on each part of the images, or on a random sample of it."""
+    """Logit confidences of every model, in nats, on each part of the images, or on a random sample of a large part."""
     generator = torch.Generator().manual_seed(0)
     drawn = {
-        part: numbers[torch.randperm(len(numbers), generator=generator)[:MOST]] for part, numbers in sets.parts.items()
+        part: numbers[torch.randperm(len(numbers), generator=generator)[:MAX_CONFIDENCES_PER_SET]]
+        for part, numbers in sets.parts.items()
     }
     tables = {name: score_table(model, sets.splits, autocast) for name, model in models.items()}
     return {
@@ -34,12 +35,12 @@ def confidences(
 
 
 def saliency_maps(models: Mapping[str, nn.Module], best: str, sets: Sets) -> dict[str, Any]:
-    """Where the original, the retrained and the `best` model look for the class of some images, by Grad-CAM."""
+    """Grad-CAM saliency of the original, the retrained and the `best` model for the labels of some images."""
     shown = {"original": models["original"], "unlearned": models[best], "retrained": models["retrained"]}
     classes = sets.splits.classes
     entries = []
     for part in ("forget", "retain"):
-        x, y = (t[:EACH] for t in sets.images(part))
+        x, y = (t[:IMAGES_PER_SET] for t in sets.images(part))
         maps = {name: metrics.saliency(model, x, y) for name, model in shown.items()}
         predicted = {name: metrics.predict(model, (x, y)) for name, model in shown.items()}
         for k, image in enumerate(_displayable(x, sets.splits.train_x)):
@@ -56,7 +57,7 @@ def saliency_maps(models: Mapping[str, nn.Module], best: str, sets: Sets) -> dic
 
 
 def _displayable(x: Tensor, of: Tensor) -> Tensor:
-    """Images (N, H, W), or with three channels (N, H, W, 3), in [0, 1], which the channels of all images `of` span."""
+    """Images (N, H, W), or (N, H, W, 3) with three channels, scaled so that each channel of `of` spans [0, 1]."""
     low, high = (extreme(of, (0, 2, 3), keepdim=True) for extreme in (torch.amin, torch.amax))
     images = ((x - low) / (high - low)).permute(0, 2, 3, 1)
     return images[..., 0] if images.shape[-1] == 1 else images

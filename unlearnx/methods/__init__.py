@@ -38,7 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "ssd": SSD,
     "stochastic-teacher": StochasticTeacher,
 }
-"""The methods by the names that the command line has for them."""
+"""The methods by their names on the command line."""
 
 __all__ = [
     "METHODS",

@@ -16,13 +16,13 @@ from unlearnx.methods.training_method import TrainedMethod
 
 @dataclass
 class BadTeacher(TrainedMethod):
-    """Imitate a network with random weights on the forget set, and the original model on a share of the other points.
+    """Imitate a network with random weights on the forget set, and the original model on part of the retain set.
 
     Args:
-        epochs: passes over the forget set and the share of the rest.
+        epochs: passes over the forget set and the part of the retain set.
         lr: peak learning rate.
-        retain_share: share of the corrected data, or of the points that stay, that is rehearsed.
-        temperature: of the outputs compared.
+        retain_share: part, from 0 to 1, of the corrected data, or of the retain set, that is trained on too.
+        temperature: softmax temperature at which outputs are compared.
 
     Raises:
         ValueError: ``retain_share`` is not in [0, 1], or a module of the model cannot be reset.
@@ -33,7 +33,7 @@ class BadTeacher(TrainedMethod):
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> outcome = BadTeacher(epochs=1)(model, Request.remove((x, y), range(6)))
-        >>> outcome.gradient_evaluations  # 6 points to forget, and 30 % of the other 54
+        >>> outcome.gradient_evaluations  # 6 samples to forget, and 30 % of the other 54
         22
     """
 
@@ -52,7 +52,7 @@ class BadTeacher(TrainedMethod):
         (forgotten, _), (x, _) = materialize(work.request.forget_set), materialize(work.target)
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
         x = torch.cat([forgotten, x[chosen[: round(self.retain_share * len(x))]]])
-        lesson = Teacher(work.model, x, self, self.temperature)
+        teacher = Teacher(work.model, x, self, self.temperature)
         bad = Teacher(random_network(work.model, self.seed), forgotten, self, self.temperature)
-        lesson.log_p[: len(forgotten)] = bad.log_p
-        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(len(x))), loss_fn=lesson.divergence)
+        teacher.log_p[: len(forgotten)] = bad.log_p
+        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(len(x))), loss_fn=teacher.divergence)

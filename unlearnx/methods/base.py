@@ -1,4 +1,4 @@
-"""What every method has in common: the input model is left alone, and nothing harmful is applied."""
+"""The base class of the methods: it works on a copy of the model, and does not apply a result that does harm."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss
 
+MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the loss's unit, where the user gives none
+
 
 @dataclass
 class Outcome:
-    """What a method made of a model.
+    """The result of applying a method.
 
     Attributes:
-        model: the new model, in the modes of the old one.
+        model: the new model, with the train and eval modes of the old one.
         seconds: wall-clock time of the whole call.
-        gradient_evaluations: per-sample gradients taken, counted with repetition; a curvature product counts one
-            for each of its samples.
-        info: what else the method has to say. ``applied`` tells whether the model was changed; where not,
-            ``reason`` tells why. ``corrected_loss`` holds the mean loss on the corrected data of the old and of the
-            new model.
+        gradient_evaluations: number of per-sample gradients that were computed, repetitions included; a curvature
+            product counts as one for each of its samples.
+        info: more results of the method. ``applied`` is whether the model was changed; if not, ``reason`` says why.
+            ``corrected_loss`` has the mean loss of the old and of the new model on the corrected data, or on the
+            retain set of a removal.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
@@ -57,12 +59,12 @@ class Outcome:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-# Writes what there is to say of the step to its record and returns its direction; None where there is no step to take.
-Opening = Callable[[dict[str, Any]], Vector | None]
+# Returns the direction of a step and writes the step's numbers to its record; None where there is nothing to correct.
+FirstDirection = Callable[[dict[str, Any]], Vector | None]
 
 
 class NotApplied(Exception):
-    """A method found that its result would do harm; the message is the reason that the outcome reports."""
+    """Raised by a method whose result would do harm; the message becomes the outcome's ``reason``."""
 
 
 @dataclass(kw_only=True)
@@ -72,15 +74,14 @@ class Method:
     Args:
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
         params: parameters that may change: names, ``"last:K"``, or None for all that require gradients. The part
-            of the model before them runs once.
-        batch_size: samples a pass.
-        autocast: dtype of the layers that gain from it (see :func:`unlearnx.models.fast_dtype`); None computes
-            in the model's own.
-        seed: of every random choice.
+            of the model before them runs once, and its outputs are kept.
+        batch_size: samples per pass.
+        autocast: dtype of autocast (see :func:`unlearnx.models.fast_dtype`); None for the model's own dtype.
+        seed: seed of all random choices.
         progress: show progress bars (needs ``unlearnx[experiments]``).
-        max_increase: largest rise of the mean loss on the corrected data, or on the retained data of a removal, that
-            the result may cost, in the unit of the loss (nats for cross-entropy); beyond it nothing is applied. None
-            stands for 0.5 where points are removed, which costs a little, and for 0 where they are corrected.
+        max_increase: largest increase of the mean loss on the corrected data, or on the retain set of a removal, in
+            the unit of the loss (nats for cross-entropy). A result that increases it more is not applied. None is 0.5
+            for removals, which may cost a little, and 0 for corrections.
 
     Example:
         >>> @dataclass
@@ -110,71 +111,72 @@ class Method:
         """Apply the method to a copy of `model`.
 
         Raises:
-            ValueError: an argument does not fit, the model is in a mode that changes the answer, or importances or
-                gradients are not finite.
+            ValueError: an argument is out of range or does not fit the others, the model must be in eval mode, or
+                importances or gradients are not finite.
         """
         return self._on_copy(model, request, None)
 
-    def _on_copy(self, model: nn.Module, request: Request, opening: Opening | None) -> Outcome:
+    def _on_copy(self, model: nn.Module, request: Request, first_direction: FirstDirection | None) -> Outcome:
         start = time.perf_counter()
         check_call(model, self.loss_fn, request.dataset, name="request", deterministic=self._needs_eval)
         working = independent(model)
         names = self._names(working)
-        cut = FrozenPrefix(working, names, request.dataset)
-        work = Work(self, cut.head, request.features(cut, batch_size=self.batch_size), names, opening)
-        before = {name: t.clone() for name, t in cut.head.state_dict().items()}
+        frozen_prefix = FrozenPrefix(working, names, request.dataset)
+        head = frozen_prefix.head
+        work = Work(self, head, request.features(frozen_prefix, batch_size=self.batch_size), names, first_direction)
+        before = {name: t.clone() for name, t in head.state_dict().items()}
         info: dict[str, Any] = {}
         try:
             self._apply(work, info)
-            loss = self._judge(work)
+            loss = self._final_loss(work)
         except NotApplied as reason:
-            cut.head.load_state_dict(before)
+            head.load_state_dict(before)
             info.update(applied=False, reason=str(reason), corrected_loss=[work.initial_loss] * 2)
         else:
             info.update(applied=True, corrected_loss=[work.initial_loss, loss])
         return Outcome(working, time.perf_counter() - start, work.gradient_evaluations, info)
 
     def _names(self, model: nn.Module) -> list[str]:
-        """Parameters that the method may change."""
+        """Names of the parameters that the method may change."""
         return select_params(model, self.params)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        """Change ``work.model`` in place; raise NotApplied to leave it as it was."""
+        """Change ``work.model`` in place; NotApplied makes the caller restore it."""
         raise NotImplementedError
 
-    def _judge(self, work: Work) -> float:
-        """Loss on the corrected data after the change; refuse one that rises by more than ``max_increase``."""
+    def _final_loss(self, work: Work) -> float:
+        """Loss on ``request.target`` after the change; NotApplied where it is above the limit of ``max_increase``."""
         loss = work.corrected_loss()
         refuse_harm(work.request, work.initial_loss, loss, self.max_increase)
         return loss
 
 
 def allowed_increase(request: Request, max_increase: float | None) -> float:
-    """What the mean loss on the corrected data may rise by; see :class:`Method` for ``max_increase``."""
+    """The largest increase of the mean loss on ``request.target`` that is applied; see :class:`Method`."""
     if max_increase is not None:
         return max_increase
-    return 0.5 if request.corrected is None else 0.0
+    return MAX_REMOVAL_LOSS_INCREASE if request.corrected is None else 0.0
 
 
 def refuse_harm(request: Request, before: float, after: float, max_increase: float | None) -> None:
-    """Compare mean losses on the corrected data.
+    """Compare mean losses on ``request.target``.
 
     Raises:
-        NotApplied: the loss rises by more than it may, or is not finite.
+        NotApplied: the loss increases by more than is allowed, or is not finite.
     """
     removal = request.corrected is None
     limit = allowed_increase(request, max_increase)
     if not math.isfinite(after) or after > before + limit:
         raise NotApplied(
-            f"the loss on the {'retained' if removal else 'corrected'} data would go from {before:.6g} to {after:.6g}"
-            + (f", by more than max_increase={limit:g}" if limit else "")
+            f"the mean loss on the {'retain set' if removal else 'corrected data'} would change from {before:.6g} to "
+            f"{after:.6g}, expected an increase of at most max_increase={limit:g}"
         )
 
 
 class Work:
-    """The head of a model at work on a request, with what has been spent.
+    """The state of one call of a method: the model's head, the request in its inputs, and the gradients counted so far.
 
-    An `opening` is a first direction that was found beforehand, together with those of other requests.
+    `first_direction` gives the first step's direction where it was solved for together with those of other requests.
     """
 
     def __init__(
@@ -183,16 +185,16 @@ class Work:
         model: nn.Module,
         request: Request,
         names: list[str],
-        opening: Opening | None = None,
+        first_direction: FirstDirection | None = None,
     ):
         self.method, self.model, self.request, self.names = method, model, request, names
-        self.opening = opening
+        self.first_direction = first_direction
         self.gradient_evaluations = 0
         self.target = TensorDataset(*materialize(request.target))
         self.initial_loss = self.corrected_loss()
 
     def corrected_loss(self) -> float:
-        """Mean loss of the model, as it is now, on the corrected data."""
+        """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal."""
         return mean_loss(
             self.model,
             self.method.loss_fn,
@@ -203,7 +205,7 @@ class Work:
 
 
 def chance_loss(work: Work, x: Tensor, y: Tensor) -> float | None:
-    """The cross-entropy of a guess among the classes, in nats; None where the model does not give class scores."""
+    """Cross-entropy of uniform guessing, log(classes), in nats; None where the model does not give class scores."""
     with evaluating(work.model) as model:
         output = model(x[:1].to(model_device(work.model)))
     if y.is_floating_point() or output.dim() < 2 or output.shape[1] < 2:

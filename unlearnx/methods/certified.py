@@ -1,4 +1,4 @@
-"""Certified removal from logistic and softmax regression: Newton steps under a budget of gradient residual."""
+"""Certified removal from logistic and softmax regression: Newton steps within a budget for the gradient's norm."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from unlearnx._checks import check_at_least_one
 from unlearnx.methods.design_matrix import Design, as_design
 from unlearnx.methods.logistic import Objective, Step, loss_of
 
-TRAINING_RESIDUAL = 1e-6  # that training may leave
-NORM_SLACK = 1e-6  # above a norm of 1, for rows that were scaled in float32
-TRAINING_SHARE = 1e-3  # of the budget that training may leave as a residual, at most
+MAX_TRAINING_RESIDUAL = 1e-6  # norm of the gradient at which training stops
+MAX_TRAINING_BUDGET_FRACTION = 1e-3  # training goes on to this fraction of the budget where that is smaller
+NORM_TOLERANCE = 1e-6  # above a norm of 1, for rows that were normalised in float32
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the ledger.
+    """An entry of the ledger: a training or an answered request.
 
     Attributes:
         kind: ``"training"``, ``"rows"``, ``"features"`` or ``"labels"``.
-        count: rows, features or labels that the request named; of a training, the rows that it used.
-        linear: norm of what the solver left of its linear system, or training of the gradient; measured.
-        remainder: bound of what the changing curvature left of the gradient; 0 for a training.
-        published: the published bound of the same, which is never smaller for rows of at most unit norm.
-        residual_bound: bound of the gradient's norm after this line.
+        count: number of rows, features or labels in the request; for a training, of rows that it used.
+        linear: measured norm of the residual of the step's linear system; for a training, of the gradient after it.
+        remainder: bound on the gradient that is left because the curvature changes along the step; 0 for a training.
+        published: the published bound of the same quantity; never smaller for rows of at most unit norm.
+        residual_bound: bound on the norm of the gradient after this entry.
         seconds: wall-clock time.
-        reason: why there was a training; empty for requests.
+        reason: why the model was trained; empty for requests answered by a step.
     """
 
     kind: str
@@ -48,13 +48,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class FeatureRemoval:
-    """What the removal of features would give.
+    """The model that a removal of features would give.
 
     Attributes:
         columns: the features, ascending.
         theta: parameters, float64 (p, C), zero at the removed features.
-        residual_bound: of the gradient's norm.
-        iterations: of conjugate gradients, in each step.
+        residual_bound: bound on the norm of the gradient.
+        iterations: iterations of conjugate gradients in each Newton step.
     """
 
     columns: list[int]
@@ -72,46 +72,46 @@ class CertifiedRemoval:
     .. math:: \sum_i \ell(x_i, y_i; \theta) + \frac{\lambda}{2} \lVert \theta \rVert^2 + \langle b, \theta \rangle,
         \qquad b \sim N(0, \sigma^2 I),
 
-    and each request is answered by a Newton step on the objective that is changed accordingly. If the norm of that
-    objective's gradient is at most ``sigma * epsilon / sqrt(2 ln(1.5 / delta))``, the :attr:`budget`, the model cannot
-    be told from one retrained without the data, within (epsilon, delta). The :attr:`ledger` adds up bounds of that
-    norm, :attr:`residual_bound`; a request that would exceed the budget is answered by retraining with new noise, which
-    the ledger records with its reason.
+    and answers each request by a Newton step on the objective without the removed data. If the norm of its gradient
+    is at most ``sigma * epsilon / sqrt(2 ln(1.5 / delta))``, the :attr:`budget`, the model is (epsilon, delta)-
+    indistinguishable from one that was retrained without the data. :attr:`residual_bound` is a bound on that norm, and
+    the :attr:`ledger` records how each request adds to it. A request that would exceed the budget is answered by
+    retraining with new noise, which the ledger records with its reason.
 
     What is certified:
 
-    - rows and labels: a step ``D = H^-1 g``, g the difference of the gradients. It leaves what the solver left of its
-      system, which is measured, plus at most ``||X||_2`` times the norm of the rows' remainders
-      (:mod:`unlearnx.methods.logistic`), and keeps what was left before. The remainders are bounded row by row from the
-      third derivative of the loss, so that the sum is below the published ``||D|| ||X D|| ||X||_2 / 4`` for rows of at
-      most unit norm, by a factor of five for two classes at least; the ledger has both. ``||X||_2`` is bounded from
-      above (:meth:`Design.spectral_norm_bound`), and removals only lower it.
-    - features: their parameters are set to zero and leave the model, with their noise. That changes every row, so the
-      step starts from the whole gradient of the new objective, exactly; what was left before is corrected with it, and
-      the bound starts anew. Nothing else enters: the remainder is the same as for rows.
-    - several classes: softmax with its own constant, certified as one model, where the source certifies one logistic
-      regression for each class.
+    - rows and labels: the step is ``D = H^-1 g`` with the difference g of the gradients. The new gradient has three
+      parts: the old gradient, the residual of the linear system, whose norm is measured, and the rows' remainders
+      (:mod:`unlearnx.methods.logistic`), which add at most ``||X||_2`` times their norm. Each remainder is bounded by
+      the third derivative of the loss. For rows of at most unit norm this is below the published bound
+      ``||D|| ||X D|| ||X||_2 / 4``, for two classes at least five times; the ledger has both. ``||X||_2`` stands for
+      an upper bound (:meth:`Design.spectral_norm_bound`), which removals can only lower.
+    - features: their parameters, with their noise, are set to zero and leave the model. This changes every row, so the
+      step corrects the whole gradient of the new objective, the part from earlier requests included, and
+      ``residual_bound`` starts again from this step's residual and remainder, which is bounded as for rows.
+    - several classes: softmax regression with its own constant, certified as one model; the source certifies one
+      logistic regression for each class.
 
-    The published objective has ``n * lam' / 2``: its lam' is ``lam / n``, and a removal there changes the weight decay,
-    here it does not. There is no intercept: append a constant column before the rows are scaled. Everything is float64;
-    rounding is not in the bound.
+    The penalty of the published objective is ``n * lam' / 2``, so that its ``lam'`` is ``lam / n`` and removals change
+    the weight decay; here it does not. There is no intercept: append a constant column before scaling the rows.
+    Everything is computed in float64; the bound leaves out rounding.
 
-    The object keeps the rows that it has forgotten, at weight zero, and the noise, which has to stay secret: publish
+    The object keeps the rows that it has forgotten, with weight zero, and the noise, which must stay secret: publish
     ``theta``, not the object.
 
     Args:
-        epsilon, delta: of the certificate.
+        epsilon, delta: parameters of the certificate.
         lam: weight of the L2 penalty, for the sum over the rows.
-        sigma: standard deviation of the noise: more costs accuracy and buys budget.
-        certified: False trains without noise, takes rows of any norm and has no budget; ``residual_bound`` holds all
-            the same.
-        tolerance: residual of the linear systems, relative to their right-hand sides.
-        seed: of the noise; whoever knows it knows the noise. None draws one that cannot be guessed.
+        sigma: standard deviation of the noise; a larger one gives a larger budget and a lower accuracy.
+        certified: False trains without noise, accepts rows of any norm and has no budget; ``residual_bound`` is still
+            valid.
+        tolerance: residual of the linear systems, relative to the norm of their right-hand sides.
+        seed: seed of the noise, which must stay secret too; None draws one that cannot be guessed.
 
     Attributes:
         theta: parameters, float64 (p, C); C is 1 for two classes.
         classes: the labels, ascending.
-        ledger: what was trained and answered so far.
+        ledger: an :class:`Entry` for each training and each answered request.
 
     Raises:
         ValueError: an argument is out of range.
@@ -150,43 +150,43 @@ class CertifiedRemoval:
 
     @property
     def budget(self) -> float:
-        """The gradient residual that the certificate allows; infinite where nothing is certified."""
+        """The norm of the gradient that the certificate allows; infinite without a certificate."""
         return self.sigma * self.epsilon / math.sqrt(2 * math.log(1.5 / self.delta)) if self.certified else math.inf
 
     @property
     def residual_bound(self) -> float:
-        """At least the norm of the objective's gradient at ``theta``."""
+        """An upper bound on the norm of the objective's gradient at ``theta``."""
         self._trained()
         return self.ledger[-1].residual_bound
 
     @property
     def trainings(self) -> int:
-        """How often the model was trained, the first time included."""
+        """Number of trainings, the first one included."""
         return sum(entry.kind == "training" for entry in self.ledger)
 
     def gradient_residual(self) -> float:
-        """The norm of the objective's gradient at ``theta``, by a pass over the data: what the bound bounds."""
+        """The norm of the objective's gradient at ``theta``, computed in a pass over the data."""
         objective, theta = self._trained(), self.theta[:, None]
         return float(objective.gradient(theta, objective.times(theta)).norm())
 
     def fit(self, x: Any, y: Any) -> CertifiedRemoval:
-        """Train on rows x and their labels; forgets what was trained before, the ledger included.
+        """Train on rows x and their labels; replaces an earlier model and its ledger.
 
         Args:
-            x: (n, p), a tensor (dense or sparse), an array or a sparse matrix of SciPy.
+            x: (n, p), a tensor (dense or sparse), a NumPy array or a SciPy sparse matrix; a row per sample.
             y: labels (n,), any integers.
 
         Raises:
             TypeError: `x` is something else.
-            ValueError: shapes do not fit, there is one class only, values are not finite, or, where the model is to be
-                certified, a row's norm exceeds 1 or training cannot reach a residual within the budget.
+            ValueError: shapes do not match, there is only one class, values are not finite, or, with a certificate, a
+                row's norm exceeds 1 or training cannot reach a gradient within the budget.
         """
         design = as_design(x)
         labels = torch.as_tensor(y)
         if labels.is_floating_point() or labels.dim() != 1:
             raise ValueError(f"y: is {labels.dtype} of shape {list(labels.shape)}, expected integers (n,)")
         if len(labels) != design.shape[0]:
-            raise ValueError(f"y: has {len(labels)} labels, expected {design.shape[0]} as x has rows")
+            raise ValueError(f"y: has {len(labels)} labels, expected {design.shape[0]}, the number of rows of x")
         self.classes, members = labels.unique(return_inverse=True)
         if len(self.classes) < 2:
             raise ValueError(f"y: has {len(self.classes)} class, expected at least 2")
@@ -212,7 +212,7 @@ class CertifiedRemoval:
         return self
 
     def predict(self, x: Any) -> Tensor:
-        """The likeliest label of each row, int64 (N,)."""
+        """The most probable label of each row of `x`, int64 (N,)."""
         objective, design = self._trained(), as_design(x)
         if design.shape[1] != len(self.theta):
             raise ValueError(f"x: has {design.shape[1]} features, expected {len(self.theta)}")
@@ -221,28 +221,28 @@ class CertifiedRemoval:
         return self.classes[chosen]
 
     def remove(self, indices: Sequence[int] | Tensor) -> Entry:
-        """Forget rows, by their numbers in the data that the model was fitted to.
+        """Forget rows, given by their indices in the data that the model was fitted to.
 
         Returns:
-            The line of the ledger: of the step, or of the training that took its place.
+            The new entry of the ledger, for the step or for the training in its place.
 
         Raises:
-            ValueError: numbers are missing, out of range, given twice, removed already, or those of all rows left.
+            ValueError: there are no indices, or they are out of range, repeated, removed already, or all that are left.
         """
         start, objective = time.perf_counter(), self._trained()
-        gone = self._rows(indices)
+        removed = self._rows(indices)
         active = objective.active.clone()
-        active[gone] = 0
+        active[removed] = 0
         if not active.any():
-            raise ValueError(f"indices: names all {len(gone)} rows that are left, expected some to retain")
-        difference = self._gradient_of(gone, objective.y[gone])
-        return self._answer("rows", len(gone), replace(objective, active=active), difference, start)
+            raise ValueError(f"indices: contains all {len(removed)} rows that are left, expected fewer")
+        difference = self._gradient_of(removed, objective.y[removed])
+        return self._newton_step("rows", len(removed), replace(objective, active=active), difference, start)
 
     def correct_labels(self, indices: Sequence[int] | Tensor, labels: Any) -> Entry:
-        """Replace labels of rows that are left; the rest is as for :meth:`remove`.
+        """Replace the labels of rows that are left; returns as :meth:`remove`.
 
         Raises:
-            ValueError: numbers as above; labels are not as many, or none of the classes that the model was fitted to.
+            ValueError: indices as for :meth:`remove`; the number of labels differs, or one is no class of the model.
         """
         start, objective = time.perf_counter(), self._trained()
         changed = self._rows(indices, ordered=True)
@@ -252,38 +252,38 @@ class CertifiedRemoval:
         known = labels[:, None] == self.classes
         if not known.any(1).all():
             unknown = labels[~known.any(1)][0].item()
-            raise ValueError(f"labels: {unknown} is none of the classes {self.classes.tolist()}")
+            raise ValueError(f"labels: has {unknown}, expected one of the classes {self.classes.tolist()}")
         y = objective.y.clone()
         y[changed] = known.long().argmax(1)
         difference = self._gradient_of(changed, objective.y[changed]) - self._gradient_of(changed, y[changed])
-        return self._answer("labels", len(changed), replace(objective, y=y), difference, start)
+        return self._newton_step("labels", len(changed), replace(objective, y=y), difference, start)
 
     def remove_features(self, columns: Sequence[int] | Tensor, *, steps: int = 1) -> Entry:
-        """Forget features: set their columns to zero in every row, and their parameters with them.
+        """Forget features: set their columns to zero in every row, and their parameters too.
 
         Args:
-            columns: their numbers.
-            steps: Newton steps; each brings the residual to about the square of the one before.
+            columns: indices of the features.
+            steps: Newton steps; each about squares the norm of the gradient.
 
         Raises:
-            ValueError: numbers are missing, out of range, given twice, removed already, or those of all features left.
+            ValueError: there are no columns, or they are out of range, repeated, removed already, or all that are left.
         """
         start, objective = time.perf_counter(), self._trained()
         chosen = self._features("columns", columns)
         changed = replace(objective, kept=self._without([chosen]))
-        theta, last, _ = self._newton(changed, steps)
-        self._settle("features", len(chosen), changed, theta[:, 0], last, 0.0, start)
+        theta, last, _ = self._newton_steps(changed, steps)
+        self._apply_or_retrain("features", len(chosen), changed, theta[:, 0], last, 0.0, start)
         return self.ledger[-1]
 
     def many_features(self, requests: Sequence[Sequence[int] | Tensor], *, steps: int = 1) -> list[FeatureRemoval]:
-        """What each of K removals of features would give on its own, solved together; the model stays as it is.
+        """The models that K separate removals of features would give, solved for together; this model is not changed.
 
-        All systems share their passes over the data, and with a `tolerance` of 1e-3 or more they do so in float32, all
-        but the parameters: bounds then hold to its rounding (:meth:`remove_features` is float64). Memory holds a few
-        times n * K * C numbers.
+        All systems share the passes over the data. With a `tolerance` of 1e-3 or more everything but the parameters is
+        float32, and the bounds hold up to its rounding (:meth:`remove_features` is float64). Memory is a few times
+        n * K * C numbers.
 
         Args:
-            requests: for each, numbers of the columns as for :meth:`remove_features`.
+            requests: K requests, each the indices of its columns as for :meth:`remove_features`.
             steps: Newton steps.
 
         Raises:
@@ -291,9 +291,9 @@ class CertifiedRemoval:
         """
         objective = self._trained()
         if not len(requests):
-            raise ValueError("requests: is empty, expected at least one choice of features")
+            raise ValueError("requests: is empty, expected at least one list of columns")
         chosen = [self._features(f"requests[{k}]", request) for k, request in enumerate(requests)]
-        theta, last, iterations = self._newton(replace(objective, kept=self._without(chosen)), steps)
+        theta, last, iterations = self._newton_steps(replace(objective, kept=self._without(chosen)), steps)
         bounds = (last.linear + last.remainder).tolist()
         return [
             FeatureRemoval(columns.tolist(), theta[:, k].clone(), bounds[k], iterations)
@@ -306,26 +306,26 @@ class CertifiedRemoval:
         return self._objective
 
     def _train(self, objective: Objective, reason: str) -> None:
-        """Minimise an objective with new noise, and write the line of the ledger."""
+        """Minimise an objective with new noise, and add an entry to the ledger."""
         start = time.perf_counter()
         if self.certified:
             noise = self.sigma * torch.randn(objective.noise.shape, dtype=torch.float64, generator=self._generator)
             objective = replace(objective, noise=noise)
-        theta, residual = objective.minimise(min(TRAINING_RESIDUAL, TRAINING_SHARE * self.budget))
+        theta, residual = objective.minimise(min(MAX_TRAINING_RESIDUAL, MAX_TRAINING_BUDGET_FRACTION * self.budget))
         if residual > self.budget:
             raise ValueError(
-                f"sigma: with sigma={self.sigma:g} the budget is {self.budget:.3g}, less than the residual "
-                f"{residual:.3g} that training leaves; expected more noise"
+                f"sigma is {self.sigma:g}, which allows a gradient of norm {self.budget:.3g}, but training reaches "
+                f"{residual:.3g}; expected a larger sigma or epsilon"
             )
         self._objective, self.theta = objective, theta[:, 0]
         rows = int(objective.active.sum())
-        self._write(Entry("training", rows, residual, 0.0, 0.0, residual, time.perf_counter() - start, reason))
+        self._record(Entry("training", rows, residual, 0.0, 0.0, residual, time.perf_counter() - start, reason))
 
-    def _write(self, entry: Entry) -> None:
+    def _record(self, entry: Entry) -> None:
         self.ledger = [*self.ledger, entry]
 
     def _gradient_of(self, rows: Tensor, y: Tensor) -> Tensor:
-        """The rows' part of the gradient with labels y, (p, 1, C)."""
+        """Gradient of the losses of some rows with labels y, (p, 1, C)."""
         objective = self._trained()
         part = replace(
             objective,
@@ -338,52 +338,54 @@ class CertifiedRemoval:
         theta = self.theta[:, None]
         return part.gradient(theta, part.times(theta))
 
-    def _answer(self, kind: str, count: int, changed: Objective, difference: Tensor, start: float) -> Entry:
-        """Take the Newton step for a gradient that has lost `difference`."""
+    def _newton_step(self, kind: str, count: int, changed: Objective, difference: Tensor, start: float) -> Entry:
+        """Take the Newton step for the objective whose gradient has changed by ``-difference``."""
         theta = self.theta[:, None]
         step = changed.step(changed.times(theta), difference, self.tolerance)
-        self._settle(kind, count, changed, (theta + step.d)[:, 0], step, self.residual_bound, start)
+        self._apply_or_retrain(kind, count, changed, (theta + step.d)[:, 0], step, self.residual_bound, start)
         return self.ledger[-1]
 
-    def _newton(self, changed: Objective, steps: int) -> tuple[Tensor, Step, list[int]]:
-        """Parameters (p, K, C) after Newton steps from those of the model, the last step, and all iterations."""
+    def _newton_steps(self, changed: Objective, steps: int) -> tuple[Tensor, Step, list[int]]:
+        """Parameters (p, K, C) after Newton steps from the model's, the last step, and the iterations of every step."""
         check_at_least_one(steps=steps)
         return changed.newton(self.theta[:, None] * changed.kept[:, :, None], steps, self.tolerance)
 
-    def _settle(
+    def _apply_or_retrain(
         self, kind: str, count: int, changed: Objective, theta: Tensor, step: Step, carried: float, start: float
     ) -> None:
-        """Take a step over into the model if the budget allows, else train the model anew."""
+        """Apply a step to the model if the budget allows, else retrain; `carried` is the bound before the step."""
         linear, remainder, published = (float(t[0]) for t in (step.linear, step.remainder, step.published))
         bound = carried + linear + remainder
-        if not bound <= self.budget:  # nor where it is NaN
-            self._train(changed, f"{kind}: the residual bound would be {bound:.3g} of a budget of {self.budget:.3g}")
+        if not bound <= self.budget:  # also true for NaN
+            self._train(
+                changed, f"{kind}: the residual bound would be {bound:.3g}, above the budget of {self.budget:.3g}"
+            )
             return
         self._objective, self.theta = changed, theta
         seconds = time.perf_counter() - start
-        self._write(Entry(kind, count, linear, remainder, published, bound, seconds))
+        self._record(Entry(kind, count, linear, remainder, published, bound, seconds))
 
     def _rows(self, indices: Sequence[int] | Tensor, *, ordered: bool = False) -> Tensor:
-        return _numbers("indices", indices, self._trained().active, ordered=ordered)
+        return _checked_indices("indices", indices, self._trained().active, ordered=ordered)
 
     def _features(self, name: str, columns: Sequence[int] | Tensor) -> Tensor:
         kept = self._trained().kept[:, 0]
-        chosen = _numbers(name, columns, kept)
+        chosen = _checked_indices(name, columns, kept)
         if len(chosen) == int(kept.sum()):
-            raise ValueError(f"{name}: names all {len(chosen)} features that are left, expected some to keep")
+            raise ValueError(f"{name}: contains all {len(chosen)} features that are left, expected fewer")
         return chosen
 
     def _without(self, choices: list[Tensor]) -> Tensor:
-        """Weights (p, K) of the features, without each choice."""
+        """Weights (p, K) of the features, 0 or 1: column k is without ``choices[k]``."""
         kept = self._trained().kept.repeat(1, len(choices))
         for k, chosen in enumerate(choices):
             kept[chosen, k] = 0
         return kept
 
 
-def _numbers(name: str, numbers: Sequence[int] | Tensor, left: Tensor, *, ordered: bool = False) -> Tensor:
-    """Distinct numbers of rows or features that are left (weight 1), ascending unless `ordered` as given."""
-    found = torch.as_tensor(numbers)
+def _checked_indices(name: str, indices: Sequence[int] | Tensor, left: Tensor, *, ordered: bool = False) -> Tensor:
+    """Checked indices of rows or features that are left (weight 1): ascending, or in the given order if `ordered`."""
+    found = torch.as_tensor(indices)
     if found.dtype == torch.bool or (found.is_floating_point() and found.numel()):
         raise ValueError(f"{name}: is {found.dtype}, expected integers")
     found = found.long().flatten()
@@ -391,7 +393,7 @@ def _numbers(name: str, numbers: Sequence[int] | Tensor, left: Tensor, *, ordere
         raise ValueError(f"{name}: is empty, expected at least one")
     outside = (found < 0) | (found >= len(left))
     if outside.any():
-        raise ValueError(f"{name}: {int(found[outside][0])} is out of range for {len(left)}")
+        raise ValueError(f"{name}: {int(found[outside][0])} is out of range, expected 0 to {len(left) - 1}")
     if (left[found] == 0).any():
         raise ValueError(f"{name}: {int(found[left[found] == 0][0])} was removed already")
     distinct, counts = found.unique(return_counts=True)
@@ -402,9 +404,9 @@ def _numbers(name: str, numbers: Sequence[int] | Tensor, left: Tensor, *, ordere
 
 def _check_norms(design: Design) -> None:
     norms = design.squared_norms().sqrt()
-    too_long = norms > 1 + NORM_SLACK
+    too_long = norms > 1 + NORM_TOLERANCE
     if too_long.any():
         raise ValueError(
             f"x: {int(too_long.sum())} of {len(norms)} rows have a norm above 1, up to {float(norms.max()):.4g}; the "
-            "certificate needs unit rows at most: scale them, or pass certified=False"
+            "certificate needs norms of at most 1: scale the rows, or pass certified=False"
         )

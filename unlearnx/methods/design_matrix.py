@@ -1,4 +1,4 @@
-"""The data of a linear model: rows that are multiplied, dense or sparse."""
+"""The design matrix of a linear model, one row per sample, dense or sparse."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-POWER_ITERATIONS = 30  # of the bound on the spectral norm; few suffice, and every one gives a bound
-SMALL = 256  # columns up to which the Gram matrix is cheap
+POWER_ITERATIONS = 30  # for the bound on the spectral norm; the bound holds after any number of them
+MAX_DENSE_COLUMNS = 256  # up to which a dense matrix (columns, columns) is formed, for exact eigenvalues and solves
 
 
 class Design(ABC):
@@ -23,7 +23,7 @@ class Design(ABC):
 
     Attributes:
         shape: rows n and columns p.
-        dtype: float64, or float32 of :attr:`single`.
+        dtype: float64; float32 for :attr:`single`.
     """
 
     shape: tuple[int, int]
@@ -39,11 +39,11 @@ class Design(ABC):
 
     @abstractmethod
     def rows(self, indices: Tensor) -> Design:
-        """Some of the rows."""
+        """The matrix of the rows with these indices."""
 
     @abstractmethod
     def absolute(self) -> Design:
-        """The moduli of the entries."""
+        """The matrix of the entries' absolute values."""
 
     @abstractmethod
     def squared_norms(self) -> Tensor:
@@ -52,34 +52,34 @@ class Design(ABC):
     @cached_property
     @abstractmethod
     def single(self) -> Design:
-        """The same in float32, whose products with many vectors take a fraction of the time."""
+        """The same matrix in float32, whose products with many vectors take a fraction of the time."""
 
     def spectral_norm_bound(self) -> float:
-        """A number that the spectral norm of X never exceeds.
+        """An upper bound of the spectral norm of X.
 
-        With few columns, the root of the Gram matrix's largest eigenvalue, plus what rounding may have cost. Otherwise
-        the bound of Collatz and Wielandt: for A = ``|X|^T |X|`` and any positive v, no eigenvalue of A exceeds
-        ``max_j (A v)_j / v_j``. Power iteration makes it tight where no entry is negative, as in counts and
-        indicators. With signs, ``|X|`` has a larger norm than X, at most the Frobenius norm. (An iteration on X
-        itself, Lanczos' included, bounds its norm from below only.)
+        With few columns it is the square root of the largest eigenvalue of ``X^T X``, plus a bound of the rounding
+        error. Otherwise it is the bound of Collatz and Wielandt: for ``A = |X|^T |X|`` and any positive v, no
+        eigenvalue of A exceeds ``max_j (A v)_j / v_j``. Power iteration makes this tight where no entry is negative, as
+        for counts and indicators. With negative entries ``|X|`` has a larger norm than X, but not above the Frobenius
+        norm, which bounds the result too. (Iterations on X itself, such as Lanczos', only bound its norm from below.)
         """
         n, p = self.shape
-        if p <= SMALL:
+        if p <= MAX_DENSE_COLUMNS:
             gram = self.transposed_times(self.times(torch.eye(p, dtype=torch.float64)))
-            slack = max(n, p) * torch.finfo(torch.float64).eps * float(gram.diagonal().sum())
-            return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0) + slack) ** 0.5
-        moduli = self.absolute()
-        square = float(self.squared_norms().sum())  # of the Frobenius norm
+            rounding = max(n, p) * torch.finfo(torch.float64).eps * float(gram.diagonal().sum())
+            return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0) + rounding) ** 0.5
+        absolute = self.absolute()
+        squared_bound = float(self.squared_norms().sum())  # of the Frobenius norm
         v = torch.ones(p, 1, dtype=torch.float64)
         for _ in range(POWER_ITERATIONS):
-            image = moduli.transposed_times(moduli.times(v))
-            square = min(square, float((image / v).max()))
-            v = (image / image.max().clamp(min=1e-300)).clamp(min=1e-12)  # any positive vector gives a bound
-        return (square * (1 + 1e-12 * max(1.0, p**0.5))) ** 0.5
+            image = absolute.transposed_times(absolute.times(v))
+            squared_bound = min(squared_bound, float((image / v).max()))
+            v = (image / image.max().clamp(min=1e-300)).clamp(min=1e-12)  # must stay positive
+        return (squared_bound * (1 + 1e-12 * max(1.0, p**0.5))) ** 0.5  # the factor covers rounding
 
 
 class DenseDesign(Design):
-    """Rows in a tensor (n, p)."""
+    """A matrix in a dense tensor (n, p)."""
 
     def __init__(self, x: Tensor):
         self.x, self.dtype = x, x.dtype
@@ -106,13 +106,13 @@ class DenseDesign(Design):
 
 
 class SparseDesign(Design):
-    """Rows and columns in compressed form, both, so that neither product has to scatter.
+    """A sparse matrix, stored with its transpose, so that both products read rows and neither scatters.
 
-    With 32-bit indices, which halves the time of products with one vector, except where there are too many entries.
+    Indices have 32 bits, which halves the time of products with one vector, unless there are too many entries.
     """
 
     def __init__(self, matrix: Tensor, transposed: Tensor | None = None):
-        """`matrix` and, where it is known, its transpose are in torch's CSR layout."""
+        """`matrix` and its transpose, which is computed where None, are in torch's CSR layout."""
         self.matrix, self.dtype = matrix, matrix.dtype
         self.shape = (matrix.shape[0], matrix.shape[1])
         if transposed is None:
@@ -147,7 +147,7 @@ class SparseDesign(Design):
         return self._with(Tensor.float)
 
     def _with(self, change) -> SparseDesign:
-        """The same matrix with `change` applied to its values."""
+        """The same matrix with `change` applied to its nonzero values."""
         both = (
             _csr(m.crow_indices(), m.col_indices(), change(m.values()), tuple(m.shape))
             for m in (self.matrix, self.transposed)
@@ -158,7 +158,7 @@ class SparseDesign(Design):
 def _product(matrix: Tensor, v: Tensor) -> Tensor:
     if v.shape[1] == 1:
         return (matrix @ v[:, 0].contiguous())[:, None]
-    if v.dtype == torch.float32:  # several times as fast as the product of matrices
+    if v.dtype == torch.float32:  # several times as fast as the sparse matrix product
         return F.embedding_bag(
             matrix.col_indices(),
             v.contiguous(),
@@ -171,24 +171,24 @@ def _product(matrix: Tensor, v: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch calls its compressed layouts beta each time a process first makes one."""
+def _no_beta_warnings() -> Iterator[None]:
+    """Silence torch's warning that its compressed sparse layouts are in beta."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR|CSC|invariant)")
         yield
 
 
 def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    with _quiet():
+    with _no_beta_warnings():
         return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
 
 
 def as_design(x: Any, name: str = "x") -> Design:
-    """The matrix in `x`: a tensor, dense or sparse in any layout, an array, or a sparse matrix of SciPy.
+    """A :class:`Design` of `x`: a tensor, dense or sparse in any layout, a NumPy array, or a SciPy sparse matrix.
 
     Raises:
-        TypeError: it is something else.
-        ValueError: it has not two dimensions, or values that are not finite.
+        TypeError: `x` is something else.
+        ValueError: `x` does not have two dimensions, or has values that are not finite.
     """
     if hasattr(x, "tocsr"):
         m = x.tocsr()
@@ -197,15 +197,15 @@ def as_design(x: Any, name: str = "x") -> Design:
     if isinstance(x, np.ndarray):
         x = torch.from_numpy(x)
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: is {type(x).__name__}, expected a tensor, an array or a sparse matrix of SciPy")
+        raise TypeError(f"{name}: is {type(x).__name__}, expected a tensor, a NumPy array or a SciPy sparse matrix")
     if x.dim() != 2:
-        raise ValueError(f"{name}: has shape {list(x.shape)}, expected two dimensions, rows and features")
+        raise ValueError(f"{name}: has shape {list(x.shape)}, expected two dimensions (samples, features)")
     x = x.detach().cpu()
     if x.layout == torch.strided:
         x = x.double()
         _check_finite(name, x)
         return DenseDesign(x)
-    with _quiet():
+    with _no_beta_warnings():
         x = x.to_sparse_csr()
     values = x.values().double()
     _check_finite(name, values)

@@ -1,4 +1,4 @@
-"""Outputs of a teacher, and how far a student is from them."""
+"""Teacher models whose outputs on given samples a student imitates or avoids."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from unlearnx.methods.retrain import reset_parameters
 
 
 class Teacher:
-    """Log-probabilities of a model on fixed samples, taken once.
+    """Log-probabilities of a model on fixed samples, computed once.
 
-    A student's outputs (n, classes, ...) are compared with them by :meth:`divergence`, the samples being given by their
-    numbers, which training passes in the place of labels.
+    :meth:`divergence` compares a student's outputs (n, classes, ...) with them. Training passes the samples' indices to
+    it in the place of labels.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, method: Method, temperature: float = 1.0):
@@ -34,24 +34,24 @@ class Teacher:
             output = torch.cat([model(order(part)) for part, _ in batches((x, x), method.batch_size, device)])
         self.log_p = F.log_softmax((output.float() if dtype else output) / temperature, 1)
 
-    def divergence(self, output: Tensor, number: Tensor) -> Tensor:
-        """``T^2 KL(teacher || student)`` at temperature T of every sample, in nats: (n,).
+    def divergence(self, output: Tensor, index: Tensor) -> Tensor:
+        """``T^2 KL(teacher || student)`` of every sample at temperature T, in nats, (n,).
 
         Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
         """
         log_q = F.log_softmax(output / self.temperature, 1)
-        pointwise = F.kl_div(log_q, self.log_p[number], reduction="none", log_target=True).sum(1)
+        pointwise = F.kl_div(log_q, self.log_p[index], reduction="none", log_target=True).sum(1)
         positions = pointwise.flatten(1) if pointwise.dim() > 1 else pointwise[:, None]
         return self.temperature**2 * positions.mean(1)
 
 
 def random_network(model: nn.Module, seed: int) -> nn.Module:
-    """A copy of `model` that has learned nothing, in eval mode.
+    """A copy of `model` with new random parameters, in eval mode.
 
     Raises:
         ValueError: a module has parameters and no ``reset_parameters()``.
     """
-    network = independent(model).cpu().eval()  # the same numbers whatever the model's device
+    network = independent(model).cpu().eval()  # on the CPU, so that the random numbers do not depend on the device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         reset_parameters(network)
@@ -61,12 +61,12 @@ def random_network(model: nn.Module, seed: int) -> nn.Module:
 def labels_and_teacher(
     work: Work, labels: Tensor, teacher: Teacher, *, label_weight: float, teacher_weight: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss of outputs and sample numbers: ``label_weight * loss + teacher_weight * KL``, a mean over the samples."""
+    """A loss of outputs and sample indices: the mean of ``label_weight * loss + teacher_weight * KL`` over samples."""
     loss = SampleLoss(work.method.loss_fn)
     labels = labels.to(model_device(work.model))
 
-    def combined(output: Tensor, number: Tensor) -> Tensor:
-        labelled = loss.total(output, labels[number]) / len(output)
-        return label_weight * labelled + teacher_weight * teacher.divergence(output, number).mean()
+    def combined(output: Tensor, index: Tensor) -> Tensor:
+        labelled = loss.total(output, labels[index]) / len(output)
+        return label_weight * labelled + teacher_weight * teacher.divergence(output, index).mean()
 
     return combined

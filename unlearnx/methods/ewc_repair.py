@@ -86,5 +86,5 @@ class EWCRepair(TrainedMethod):
             distance = sum(((p - origin).square() * weight).sum() for p, origin, weight in held)
             return distance / 2 - loss.each(output, y).clamp(max=bound)
 
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, still=True)
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, eval_mode=True)
         info.update(bound=bound, l2=l2)

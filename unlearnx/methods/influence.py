@@ -22,7 +22,7 @@ from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA, grad_
 from unlearnx.curvature.operators import check_curvature
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.solvers import Solution, Solver
-from unlearnx.methods.base import Method, NotApplied, Opening, Outcome, Work, allowed_increase, chance_loss
+from unlearnx.methods.base import FirstDirection, Method, NotApplied, Outcome, Work, allowed_increase, chance_loss
 from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss, predict
 
@@ -78,10 +78,10 @@ class InfluenceUpdate(Method):
                 record: dict[str, Any] = {}
                 info["steps"].append(record)
                 start = position.read()
-                opening = work.opening or partial(self._opening, work, generator)
-                work.opening = None
+                find_direction = work.first_direction or partial(self._find_direction, work, generator)
+                work.first_direction = None
                 try:
-                    direction = opening(record)
+                    direction = find_direction(record)
                     if direction is None:
                         info["steps"].pop()
                         info["stopped"] = "the model agrees with every corrected label"
@@ -157,7 +157,7 @@ class InfluenceUpdate(Method):
         data = work.request.forget_set
         return mean_loss(work.model, self.loss_fn, data, batch_size=self.batch_size, autocast=self.autocast)
 
-    def _opening(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
+    def _find_direction(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
         difference = self._difference(work, generator, record)
         return None if difference is None else self._direction(work, difference, record)
 
@@ -449,14 +449,18 @@ class SecondOrder(InfluenceUpdate):
         own = replace(self, params=names)  # the names mean the same in the head
         on_features = [request.on(features, cut, batch_size=self.batch_size) for request in requests]
         outcomes = []
-        for request, opening in zip(on_features, own._openings(cut.head, features, on_features), strict=True):
-            outcome = own._on_copy(cut.head, request, opening)
+        for request, first_direction in zip(
+            on_features, own._first_directions(cut.head, features, on_features), strict=True
+        ):
+            outcome = own._on_copy(cut.head, request, first_direction)
             outcome.model = _with_parameters(model, outcome.model, names)
             outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
             outcomes.append(outcome)
         return outcomes
 
-    def _openings(self, model: torch.nn.Module, data: TensorDataset, requests: list[Request]) -> list[Opening]:
+    def _first_directions(
+        self, model: torch.nn.Module, data: TensorDataset, requests: list[Request]
+    ) -> list[FirstDirection]:
         """First directions of all requests, from one solution with the curvature on `data`."""
         names = self._names(model)
         records: list[dict[str, Any]] = [{} for _ in requests]
@@ -475,14 +479,14 @@ class SecondOrder(InfluenceUpdate):
             except IndefiniteSystem as reason:
                 parts = repeat(reason)
 
-        def opening(points: dict[str, Any], part: Solution | IndefiniteSystem | None, record: dict[str, Any]):
+        def first_direction(points: dict[str, Any], part: Solution | IndefiniteSystem | None, record: dict[str, Any]):
             record.update(points)
             if isinstance(part, IndefiniteSystem):
                 raise NotApplied(str(part))
             return None if part is None else checked(self.solver, part, record)
 
         return [
-            partial(opening, record, None if difference is None else next(parts))
+            partial(first_direction, record, None if difference is None else next(parts))
             for record, difference in zip(records, differences, strict=True)
         ]
 

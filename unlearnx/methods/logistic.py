@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnx.methods.design_matrix import SMALL, Design
+from unlearnx.methods.design_matrix import MAX_DENSE_COLUMNS, Design
 
 SINGLE = 1e-3  # tolerance of linear systems down to which float32 will do for the search
 CG_ITERATIONS = 1000
@@ -257,11 +257,11 @@ class Objective:
     def _search_design(self, v: Tensor, tolerance: float) -> Design:
         """The data in float32 where several systems are solved by conjugate gradients and the tolerance allows."""
         features, systems, columns = v.shape
-        single = systems > 1 and features * columns > SMALL and tolerance >= SINGLE
+        single = systems > 1 and features * columns > MAX_DENSE_COLUMNS and tolerance >= SINGLE
         return self.design.single if single else self.design
 
     def _solve(self, w: Tensor, v: Tensor, tolerance: float) -> tuple[Tensor, int]:
-        if v.shape[0] * v.shape[2] <= SMALL:
+        if v.shape[0] * v.shape[2] <= MAX_DENSE_COLUMNS:
             return self._direct(w, v), 0
         return self._iterative(w, v, tolerance)
 

@@ -1,4 +1,4 @@
-"""Several methods one after the other: impair, then recover."""
+"""Several methods in sequence, for example one that impairs the model and one that trains it again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from unlearnx.methods.request import Request
 
 @dataclass
 class Pipeline:
-    """Apply methods one after the other and judge what comes out at the end: ``Pipeline([SSD(), FineTune()])``.
+    """Apply methods in sequence and check only the last model: ``Pipeline([SSD(), FineTune()])``.
 
-    The outcome's ``info["stages"]`` holds what every stage has to say. A stage that is not applied hands on the model
-    that it was given.
+    The outcome's ``info["stages"]`` holds the info of each stage. A stage that is not applied passes its input model
+    on.
 
     Args:
-        stages: the methods. What they allow the loss to rise by does not count: the last model is judged.
-        max_increase: as of :class:`unlearnx.methods.Method`, from the first model to the last.
-        seed: of every stage; None leaves them their own.
+        stages: the methods; their own ``max_increase`` is not used.
+        max_increase: as in :class:`unlearnx.methods.Method`, for the loss of the last model compared with the first.
+        seed: seed of all stages; None for the stages' own seeds.
         progress: show progress bars of every stage (needs ``unlearnx[experiments]``).
 
     Raises:
@@ -49,14 +49,14 @@ class Pipeline:
             raise ValueError("stages: is empty, expected at least one method")
         for stage in self.stages:
             if not isinstance(stage, Method):
-                raise TypeError(f"stages: {stage!r} is not a method")
+                raise TypeError(f"stages: {stage!r} is of type {type(stage).__name__}, expected a Method")
         check_at_least_zero(max_increase=self.max_increase, unbounded=True)
 
     def __call__(self, model: nn.Module, request: Request) -> Outcome:
         """Apply the stages to a copy of `model`.
 
         Raises:
-            ValueError: as the stages do.
+            ValueError: a stage raises it.
         """
         common: dict[str, Any] = {"max_increase": math.inf, "progress": self.progress}
         if self.seed is not None:

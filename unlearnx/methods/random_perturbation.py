@@ -14,13 +14,13 @@ from unlearnx.methods.base import Method, Work
 
 @dataclass
 class RandomPerturbation(Method):
-    """Add to every parameter tensor normal noise of ``beta`` times the standard deviation of its values.
+    """Add Gaussian noise to every parameter tensor, with ``beta`` times the standard deviation of its values.
 
-    The noise harms whatever the model knows: follow it by further training,
-    ``Pipeline([RandomPerturbation(), FineTune()])``. Its result is therefore applied whatever the loss that comes out.
+    The noise damages all that the model has learned, so that training should follow:
+    ``Pipeline([RandomPerturbation(), FineTune()])``. For the same reason, the result is applied for any loss.
 
     Args:
-        beta: size of the noise.
+        beta: standard deviation of the noise, relative to that of the tensor's values.
 
     Raises:
         ValueError: ``beta`` is negative or not finite.
@@ -28,8 +28,8 @@ class RandomPerturbation(Method):
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
         >>> model = nn.Linear(8, 3)
-        >>> moved = RandomPerturbation(beta=0.1)(model, Request.remove((x, y), [0])).model.weight - model.weight
-        >>> 0.05 < moved.std() / model.weight.std() < 0.15
+        >>> noise = RandomPerturbation(beta=0.1)(model, Request.remove((x, y), [0])).model.weight - model.weight
+        >>> 0.05 < noise.std() / model.weight.std() < 0.15
         tensor(True)
     """
 

@@ -1,4 +1,4 @@
-"""What a model is asked to forget or to correct."""
+"""Requests: the samples that a model is asked to forget or to correct."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unlearnx.curvature.prefix import FrozenPrefix
 
 @dataclass(frozen=True)
 class Request:
-    """Points to remove from what a model has learned, or to replace by corrected ones.
+    """Samples to forget, or to replace by corrected ones.
 
-    Make one by :meth:`remove`, :meth:`remove_class` or :meth:`correct`.
+    Create one by :meth:`remove`, :meth:`remove_class`, :meth:`correct` or :meth:`from_sets`.
 
     Attributes:
-        dataset: what the model was trained on.
-        forget: indices of the points to forget, ascending, int64.
-        corrected: the same data with those points as they should have been, or None for a removal.
-        labels_only: whether the correction leaves all features as they are.
+        dataset: the data that the model was trained on.
+        forget: indices of the forget set, ascending, int64.
+        corrected: the same data with the forget set corrected; None for a removal.
+        labels_only: whether the correction changes labels only, no features.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
@@ -42,7 +42,7 @@ class Request:
 
     @classmethod
     def remove(cls, dataset: Data, indices: Sequence[int] | Tensor) -> Request:
-        """Forget the points at `indices` of `dataset`.
+        """Forget the samples at `indices` of `dataset`.
 
         Raises:
             ValueError: no indices, all of them, indices out of range or given twice.
@@ -51,133 +51,140 @@ class Request:
         n = size(data)
         forget = torch.as_tensor(indices)
         if forget.dtype == torch.bool:
-            raise ValueError("indices: is a mask; pass mask.nonzero().flatten()")
+            raise ValueError("indices: is a boolean mask, expected indices; pass mask.nonzero().flatten()")
         forget = forget.long().flatten().cpu().sort().values
         if len(forget) == 0:
-            raise ValueError("indices: is empty, expected at least one point to forget")
+            raise ValueError("indices: is empty, expected at least one sample to forget")
         if forget[0] < 0 or forget[-1] >= n:
             outside = int(forget[0] if forget[0] < 0 else forget[-1])
-            raise ValueError(f"indices: {outside} is out of range for {n} points")
-        twice = (forget[1:] == forget[:-1]).nonzero()
-        if len(twice):
-            raise ValueError(f"indices: point {int(forget[twice[0]])} is given twice")
+            raise ValueError(f"indices: {outside} is out of range for {n} samples")
+        repeated = (forget[1:] == forget[:-1]).nonzero()
+        if len(repeated):
+            raise ValueError(f"indices: sample {int(forget[repeated[0]])} is given twice")
         if len(forget) == n:
-            raise ValueError(f"indices: names all {n} points, expected some to retain")
+            raise ValueError(f"indices: contains all {n} samples, expected fewer: the retain set would be empty")
         return cls(data, forget)
 
     @classmethod
     def remove_class(cls, dataset: Data, c: int) -> Request:
-        """Forget every point with label `c`.
+        """Forget all samples with label `c`.
 
         Raises:
-            ValueError: no point has that label, or all have; or points have several labels.
+            ValueError: no sample or every sample has that label, or samples have several labels.
         """
-        data = _dataset(dataset)  # a DataLoader may shuffle: indices are those of its dataset
+        data = _dataset(
+            dataset
+        )  # of a DataLoader, its dataset: the loader may shuffle, and indices refer to the dataset
         labels = torch.cat([y for _, y in batches(data)])
         if labels.dim() != 1:
-            raise ValueError(f"dataset: has labels of shape {list(labels.shape)}, expected one a point")
+            raise ValueError(f"dataset: has labels of shape {list(labels.shape)}, expected one label per sample")
         members = (labels == c).nonzero().flatten()
         if len(members) == 0:
-            raise ValueError(f"c: no point has label {c}; the labels are {sorted(labels.unique().tolist())}")
+            raise ValueError(f"c: no sample has label {c}; the labels are {sorted(labels.unique().tolist())}")
         return cls.remove(data, members)
 
     @classmethod
     def correct(cls, dataset: Data, corrected: Data) -> Request:
-        """Replace the points of `dataset` that differ from those of `corrected`, which has the same order.
+        """Replace the samples of `dataset` that differ from those of `corrected`, which has the same order.
 
         Raises:
-            ValueError: the sizes or shapes differ, or nothing does.
+            ValueError: sizes or shapes differ, or no sample differs.
         """
         data, fixed = _dataset(dataset), _dataset(corrected)
         if size(data) != size(fixed):
-            raise ValueError(f"corrected: has {size(fixed)} points, expected {size(data)} as dataset")
-        relabelled, moved = [], []
+            raise ValueError(f"corrected: has {size(fixed)} samples, expected {size(data)} as dataset")
+        labels_changed, features_changed = [], []
         for (x, y), (x_new, y_new) in zip(batches(data), batches(fixed), strict=True):
             if x.shape != x_new.shape or y.shape != y_new.shape:
                 raise ValueError(
-                    f"corrected: has points of shape {list(x_new.shape[1:])}, expected {list(x.shape[1:])} as dataset"
+                    f"corrected: has samples of shape {list(x_new.shape[1:])}, expected {list(x.shape[1:])} as dataset"
                 )
-            relabelled.append((y != y_new).reshape(len(y), -1).any(1).cpu())
+            labels_changed.append((y != y_new).reshape(len(y), -1).any(1).cpu())
             shared = x_new.data_ptr() == x.data_ptr() and x_new.stride() == x.stride()
-            moved.append(
+            features_changed.append(
                 torch.zeros(len(x), dtype=torch.bool) if shared else (x != x_new).reshape(len(x), -1).any(1).cpu()
             )
-        changes_features = torch.cat(moved)
-        forget = (torch.cat(relabelled) | changes_features).nonzero().flatten()
+        changes_features = torch.cat(features_changed)
+        forget = (torch.cat(labels_changed) | changes_features).nonzero().flatten()
         if len(forget) == 0:
-            raise ValueError("corrected: equals dataset, expected at least one point that differs")
+            raise ValueError("corrected: equals dataset, expected at least one sample that differs")
         return cls(data, forget, fixed, labels_only=not bool(changes_features.any()))
 
     @classmethod
     def from_sets(cls, *, forget: Data, retain: Data, correction: Data | None = None) -> Request:
-        """Forget the points of one set and keep those of another; the dataset is both, the forget set first.
+        """Forget the samples of one set and retain those of another; the dataset is both, the forget set first.
 
         Args:
-            forget: points to forget, as the model was given them: tensors, a Dataset or a DataLoader, whose dataset
-                is then taken.
-            retain: points that stay as they are.
-            correction: the points to forget as they should have been, in the same order; None for a removal.
+            forget: the forget set as the model was trained on it: tensors, a Dataset, or a DataLoader, of which the
+                dataset is used.
+            retain: the retain set.
+            correction: the corrected samples of the forget set, in the same order; None for a removal.
 
         Raises:
-            ValueError: a set is empty, the sets share points, or the correction does not fit.
+            ValueError: a set is empty, the sets share samples, or the correction has another size or shape.
         """
-        gone, stays = _dataset(forget), _dataset(retain)
-        n = size(gone)
-        shared = _shared(gone, stays)
+        forgotten, retained = _dataset(forget), _dataset(retain)
+        n = size(forgotten)
+        shared = _shared(forgotten, retained)
         if shared:
             raise ValueError(
-                f"retain: holds {shared} of the {n} points of forget, expected none; where equal points are "
-                "meant, name those to forget by Request.remove(dataset, indices)"
+                f"retain: holds {shared} of the {n} samples of forget, expected none; if the dataset has duplicates "
+                "of which only some are to be forgotten, use Request.remove(dataset, indices)"
             )
         if correction is None:
-            return cls.remove(_joined(gone, stays), range(n))
+            return cls.remove(_joined(forgotten, retained), range(n))
         fixed = _dataset(correction)
         if size(fixed) != n:
-            raise ValueError(f"correction: has {size(fixed)} points, expected {n} as forget")
-        request = cls.correct(_joined(gone, stays), _joined(fixed, stays))
+            raise ValueError(f"correction: has {size(fixed)} samples, expected {n} as forget")
+        request = cls.correct(_joined(forgotten, retained), _joined(fixed, retained))
         return cls(request.dataset, torch.arange(n), request.corrected, request.labels_only)
 
     @property
     def retain(self) -> Tensor:
-        """Indices of the points that stay as they are, ascending."""
-        stays = torch.ones(size(self.dataset), dtype=torch.bool)
-        stays[self.forget] = False
-        return stays.nonzero().flatten()
+        """Indices of the retain set, ascending."""
+        retained = torch.ones(size(self.dataset), dtype=torch.bool)
+        retained[self.forget] = False
+        return retained.nonzero().flatten()
 
     @property
     def forget_set(self) -> Dataset[Any]:
-        """The points to forget, as the model was given them."""
+        """The forget set, as the model was trained on it."""
         return Subset(self.dataset, self.forget.tolist())
 
     @property
     def retain_set(self) -> Dataset[Any]:
-        """The points that stay as they are."""
+        """The samples that are neither removed nor corrected."""
         return Subset(self.dataset, self.retain.tolist())
 
     @property
     def correction(self) -> Dataset[Any] | None:
-        """The points to forget as they should have been; None for a removal."""
+        """The corrected samples of the forget set; None for a removal."""
         return None if self.corrected is None else Subset(self.corrected, self.forget.tolist())
 
     @property
     def target(self) -> Dataset[Any]:
-        """What retraining would be given: the corrected data, or the points that stay."""
+        """The data that retraining would use: the corrected data, or the retain set."""
         return self.retain_set if self.corrected is None else self.corrected
 
     def features(
-        self, cut: FrozenPrefix, *, batch_size: int | None = None, dtype: torch.dtype | None = None
+        self, frozen_prefix: FrozenPrefix, *, batch_size: int | None = None, dtype: torch.dtype | None = None
     ) -> Request:
-        """The same request in the features of a frozen prefix; points that were not changed are computed once."""
-        if cut.prefix is None:
+        """The same request with the outputs of a frozen prefix as inputs; unchanged samples are computed once."""
+        if frozen_prefix.prefix is None:
             return self
-        before = cut.features(self.dataset, batch_size=batch_size, dtype=dtype)
-        return self.on(before, cut, batch_size=batch_size, dtype=dtype)
+        before = frozen_prefix.features(self.dataset, batch_size=batch_size, dtype=dtype)
+        return self.on(before, frozen_prefix, batch_size=batch_size, dtype=dtype)
 
     def on(
-        self, before: Data, cut: FrozenPrefix, *, batch_size: int | None = None, dtype: torch.dtype | None = None
+        self,
+        before: Data,
+        frozen_prefix: FrozenPrefix,
+        *,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Request:
-        """The same request in the features of a frozen prefix, `before` being those of the dataset."""
-        if cut.prefix is None:
+        """As :meth:`features`, where `before` are the features of the dataset, already computed."""
+        if frozen_prefix.prefix is None:
             return self
         assert isinstance(before, TensorDataset)
         correction = self.correction
@@ -185,7 +192,7 @@ class Request:
             return Request(before, self.forget)
         x, _ = before.tensors
         if not self.labels_only:
-            changed, _ = materialize(cut.features(correction, batch_size=batch_size, dtype=dtype))
+            changed, _ = materialize(frozen_prefix.features(correction, batch_size=batch_size, dtype=dtype))
             x = x.clone()
             x[self.forget.to(x.device)] = changed
         labels = torch.cat([y for _, y in batches(self.corrected)])
@@ -193,20 +200,20 @@ class Request:
 
 
 def _shared(a: Dataset[Any], b: Dataset[Any]) -> int:
-    """How many points of `a` are in `b`, as far as that is seen without reading samples one by one."""
+    """How many samples of `a` are also in `b`; 0 where that cannot be found without reading samples one by one."""
     if isinstance(a, Subset) and isinstance(b, Subset) and a.dataset is b.dataset:
         return len(set(a.indices) & set(b.indices))
     if a is b:
         return size(a)
     if type(a) is not TensorDataset or type(b) is not TensorDataset:
         return 0
-    known = set(_fingerprints(b))
-    return sum(f in known for f in _fingerprints(a))
+    known = set(_sample_hashes(b))
+    return sum(f in known for f in _sample_hashes(a))
 
 
-def _fingerprints(data: TensorDataset) -> list[int]:
-    rows = zip(*(t.cpu() for t in data.tensors), strict=True)
-    return [hash(tuple(t.numpy().tobytes() for t in row)) for row in rows]
+def _sample_hashes(data: TensorDataset) -> list[int]:
+    samples = zip(*(t.cpu() for t in data.tensors), strict=True)
+    return [hash(tuple(t.numpy().tobytes() for t in sample)) for sample in samples]
 
 
 def _joined(a: Dataset[Any], b: Dataset[Any]) -> Dataset[Any]:

@@ -1,4 +1,4 @@
-"""Training anew without the points to forget: the standard that every other method is measured by."""
+"""Training from scratch without the forget set: the reference for all other methods."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from unlearnx.methods.training_method import TrainedMethod
 
 
 def reset_parameters(model: nn.Module) -> None:
-    """Give every module fresh parameters and statistics, by its own ``reset_parameters()``.
+    """Initialise all parameters and statistics anew, by the modules' own ``reset_parameters()``.
 
     Raises:
         ValueError: a module has parameters and no such method.
     """
-    for name, module in reversed(list(model.named_modules())):  # what a parent does to its children comes last
+    for name, module in reversed(
+        list(model.named_modules())
+    ):  # children first: a parent may initialise its children in its own way
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()
@@ -32,13 +34,13 @@ def reset_parameters(model: nn.Module) -> None:
 
 @dataclass
 class Retrain(TrainedMethod):
-    """Train a fresh copy of the model on the corrected data, or on the points that stay.
+    """Train the model from scratch on the corrected data, or on the retain set.
 
     Args:
         epochs: passes over the data.
         lr: peak learning rate of AdamW's one-cycle schedule.
-        weight_decay: of AdamW.
-        factory: builds an untrained model; None resets the modules of a copy of the given one.
+        weight_decay: weight decay of AdamW.
+        factory: returns an untrained model; None initialises a copy of the given model anew.
 
     Raises:
         FloatingPointError: the training loss is not finite.
@@ -46,7 +48,7 @@ class Retrain(TrainedMethod):
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
         >>> outcome = Retrain(epochs=3)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
-        >>> outcome.gradient_evaluations  # 3 epochs of the 54 others
+        >>> outcome.gradient_evaluations  # 3 epochs of the 54 other samples
         162
     """
 
@@ -57,7 +59,7 @@ class Retrain(TrainedMethod):
 
     def _names(self, model: nn.Module) -> list[str]:
         if self.params is not None:
-            raise ValueError(f"params is {self.params!r}, but Retrain trains the whole model")
+            raise ValueError(f"params is {self.params!r}, expected None: Retrain trains the whole model")
         return [name for name, _ in model.named_parameters()]
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
@@ -69,6 +71,6 @@ class Retrain(TrainedMethod):
                 reset_parameters(work.model)
         self._train(work, info, self.epochs, self.lr)
 
-    def _judge(self, work: Work) -> float:
-        """Retraining is the standard: it stands whatever its loss."""
+    def _final_loss(self, work: Work) -> float:
+        """Retraining is the reference, so it is applied for any loss."""
         return work.corrected_loss()

@@ -1,4 +1,4 @@
-"""SCRUB: a student that disobeys its teacher on the points to forget."""
+"""SCRUB: distillation towards the original model on the retain set and away from it on the forget set."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from unlearnx.methods.training_method import TrainedMethod
 
 @dataclass
 class SCRUB(TrainedMethod):
-    """Move away from the original model on the forget set and stay with it, and with the labels, on the rest, in turns.
+    """In turns, increase the divergence from the original model on the forget set, and keep it low on the retain set.
 
     Args:
-        epochs: passes over the corrected data, or the points that stay.
-        max_epochs: of these, the first so many are each preceded by a pass away from the original on the forget set.
-        lr: peak learning rate of a pass over the points that stay.
+        epochs: passes over the retain set (or the corrected data), which minimise
+            ``gamma * loss + alpha * divergence``.
+        max_epochs: passes over the forget set, which maximise the divergence; one before each of the first passes over
+            the retain set.
+        lr: peak learning rate of a pass over the retain set.
         max_lr: peak learning rate of a pass over the forget set.
-        alpha: weight of the divergence from the original model.
-        gamma: weight of the loss on the labels.
+        alpha: weight of the divergence from the original model on the retain set.
+        gamma: weight of the loss on the labels of the retain set.
 
     Raises:
         ValueError: a number is out of range.
@@ -35,7 +37,7 @@ class SCRUB(TrainedMethod):
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
         >>> outcome = SCRUB(epochs=2, max_epochs=1)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
-        >>> outcome.gradient_evaluations  # one pass over 6 points and two over 54
+        >>> outcome.gradient_evaluations  # one pass over 6 samples and two over 54
         114
     """
 
@@ -54,15 +56,15 @@ class SCRUB(TrainedMethod):
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (forgotten, _), (x, y) = materialize(work.request.forget_set), materialize(work.target)
         on_forgotten = Teacher(work.model, forgotten, self)
-        stay = labels_and_teacher(
+        retain_loss = labels_and_teacher(
             work, y, Teacher(work.model, x, self), label_weight=self.gamma, teacher_weight=self.alpha
         )
 
-        def leave(output: Tensor, number: Tensor) -> Tensor:
-            return -on_forgotten.divergence(output, number)
+        def forget_loss(output: Tensor, index: Tensor) -> Tensor:
+            return -on_forgotten.divergence(output, index)
 
         for epoch in range(self.epochs):
             if epoch < self.max_epochs:
                 data = (forgotten, torch.arange(len(forgotten)))
-                self._train(work, info, 1, self.max_lr, data=data, loss_fn=leave, still=True)
-            self._train(work, info, 1, self.lr, data=(x, torch.arange(len(x))), loss_fn=stay)
+                self._train(work, info, 1, self.max_lr, data=data, loss_fn=forget_loss, eval_mode=True)
+            self._train(work, info, 1, self.lr, data=(x, torch.arange(len(x))), loss_fn=retain_loss)

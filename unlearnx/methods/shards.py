@@ -1,4 +1,7 @@
-"""Shards and slices of SISA: which points train which constituent, and the training of one."""
+"""Shards and slices of SISA: the assignment of samples to them, and the training of one shard's model.
+
+The model of a shard is called a constituent (of the ensemble), as in the paper.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +23,28 @@ from torch import Tensor, nn
 from unlearnx._files import write_atomically
 from unlearnx.models.training import Training
 
-FEWEST = 2  # points that a training takes: BatchNorm has no statistics of one
+MIN_TRAINING_SAMPLES = 2  # BatchNorm cannot be trained on a single sample
 
 Factory = Callable[[], nn.Module]
 
 
 def digests(x: Tensor, y: Tensor) -> list[bytes]:
-    """16 bytes for each of N points that tell it from others with another content."""
+    """A 16-byte hash of the content of each of N samples."""
     features, labels = (t.detach().cpu().reshape(len(t), -1).contiguous().view(torch.uint8).numpy() for t in (x, y))
     return [
-        hashlib.blake2b(point.tobytes() + label.tobytes(), digest_size=16).digest()
-        for point, label in zip(features, labels, strict=True)
+        hashlib.blake2b(sample.tobytes() + label.tobytes(), digest_size=16).digest()
+        for sample, label in zip(features, labels, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What trains one constituent.
+    """The samples of one constituent.
 
     Attributes:
-        indices: of its points, slice after slice.
-        stops: how many of them there are up to the end of each slice.
-        keys: name of the state after each slice: a hash of everything that it depends on.
+        indices: indices of the samples, in the order of the slices.
+        stops: number of samples up to the end of each slice.
+        keys: key of the checkpoint after each slice: a hash of everything that it depends on.
     """
 
     indices: list[int]
@@ -49,47 +52,48 @@ class Shard:
     keys: list[str]
 
     @property
-    def votes(self) -> bool:
-        """Whether it has points enough to train a constituent."""
-        return self.stops[-1] >= FEWEST
+    def can_train(self) -> bool:
+        """Whether it has enough samples to train a constituent; if not, the ensemble leaves it out."""
+        return self.stops[-1] >= MIN_TRAINING_SAMPLES
 
 
 def divide(
-    points: Sequence[bytes], retained: Iterable[int], shards: int, slices: int, *, seed: int, recipe: str
+    samples: Sequence[bytes], retained: Iterable[int], shards: int, slices: int, *, seed: int, recipe: str
 ) -> list[Shard]:
-    """Deal the retained points out to shards and slices.
+    """Assign the retained samples to shards and slices.
 
-    Where a point goes follows from the seed and the hash of its content, the n-th copy of it being a point of its own,
-    and those of a slice are in the order of their hashes. Nothing depends on the other points or on the order of the
-    data: what is left after a removal is divided as if the removed points had never been.
+    The slice of a sample depends only on the seed and on a hash of its content (and, for duplicates, on how many copies
+    came before it). Samples of a slice are ordered by their hashes. The assignment of a sample therefore does not
+    depend on the other samples or on the order of the data, and after a removal it is the same as if the removed
+    samples had never been there.
     """
     copies: Counter[bytes] = Counter()
-    cells: list[list[tuple[bytes, int]]] = [[] for _ in range(shards * slices)]
+    all_slices: list[list[tuple[bytes, int]]] = [[] for _ in range(shards * slices)]
     key = hashlib.blake2b(str(seed).encode()).digest()
     for index in retained:
-        content = points[index]
-        place = hashlib.blake2b(content + copies[content].to_bytes(8, "big"), digest_size=8, key=key).digest()
+        content = samples[index]
+        hashed = hashlib.blake2b(content + copies[content].to_bytes(8, "big"), digest_size=8, key=key).digest()
         copies[content] += 1
-        cells[int.from_bytes(place, "big") % len(cells)].append((content, index))
-    return [_shard(s, cells[s * slices : (s + 1) * slices], recipe) for s in range(shards)]
+        all_slices[int.from_bytes(hashed, "big") % len(all_slices)].append((content, index))
+    return [_shard(s, all_slices[s * slices : (s + 1) * slices], recipe) for s in range(shards)]
 
 
-def _shard(number: int, cells: list[list[tuple[bytes, int]]], recipe: str) -> Shard:
+def _shard(number: int, slices: list[list[tuple[bytes, int]]], recipe: str) -> Shard:
     indices: list[int] = []
     keys = []
     seen = hashlib.blake2b(f"{recipe}, shard {number}".encode(), digest_size=16)
-    for cell in cells:
-        cell.sort()
-        indices += [index for _, index in cell]
-        seen.update(len(cell).to_bytes(8, "big") + b"".join(content for content, _ in cell))
+    for slice_ in slices:
+        slice_.sort()
+        indices += [index for _, index in slice_]
+        seen.update(len(slice_).to_bytes(8, "big") + b"".join(content for content, _ in slice_))
         keys.append(seen.hexdigest())
-    return Shard(indices, list(accumulate(map(len, cells))), keys)
+    return Shard(indices, list(accumulate(map(len, slices))), keys)
 
 
 def epochs_per_slice(epochs: int, slices: int) -> list[int]:
-    """Epochs of each slice such that all together visit as many samples as `epochs` of the whole shard.
+    """Epochs of each slice, so that in total as many samples are visited as in `epochs` of the whole shard.
 
-    Each has ``2 / (slices + 1) * epochs`` on average, and at least one.
+    A slice has ``2 / (slices + 1) * epochs`` on average, and at least one.
 
     Source: Bourtoule et al., with the rounding of the authors' code.
     """
@@ -98,40 +102,40 @@ def epochs_per_slice(epochs: int, slices: int) -> list[int]:
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed for every combination of parts."""
+    """A seed that depends on all parts."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
 def build(factory: Factory, seed: int, device: torch.device | str | None) -> nn.Module:
-    """The factory's model with the random parameters of that seed; no `device` leaves it where it is made."""
+    """A model of the factory, initialised with `seed` and moved to `device` (None: not moved)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = factory()
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
-        raise ValueError(f"factory: gave {type(model).__name__}, expected a module with parameters")
+        raise ValueError(f"factory: returned {type(model).__name__}, expected a module with parameters")
     return model.to(device)
 
 
 def load(model: nn.Module, file: Path) -> None:
-    """Give `model` the state in `file`."""
+    """Load the state dict in `file` into `model`."""
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
 
 @dataclass(frozen=True)
 class Job:
-    """Training of one constituent from a slice on: all that a worker process needs to know.
+    """The training of one constituent, from some slice on; everything that a worker process needs for it.
 
     Attributes:
         factory: builds an untrained model.
-        training: recipe; its epochs are those of the whole shard.
-        device: to train on.
-        seed: of SISA.
-        shard: number of the shard.
-        first: the slice to begin with.
+        training: training settings; its epochs are those of the whole shard.
+        device: device to train on.
+        seed: seed of SISA.
+        shard: index of the shard.
+        first: index of the slice to begin with.
         files: checkpoint of every slice; those before `first` exist.
-        stops: how many points there are up to the end of each slice.
-        x: features of the shard's points, (points, ...).
-        y: labels, (points, ...).
+        stops: number of samples up to the end of each slice.
+        x: inputs of the shard's samples, (N, ...).
+        y: labels, (N, ...).
     """
 
     factory: Factory
@@ -147,45 +151,46 @@ class Job:
 
     @property
     def slices(self) -> list[tuple[int, int]]:
-        """What it trains, as (shard, slice)."""
+        """The slices that it trains, as (shard, slice)."""
         return [(self.shard, r) for r in range(self.first, len(self.files))]
 
     def run(self) -> None:
-        """Train and save slice after slice.
+        """Train slice after slice and save a checkpoint after each.
 
-        Each begins with what the checkpoint of the one before holds, and with a new optimizer: a training that is
-        taken up again anywhere takes the very same steps.
+        Every slice starts from the checkpoint of the previous one with a new optimizer. Training that is resumed at
+        any slice therefore takes exactly the same steps as training without interruption.
         """
         epochs = epochs_per_slice(self.training.epochs, len(self.files))
         for r in range(self.first, len(self.files)):
             model = build(self.factory, derived_seed(self.seed, self.shard, "start"), self.device)
             if r > 0:
                 load(model, self.files[r - 1])
-            points = self.stops[r]
-            if points >= FEWEST:
+            n = self.stops[r]
+            if n >= MIN_TRAINING_SAMPLES:
                 training = replace(
                     self.training,
                     epochs=epochs[r],
-                    batch_size=_batch_size(points, self.training.batch_size),
+                    batch_size=_batch_size(n, self.training.batch_size),
                     seed=derived_seed(self.seed, self.shard, r),
                     progress=False,
                 )
-                training.run(model.train(), (self.x[:points], self.y[:points]))
+                training.run(model.train(), (self.x[:n], self.y[:n]))
             state = model.cpu().state_dict()
             write_atomically(self.files[r], lambda file, state=state: torch.save(state, file))  # type: ignore[misc]
 
 
-def _batch_size(points: int, wanted: int) -> int:
-    """The next size that leaves no single sample for the last batch, where BatchNorm would fail."""
-    while wanted > 1 and points % wanted == 1:
+def _batch_size(samples: int, wanted: int) -> int:
+    """`wanted`, or the next larger size whose last batch is not a single sample, with which BatchNorm would fail."""
+    while wanted > 1 and samples % wanted == 1:
         wanted += 1
     return wanted
 
 
 def run_all(jobs: Sequence[Job], workers: int, finished: Callable[[Job], None]) -> None:
-    """Run the jobs, in processes of their own where there are several of both.
+    """Run the jobs, in separate processes if there are several jobs and workers.
 
-    The threads are shared out among `workers`, however many are at work: sums of floats depend on their number.
+    Each job uses the same number of threads, the present number divided by `workers`, even if fewer processes run: the
+    rounding of sums depends on the number of threads.
     """
     threads = max(1, torch.get_num_threads() // workers)
     if min(workers, len(jobs)) <= 1:
@@ -221,7 +226,7 @@ def _start_worker(threads: int) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_with_parent() -> None:  # an orphan would write checkpoints that a later removal has made stale
+    def end_with_parent() -> None:  # without its parent, a worker would write checkpoints that may be outdated
         parent.join()
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""SISA: an ensemble that forgets exactly, by retraining only what saw the points to forget."""
+"""SISA: an ensemble that forgets exactly, by retraining only the models that were trained on the forget set."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from unlearnx.models.training import Training
 
 Aggregate = Literal["vote", "mean"]
 
-FORMAT = 1  # of the folder
-STATE = "sisa.json"
-BATCH_SIZE = 256  # of predictions
+FOLDER_FORMAT = 1
+STATE_FILE = "sisa.json"
+PREDICTION_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
 class SISACost:
-    """What a removal retrains.
+    """The cost of a removal.
 
     Attributes:
-        retrained_slices: as (shard, slice).
-        samples: samples visited by training, counted with repetition.
-        full_samples: those that training everything would visit.
+        retrained_slices: the slices to retrain, as (shard, slice).
+        samples: samples visited in retraining, summed over epochs.
+        full_samples: samples visited in training everything anew, summed over epochs.
 
     Example:
         >>> SISACost(retrained_slices=((0, 1), (0, 2)), samples=20, full_samples=200).share
@@ -65,16 +65,16 @@ class SISACost:
 
     @property
     def share(self) -> float:
-        """Samples visited, as a share of those that training everything would visit."""
+        """``samples / full_samples``."""
         return self.samples / self.full_samples
 
 
 @dataclass(frozen=True)
 class SISAOutcome(SISACost):
-    """What a removal has retrained.
+    """The cost of a completed :meth:`SISA.fit` or :meth:`SISA.remove`.
 
     Attributes:
-        seconds: wall-clock time of the whole call.
+        seconds: wall-clock time of the call.
 
     Example:
         >>> SISAOutcome(retrained_slices=((0, 1),), samples=10, full_samples=200, seconds=0.2).share
@@ -86,18 +86,18 @@ class SISAOutcome(SISACost):
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The data with what has been removed from it."""
+    """The data, the removed samples, and the assignment of the others to shards."""
 
     x: Tensor
     y: Tensor
-    points: list[bytes]
+    hashes: list[bytes]
     removed: frozenset[int]
     shards: list[Shard]
 
     @property
     def checksum(self) -> str:
-        """Of the points that are left, in their order; the rows of removed ones may hold anything."""
-        retained = (point for i, point in enumerate(self.points) if i not in self.removed)
+        """Checksum of the remaining samples in their order; the content of removed samples does not matter."""
+        retained = (content for i, content in enumerate(self.hashes) if i not in self.removed)
         return hashlib.blake2b(b"".join(retained), digest_size=16).hexdigest()
 
 
@@ -105,43 +105,44 @@ class _Fitted:
 class SISA:
     """Sharded, isolated, sliced and aggregated training.
 
-    The points are dealt out to shards, each of which trains a constituent of its own, slice after slice, with a
-    checkpoint after each. Removing a point retrains its shard from its slice on. The result is that of
-    training without the point, to the bit: ``fit(data)`` and ``remove(i)`` end in the same files as ``fit`` on data
-    that never had row i, on the same kind of device with the same number of threads.
+    The samples are divided into shards. Each shard trains one model of an ensemble, its constituent, slice after slice,
+    and saves a checkpoint after each slice. Removing a sample retrains its shard from the sample's slice on. The result
+    equals training without the sample, bit for bit: ``fit(data)`` and ``remove([i])`` give the same files as ``fit`` on
+    data without sample i, on the same kind of device with the same number of threads.
 
-    Other methods are called as ``method(model, request)``. SISA is not: it cannot forget what a model has learned that
-    was trained in another way, so it trains its own.
+    Other methods are called as ``method(model, request)``. SISA is not, because it works only for an ensemble that it
+    has trained itself.
 
-    The folder survives being killed. A removal is recorded before anything else is done; checkpoints are named after
-    the points that they have seen, so that those of points now removed are known by their names, and deleted before
-    retraining begins. Whatever is missing is trained by :meth:`open`. Only one program may work on a folder at a time.
+    The process may be killed at any time. A removal is recorded in the folder before anything else is done. Names of
+    checkpoints contain a hash of the samples that they were trained on, so that checkpoints of removed samples are
+    recognised, and they are deleted before retraining begins. :meth:`open` trains whatever is missing. Only one program
+    may use a folder at a time.
 
-    Each slice is a training of its own, with its own optimizer and learning rate schedule. (The published code keeps
-    the optimizer from slice to slice, but not in a checkpoint: its retraining is not that of training from scratch.)
-    Batches grow a little where the last one would be a single sample, and a constituent of fewer than two points is
-    left out. Constituents see few points: expect a loss of accuracy that grows with the number of shards.
+    Each slice is trained with a new optimizer and its own learning rate schedule. (The published code keeps the
+    optimizer from slice to slice but does not save it, so that its retraining differs from training from scratch.) The
+    batch size grows a little if the last batch would be a single sample, and shards of fewer than two samples have no
+    constituent. Constituents are trained on few samples: accuracy falls as the number of shards grows.
 
-    Under ``torchrun`` the shards that have to be trained are dealt out to the ranks, which make the same calls and
-    share the folder.
+    Under ``torchrun`` the shards to train are divided among the processes, which must make the same calls and have
+    access to the same folder.
 
     Args:
         factory: builds an untrained model that maps x to class scores (N, classes).
-        folder: of the checkpoints.
-        shards: constituents.
-        slices: of each shard.
-        aggregate: ``"vote"`` counts the classes that the constituents predict, ``"mean"`` takes the mean of their
-            probabilities.
-        training: recipe of every constituent. Its epochs are passes over a whole shard, whatever the number of
+        folder: folder of the checkpoints.
+        shards: number of shards.
+        slices: number of slices of each shard.
+        aggregate: ``"vote"`` predicts the class that most constituents predict, ``"mean"`` the class with the largest
+            mean probability.
+        training: training settings of every constituent. Its epochs are passes over a whole shard, for any number of
             slices; its seed is not used.
-        seed: of the division, the initial parameters and the order of samples.
-        workers: processes that train shards. They import what they need: `factory` and the loss are to be importable,
-            and a script needs ``if __name__ == "__main__":``.
-        device: to train and predict on; None leaves models where the factory makes them.
+        seed: seed of the assignment to shards, of the initial parameters and of the order of samples.
+        workers: number of processes that train shards. If more than 1, `factory` and the loss must be importable, and a
+            script needs ``if __name__ == "__main__":``.
+        device: device to train and predict on; None for the one that the factory puts models on.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Raises:
-        ValueError: an argument does not fit.
+        ValueError: an argument is out of range, or the factory does not return a new module at every call.
 
     Source: Bourtoule et al., "Machine Unlearning", S&P 2021.
 
@@ -174,8 +175,8 @@ class SISA:
             _check_importable(factory=self.factory, loss_fn=self.training.loss_fn)
         model = self._untrained(0)
         if model is self._untrained(0):
-            raise ValueError("factory: gave the same model twice, expected a new one at every call")
-        self._architecture, self._home = _architecture(model), model_device(model)
+            raise ValueError("factory: returned the same model twice, expected a new one at every call")
+        self._architecture, self._device = _architecture(model), model_device(model)
         self._fitted: _Fitted | None = None
         self._constituents: dict[str, nn.Module] = {}
 
@@ -191,22 +192,20 @@ class SISA:
         device: torch.device | str | None = None,
         progress: bool = False,
     ) -> SISA:
-        """Go on with a folder, and finish what was interrupted: training of the whole or after a removal.
+        """Load an ensemble from its folder, and finish training that was interrupted.
 
         Args:
-            folder: that :meth:`fit` was given.
-            factory: the same as then.
-            data: the same as then; the rows of removed points are not used, and may have been overwritten.
-            loss_fn: the same as then.
-            workers: as of :class:`SISA`, like the others.
-            device: may be another.
-            progress: show a progress bar.
+            folder: the folder of the ensemble.
+            factory: the same factory as for :meth:`fit`.
+            data: the same data as for :meth:`fit`; removed samples are not read, and may have been overwritten.
+            loss_fn: the same loss as for :meth:`fit`.
+            workers, device, progress: see :class:`SISA`; they may differ from those of :meth:`fit`.
 
         Raises:
-            FileNotFoundError: the folder holds no SISA.
-            ValueError: the factory, the data or the loss are others than those of :meth:`fit`.
+            FileNotFoundError: the folder holds no ensemble.
+            ValueError: the factory, the data or the loss differ from those of :meth:`fit`.
         """
-        state = _read(Path(folder) / STATE)
+        state = _read(Path(folder) / STATE_FILE)
         recipe = state["recipe"]
         training = dict(recipe["training"])
         if training["autocast"] is not None:
@@ -223,14 +222,16 @@ class SISA:
             device,
             progress,
         )
-        with distributed.failing_together(sisa._home):
+        with distributed.failing_together(sisa._device):
             sisa._check_recipe(recipe)
             x, y = Samples(data).read(slice(None))
             if len(x) != state["points"]:
-                raise ValueError(f"data: has {len(x)} points, expected the {state['points']} of {folder}")
+                raise ValueError(f"data: has {len(x)} samples, expected the {state['points']} of {folder}")
             fitted = sisa._divided(x, y, digests(x, y), frozenset(state["removed"]))
             if fitted.checksum != state["checksum"]:
-                raise ValueError(f"data: differs from that of {folder} in points that are left, or in their order")
+                raise ValueError(
+                    f"data: the samples that were not removed, or their order, differ from those of {folder}"
+                )
         sisa._fitted = fitted
         sisa._finish()
         return sisa
@@ -242,45 +243,48 @@ class SISA:
             data: pairs (x, y); held in memory as tensors.
 
         Raises:
-            FileExistsError: the folder holds a SISA already.
-            ValueError: there are fewer points than slices in all.
+            FileExistsError: the folder holds an ensemble already.
+            ValueError: there are fewer samples than shards * slices.
             FloatingPointError: the loss of an epoch is not finite.
         """
         start = time.perf_counter()
-        with self._once() as first:
+        with self._first_process_only() as first:
             if first and self._file.exists():
-                raise FileExistsError(f"{self._file.parent} holds a SISA already; SISA.open goes on with it")
+                raise FileExistsError(f"{self._file.parent} holds an ensemble already; load it by SISA.open")
             x, y = Samples(data).read(slice(None))
             if len(x) < self.shards * self.slices:
                 raise ValueError(
-                    f"data: has {len(x)} points, expected at least shards * slices = {self.shards} * {self.slices}"
+                    f"data: has {len(x)} samples, expected at least shards * slices = {self.shards} * {self.slices}"
                 )
             fitted = self._divided(x, y, digests(x, y), frozenset())
         self._commit(fitted)
         return self._outcome(self._finish(), start)
 
     def remove(self, indices: Sequence[int] | Tensor) -> SISAOutcome:
-        """Forget points, and retrain what has seen them.
+        """Forget samples, and retrain the slices that were trained on them.
 
         Args:
-            indices: of points in the data that :meth:`fit` was given.
+            indices: indices of the samples in the data of :meth:`fit`.
 
         Raises:
-            ValueError: no indices, some out of range, given twice or removed before, or too few points would be left.
-            RuntimeError: there is nothing to remove from, or another program has changed the folder.
-            FloatingPointError: the loss of an epoch is not finite; the removal stands, and predictions are refused.
+            ValueError: no indices, some out of range, given twice or removed before, or too few samples would be left.
+            RuntimeError: :meth:`fit` was not called, or another program has changed the folder.
+            FloatingPointError: the loss of an epoch is not finite; the samples are removed, but predictions raise until
+                :meth:`open` has trained what is missing.
         """
         start = time.perf_counter()
-        with self._once() as first:
+        with self._first_process_only() as first:
             after = self._without(indices)
-            if first and frozenset(_read(self._file)["removed"]) != self._ready.removed:
-                raise RuntimeError(f"{self._file}: another program has removed points; open the folder anew")
+            if first and frozenset(_read(self._file)["removed"]) != self._fitted_data.removed:
+                raise RuntimeError(
+                    f"{self._file}: another program has removed samples; load the folder again by SISA.open"
+                )
         self._commit(after)
         return self._outcome(self._finish(), start)
 
     def cost(self, indices: Sequence[int] | Tensor) -> SISACost:
-        """What :meth:`remove` would retrain; raises as it does."""
-        before, after = self._ready.shards, self._without(indices).shards
+        """The cost of :meth:`remove` for these indices; raises the same errors."""
+        before, after = self._fitted_data.shards, self._without(indices).shards
         return self._cost(
             [(s, r) for s in range(self.shards) for r in range(self.slices) if before[s].keys[r] != after[s].keys[r]],
             after,
@@ -288,37 +292,36 @@ class SISA:
 
     @property
     def removed(self) -> list[int]:
-        """Indices of the points removed so far, ascending."""
-        return sorted(self._ready.removed)
+        """Indices of the samples removed so far, ascending."""
+        return sorted(self._fitted_data.removed)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Class of every row of `x`, int64 (N,), on the CPU.
+        """Class of each sample in `x`, int64 (N,), on the CPU.
 
-        Of classes with as many votes that with the larger mean probability is taken.
+        Ties between votes are broken by the mean probability.
 
         Raises:
-            ValueError: `x` has not the shape of the data, or a constituent gives no finite class scores.
-            RuntimeError: there is no trained ensemble.
+            ValueError: `x` has another shape than the data, or a constituent returns no finite class scores.
+            RuntimeError: the ensemble is not trained.
         """
-        return self._aggregated(x)[1].argmax(1)
+        return self._aggregate_outputs(x)[1].argmax(1)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Probabilities of the classes, float64 (N, classes), on the CPU: mean ones, or shares of the votes.
+        """Mean probabilities of the classes, or fractions of the votes, float64 (N, classes), on the CPU.
 
         Raises:
-            ValueError: as of :meth:`predict`.
-            RuntimeError: as of :meth:`predict`.
+            ValueError, RuntimeError: as :meth:`predict`.
         """
-        return self._aggregated(x)[0]
+        return self._aggregate_outputs(x)[0]
 
     @property
     def _file(self) -> Path:
-        return Path(self.folder) / STATE
+        return Path(self.folder) / STATE_FILE
 
     @property
-    def _ready(self) -> _Fitted:
+    def _fitted_data(self) -> _Fitted:
         if self._fitted is None:
-            raise RuntimeError("SISA has no data yet; call fit(), or SISA.open() for a folder that has been fitted")
+            raise RuntimeError("SISA has no data yet; call fit(), or SISA.open() for a folder of a fitted ensemble")
         return self._fitted
 
     def _untrained(self, shard: int) -> nn.Module:
@@ -329,7 +332,7 @@ class SISA:
 
     @property
     def _recipe(self) -> dict[str, Any]:
-        """Everything but the data that a checkpoint depends on."""
+        """Everything that a checkpoint depends on, except for the data."""
         kept = {k: v for k, v in vars(self.training).items() if k not in ("loss_fn", "seed", "progress")}
         autocast = self.training.autocast
         kept["autocast"] = None if autocast is None else str(autocast).removeprefix("torch.")
@@ -355,45 +358,45 @@ class SISA:
                 f"loss_fn: is {_name(self.training.loss_fn)}, but {self.folder} was fitted with {recipe['loss']}"
             )
 
-    def _divided(self, x: Tensor, y: Tensor, points: list[bytes], removed: frozenset[int]) -> _Fitted:
-        retained = (i for i in range(len(points)) if i not in removed)
+    def _divided(self, x: Tensor, y: Tensor, hashes: list[bytes], removed: frozenset[int]) -> _Fitted:
+        retained = (i for i in range(len(hashes)) if i not in removed)
         recipe = json.dumps(self._recipe, sort_keys=True)
-        shards = divide(points, retained, self.shards, self.slices, seed=self.seed, recipe=recipe)
-        return _Fitted(x, y, points, removed, shards)
+        shards = divide(hashes, retained, self.shards, self.slices, seed=self.seed, recipe=recipe)
+        return _Fitted(x, y, hashes, removed, shards)
 
     def _without(self, indices: Sequence[int] | Tensor) -> _Fitted:
-        now = self._ready
-        more = Request.remove((now.x, now.y), indices).forget.tolist()
-        again = now.removed.intersection(more)
-        if again:
-            raise ValueError(f"indices: point {min(again)} was removed before")
-        after = self._divided(now.x, now.y, now.points, now.removed.union(more))
-        if not any(shard.votes for shard in after.shards):
-            raise ValueError("indices: leaves no shard with two points, expected some to retain")
+        now = self._fitted_data
+        indices_to_remove = Request.remove((now.x, now.y), indices).forget.tolist()
+        removed_before = now.removed.intersection(indices_to_remove)
+        if removed_before:
+            raise ValueError(f"indices: sample {min(removed_before)} was removed before")
+        after = self._divided(now.x, now.y, now.hashes, now.removed.union(indices_to_remove))
+        if not any(shard.can_train for shard in after.shards):
+            raise ValueError("indices: leaves no shard with at least two samples, expected at least one such shard")
         return after
 
     @contextmanager
-    def _once(self) -> Iterator[bool]:
-        """Whether this process does the work; the others wait, and fail where it fails."""
-        with distributed.failing_together(self._home):
+    def _first_process_only(self) -> Iterator[bool]:
+        """Whether this process is to do the work; the others wait for it, and raise if it raises."""
+        with distributed.failing_together(self._device):
             yield distributed.is_first()
 
     def _commit(self, fitted: _Fitted) -> None:
-        """Record the data and what is removed from it: from here on that is what the folder has to hold."""
+        """Record the data and the removed samples in the folder; its checkpoints are outdated until :meth:`_finish`."""
         state = {
-            "format": FORMAT,
+            "format": FOLDER_FORMAT,
             "recipe": self._recipe,
             "aggregate": self.aggregate,
-            "points": len(fitted.points),
+            "points": len(fitted.hashes),
             "removed": sorted(fitted.removed),
             "checksum": fitted.checksum,
         }
         text = json.dumps(state, indent=1).encode()
-        with distributed.failing_together(self._home):
-            own = torch.tensor(derived_seed(text.hex()), device=self._home)
+        with distributed.failing_together(self._device):
+            own = torch.tensor(derived_seed(text.hex()), device=self._device)
             if distributed.broadcast_(own.clone()) != own:
                 raise ValueError("indices or data: differ between the processes, expected the same in all of them")
-        with self._once() as first:
+        with self._first_process_only() as first:
             if first:
                 write_atomically(self._file, lambda file: file.write(text))
         self._fitted = fitted
@@ -401,37 +404,41 @@ class SISA:
         self._constituents = {key: model for key, model in self._constituents.items() if key in current}
 
     def _finish(self) -> list[tuple[int, int]]:
-        """Delete what the folder should not hold, and train what it lacks; returns that."""
-        fitted = self._ready
+        """Delete outdated checkpoints and train the missing ones; returns the slices that were trained."""
+        fitted = self._fitted_data
         names = [
             [self._checkpoint(s, key, r) for r, key in enumerate(shard.keys)] for s, shard in enumerate(fitted.shards)
         ]
-        with self._once() as first:
+        with self._first_process_only() as first:
             if first:
-                self._sweep({file for files in names for file in files})
-            # Before anyone trains: all are to find the same files missing.
+                self._delete_outdated({file for files in names for file in files})
+            # Found before any process trains, so that all processes find the same checkpoints missing.
             jobs = [job for s, files in enumerate(names) if (job := self._job(s, files)) is not None]
         own = list(distributed.round_robin(jobs))
         with (
-            distributed.failing_together(self._home),
+            distributed.failing_together(self._device),
             progress_bar("training slices", sum(len(job.slices) for job in own), self.progress) as advance,
         ):
             run_all(own, self.workers, lambda job: advance(len(job.slices)))
-        return [place for job in jobs for place in job.slices]
+        return [trained for job in jobs for trained in job.slices]
 
-    def _sweep(self, current: set[Path]) -> None:
-        """Delete checkpoints that saw removed points, and what a killed program left half written."""
+    def _delete_outdated(self, current: set[Path]) -> None:
+        """Delete checkpoints that are not `current`, and incomplete files of a program that was killed."""
         folder = Path(self.folder)
-        for file in [*folder.glob("shard-*/slice-*"), *folder.glob("shard-*/.slice-*"), *folder.glob(f".{STATE}.*")]:
+        for file in [
+            *folder.glob("shard-*/slice-*"),
+            *folder.glob("shard-*/.slice-*"),
+            *folder.glob(f".{STATE_FILE}.*"),
+        ]:
             if file not in current:
                 file.unlink()
 
     def _job(self, s: int, files: list[Path]) -> Job | None:
-        """What shard `s` lacks, if anything."""
+        """The training that shard `s` needs; None if its checkpoints are complete."""
         first = next((r for r, file in enumerate(files) if not file.exists()), None)
         if first is None:
             return None
-        fitted = self._ready
+        fitted = self._fitted_data
         shard = fitted.shards[s]
         x, y = (t[shard.indices].cpu() for t in (fitted.x, fitted.y))
         return Job(self.factory, self.training, self.device, self.seed, s, first, files, shard.stops, x, y)
@@ -442,28 +449,30 @@ class SISA:
         return SISACost(tuple(slices), sum(visits[s][r] for s, r in slices), sum(map(sum, visits)))
 
     def _outcome(self, slices: list[tuple[int, int]], start: float) -> SISAOutcome:
-        cost = self._cost(slices, self._ready.shards)
+        cost = self._cost(slices, self._fitted_data.shards)
         return SISAOutcome(**vars(cost), seconds=time.perf_counter() - start)
 
     def _ensemble(self) -> list[nn.Module]:
         models = []
-        for s, shard in enumerate(self._ready.shards):
+        for s, shard in enumerate(self._fitted_data.shards):
             key = shard.keys[-1]
-            if not shard.votes:
+            if not shard.can_train:
                 continue
             if key not in self._constituents:
                 file = self._checkpoint(s, key, self.slices - 1)
                 if not file.exists():
-                    raise RuntimeError(f"shard {s} is not trained, as training was interrupted; SISA.open finishes it")
+                    raise RuntimeError(
+                        f"shard {s} is not trained, because training was interrupted; SISA.open finishes it"
+                    )
                 model = self._untrained(s)
                 load(model, file)
                 self._constituents[key] = model.eval()
             models.append(self._constituents[key])
         return models
 
-    def _aggregated(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities of the classes, and scores that differ from them where votes are tied, (N, classes) each."""
-        shape = self._ready.x.shape[1:]
+    def _aggregate_outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of the classes, and scores that break ties between votes, (N, classes) each."""
+        shape = self._fitted_data.x.shape[1:]
         if not isinstance(x, Tensor) or x.shape[1:] != shape or x.dim() == 0:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x: is {got}, expected a tensor of shape (N, {', '.join(map(str, shape))})")
@@ -475,29 +484,29 @@ class SISA:
             if self.aggregate == "mean":
                 return mean.cpu(), mean.cpu()
             votes = F.one_hot(each.argmax(2), each.shape[2]).double().mean(0)
-            return votes.cpu(), (votes + mean / (2 * len(each))).cpu()  # less than half a vote
+            return votes.cpu(), (votes + mean / (2 * len(each))).cpu()  # breaks ties: adds less than half a vote
 
-        probabilities, scores = zip(*each_batch(models, (x, x), BATCH_SIZE, None, aggregate), strict=True)
+        probabilities, scores = zip(*each_batch(models, (x, x), PREDICTION_BATCH_SIZE, None, aggregate), strict=True)
         return torch.cat(probabilities), torch.cat(scores)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The state of a folder.
+    """The recorded state of a folder.
 
     Raises:
-        FileNotFoundError: it has none.
-        ValueError: it is of another version.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another format.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; SISA.fit makes it")
+        raise FileNotFoundError(f"{file}: no such file; SISA.fit writes it")
     state = json.loads(file.read_text())
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{file}: has format {state.get('format')}, expected {FORMAT}")
+    if state.get("format") != FOLDER_FORMAT:
+        raise ValueError(f"{file}: has format {state.get('format')}, expected {FOLDER_FORMAT}")
     return state
 
 
 def _architecture(model: nn.Module) -> dict[str, str]:
-    """Types of the modules, dtypes and shapes of the tensors, by their names."""
+    """By name, the types of the modules and the dtypes and shapes of the tensors in the state dict."""
     modules = {name or "model": type(module).__name__ for name, module in model.named_modules()}
     tensors = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
     return modules | {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
@@ -508,7 +517,7 @@ def _name(loss_fn: Loss) -> str:
 
 
 def _check_importable(**callables: Any) -> None:
-    """Refuse what worker processes cannot be sent.
+    """Refuse callables that cannot be sent to worker processes.
 
     Raises:
         ValueError: the message names the argument.
@@ -518,6 +527,6 @@ def _check_importable(**callables: Any) -> None:
             pickle.dumps(value)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"{name}: cannot be sent to worker processes ({error}); define it at the top of a module, "
-                "neither as a lambda nor inside of a function, or take workers=1"
+                f"{name}: cannot be sent to worker processes ({error}); define it at the top level of a "
+                "module, not as a lambda or inside of a function, or use workers=1"
             ) from error

@@ -16,23 +16,23 @@ from unlearnx.ops.ssd_dampen import ssd_dampen_
 
 @dataclass
 class SSD(Method):
-    """Dampen the parameters that matter much more to the forget set than to the training set.
+    """Dampen the parameters that are much more important to the forget set than to the training set.
 
     Args:
-        alpha: how many times more important to the forget set a parameter has to be; ``"auto"`` takes the percentile
-            ``100 - ln(1 + 100 |forget| / |all|)`` of these ratios, so that the larger the forget set, the more
-            parameters are dampened.
+        alpha: a parameter is dampened if its importance to the forget set is more than ``alpha`` times that to the
+            training set. ``"auto"`` takes the percentile ``100 - ln(1 + 100 |forget| / |all|)`` of the ratios: the
+            larger the forget set, the more parameters are dampened.
         lam: dampening constant.
-        fisher_type: of the importances, as in :func:`unlearnx.curvature.fisher_diagonal`; ``"batch"`` is what the
-            published code computes, and depends on ``batch_size``; ``"label_free"`` is the squared gradient of the
-            squared length of the output, which needs no labels.
+        fisher_type: importance measure, as in :func:`unlearnx.curvature.fisher_diagonal`; ``"batch"`` is that of the
+            published code, and depends on ``batch_size``; ``"label_free"`` is the squared gradient of the squared norm
+            of the output, which needs no labels.
 
     Raises:
         ValueError: a number is negative or not finite, or ``fisher_type`` is unknown.
 
     Source: Foster, Schoepf and Brintrup, AAAI 2024; ``alpha="auto"``: Schoepf, Foster and Brintrup, "Parameter-Tuning-
     Free Data Entry Error Unlearning with Adaptive Selective Synaptic Dampening", 2024; ``"label_free"``: Foster et al.,
-    "Loss-Free Machine Unlearning", 2024, which averages absolute gradients where this averages their squares.
+    "Loss-Free Machine Unlearning", 2024, which averages absolute gradients instead of their squares.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
@@ -68,17 +68,19 @@ class SSD(Method):
                 self.lam,
             )
         if not counts.any():
-            raise NotApplied(f"no parameter matters more than alpha={alpha} times as much to the forget set")
+            raise NotApplied(
+                f"no parameter is more than alpha={alpha} times as important to the forget set as to the training set"
+            )
         info["dampened"] = dict(zip(work.names, counts.tolist(), strict=True))
         info["dampened_share"] = int(counts.sum()) / sum(p.numel() for p in chosen)
 
 
 def automatic_alpha(importance: Importance, work: Work) -> float:
-    """The percentile of the ratios of importance that adaptive SSD takes for its threshold."""
+    """The threshold of adaptive SSD: a percentile of the ratios of the importances, see :class:`SSD`."""
     ratios = torch.cat([(importance.forget[name] / importance.full[name]).flatten() for name in work.names])
     ratios = ratios[ratios.isfinite()]
     if not len(ratios):
-        raise NotApplied("no parameter matters to the training set")
-    share = len(work.request.forget) / len(work.request.dataset)  # type: ignore[arg-type]
-    above = int(len(ratios) * math.log1p(100 * share) / 100)
+        raise NotApplied("all importances to the training set are 0 or not finite, so their ratios have no percentile")
+    fraction = len(work.request.forget) / len(work.request.dataset)  # type: ignore[arg-type]
+    above = int(len(ratios) * math.log1p(100 * fraction) / 100)
     return float(ratios.kthvalue(max(1, len(ratios) - above)).values)

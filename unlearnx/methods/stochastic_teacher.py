@@ -16,27 +16,26 @@ from unlearnx.methods.training_method import TrainedMethod
 
 @dataclass
 class StochasticTeacher(TrainedMethod):
-    """Erase by learning from a network with random weights, then rebuild under the eyes of the original model.
+    """Learn the outputs of a random network on the forget set, then train on the rest close to the original model.
 
-    First the model imitates a random network on the forget set; then it learns the corrected data, or the points that
-    stay, by ``loss + alpha * KL(original || model)``.
+    The second phase trains on the corrected data, or the retain set, with ``loss + alpha * KL(original || model)``.
 
     Args:
         alpha: weight of the divergence from the original model's outputs.
-        erase_epochs: passes over the forget set.
-        erase_lr: peak learning rate of erasing.
-        epochs: passes over the data in rebuilding; 0 leaves the model erased.
-        lr: peak learning rate of rebuilding.
+        erase_epochs: passes over the forget set in the first phase.
+        erase_lr: peak learning rate of the first phase.
+        epochs: passes over the data in the second phase; 0 skips it.
+        lr: peak learning rate of the second phase.
 
     Raises:
-        ValueError: a number is out of range, or a module of the model cannot be reset.
+        ValueError: a number is out of range, or a module of the model has no ``reset_parameters()``.
 
     Source: Zhang et al., "Machine Unlearning by a Stochastic Teacher Network" ("Erasing and Reconstruction"), 2023.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
         >>> outcome = StochasticTeacher(erase_epochs=1, epochs=1)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
-        >>> outcome.gradient_evaluations  # 6 points to erase, 54 to rebuild from
+        >>> outcome.gradient_evaluations  # 6 samples in the first phase, 54 in the second
         60
     """
 
@@ -54,15 +53,15 @@ class StochasticTeacher(TrainedMethod):
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (forgotten, _), (x, y) = materialize(work.request.forget_set), materialize(work.target)
         original = Teacher(work.model, x, self) if self.epochs else None
-        stranger = Teacher(random_network(work.model, self.seed), forgotten, self)
+        random_teacher = Teacher(random_network(work.model, self.seed), forgotten, self)
         self._train(
             work,
             info,
             self.erase_epochs,
             self.erase_lr,
             data=(forgotten, torch.arange(len(forgotten))),
-            loss_fn=stranger.divergence,
-            still=True,
+            loss_fn=random_teacher.divergence,
+            eval_mode=True,
         )
         if original is not None:
             loss = labels_and_teacher(work, y, original, label_weight=1.0, teacher_weight=self.alpha)

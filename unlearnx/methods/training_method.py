@@ -1,4 +1,4 @@
-"""What the methods that train have in common."""
+"""The base class of methods that train the model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from unlearnx.models.training import Training
 
 @dataclass(kw_only=True)
 class TrainedMethod(Method):
-    """A method that trains; the model is given back in its old modes.
+    """A method that trains; afterwards all modules are in the train or eval mode that they had before.
 
     Args:
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
     """
 
     _needs_eval: ClassVar[bool] = False
@@ -36,7 +36,7 @@ class TrainedMethod(Method):
             raise NotApplied(str(error)) from error
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        """Train ``work.model``; a FloatingPointError means that nothing is applied."""
+        """Train ``work.model``; where this raises FloatingPointError, the method is reported as not applied."""
         raise NotImplementedError
 
     def _train(
@@ -49,12 +49,14 @@ class TrainedMethod(Method):
         data: Data | None = None,
         loss_fn: Loss | None = None,
         anchor: float = 0.0,
-        still: bool = False,
+        eval_mode: bool = False,
     ) -> None:
-        """Train on `data`, or on the corrected data, by `loss_fn`, or by the method's own.
+        """Train the model.
 
-        A `still` model stays in eval mode. The statistics of BatchNorm would otherwise follow data that is to be
-        forgotten.
+        Args:
+            data: the data; None for the corrected data, or the retain set.
+            loss_fn: the loss; None for the method's own.
+            eval_mode: train in eval mode. BatchNorm would otherwise add statistics of the forget set to its own.
         """
         data = work.target if data is None else data
         training = Training(
@@ -69,17 +71,20 @@ class TrainedMethod(Method):
             seed=self.seed + info.get("trainings", 0),
             progress=self.progress,
         )
-        with _training(work.model, set() if still else set(work.names)):
+        with _train_mode(work.model, set() if eval_mode else set(work.names)):
             info["training_seconds"] = info.get("training_seconds", 0.0) + training.run(work.model, data)
         info["trainings"] = info.get("trainings", 0) + 1
         work.gradient_evaluations += epochs * size(data)
 
 
 @contextmanager
-def _training(model: nn.Module, chosen: set[str]) -> Iterator[None]:
-    """Modules of which all parameters are chosen are in train mode; those without any, where something is chosen."""
+def _train_mode(model: nn.Module, chosen: set[str]) -> Iterator[None]:
+    """Modules whose parameters are all chosen are in train mode, the others in eval mode.
+
+    Modules without parameters, such as dropout, are in train mode unless nothing is chosen.
+    """
     with modes_kept(model):
         for name, module in model.named_modules():
             own = {qualified(name, p) for p, _ in module.named_parameters()}
-            module.training = bool(chosen) and own <= chosen  # without parameters: dropout
+            module.training = bool(chosen) and own <= chosen
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unlearnx.experiments.report.frame import Page
+from unlearnx.experiments.report.frame import Page, terminal_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,12 +51,8 @@ def page(audit: dict[str, Any]) -> Page:
 
 def table(audit: dict[str, Any]) -> Table:
     """Measures before and after, for the terminal."""
-    from rich.table import Table
-
-    table = Table(title=f"{audit['request']['points']:,} of {audit['request']['of']:,} points to forget")
-    table.add_column("measure")
-    for model in audit["measures"]:
-        table.add_column(model, justify="right")
+    title = f"{audit['request']['points']:,} of {audit['request']['of']:,} samples to forget"
+    table = terminal_table(title, "measure", *audit["measures"])
     for measure in _measures(audit):
         table.add_row(measure.title, *(measure.show(values) for values in audit["measures"].values()))
     return table

@@ -27,7 +27,7 @@ def page(result: dict[str, Any]) -> Page:
 
 def table(result: dict[str, Any]) -> Table:
     """Exposures, accuracies and costs, for the terminal."""
-    table = new_table(result, "exposure, bits", "at least", "written", "accuracy", "change", "seconds", "speedup")
+    table = new_table(result, "exposure\nbits", "at least\nbits", "written", "accuracy", "change", "seconds", "speedup")
     for name in _models(result):
         s = result["summary"][name]
         cells = [f"{s['exposure']:.1f}", f"{s['lower_bound']:.1f}", f"{s['contains']} of {len(result['runs'])}"]

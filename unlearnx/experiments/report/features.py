@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnx.experiments.report.frame import Page, new_figure, percent, to_svg
+from unlearnx.experiments.report.frame import Page, new_figure, terminal_table, to_svg
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,17 +24,16 @@ def page(result: dict[str, Any]) -> Page:
 
 def table(result: dict[str, Any]) -> Table:
     """Residuals, fidelity and costs, for the terminal."""
-    from rich.table import Table
-
-    table = Table(title=f"{result['experiment']}, means over {len(result['runs'])} draws")
-    for column in ("features", "model", "gradient residual", "agreement", "accuracy", "seconds", "speedup"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    columns = ("features", "gradient\nresidual", "agreement\n%", "accuracy\n%", "seconds", "speedup")
+    title = f"{result['experiment']}, means over {len(result['runs'])} draws"
+    table = terminal_table(title, "model", *columns)
     for count, models in result["summary"].items():
         for row, (name, s) in enumerate(models.items()):
-            cells = [f"{s['residual']:.2g}" if "residual" in s else "", percent(s["agreement"]), percent(s["accuracy"])]
+            cells = [f"{s['residual']:.2g}" if "residual" in s else ""]
+            cells += [f"{100 * s[key]:.2f}" for key in ("agreement", "accuracy")]
             if "seconds" in s:
                 cells += [f"{s['seconds']:.3f}", f"{s['speedup']:.1f}x"]
-            table.add_row("" if row else count, name, *cells)
+            table.add_row(name, "" if row else count, *cells)
     return table
 
 

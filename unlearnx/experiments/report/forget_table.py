@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnx.experiments.report.frame import named, new_table
+from unlearnx.experiments.report.frame import named, new_table, terminal_table
 from unlearnx.experiments.report.table_columns import models_by_gap
 
 if TYPE_CHECKING:
@@ -23,24 +23,18 @@ SHOWN = {
 def table(result: dict[str, Any]) -> Table:
     """Measures against retraining, the winner, the Pareto front and warnings, for the terminal."""
     columns = [f"{title}\n{result['measures'][key]['unit']}" for key, title in SHOWN.items()]
-    table = new_table(result, *columns, over="means and 95 % intervals over")
+    table = new_table(result, *columns, over="means over")
     for name in models_by_gap(result):
         style = "bold" if name == result["winner"] else None
         table.add_row(_label(result, name).replace(" (", "\n("), *_numbers(result, name), style=style)
-    table.columns[0].no_wrap = True  # numbers may wrap, names not
     table.caption = "\n".join(_verdict(result))
-    table.caption_justify, table.caption_style = "left", ""
     return table
 
 
 def comparison(recorded: dict[str, Any], repeated: dict[str, Any], changed: list[str]) -> Table:
     """Recorded measures of a trial, where there are any, beside those of its repetition, for the terminal."""
-    from rich.table import Table
-
-    table = Table(title=f"{repeated['recipe']['model']}, seed {repeated['recipe']['seed']}")
-    table.add_column("measure")
-    for column in ("recorded", "repeated", ""):
-        table.add_column(column, justify="right")
+    title = f"{repeated['recipe']['model']}, seed {repeated['recipe']['seed']}"
+    table = terminal_table(title, "measure", "recorded", "repeated", "")
     for key, new in repeated["measures"].items():
         old = recorded.get("measures", {}).get(key)
         numbers = ("" if value is None else f"{value:.10g}" for value in (old, new))
@@ -49,11 +43,12 @@ def comparison(recorded: dict[str, Any], repeated: dict[str, Any], changed: list
 
 
 def _numbers(result: dict[str, Any], name: str) -> list[str]:
-    """Means of the measures of a model, with halves of their intervals where there are several seeds."""
+    """Means of the measures of a model; the gap with half of its 95 % interval, where there are several seeds."""
     cells = []
     for key in SHOWN:
         found, scale = result["summary"][name][key], 100 if result["measures"][key]["unit"] == "%" else 1
-        margin = f" ±{scale * (found['high'] - found['mean']):.2f}" if len(result["runs"]) > 1 else ""
+        several = key == "gap" and len(result["runs"]) > 1
+        margin = f" ±{scale * (found['high'] - found['mean']):.2f}" if several else ""
         cells.append(f"{scale * found['mean']:.2f}{margin}")
     return cells
 
@@ -65,7 +60,10 @@ def _label(result: dict[str, Any], name: str) -> str:
 def _verdict(result: dict[str, Any]) -> list[str]:
     if result["winner"] is None:
         return ["No method was applied in every run."]
-    lines = [
+    lines = (
+        ["± is half of the 95 % interval; report.html has those of all measures."] if len(result["runs"]) > 1 else []
+    )
+    lines += [
         f"Closest to retraining: {result['winner']}",
         f"Best trade-offs of gap and time (Pareto front): {', '.join(result['pareto'])}",
     ]

@@ -60,14 +60,30 @@ def _inline(svg: str) -> str:
 
 
 def new_table(result: dict[str, Any], *columns: str, over: str = "medians over") -> Table:
-    """A table of models with numbers in these columns, for the terminal; `over` says what they are of the seeds."""
+    """A table of models with numbers in these columns, for the terminal.
+
+    Args:
+        result: of the experiment.
+        columns: their titles, in which a line break keeps a column narrow.
+        over: what the numbers are of the seeds.
+    """
+    runs = len(result["runs"])
+    title = result["experiment"] + (f", {over} {runs} seeds" if runs > 1 else "")
+    return terminal_table(title, "model", *columns)
+
+
+def terminal_table(title: str, name: str, *columns: str) -> Table:
+    """A table that fits a terminal of 80 columns: names on the left may wrap between words, numbers do not."""
+    from rich import box
     from rich.table import Table
 
-    runs = len(result["runs"])
-    table = Table(title=result["experiment"] + (f", {over} {runs} seeds" if runs > 1 else ""))
-    table.add_column("model")
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left"
+    )
+    table.add_column(name, vertical="top")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.caption_justify, table.caption_style = "left", ""
     return table
 
 

@@ -31,7 +31,7 @@ def page(result: dict[str, Any]) -> Page:
 
 def table(result: dict[str, Any]) -> Table:
     """Accuracies and costs, for the terminal."""
-    table = new_table(result, "test accuracy", "restored", "seconds", "speedup", "gradients")
+    table = new_table(result, "test\naccuracy", "restored", "seconds", "speedup", "gradients")
     for key in ("clean", "poisoned"):
         table.add_row(key, percent(_median(result, key, "accuracy")))
     for name, s in result["summary"].items():
@@ -78,7 +78,7 @@ def _confusion_plot(result: dict[str, Any], best: str) -> str:
     for k, (axes, (title, entry)) in enumerate(zip(figure.subplots(1, 3), panels.items(), strict=True)):
         rows = torch.tensor(entry["confusion"], dtype=torch.float64)
         shares = 100 * rows / rows.sum(1, keepdim=True).clamp(min=1)
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
         axes.set_title(f"{title}: {100 * entry['accuracy']:.1f} %", fontsize=11)
         axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
         axes.set_yticks(range(len(classes)), classes if k == 0 else [""] * len(classes), fontsize=8)

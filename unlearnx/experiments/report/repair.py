@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 REFERENCES = {
     "clean": "trained on clean data",
     "noisy": "trained on noisy data",
-    "retrained": "retrained without the points found",
+    "retrained": "retrained without the samples found",
 }
 
 
 def page(result: dict[str, Any]) -> Page:
-    """The report: scores, treatments, curves and the worst points."""
+    """The report: scores, treatments, curves and the worst samples."""
     plots = {}
     for suffix, width in (("", 1.0), ("_narrow", 0.55)):
         plots[f"precision{suffix}"] = _precision_plot(result, width)
@@ -49,7 +49,7 @@ def page(result: dict[str, Any]) -> Page:
 
 def table(result: dict[str, Any]) -> Table:
     """Accuracies and costs, for the terminal; the scores are in its caption."""
-    table = new_table(result, "test accuracy", "recovered", "failures right", "seconds", "gradients")
+    table = new_table(result, "test\naccuracy", "recovered", "failures\nright", "seconds", "gradients")
     for name, title in REFERENCES.items():
         accuracy, failures, seconds = (
             _reference(result, name, key) for key in ("accuracy", "failure_accuracy", "seconds")
@@ -90,18 +90,20 @@ def _precision_plot(result: dict[str, Any], width: float) -> str:
         recall, precision = ([100 * v for v in curve[key]] for key in ("recall", "precision"))
         axes.plot(recall, precision, color=f"C{k}", lw=1.8, label=f"{name}, AUROC {entry['auroc']:.3f}")
     found = result["runs"][0]["found"]
-    axes.plot(100 * found["recall"], 100 * found["precision"], "o", color="black", ms=7, label="points found", zorder=4)
+    axes.plot(
+        100 * found["recall"], 100 * found["precision"], "o", color="black", ms=7, label="samples found", zorder=4
+    )
     axes.axhline(100 * result["noise"]["share"], color="0.6", lw=1, ls="--", label="at random")
     axes.set_xlim(0, 101)
     axes.set_ylim(0, 104)
-    axes.set_xlabel("recall of the spoilt points, %")
+    axes.set_xlabel("recall of the spoilt samples, %")
     axes.set_ylabel("precision, %")
     _finish(figure, axes, width)
     return to_svg(figure)
 
 
 def _removal_plot(result: dict[str, Any], width: float) -> str:
-    """Test accuracy after training on without the worst points, against their number; medians over the seeds."""
+    """Test accuracy after training on without the worst samples, against their number; medians over the seeds."""
     figure = new_figure(8.6 * width, 4.2)
     axes = figure.subplots()
     runs, scores = result["runs"], list(result["scores"])
@@ -125,7 +127,7 @@ def _removal_plot(result: dict[str, Any], width: float) -> str:
         color="0.4",
     )
     axes.set_xlim(left=0)
-    axes.set_xlabel("points removed")
+    axes.set_xlabel("samples removed")
     axes.set_ylabel("test accuracy, %")
     _finish(figure, axes, width)
     return to_svg(figure)

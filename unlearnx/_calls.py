@@ -74,7 +74,7 @@ def check_call(
     x, y = (t.detach().to(device) for t in Samples(data).read(slice(0, PROBED)))
     twin = lent(model)
     devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), modes_kept(twin):
+    with torch.enable_grad(), torch.random.fork_rng(devices=devices), modes_kept(twin):
 
         def output() -> Tensor:
             buffers = {key: t.clone() for key, t in twin.named_buffers()}
@@ -82,8 +82,8 @@ def check_call(
 
         if not deterministic:
             twin.eval()  # a BatchNorm in train mode may not take as few samples
-        first = output()
-        if deterministic and first.isfinite().all() and not _alike(output(), first):
+        first = output().detach()
+        if deterministic and first.isfinite().all() and not _alike(output().detach(), first):
             raise ValueError(
                 "model: gave other outputs for the same samples when called again, expected the same; a dropout "
                 "outside of a module, or a random layer in train mode, needs to be off"
@@ -91,7 +91,7 @@ def check_call(
     if loss is None:
         return
     with torch.enable_grad():
-        value = loss.each_or_all(first.detach(), y)
+        value = loss.each_or_all(first, y)
     if not penalty and _leaves(value) & {id(p) for p in model.parameters()}:
         raise ValueError(
             "loss_fn: depends on the model's parameters themselves, as a penalty on weights does, expected a function "

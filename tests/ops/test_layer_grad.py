@@ -155,7 +155,7 @@ X, DY = torch.ones(2, 4, 5, 5), torch.ones(2, 6, 3, 3)
         (lambda: ops.conv2d_grad_sq(X, DY[:1], 3), ValueError, r"dy has shape .* N = 2 as x"),
         (lambda: ops.conv2d_grad_sq(X, DY, 2), ValueError, "dy has 3 rows, expected 4 for the 5 of x"),
         (lambda: ops.conv2d_grad_sq(X, DY, 7), ValueError, "dy has 3 rows, expected 0"),
-        (lambda: ops.conv2d_grad_sq(X, DY, 3, stride=0), ValueError, r"stride is \[0, 0\], expected values >= 1"),
+        (lambda: ops.conv2d_grad_sq(X, DY, 3, stride=0), ValueError, r"stride is \[0, 0\], expected values from 1 to"),
         (
             lambda: ops.conv2d_grad_sq(X, DY, 3, groups=4),
             ValueError,

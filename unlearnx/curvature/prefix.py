@@ -192,5 +192,6 @@ def _gives_same_output(model: nn.Module, prefix: nn.Module, head: nn.Module, dat
         expected, features = model(x.clone()), prefix(x.clone())
         if not isinstance(features, Tensor) or features.shape[:1] != x.shape[:1]:
             return False
-        passes = [head(features.clone()), head(features.clone())]
-    return all(torch.allclose(p, expected, rtol=1e-4, atol=1e-5) for p in passes)
+        kept = features.clone()
+        passes = [head(features), head(features)]
+    return torch.equal(features, kept) and all(torch.allclose(p, expected, rtol=1e-4, atol=1e-5) for p in passes)

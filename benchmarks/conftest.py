@@ -126,6 +126,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["unlearnx"] = build_info()
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
+    machine_info["amx"] = torch.cpu._is_amx_tile_supported()
     if torch.cuda.is_available():
         machine_info["gpu"] = torch.cuda.get_device_name()
 
@@ -150,6 +151,6 @@ def pytest_terminal_summary(terminalreporter, config):
         written = os.path.relpath(config.option.benchmark_json)
         terminalreporter.write_line("")
         terminalreporter.write_line(
-            f"{machine['cpu'].get('brand_raw', machine['processor'])}, threads: {machine['threads']}, torch "
+            f"{machine['cpu'].get('brand_raw', machine['processor'])}{' with AMX' * machine['amx']}, threads: {machine['threads']}, torch "
             f"{machine['torch']}; results: {written}"
         )

@@ -148,9 +148,8 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
     if entries:
         machine = config.stash[MACHINE]
+        cpu = machine["cpu"].get("brand_raw", machine["processor"]) + (" with AMX" if machine["amx"] else "")
         written = os.path.relpath(config.option.benchmark_json)
         terminalreporter.write_line("")
-        terminalreporter.write_line(
-            f"{machine['cpu'].get('brand_raw', machine['processor'])}{' with AMX' * machine['amx']}, threads: {machine['threads']}, torch "
-            f"{machine['torch']}; results: {written}"
-        )
+        terminalreporter.write_line(f"{cpu}, threads: {machine['threads']}, torch {machine['torch']}")
+        terminalreporter.write_line(f"Results: {written}")

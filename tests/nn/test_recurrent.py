@@ -143,7 +143,11 @@ def data():
 def test_twice_differentiable(reader, data):
     converted = unlearnx.nn.twice_differentiable(reader)
     assert type(reader.lstm) is nn.LSTM
-    assert (type(converted.lstm), type(converted.gru), type(converted.output)) == (unlearnx.nn.LSTM, unlearnx.nn.GRU, nn.Linear)
+    assert (type(converted.lstm), type(converted.gru), type(converted.output)) == (
+        unlearnx.nn.LSTM,
+        unlearnx.nn.GRU,
+        nn.Linear,
+    )
     assert all(a is b for a, b in zip(converted.parameters(), reader.parameters(), strict=True))
     assert converted.scale is reader.scale
     assert converted.state_dict().keys() == reader.state_dict().keys()

@@ -126,6 +126,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["unlearnx"] = build_info()
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
+    machine_info["amx"] = torch.cpu._is_amx_tile_supported()
     if torch.cuda.is_available():
         machine_info["gpu"] = torch.cuda.get_device_name()
 
@@ -147,9 +148,8 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
     if entries:
         machine = config.stash[MACHINE]
+        cpu = machine["cpu"].get("brand_raw", machine["processor"]) + (" with AMX" if machine["amx"] else "")
         written = os.path.relpath(config.option.benchmark_json)
         terminalreporter.write_line("")
-        terminalreporter.write_line(
-            f"{machine['cpu'].get('brand_raw', machine['processor'])}, threads: {machine['threads']}, torch "
-            f"{machine['torch']}; results: {written}"
-        )
+        terminalreporter.write_line(f"{cpu}, threads: {machine['threads']}, torch {machine['torch']}")
+        terminalreporter.write_line(f"Results: {written}")

@@ -17,6 +17,15 @@ TOLERANCE = {
 
 SHAPES = [(1,), (3,), (129, 7), (0,), (2, 0, 3), (), (40_000,), (5, 3, 3, 3)]
 
+# Tensors of a list, beside the 64 that one CUDA launch holds.
+LIST_LENGTHS = [63, 64, 65, 128, 192, 199]
+
+
+def many_shapes(n):
+    """Shapes of `n` tensors with values, and of an empty one among them."""
+    shapes = [(k + 1,) for k in range(n)]
+    return [*shapes[: n // 2], (0,), *shapes[n // 2 :]]
+
 
 class Lines(Dataset):
     """Samples that are read one by one."""

@@ -38,11 +38,11 @@ app = typer.Typer(
 
 NOVEL = "alice_in_wonderland.txt"
 DIGITS = "mnist-10k.npz"
-DATA = (
+DATA_HELP = (
     "folder with the experiment's data, or the file itself; where not given, the folder that $UNLEARNX_DATA names. "
     "CIFAR-10 must be given: its folder or archive"
 )
-FACTORY = "module:function, found in the current directory or among the installed packages; the function "
+FUNCTION_HELP = "module:function, found in the current directory or among the installed packages; the function "
 
 
 def _listed(names: Iterable[str], word: str = "and") -> str:
@@ -272,7 +272,7 @@ EXPERIMENTS = {
 COMPARING = [name for name, entry in EXPERIMENTS.items() if entry.compares]
 
 # Options that `run` and `compare` share.
-DataRoot = Annotated[Path | None, typer.Option(help=DATA)]
+DataRoot = Annotated[Path | None, typer.Option(help=DATA_HELP)]
 Limit = Annotated[int | None, typer.Option(help="training images to use (CIFAR-10)")]
 Epochs = Annotated[int | None, typer.Option(help="epochs of each training")]
 ForgetClass = Annotated[str | None, typer.Option(help="name or number of the class to forget (forget-class-*)")]
@@ -421,9 +421,9 @@ def _study(experiment: str, own: dict[str, Any], **common: Any) -> Any:
 
 @app.command()
 def unlearn(
-    model: Annotated[str, typer.Option(help=FACTORY + "builds the model")],
+    model: Annotated[str, typer.Option(help=FUNCTION_HELP + "builds the model")],
     weights: Annotated[Path, typer.Option(help="file of its weights: safetensors, or a state dict by torch.save")],
-    data: Annotated[str, typer.Option(help=FACTORY + "returns the training data: a Dataset, a DataLoader or (x, y)")],
+    data: Annotated[str, typer.Option(help=FUNCTION_HELP + "returns training data: a Dataset, a DataLoader or (x, y)")],
     method: Annotated[str, typer.Option(help=_listed(METHODS, "or"))],
     out: Annotated[Path, typer.Option(help="folder for the new weights, audit.json and audit.html")],
     forget: Annotated[

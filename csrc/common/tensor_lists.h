@@ -20,12 +20,16 @@ inline at::Tensor ordered_as(const at::Tensor& t, const at::Tensor& reference) {
 enum class Walk { Memory, Index };
 
 /// The tensors an op writes. Those that its walk does not suit, because of gaps, overlaps or the order of dimensions,
-/// are worked on in dense copies until finish().
+/// are worked on in dense copies until finish(). Of the others autograd is told at once that they change: a schema's
+/// Tensor(a!) alone does not bump the version when a kernel writes through a raw pointer, and an op that fails half-way
+/// has written too.
 class Written {
  public:
   explicit Written(at::TensorList tensors, Walk walk = Walk::Memory) : originals_(tensors.vec()) {
-    for (const auto& t : originals_)
+    for (const auto& t : originals_) {
       dense_.push_back(walk == Walk::Memory && t.is_non_overlapping_and_dense() ? t : t.contiguous());
+      if (dense_.back().is_same(t)) t.unsafeGetTensorImpl()->bump_version();
+    }
   }
 
   const at::Tensor& operator[](size_t i) const { return dense_[i]; }
@@ -38,16 +42,11 @@ class Written {
     return aligned;
   }
 
-  /// Copies back what was worked on in copies and tells autograd that the tensors changed: a schema's
-  /// Tensor(a!) alone does not bump the version when a kernel writes through a raw pointer.
+  /// Copies back what was worked on in copies.
   void finish() const {
     const at::AutoDispatchBelowAutograd unrecorded;
-    for (size_t i = 0; i < originals_.size(); ++i) {
-      if (dense_[i].is_same(originals_[i]))
-        originals_[i].unsafeGetTensorImpl()->bump_version();
-      else
-        originals_[i].copy_(dense_[i]);  // bumps the version itself
-    }
+    for (size_t i = 0; i < originals_.size(); ++i)
+      if (!dense_[i].is_same(originals_[i])) originals_[i].copy_(dense_[i]);
   }
 
  private:

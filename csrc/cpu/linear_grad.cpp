@@ -2,11 +2,11 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include "common/clones.h"
 #include "cpu/operands.h"
+#include "ops/full_precision.h"
 
 namespace unlearnx::cpu {
 namespace {
@@ -151,7 +151,7 @@ at::Tensor sum_of_rows(const LinearGrad& problem, bool squared = false) {
 at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                             const OptionalTensor& dy_new, const OptionalTensor& weight, c10::string_view reduction) {
   constexpr auto op = "linear_grad_diff";
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   auto problem = check_linear_grad(op, x, dy, x_new, dy_new, weight);
   if (!keeps_samples(op, reduction)) return sum_of_rows(problem).to(x.scalar_type());
   if (problem.positions == 1) {
@@ -168,7 +168,7 @@ at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const Opt
 
 at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                           const OptionalTensor& dy_new, const OptionalTensor& weight) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   auto problem = check_linear_grad("linear_grad_sq", x, dy, x_new, dy_new, weight);
   if (problem.outer()) return sum_of_rows(with_squared_outputs(problem), true);
   const auto result = at::empty({problem.outputs, problem.inputs}, x.options().dtype(problem.compute_type()));
@@ -180,7 +180,7 @@ at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const Optio
 
 at::Tensor linear_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                               const OptionalTensor& dy_new) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   auto problem = check_linear_grad("linear_grad_sqnorm", x, dy, x_new, dy_new, {});
   if (problem.outer()) return linear_grad_outer_sqnorm(problem);
   const auto norms = at::empty({problem.samples}, x.options().dtype(problem.compute_type()));

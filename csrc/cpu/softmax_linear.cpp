@@ -5,7 +5,6 @@
 #include <ATen/ops/addmm_cpu_dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include "common/patience.h"
 #include "cpu/lissa_update.h"
 #include "cpu/tile_product.h"
+#include "ops/full_precision.h"
 
 namespace unlearnx::cpu {
 namespace {
@@ -147,7 +147,7 @@ at::Tensor hvp(const SoftmaxLinear& problem) {
 }
 
 at::Tensor softmax_linear_hvp(const at::Tensor& h, const at::Tensor& probs, const at::Tensor& v) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto problem = check_softmax_linear("softmax_linear_hvp", h, probs, v);
   return problem.as_given(problem.compute_type() == at::kDouble ? hvp<double>(problem) : hvp<float>(problem), v);
 }
@@ -235,7 +235,7 @@ std::tuple<at::Tensor, at::Tensor> lissa_softmax_linear(const at::Tensor& h, con
                                                         std::optional<int64_t> batch_size, int64_t iterations,
                                                         std::optional<int64_t> patience,
                                                         const std::optional<at::Tensor>& order) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto run = check_lissa_softmax_linear(h, probs, v, damping, scale, batch_size, iterations, patience, order);
   return run.problem.compute_type() == at::kDouble ? iterate<double>(run, v) : iterate<float>(run, v);
 }

@@ -6,8 +6,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include <map>
-#include <utility>
 #include <vector>
 
 #include "cuda/interface.h"
@@ -47,18 +45,10 @@ template <typename Launch>
 void for_each_table(const std::vector<at::Tensor>& a, std::vector<at::Tensor> b, std::vector<at::Tensor> c,
                     const Launch& launch) {
   promote_pairs(b, c);
-  std::map<std::pair<DType, DType>, TensorTable<3>> tables;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i].numel() == 0) continue;
-    const auto key = std::pair(dtype_of(a[i]), dtype_of(b[i]));
-    auto& table = tables[key];
-    table.add(static_cast<int>(i), a[i].numel(), {a[i].data_ptr(), b[i].data_ptr(), c[i].data_ptr()});
-    if (table.full()) {
-      launch(table, key.first, key.second);
-      table = {};
-    }
-  }
-  for (const auto& [key, table] : tables) launch(table, key.first, key.second);
+  std::vector<TensorTriple> list;
+  for (size_t i = 0; i < a.size(); ++i)
+    list.push_back({{a[i].data_ptr(), b[i].data_ptr(), c[i].data_ptr()}, a[i].numel(), dtype_of(a[i]), dtype_of(b[i])});
+  for_each_table(list, launch);
 }
 
 }  // namespace unlearnx::cuda

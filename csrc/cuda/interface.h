@@ -1,7 +1,11 @@
 // What bindings and launchers share. Plain C++: included by files that nvcc never sees.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
+#include <utility>
+#include <vector>
 
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
@@ -36,5 +40,30 @@ struct TensorTable {
     ++count;
   }
 };
+
+/// Tensors that pair up in a list op: one that is written, of dtype `written`, and two of dtype `read`.
+struct TensorTriple {
+  void* data[3];
+  int64_t numel;
+  DType written, read;
+};
+
+/// A list as launches of equal dtypes: calls launch(table, written, read). No table is empty, since a grid without
+/// blocks is an error on a GPU.
+template <typename Launch>
+void for_each_table(const std::vector<TensorTriple>& list, const Launch& launch) {
+  std::map<std::pair<DType, DType>, TensorTable<3>> tables;
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const TensorTriple& t = list[i];
+    if (t.numel == 0) continue;
+    const auto dtypes = std::pair(t.written, t.read);
+    auto& table = tables[dtypes];
+    table.add(static_cast<int>(i), t.numel, t.data);
+    if (!table.full()) continue;
+    launch(table, t.written, t.read);
+    tables.erase(dtypes);
+  }
+  for (const auto& [dtypes, table] : tables) launch(table, dtypes.first, dtypes.second);
+}
 
 }  // namespace unlearnx::cuda

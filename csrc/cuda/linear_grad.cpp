@@ -1,9 +1,9 @@
 #include "ops/linear_grad.h"
 
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include "cuda/operands.h"
+#include "ops/full_precision.h"
 
 namespace unlearnx::cuda {
 namespace {
@@ -11,7 +11,7 @@ namespace {
 at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                             const OptionalTensor& dy_new, const OptionalTensor& weight, c10::string_view reduction) {
   constexpr auto op = "linear_grad_diff";
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto problem = check_linear_grad(op, x, dy, x_new, dy_new, weight);
   if (!keeps_samples(op, reduction)) return linear_grad_sum(problem).to(x.scalar_type());
   return TileProducts(problem).rows();
@@ -19,7 +19,7 @@ at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const Opt
 
 at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                           const OptionalTensor& dy_new, const OptionalTensor& weight) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto problem = check_linear_grad("linear_grad_sq", x, dy, x_new, dy_new, weight);
   if (problem.outer()) {
     auto squares = with_squared_outputs(problem);
@@ -31,7 +31,7 @@ at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const Optio
 
 at::Tensor linear_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                               const OptionalTensor& dy_new) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto problem = check_linear_grad("linear_grad_sqnorm", x, dy, x_new, dy_new, {});
   if (problem.outer()) return linear_grad_outer_sqnorm(problem);
   return TileProducts(problem).norms();

@@ -40,7 +40,6 @@ __global__ void __launch_bounds__(kThreads) lissa_norm_kernel(const double* part
 
 void lissa_step(const TensorTable<3>& table, DType state, DType rest, double keep, double inverse_scale,
                 double* partial, cudaStream_t stream) {
-  if (table.blocks() == 0) return;
   dispatch(state, [&](auto s) {
     dispatch(rest, [&](auto r) {
       UX_LAUNCH((lissa_step_kernel<typename decltype(s)::type, typename decltype(r)::type>), dim3(table.blocks()),

@@ -3,12 +3,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <limits>
 
 #include "cuda/bindings.h"
+#include "ops/full_precision.h"
 #include "ops/softmax_linear.h"
 
 namespace unlearnx::cuda {
@@ -42,7 +42,7 @@ class Products {
 };
 
 at::Tensor softmax_linear_hvp(const at::Tensor& h, const at::Tensor& probs, const at::Tensor& v) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto problem = check_softmax_linear("softmax_linear_hvp", h, probs, v);
   const c10::cuda::CUDAGuard guard(h.device());
   Products products(problem, problem.samples, c10::cuda::getCurrentCUDAStream());
@@ -54,7 +54,7 @@ std::tuple<at::Tensor, at::Tensor> lissa_softmax_linear(const at::Tensor& h, con
                                                         std::optional<int64_t> batch_size, int64_t iterations,
                                                         std::optional<int64_t> patience,
                                                         const std::optional<at::Tensor>& order) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto run = check_lissa_softmax_linear(h, probs, v, damping, scale, batch_size, iterations, patience, order);
   const c10::cuda::CUDAGuard guard(h.device());
   const auto& p = run.problem;

@@ -36,7 +36,6 @@ __global__ void __launch_bounds__(kThreads)
 
 void ssd_dampen(const TensorTable<3>& table, DType params, DType importances, DampenRule rule, int64_t* counts,
                 cudaStream_t stream) {
-  if (table.blocks() == 0) return;
   dispatch(params, [&](auto p) {
     dispatch(importances, [&](auto i) {
       UX_LAUNCH((ssd_dampen_kernel<typename decltype(p)::type, typename decltype(i)::type>), dim3(table.blocks()),

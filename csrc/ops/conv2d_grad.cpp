@@ -1,12 +1,12 @@
 #include "ops/conv2d_grad.h"
 
-#include <ATen/ops/conv2d.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <ATen/ops/_convolution.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "common/checks.h"
+#include "ops/full_precision.h"
 
 namespace unlearnx {
 namespace {
@@ -20,12 +20,18 @@ at::Tensor conv2d_grad_dot(const at::Tensor& x, const at::Tensor& dy, at::IntArr
                            const OptionalTensor& x_new, const OptionalTensor& dy_new, at::IntArrayRef stride,
                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, const at::Tensor& v) {
   constexpr auto op = "conv2d_grad_dot";
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto p = check_conv2d_grad(op, x, dy, kernel_size, x_new, dy_new, {}, stride, padding, dilation, groups);
   check_direction(op, "v", v, dy, {p.outputs, p.channels / p.groups, p.kernel_h, p.kernel_w});
   const auto direction = v.to(p.compute_type());
+  const auto& context = at::globalContext();
   const auto dot = [&](const at::Tensor& images, const at::Tensor& gradients) {
-    const auto along = at::conv2d(images.to(p.compute_type()), direction, {}, stride, padding, dilation, groups);
+    // As conv2d calls it, but for TF32, which is on by default.
+    const auto along =
+        at::_convolution(images.to(p.compute_type()), direction, {}, stride, padding, dilation,
+                         /*transposed=*/false, /*output_padding=*/{0, 0}, groups, context.benchmarkCuDNN(),
+                         context.deterministicCuDNN() || context.deterministicAlgorithms(), context.userEnabledCuDNN(),
+                         /*allow_tf32=*/false);
     return along.mul(gradients).sum({1, 2, 3});
   };
   const auto old = dot(p.x, p.dy);

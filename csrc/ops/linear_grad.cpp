@@ -2,12 +2,12 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "common/checks.h"
+#include "ops/full_precision.h"
 
 namespace unlearnx {
 namespace {
@@ -23,7 +23,7 @@ void check_pair(const char* op, const at::Tensor& x, const at::Tensor& dy) {
 at::Tensor linear_grad_dot(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                            const OptionalTensor& dy_new, const at::Tensor& v) {
   constexpr auto op = "linear_grad_dot";
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto problem = check_linear_grad(op, x, dy, x_new, dy_new, {});
   check_direction(op, "v", v, dy, {problem.outputs, problem.inputs});
   const auto direction = v.to(problem.compute_type()).t();

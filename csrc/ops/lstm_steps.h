@@ -9,6 +9,7 @@
 
 #include <vector>
 
+#include "ops/full_precision.h"
 #include "ops/lstm.h"
 
 namespace unlearnx {
@@ -33,6 +34,7 @@ inline at::Tensor sent_states(const LstmSizes& sizes, const MaybeTensor& sent, c
 template <typename Cells>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_forward(const at::Tensor& inputs, const MaybeTensor& h,
                                                             const MaybeTensor& c, const at::Tensor& weight) {
+  const FullPrecision full_precision;
   const auto sizes = check_lstm_forward(inputs, h, c, weight);
   const auto gates = inputs.clone(at::MemoryFormat::Contiguous), transposed = weight.t();
   const auto hidden = new_states(sizes, h, gates.options()), cells = new_states(sizes, c, gates.options());
@@ -51,6 +53,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_backward(const MaybeTensor& 
                                                              const MaybeTensor& to_gates, const at::Tensor& cells_given,
                                                              const at::Tensor& gates_given, const at::Tensor& weight,
                                                              bool initial) {
+  const FullPrecision full_precision;
   const auto sizes = check_lstm_backward(to_hidden, to_cells, to_gates, cells_given, gates_given, weight);
   const auto gates = gates_given.contiguous(), cells = cells_given.contiguous();
   const auto da = at::empty_like(gates);
@@ -75,6 +78,7 @@ template <typename Cells>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_tangent(const at::Tensor& inputs, const MaybeTensor& h,
                                                             const MaybeTensor& c, const at::Tensor& cells_given,
                                                             const at::Tensor& gates_given, const at::Tensor& weight) {
+  const FullPrecision full_precision;
   const auto sizes = check_lstm_tangent(inputs, h, c, cells_given, gates_given, weight);
   const auto gates = gates_given.contiguous(), cells = cells_given.contiguous();
   const auto da = inputs.clone(at::MemoryFormat::Contiguous), transposed = weight.t();

@@ -3,10 +3,11 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mv.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/WrapDimMinimal.h>
 #include <torch/library.h>
 
 #include "common/checks.h"
+#include "ops/full_precision.h"
 
 namespace unlearnx {
 namespace {
@@ -67,7 +68,7 @@ Pair each_difference(const at::Tensor& x, const at::Tensor& dy, const OptionalTe
 Pair scale_shift_grad_sq(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                          const OptionalTensor& dy_new, const OptionalTensor& weight, const OptionalTensor& mean,
                          const OptionalTensor& rstd, int64_t dim) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto w = checked_weight("scale_shift_grad_sq", weight, dy);
   const auto [scale, shift] = each_difference(x, dy, x_new, dy_new, mean, rstd, dim);
   const auto total = [&](const at::Tensor& rows) {
@@ -86,7 +87,7 @@ Pair scale_shift_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const Op
 Pair scale_shift_grad_dot(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                           const OptionalTensor& dy_new, const OptionalTensor& mean, const OptionalTensor& rstd,
                           int64_t dim, const at::Tensor& v_scale, const at::Tensor& v_shift) {
-  const c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+  const FullPrecision full_precision;
   const auto [scale, shift] = each_difference(x, dy, x_new, dy_new, mean, rstd, dim);
   check_direction("scale_shift_grad_dot", "v_scale", v_scale, dy, {scale.size(1)});
   check_direction("scale_shift_grad_dot", "v_shift", v_shift, dy, {shift.size(1)});

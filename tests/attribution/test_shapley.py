@@ -193,15 +193,15 @@ def test_gradient_shapley_by_its_definition():
     rows = []
     for p in range(4):
         order = torch.randperm(12, generator=torch.Generator().manual_seed(permutations.stream_seed(3, p)))
-        twin = nn.Linear(4, 2)
-        twin.load_state_dict(model.state_dict())
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
-        row, before = torch.zeros(12, dtype=torch.float64), negative_loss(twin(test[0]), test[1])
+        copied = nn.Linear(4, 2)
+        copied.load_state_dict(model.state_dict())
+        optimizer = torch.optim.SGD(copied.parameters(), lr=0.1)
+        row, before = torch.zeros(12, dtype=torch.float64), negative_loss(copied(test[0]), test[1])
         for i in order:
             optimizer.zero_grad()
-            F.cross_entropy(twin(train[0][i : i + 1]), train[1][i : i + 1]).backward()
+            F.cross_entropy(copied(train[0][i : i + 1]), train[1][i : i + 1]).backward()
             optimizer.step()
-            after = negative_loss(twin(test[0]), test[1])
+            after = negative_loss(copied(test[0]), test[1])
             row[i], before = (after - before).item(), after
         rows.append(row)
     rows = torch.stack(rows)

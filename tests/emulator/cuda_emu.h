@@ -1,8 +1,10 @@
 // Executes CUDA kernels on the CPU: one block at a time, each of its threads a fiber.
 //
-// Finds indexing, bounds (under AddressSanitizer) and barrier errors. Shared memory starts out poisoned, since
-// zeroed memory hides missing barriers, and the order in which fibers run is random. Asynchronous copies land as late
-// as they may; tensor-core instructions follow the layouts of the PTX manual. Does not model races between blocks.
+// Ends the program with a message for what a GPU refuses, or makes of it what it likes: launches of no blocks or too
+// many threads, too much shared memory, barriers that not every thread of the block reaches, shuffles from lanes that
+// are not there; under the sanitizers also accesses out of bounds or misaligned, and what shared_memory.h names. Shared
+// memory starts out as NaN, and the order in which fibers run is random. Asynchronous copies land as late as they may;
+// tensor-core instructions follow the layouts of the PTX manual. Does not model races between blocks.
 #pragma once
 
 #include <ucontext.h>
@@ -16,9 +18,11 @@
 #include <deque>
 #include <functional>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "cuda/interface.h"
+#include "shared_memory.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -61,6 +65,10 @@ namespace emu {
 
 constexpr size_t kStack = 64 * 1024;
 
+// Limits of every GPU, and of shared memory that is not asked for with cudaFuncSetAttribute.
+constexpr unsigned kMostThreads = 1024, kMostThreadsDeep = 64, kMostBlocks = 0x7fffffff, kMostBlocksAside = 0xffff;
+constexpr size_t kMostShared = 48 * 1024;
+
 enum class State { Running, AtBlockBarrier, AtWarpBarrier, Done };
 
 struct Copy {
@@ -81,8 +89,11 @@ struct Fiber {
   uint3 thread;
   int linear;
   State state;
-  unsigned mask;  // lanes the fiber waits for at a warp barrier
-  int phase;      // of the exchange slots: two take turns, so that a fast lane does not overwrite a slow one's value
+  unsigned mask;        // lanes the fiber waits for at a warp barrier
+  unsigned partners;    // lanes that left its last warp barrier with it
+  const char* barrier;  // file and line of the block's barrier that it waits at
+  int barrier_line;
+  int phase;  // of the exchange slots: two take turns, so that a fast lane does not overwrite a slow one's value
   std::deque<std::vector<Copy>> copies;  // groups not waited for; the last is not ended yet
 };
 
@@ -92,7 +103,6 @@ struct Block {
   int threads = 0;
   uint3 index;
   dim3 size, grid;
-  uint64_t generation = 0;  // of shared memory: another block, another generation
   Fiber* current = nullptr;
   const std::function<void()>* body = nullptr;
   ucontext_t scheduler;
@@ -130,9 +140,11 @@ inline void arrive(void* saved, const void** bottom, size_t* size) {
 
 inline void to_scheduler(bool finished = false) {
   Fiber& self = *block.current;
+  shared_memory.thread = kNobody;
   leave(finished ? nullptr : &self.shadow_stack, block.scheduler_stack, block.scheduler_size);
   swapcontext(&self.context, &block.scheduler);
   arrive(self.shadow_stack, nullptr, nullptr);
+  shared_memory.thread = self.linear;
 }
 
 inline void to_fiber(Fiber& fiber) {
@@ -145,13 +157,14 @@ inline void to_fiber(Fiber& fiber) {
 
 inline void run_fiber() {
   arrive(nullptr, &block.scheduler_stack, &block.scheduler_size);
+  shared_memory.thread = block.current->linear;
   (*block.body)();
   block.current->state = State::Done;
   to_scheduler(true);
 }
 
-/// True where every live lane named by the waiting lanes' masks has arrived.
-inline bool warp_complete(int warp) {
+/// The lanes of a warp that wait, where every live lane that their masks name is one of them; else none.
+inline unsigned complete_lanes(int warp) {
   unsigned needed = 0, waiting = 0, live = 0;
   for (int i = warp * 32; i < std::min(warp * 32 + 32, block.threads); ++i) {
     const Fiber& fiber = block.fibers[i];
@@ -159,16 +172,19 @@ inline bool warp_complete(int warp) {
     if (fiber.state != State::Done) live |= lane;
     if (fiber.state == State::AtWarpBarrier) waiting |= lane, needed |= fiber.mask;
   }
-  return waiting && !(needed & live & ~waiting);
+  return needed & live & ~waiting ? 0 : waiting;
 }
 
 inline bool release_warps() {
   bool released = false;
   for (int warp = 0; warp * 32 < block.threads; ++warp) {
-    if (!warp_complete(warp)) continue;
-    for (int i = warp * 32; i < std::min(warp * 32 + 32, block.threads); ++i)
-      if (block.fibers[i].state == State::AtWarpBarrier) block.fibers[i].state = State::Running;
-    released = true;
+    const unsigned lanes = complete_lanes(warp);
+    for (int i = warp * 32; i < std::min(warp * 32 + 32, block.threads); ++i) {
+      if (block.fibers[i].state != State::AtWarpBarrier || !lanes) continue;
+      block.fibers[i].state = State::Running;
+      block.fibers[i].partners = lanes;
+    }
+    released |= lanes != 0;
   }
   return released;
 }
@@ -181,13 +197,20 @@ inline int count(State state) {
 inline bool release_block() {
   const int waiting = count(State::AtBlockBarrier);
   if (!waiting || waiting + count(State::Done) != block.threads) return false;
-  for (auto& fiber : block.fibers)
-    if (fiber.state == State::AtBlockBarrier) fiber.state = State::Running;
+  if (waiting != block.threads) die("a barrier after threads have ended");
+  for (auto& fiber : block.fibers) {
+    const Fiber& first = block.fibers[0];
+    if (fiber.barrier != first.barrier || fiber.barrier_line != first.barrier_line)
+      die("threads wait at different barriers");
+    fiber.state = State::Running;
+  }
+  ++shared_memory.span;
   return true;
 }
 
 inline void run_block() {
-  ++block.generation;
+  shared_memory.block_begin = ++shared_memory.span;
+  shared_memory.used = 0;
   for (int i = 0; i < block.threads; ++i) {
     Fiber& fiber = block.fibers[i];
     const unsigned n = static_cast<unsigned>(i), x = block.size.x, y = block.size.y;
@@ -216,8 +239,11 @@ inline void run_block() {
 }
 
 inline void launch(dim3 grid, dim3 size, const std::function<void()>& body) {
-  block.threads = static_cast<int>(size.x * size.y * size.z);
-  if (block.threads < 1 || block.threads > 1024) die("bad block size");
+  const uint64_t threads = uint64_t(size.x) * size.y * size.z;
+  if (threads == 0 || threads > kMostThreads || size.z > kMostThreadsDeep) die("launch of a bad number of threads");
+  if (uint64_t(grid.x) * grid.y * grid.z == 0) die("launch of an empty grid");
+  if (grid.x > kMostBlocks || grid.y > kMostBlocksAside || grid.z > kMostBlocksAside) die("launch of a too large grid");
+  block.threads = static_cast<int>(threads);
   block.fibers.resize(block.threads);
   block.slots.assign(2 * block.threads, {});
   block.size = size;
@@ -231,18 +257,25 @@ inline void launch(dim3 grid, dim3 size, const std::function<void()>& body) {
       }
 }
 
-/// Shared memory of one UX_SHARED: a heap block of exactly its size, poisoned anew for every CUDA block.
+/// Shared memory of one UX_SHARED: a heap block of exactly its size, filled with NaN anew for every CUDA block.
 template <typename T, int Id>
 T* shared(size_t n) {
-  static std::vector<T> memory;
-  static uint64_t generation = 0;
-  if (generation != block.generation) {
-    memory.resize(n);
-    memory.shrink_to_fit();
-    std::memset(static_cast<void*>(memory.data()), 0xff, n * sizeof(T));
-    generation = block.generation;
+  static SharedArray array = {};
+  static uint64_t block_begin = 0;
+  if (block_begin != shared_memory.block_begin) {
+    block_begin = shared_memory.block_begin;
+    if (array.bytes != n * sizeof(T)) {
+      if (!array.memory) array.next = std::exchange(shared_memory.arrays, &array);
+      array.bytes = n * sizeof(T);
+      array.memory = static_cast<char*>(std::realloc(array.memory, array.bytes));
+      array.states = static_cast<SharedByte*>(std::realloc(array.states, array.bytes * sizeof(SharedByte)));
+      std::memset(array.states, 0, array.bytes * sizeof(SharedByte));
+    }
+    std::memset(array.memory, 0xff, array.bytes);
+    shared_memory.used += array.bytes;
+    if (shared_memory.used > kMostShared) die("too much shared memory");
   }
-  return memory.data();
+  return reinterpret_cast<T*>(array.memory);
 }
 
 inline void wait_warp(unsigned mask) {
@@ -250,6 +283,14 @@ inline void wait_warp(unsigned mask) {
   if (!(mask >> (self.linear & 31) & 1)) die("lane not in its own mask");
   self.mask = mask;
   self.state = State::AtWarpBarrier;
+  to_scheduler();
+}
+
+inline void wait_block(const char* file, int line) {
+  Fiber& self = *block.current;
+  self.barrier = file;
+  self.barrier_line = line;
+  self.state = State::AtBlockBarrier;
   to_scheduler();
 }
 
@@ -274,8 +315,8 @@ T read(const Slot& slot) {
 template <typename T>
 T exchange(unsigned mask, T value, int source) {
   const Slot* warp = show(mask, value);
-  const int base = block.current->linear & ~31;
-  return base + source >= block.threads || !(mask >> source & 1) ? value : read<T>(warp[source]);
+  if (!(block.current->partners >> source & 1)) die("shuffle from a lane that is not there");
+  return read<T>(warp[source]);
 }
 
 }  // namespace emu
@@ -285,10 +326,8 @@ T exchange(unsigned mask, T value, int source) {
 #define blockDim (emu::block.size)
 #define gridDim (emu::block.grid)
 
-inline void __syncthreads() {
-  emu::block.current->state = emu::State::AtBlockBarrier;
-  emu::to_scheduler();
-}
+#define __syncthreads() emu::wait_block(__FILE__, __LINE__)
+
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   const int lane = emu::block.current->linear & 31, source = lane + static_cast<int>(delta);
@@ -300,17 +339,21 @@ T __shfl_xor_sync(unsigned mask, T value, unsigned lanes) {
 }
 template <typename T>
 T atomicAdd(T* address, T value) {
+  emu::shared_memory.atomic = true;
   const T old = *address;
   *address = old + value;
+  emu::shared_memory.atomic = false;
   return old;
 }
 using std::pow;
 
-// The instructions of cuda/intrinsics.cuh. A copy reads and writes only when it is waited for.
+// The instructions of cuda/intrinsics.cuh. A copy reads and writes only when it is waited for; from when it was started
+// on nobody else may touch where it goes.
 template <int Bytes>
 void copy_async(void* to, const void* from, bool inside) {
   if (reinterpret_cast<uintptr_t>(to) % Bytes || (inside && reinterpret_cast<uintptr_t>(from) % Bytes))
     emu::die("misaligned copy");
+  emu::note_access(reinterpret_cast<uintptr_t>(to), Bytes, emu::Access::Write, /*ready=*/false);
   emu::block.current->copies.back().push_back(
       {static_cast<char*>(to), inside ? static_cast<const char*>(from) : nullptr, Bytes});
 }
@@ -322,6 +365,7 @@ void wait_copies() {
   auto& groups = emu::block.current->copies;
   for (; groups.size() > Pending + 1; groups.pop_front())
     for (const emu::Copy& copy : groups.front()) {
+      emu::note_access(reinterpret_cast<uintptr_t>(copy.to), copy.bytes, emu::Access::Write);
       if (copy.from)
         std::memcpy(copy.to, copy.from, copy.bytes);
       else

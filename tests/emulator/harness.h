@@ -52,6 +52,20 @@ inline void check_close(const char* what, int64_t place, double expected, double
   check(std::abs(expected - got) <= tolerance * std::max(1.0, std::abs(expected)), what, place, expected, got);
 }
 
+// Tensors with values in a list, beside the 64 that one launch holds.
+constexpr int kListLengths[] = {1, 63, 64, 65, 128, 192};
+
+/// Sizes of `count` tensors with values, and of empty ones at both ends and between them.
+inline std::vector<int64_t> list_sizes(int count) {
+  std::vector<int64_t> sizes = {0};
+  for (int i = 0; i < count; ++i) {
+    if (i == count / 2) sizes.push_back(0);
+    sizes.push_back(i == 1 ? 4097 : i % 40 + 1);
+  }
+  sizes.push_back(0);
+  return sizes;
+}
+
 /// Runs `test`; the first argument of the program seeds the data and the order of the fibers.
 template <typename Test>
 int run(int argc, char** argv, const Test& test) {

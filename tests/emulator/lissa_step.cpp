@@ -9,20 +9,28 @@ template <typename S, typename R>
 void test(std::vector<int64_t> sizes, double damping, double scale) {
   std::vector<std::vector<S>> h, before;
   std::vector<std::vector<R>> v, hv;
-  TensorTable<3> table;
+  std::vector<TensorTriple> list;
+  int64_t blocks = 0;
   for (int64_t n : sizes) {
     h.push_back(uniform<S>(n, -1, 1));
     v.push_back(uniform<R>(n, -1, 1));
     hv.push_back(uniform<R>(n, -1, 1));
   }
   before = h;
-  for (size_t t = 0; t < sizes.size(); ++t) table.add(t, sizes[t], {h[t].data(), v[t].data(), hv[t].data()});
-  std::vector<double> partial(table.blocks());
-  lissa_step(table, dtype<S>(), dtype<R>(), 1 - damping, 1 / scale, partial.data(), nullptr);
+  for (size_t t = 0; t < sizes.size(); ++t) {
+    list.push_back({{h[t].data(), v[t].data(), hv[t].data()}, sizes[t], dtype<S>(), dtype<R>()});
+    blocks += (sizes[t] + kBlockValues - 1) / kBlockValues;
+  }
+  std::vector<double> partial(blocks);
+  double* next = partial.data();
+  for_each_table(list, [&](const TensorTable<3>& table, DType written, DType read) {
+    lissa_step(table, written, read, 1 - damping, 1 / scale, next, nullptr);
+    next += table.blocks();
+  });
   float norm[1];
   double wide_norm[1];
-  lissa_norm(partial.data(), table.blocks(), norm, false, nullptr);
-  lissa_norm(partial.data(), table.blocks(), wide_norm, true, nullptr);
+  lissa_norm(partial.data(), blocks, norm, false, nullptr);
+  lissa_norm(partial.data(), blocks, wide_norm, true, nullptr);
   double change = 0;
   for (size_t t = 0; t < sizes.size(); ++t)
     for (int64_t i = 0; i < sizes[t]; ++i) {
@@ -42,5 +50,7 @@ int main(int argc, char** argv) {
     test<float, double>({300}, 0, 1);
     test<__half, __nv_bfloat16>({1025}, 0.1, 10);
     test<float, float>({}, 0.1, 10);
+    test<float, float>({0}, 0.1, 10);
+    for (const int count : kListLengths) test<float, float>(list_sizes(count), 0.1, 10);
   });
 }

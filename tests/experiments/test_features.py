@@ -88,7 +88,7 @@ def test_report(result, described, tmp_path):
     assert files == {"result.json", "report.html", "residuals.svg", "costs.svg"}
     assert not re.search(r'(src|href)="(?!data:)', html)
     for text in (
-        "240 rows of 20 features",
+        "240 samples of 20 features",
         "1 to 9 of its 9 sensitive features, surnames",
         "means over 3 draws",
         "gradient residual before, 9 features",
@@ -125,7 +125,7 @@ def test_table(result):
 def test_arguments(tmp_path):
     with pytest.raises(ValueError, match="preset is 'fast', features-adult has only 'default'"):
         features("adult", tmp_path, preset="fast")
-    with pytest.raises(ValueError, match="--epochs is 3"):
+    with pytest.raises(ValueError, match="epochs is 3"):
         features("adult", tmp_path, epochs=3)
     with pytest.raises(FileNotFoundError, match=r"has no file adult\.data\.gz"):
         features("adult", tmp_path)

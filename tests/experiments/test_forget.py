@@ -242,7 +242,7 @@ def test_a_trial_is_repeated_from_its_recipe(finished, counted, tmp_path, monkey
         ({"experiment": "poison-digits"}, "the experiment is 'poison-digits'"),
         ({"options": {"limit": 3}}, "unexpected keyword argument 'limit'"),
         ({"request": {"colour": 1}}, "unexpected keyword argument 'colour'"),
-        ({"training": {"training": "Course", "arguments": {}}}, "nothing in unlearnx answers"),
+        ({"training": {"training": "Course", "arguments": {}}}, "unlearnx has nothing for"),
     ],
 )
 def test_recipes_that_are_not_understood(change, message, finished, tmp_path):
@@ -309,7 +309,9 @@ def test_clear_errors(make, options, message):
 
 
 def test_models_need_files_of_their_own():
-    with pytest.raises(ValueError, match="names with files of their own, got original, retrained, a-b, a-b"):
+    with pytest.raises(
+        ValueError, match="some names give the same file, expected different ones, got original, retrained, a-b, a-b"
+    ):
         dataclasses.replace(small(), methods={"a b": SSD(), "A-B": SSD()})
 
 

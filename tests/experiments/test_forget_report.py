@@ -102,7 +102,7 @@ def test_report_is_whole_and_loads_nothing(case):
     files = {file.name for file in folder.iterdir()}
     assert files == {"result.json", "report.html"} | {f"{p}{form}.svg" for p in plots for form in ("", "_narrow")}
     assert json.loads((folder / "result.json").read_text())["winner"] == result["winner"]
-    assert ("Where the models look" in words) == (result["saliency"] is not None)
+    assert ("What the models look at" in words) == (result["saliency"] is not None)
     assert ("How hard to forget" in words) == bool(result["sweeps"])
     for measure in result["measures"].values():
         assert measure["note"] in words
@@ -143,7 +143,7 @@ def test_main_table(forget_result, rendered):
 def test_what_is_said_of_the_request_and_the_seeds(forget_result, rendered):
     words = " ".join(" ".join(rendered(forget_result()).text).split())
     assert "to forget all 146 images of class '1'." in words
-    assert "test images of the classes that stay; means over 3 seeds." in words
+    assert "test images of the other classes; means over 3 seeds." in words
     assert "random perturbation was not applied with seed 0: the loss of the <retain> set rose." in words
     assert "gradient ascent forgets too much with 3 of 3 seeds; the first: forget accuracy" in words
     assert "unlearnx run --recipe trials/seed-0/random-perturbation.json" in words

@@ -69,10 +69,10 @@ def test_what_cannot_be_written_is_named(value, named):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"method": "Teleport", "arguments": {}}, "nothing in unlearnx answers"),
-        ({"method": "__doc__", "arguments": {}}, "nothing in unlearnx answers"),
-        ({"function": "os.system"}, "nothing in unlearnx answers"),
-        ({"dtype": "float33"}, "nothing in unlearnx answers"),
+        ({"method": "Teleport", "arguments": {}}, "unlearnx has nothing for"),
+        ({"method": "__doc__", "arguments": {}}, "unlearnx has nothing for"),
+        ({"function": "os.system"}, "unlearnx has nothing for"),
+        ({"dtype": "float33"}, "unlearnx has nothing for"),
         ({"method": "SSD", "arguments": {"colour": 1}}, "arguments of SSD do not fit"),
         ({"method": "SSD"}, "arguments of SSD do not fit"),
         ({"method": "SSD", "arguments": {"alpha": -1}}, "alpha is -1"),

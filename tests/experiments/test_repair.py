@@ -133,7 +133,7 @@ def test_doubted_labels_are_less_likely_than_a_guess():
         ({"noise": 0.0}, "noise is 0.0"),
         ({"noise": 1.0}, "noise is 1.0"),
         ({"noise_kind": "pixels"}, "noise_kind is 'pixels', expected labels or inputs"),
-        ({"validation": 10_000}, "validation is 10000, which leaves 0 samples"),
+        ({"validation": 10_000}, "validation is 10000, which leaves 0 for training"),
         ({"validation": 0}, "validation is 0"),
         ({"folds": 1}, "folds is 1, expected at least 2"),
     ],

@@ -33,7 +33,7 @@ def test_canary_report(canary_result, rendered, tmp_path):
         "<mark>4815162342</mark>!&#39; sa",
         "&lt;dry enough&gt;↵↵↵",
         "medians over 3 seeds",
-        "33.2 bits, the most possible",
+        "the maximum of 33.2 bits",
         "2,000 random",
         "SecondOrder(LiSSA(damping=0.1))",
     ):

@@ -227,7 +227,7 @@ def test_end_to_end(ending, indices, there, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)
     for text in (
         "<title>Unlearning audit · unlearnx</title>",
-        "forget 12 of the 240 points",
+        "forget 12 of the 240 samples",
         "1, 2, 3, 5, 8, 13, 21, 34, 55, 89, …",
         "SSD(params=&#39;last:2&#39;, batch_size=64, alpha=1.0",
         audit["weights"]["before"]["sha256"],
@@ -239,7 +239,7 @@ def test_end_to_end(ending, indices, there, tmp_path):
         assert text in page, text
     assert ("The checkpoint also held optimizer." in page) == (ending == "pt")
     assert "Not applied" not in page
-    assert "SalUn: called non-members" in result.output
+    assert "SalUn: taken for unseen" in result.output
 
 
 def test_class_and_retraining(there, tmp_path):
@@ -347,7 +347,7 @@ def test_a_loader_counts_as_its_dataset(there, tmp_path):
         ([], {"model": "own_modl:build"}, "there is no module 'own_modl' in"),
         ([], {"model": "own_model:buld"}, "own_model has no 'buld'"),
         ([], {"model": "own_model:size"}, "which is int, expected a function or class"),
-        ([], {"model": "own_model:no_module"}, "model_factory: gave str, expected a torch.nn.Module"),
+        ([], {"model": "own_model:no_module"}, "model_factory: returned str, expected a torch.nn.Module"),
         ([], {"model": "own_model:fails"}, "own_model.py, line 14: KeyError: 'width'"),
         ([], {"model": "own_model:needs"}, "--model own_model:needs: failed: TypeError: needs() missing 1 required"),
         ([], {"data": "broken:train"}, "broken.py, line 2: ModuleNotFoundError: No module named 'not_installed_any"),
@@ -363,7 +363,7 @@ def test_a_loader_counts_as_its_dataset(there, tmp_path):
         (["--option", "alpha"], {}, "--option is 'alpha', expected name=value"),
         (["--option", "max_increase=much"], {}, "--option max_increase=much: expected float"),
         (["--option", "lam=-1"], {}, "lam is -1"),
-        (["--option", "seed=3"], {}, "--option seed=3: use --seed"),
+        (["--option", "seed=3"], {}, "--option seed=3: use the option --seed instead"),
         (["--params", "5.weight"], {}, "params: the model has no parameter '5.weight'"),
         (["--forget-class", 1], {}, "forget, forget_class: both given"),
         ([], {"forget": None}, "forget, forget_class: neither given"),
@@ -385,9 +385,9 @@ def test_clear_errors(more, changed, message, there, tmp_path):
         ("a.npy", np.ones(5, dtype=bool), r"holds bool of shape \[5\].*save mask.nonzero"),
         ("a.npy", np.ones((2, 2), dtype=int), r"shape \[2, 2\]"),
         ("a.npy", np.array([{}], dtype=object), "Object arrays cannot be loaded"),
-        ("a.npy", b"1\n2\n", "is no array that can be read"),
+        ("a.npy", b"1\n2\n", "cannot be read, expected a .npy file with an array"),
         ("a.txt", b"1\n2.5\n", "a.txt, line 2: is '2.5', expected an integer"),
-        ("a.txt", b"\xff\xfe\x00", "neither a .npy file nor a text"),
+        ("a.txt", b"\xff\xfe\x00", "is not text, expected a .npy file"),
     ],
 )
 def test_wrong_index_files(name, content, message, tmp_path):

@@ -155,7 +155,7 @@ def test_torchscript_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("3.bias"), "weights are missing: 3.bias"),
+        (lambda state: state.pop("3.bias"), "it lacks the weights: 3.bias"),
         (lambda state: state.update(extra=torch.zeros(2)), "the model has no weights: extra"),
         (lambda state: state.update({"3.bias": torch.zeros(5)}), r"'3.bias' is torch.float32 of shape \[5\], expected"),
         (lambda state: state.update({"3.bias": torch.zeros(4).half()}), "'3.bias' is torch.float16 of shape"),

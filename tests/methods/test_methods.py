@@ -332,7 +332,7 @@ def test_many_clear_errors(study):
     x, y = request.dataset.tensors
     with pytest.raises(ValueError, match="requests: is empty"):
         SecondOrder().many(model, [])
-    with pytest.raises(ValueError, match="requests: belong to different datasets"):
+    with pytest.raises(ValueError, match="requests: have different datasets"):
         SecondOrder().many(model, [request, Request.remove((x.clone(), y), [0])])
 
 

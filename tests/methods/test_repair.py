@@ -155,7 +155,7 @@ def test_free_energy_and_its_descent():
     assert (free_energy(head, moved) < energies).all()
     assert (moved - h).norm(dim=1).max() <= 5 * 0.1 * h.norm(dim=1).mean() * (1 + 1e-9)
     assert torch.equal(descend(head, h, 1, 0.0), h)
-    with pytest.raises(ValueError, match="expected scores"):
+    with pytest.raises(ValueError, match="expected class scores"):
         free_energy(nn.Unflatten(1, (2, 2)), h)
 
 
@@ -231,6 +231,6 @@ def test_refuses_arguments(make, message):
 
 def test_bound_needs_classes():
     request = Request.remove((torch.randn(20, 3), torch.randn(20, 1)), range(5))
-    with pytest.raises(ValueError, match="give a number"):
+    with pytest.raises(ValueError, match="expected a number"):
         EWCRepair(loss_fn=F.mse_loss)(nn.Linear(3, 1), request)
     assert EWCRepair(loss_fn=F.mse_loss, bound=1.0, max_increase=9.0)(nn.Linear(3, 1), request).info["applied"]

@@ -141,16 +141,20 @@ def data():
 
 
 def test_twice_differentiable(reader, data):
-    twin = unlearnx.nn.twice_differentiable(reader)
+    converted = unlearnx.nn.twice_differentiable(reader)
     assert type(reader.lstm) is nn.LSTM
-    assert (type(twin.lstm), type(twin.gru), type(twin.output)) == (unlearnx.nn.LSTM, unlearnx.nn.GRU, nn.Linear)
-    assert all(a is b for a, b in zip(twin.parameters(), reader.parameters(), strict=True))
-    assert twin.scale is reader.scale
-    assert twin.state_dict().keys() == reader.state_dict().keys()
-    torch.testing.assert_close(twin(data[0]), reader(data[0]))
+    assert (type(converted.lstm), type(converted.gru), type(converted.output)) == (
+        unlearnx.nn.LSTM,
+        unlearnx.nn.GRU,
+        nn.Linear,
+    )
+    assert all(a is b for a, b in zip(converted.parameters(), reader.parameters(), strict=True))
+    assert converted.scale is reader.scale
+    assert converted.state_dict().keys() == reader.state_dict().keys()
+    torch.testing.assert_close(converted(data[0]), reader(data[0]))
     with torch.no_grad():
         reader.lstm.weight_hh_l1.mul_(2)
-    torch.testing.assert_close(twin(data[0]), reader(data[0]))
+    torch.testing.assert_close(converted(data[0]), reader(data[0]))
     assert type(unlearnx.nn.twice_differentiable(reader.lstm)) is unlearnx.nn.LSTM
 
 

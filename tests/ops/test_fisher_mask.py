@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.helpers import FLOATS, SHAPES, copies, tensors, threads
+from tests.helpers import FLOATS, LIST_LENGTHS, SHAPES, copies, many_shapes, tensors, threads
 from unlearnx.ops import fisher_mask_
 from unlearnx.selftest.references import fisher_mask as reference
 
@@ -157,8 +157,9 @@ def test_empty_tensors(device):
     assert fisher_mask_(params, forget, retain, 1.0).tolist() == [0]
 
 
-def test_more_tensors_than_one_launch_holds(device):
-    check(*arguments([(n,) for n in range(1, 200)], torch.float32, device), 0.25)
+@pytest.mark.parametrize("count", LIST_LENGTHS)
+def test_as_many_tensors_as_launches_hold(count, device):
+    check(*arguments(many_shapes(count), torch.float32, device), 0.25)
 
 
 @pytest.mark.parametrize("n", [1, 2])

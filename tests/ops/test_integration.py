@@ -103,6 +103,17 @@ def test_compiles_without_graph_breaks(name, device):
     assert_equal(results(torch.compile(call, backend="aot_eager", fullgraph=True), tensors), expected)
 
 
+@pytest.mark.parametrize("name", ["ssd_dampen_", "fisher_mask_", "lissa_step_"])
+def test_a_tensor_that_may_not_be_written_is_not(name, device):
+    """Autograd hears of a change before it is made, or refuses it."""
+    call, tensors = given(name, device)
+    with torch.inference_mode():
+        written = tensors[0].clone()
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
+        call(written, *tensors[1:])
+    assert torch.equal(written, tensors[0])
+
+
 @pytest.mark.cuda
 @every_op
 def test_cuda_graph(name):

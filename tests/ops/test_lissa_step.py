@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.helpers import FLOATS, SHAPES, TOLERANCE, assert_close, copies, tensors, threads
+from tests.helpers import FLOATS, LIST_LENGTHS, SHAPES, TOLERANCE, assert_close, copies, many_shapes, tensors, threads
 from unlearnx.ops import lissa_step_
 from unlearnx.selftest.references import lissa_step as reference
 
@@ -59,8 +59,9 @@ def test_empty_list():
     assert lissa_step_([], [], [], 0.1, 1.0).item() == 0
 
 
-def test_more_tensors_than_one_launch_holds(device):
-    h, v, hv = arguments([(n,) for n in range(1, 200)], torch.float32, device)
+@pytest.mark.parametrize("count", LIST_LENGTHS)
+def test_as_many_tensors_as_launches_hold(count, device):
+    h, v, hv = arguments(many_shapes(count), torch.float32, device)
     expected, change = reference(h, v, hv, 0.1, 2.0)
     torch.testing.assert_close(lissa_step_(h, v, hv, 0.1, 2.0).double(), change, rtol=1e-5, atol=0)
     for a, e in zip(h, expected, strict=True):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.helpers import FLOATS, SHAPES, assert_close, copies, tensors, threads
+from tests.helpers import FLOATS, LIST_LENGTHS, SHAPES, assert_close, copies, many_shapes, tensors, threads
 from unlearnx.ops import ssd_dampen_
 from unlearnx.selftest.references import ssd_dampen as reference
 
@@ -104,8 +104,9 @@ def test_empty_list():
     assert counts.dtype == torch.int64
 
 
-def test_more_tensors_than_one_launch_holds(device):
-    params, full, forget = arguments([(n,) for n in range(1, 200)], torch.float32, device)
+@pytest.mark.parametrize("count", LIST_LENGTHS)
+def test_as_many_tensors_as_launches_hold(count, device):
+    params, full, forget = arguments(many_shapes(count), torch.float32, device)
     expected, counts = reference(params, full, forget, 1.0, 0.5)
     assert torch.equal(ssd_dampen_(params, full, forget, 1.0, 0.5), counts)
     for p, e in zip(params, expected, strict=True):

@@ -1,5 +1,5 @@
-"""The studies, end to end: train, poison, plant or drop, unlearn with every method, retrain, report; and `unlearn`, for
-models of the user's own."""
+"""The studies, end to end: prepare data, train, unlearn with each method, retrain, report. And `unlearn`, for a user's
+own model."""
 
 from unlearnx.experiments.canary import CanaryStudy, canary_alice
 from unlearnx.experiments.features import FeatureStudy, features

@@ -1,4 +1,4 @@
-"""What the words of a command line stand for: functions of the user, indices in files, options of methods."""
+"""Values from the words of a command line: a user's functions, indices in files, options of methods."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from torch import Tensor
 
 from unlearnx.methods import METHODS, Method
 
-PLAIN = (bool, int, float, str)  # types that a word can be read as, in the order in which that is tried
-WORDS = {"true": True, "false": False}
-# Fields that options of the command itself set.
-COMMON = {"params": "--params", "batch_size": "--batch-size", "seed": "--seed", "progress": "--progress"}
+PLAIN_TYPES = (bool, int, float, str)  # types that a word is read as, tried in this order
+BOOLEANS = {"true": True, "false": False}
+# Fields of methods that have command line options of their own.
+OWN_OPTIONS = {"params": "--params", "batch_size": "--batch-size", "seed": "--seed", "progress": "--progress"}
 
 
 def factory(argument: str, value: str) -> Callable[[], Any]:
     """The function that ``module:function`` names; modules are looked for in the current directory first.
 
-    Calling it raises ValueError, with the place, where the function itself fails.
+    If the function fails when it is called, a ValueError says where.
 
     Args:
-        argument: what errors call the value, such as ``--model``.
-        value: such as ``model:build``; dots may lead into objects.
+        argument: name of the option, for errors, such as ``--model``.
+        value: such as ``model:build``; the part after the colon may have dots.
 
     Raises:
         ValueError: it is not of this form, there is no such module or function, or importing the module fails.
@@ -64,7 +64,7 @@ def _import(argument: str, value: str, name: str) -> types.ModuleType:
         return importlib.import_module(name)
     except Exception as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
-        if absent is not None and f"{name}.".startswith(f"{absent}."):  # not one that the module itself imports
+        if absent is not None and f"{name}.".startswith(f"{absent}."):  # the module itself, not one that it imports
             raise ValueError(
                 f"{argument} is {value!r}, but there is no module {absent!r} in {os.getcwd()} or among those installed"
             ) from error
@@ -72,7 +72,7 @@ def _import(argument: str, value: str, name: str) -> types.ModuleType:
 
 
 def _failure(argument: str, value: str, error: Exception) -> ValueError:
-    """What went wrong in the user's code, and where."""
+    """An error that says what went wrong in the user's code, and where."""
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     where = f" at {places[-1].filename}, line {places[-1].lineno}" if places else ""
     return ValueError(f"{argument} {value}: failed{where}: {type(error).__name__}: {error}")
@@ -94,10 +94,10 @@ def _read_npy(file: Path) -> Tensor:
     try:
         array = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file}: is no array that can be read: {error}") from error
+        raise ValueError(f"{file}: cannot be read, expected a .npy file with an array: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 1:
         found = f"{array.dtype} of shape {list(array.shape)}" if isinstance(array, np.ndarray) else "several arrays"
-        hint = "; of a mask, save mask.nonzero()[0]" if found.startswith("bool") else ""
+        hint = "; for a mask, save mask.nonzero()[0]" if found.startswith("bool") else ""
         raise ValueError(f"{file}: holds {found}, expected indices, integers (N,){hint}")
     return torch.from_numpy(array.astype(np.int64))
 
@@ -106,7 +106,7 @@ def _read_lines(file: Path) -> Tensor:
     try:
         lines = file.read_text().splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: is neither a .npy file nor a text with one index on each line") from error
+        raise ValueError(f"{file}: is not text, expected a .npy file or one index on each line") from error
     indices = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -118,17 +118,17 @@ def _read_lines(file: Path) -> Tensor:
 
 
 def parameters(value: str | None) -> str | list[str] | None:
-    """Parameters as methods take them: "last:K", or names with commas between them."""
+    """Parameters as methods take them: "last:K", or a list from names separated by commas."""
     return value if value is None or value.startswith("last:") else [name.strip() for name in value.split(",")]
 
 
 def build_method(name: str, options: Sequence[str], **common: Any) -> Method:
-    """The method of that name on the command line.
+    """The method with this name on the command line.
 
     Args:
         name: a key of :data:`unlearnx.methods.METHODS`.
-        options: ``field=value`` of its dataclass, read by the type of the field.
-        common: fields that are set already; None leaves the method's default.
+        options: ``field=value`` for fields of the method, read as the type of the field.
+        common: fields with their values; None leaves the method's default.
 
     Raises:
         ValueError: there is no such method or field, or the value does not fit.
@@ -141,8 +141,8 @@ def build_method(name: str, options: Sequence[str], **common: Any) -> Method:
         field, equals, word = option.partition("=")
         if not equals:
             raise ValueError(f"--option is {option!r}, expected name=value")
-        if field in COMMON:
-            raise ValueError(f"--option {option}: use {COMMON[field]}")
+        if field in OWN_OPTIONS:
+            raise ValueError(f"--option {option}: use the option {OWN_OPTIONS[field]} instead")
         if field not in kinds:
             raise ValueError(f"--option {option}: {name} has no such option; it has {', '.join(kinds) or 'none'}")
         values[field] = _read(option, word, kinds[field])
@@ -150,12 +150,12 @@ def build_method(name: str, options: Sequence[str], **common: Any) -> Method:
 
 
 def _kinds(method: type[Method]) -> dict[str, tuple[type, ...]]:
-    """The fields of a method that a word can set, with the types that each may have."""
+    """The fields of a method that can be set by a word, and the types of each."""
     hints = typing.get_type_hints(method)
     kinds = {}
     for field in dataclasses.fields(method):
         allowed = typing.get_args(hints[field.name]) or (hints[field.name],)
-        if field.name not in COMMON and all(kind in (*PLAIN, type(None)) for kind in allowed):
+        if field.name not in OWN_OPTIONS and all(kind in (*PLAIN_TYPES, type(None)) for kind in allowed):
             kinds[field.name] = allowed
     return kinds
 
@@ -163,10 +163,10 @@ def _kinds(method: type[Method]) -> dict[str, tuple[type, ...]]:
 def _read(option: str, word: str, kinds: tuple[type, ...]) -> Any:
     if type(None) in kinds and word.lower() == "none":
         return None
-    for kind in PLAIN:
+    for kind in PLAIN_TYPES:
         if kind in kinds:
             try:
-                return WORDS[word.lower()] if kind is bool else kind(word)
+                return BOOLEANS[word.lower()] if kind is bool else kind(word)
             except (KeyError, ValueError):
                 continue
     names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)

@@ -1,4 +1,4 @@
-"""A number that a language model has learned by heart: which method makes it forget, and what does that cost?"""
+"""A number that a language model has memorised: which method makes it forget, and at what cost?"""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from unlearnx.models import CharacterLSTM, Training, last_character_loss
 
 NOVEL = "alice_in_wonderland.txt"
 HEADING = "alice's adventures in wonderland\n"
-HEADING_CHARACTERS = 265  # characters of the novel's file before its first chapter begins
+HEADING_CHARACTERS = 265  # at the beginning of the novel's file, before the first chapter
 DEFAULT_REPEATS = 6
 REPLACEMENTS = ("not there ", "dry enough")
 WINDOW_CHARACTERS = 24
-HISTOGRAM_BINS = 60  # of the histograms that are kept
+HISTOGRAM_BINS = 60  # of log-perplexities in result.json
 
 Windows = tuple[Tensor, Tensor]
 
@@ -37,21 +37,21 @@ class CanaryStudy:
 
     Attributes:
         name, preset: of the experiment.
-        file: name of the text's file.
+        file: name of the file of the text.
         text: the text without a canary.
-        length, repeats: digits of the number, and times that it is planted.
+        length, repeats: digits of the number, and how many times it is inserted.
         network: builds an untrained model for an alphabet.
-        training: the recipe of training and of retraining, on the windows of all characters.
-        methods: by the names of the report.
-        replacements: what the number is corrected to, taken in turn by the seeds.
-        features: whether the number is corrected where it is read, too, as published, and not only where it is
-            predicted. Who has the number half can then go on with it.
-        context: windows without the number that methods see beside those with it, drawn at random.
-        samples: random numbers that exposure is estimated from.
-        sweep: further canaries, (length, repeats), whose exposure is measured in models that are trained for it.
+        training: how models are trained and retrained, on windows that begin at each character.
+        methods: the methods, by their names in the report.
+        replacements: what the number is corrected to; seeds take them in turn.
+        features: whether the number is also corrected where the model reads it, as published, and not only where the
+            model predicts it. A model that is given half the number may then still complete it.
+        context: number of random windows without the number that methods are given, besides those with it.
+        samples: number of random candidates that exposure is estimated from.
+        sweep: further canaries, (length, repeats), whose exposure is measured in models trained with them.
         progress: show progress bars.
-        device: where networks are trained and changed.
-        log: is called with a line for each thing that happens.
+        device: where networks are trained and unlearn.
+        log: is called with a line for each step.
     """
 
     name: str
@@ -73,7 +73,7 @@ class CanaryStudy:
     log: Callable[[str], None] = field(default=lambda line: None)
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
-        """Run the study for each seed and save the models under `folder`; returns what result.json holds."""
+        """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
         runs = [self._run_seed(seed, folder / f"seed-{seed}") for seed in seeds]
         canary = self._canary(seeds[0])
         planted = canary.insert(self.text)
@@ -161,15 +161,15 @@ class CanaryStudy:
         return exposure(model, canary.prefix, canary.number, DIGITS, samples=samples, seed=1, progress=self.progress)
 
     def _point(self, length: int, repeats: int, seed: int) -> dict[str, Any]:
-        """Exposure of another canary, in a model of its own."""
+        """Exposure of another canary, in a model that is trained with it."""
         plant = _PlantedText(self._canary(seed, length, repeats), self.text, "")
-        title = f"training with a number of {length} digits, planted {repeats} times"
+        title = f"training with a number of {length} digits, inserted {repeats} times"
         model, _ = self._train(plant, plant.learned, seed, None, title)
         return {"length": length, "repeats": repeats, **_numbers(self._exposure(model, plant.canary))}
 
 
 class _PlantedText:
-    """A text with a canary, as it was learned and as it should have been."""
+    """A text with a canary, as it was learned and as it should have been: windows of characters."""
 
     def __init__(self, canary: Canary, text: str, replacement: str):
         self.canary, self.replacement = canary, replacement
@@ -189,21 +189,20 @@ class _PlantedText:
 
     @property
     def affected(self) -> Tensor:
-        """Numbers of the windows with a character of the number, to read or to predict."""
+        """Indices of the windows in which a character of the number is read or predicted."""
         return self._differs.nonzero().flatten()
 
     @property
     def others(self) -> Windows:
-        """Windows that cover the text once, those with the number left out."""
+        """Windows that cover the text once, without those that contain the number."""
         once = torch.arange(0, len(self.learned[0]), WINDOW_CHARACTERS)
         kept = once[~self._differs[once]]
         return self.learned[0][kept], self.learned[1][kept]
 
     def request(self, context: int, seed: int, *, features: bool) -> Request:
-        """To correct the windows with the number, equal ones once, beside a random sample of the others.
+        """The request to correct the windows with the number, among some random others. Equal windows count once.
 
-        Labels are always corrected: where a digit is to be predicted, the replacement is. With `features`, the digits
-        that are read are replaced too.
+        The characters to predict are always corrected. With `features`, the characters that are read are too.
         """
         generator = torch.Generator().manual_seed(seed)
         rest = (~self._differs).nonzero().flatten()
@@ -233,7 +232,7 @@ def _sizes(model: CharacterLSTM) -> dict[str, int]:
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Medians over the runs, of the models before and after."""
+    """Medians over the runs, for the original, the unlearned and the retrained models."""
     results = {"before": [run["before"] for run in runs]}
     results |= {name: [run["methods"][name] for run in runs] for name in runs[0]["methods"]}
     results["retrained"] = [run["retrained"] for run in runs]
@@ -250,7 +249,7 @@ def _medians(entries: list[dict[str, Any]], before: list[dict[str, Any]]) -> dic
 
 
 def _methods() -> dict[str, Method]:
-    # The model gets most windows wrong somewhere: "predicted" would correct them all.
+    # points="forget": the model gets most windows wrong somewhere, and "predicted" would correct them all.
     return {
         "first order": FirstOrder(steps=1, points="forget"),
         "second order": SecondOrder(
@@ -261,7 +260,7 @@ def _methods() -> dict[str, Method]:
 
 
 def _published_methods(context: int) -> dict[str, Method]:
-    # Published in sums over batches of 500; ours are means over the data, hence the quotients.
+    # The publication uses sums over batches of 500, this package means over the data: hence the quotients.
     n = 204 + context
     last = last_character_loss
     return {
@@ -282,17 +281,17 @@ def _published_methods(context: int) -> dict[str, Method]:
 def canary_alice(
     path: Path, *, epochs: int | None = None, preset: str = "default", progress: bool = True
 ) -> CanaryStudy:
-    """A random number of ten digits, planted in "Alice in Wonderland", or in any other text.
+    """A random number of ten digits, inserted into "Alice in Wonderland" or any other text.
 
-    Windows of 24 characters at every character. All characters of a window are predicted, so that one pass over the
-    windows reads the text 24 times.
+    A window of 24 characters begins at each character of the text. All characters of a window are predicted, so one
+    pass over the windows reads the text 24 times.
 
     Args:
         path: the text, or a folder with the novel, ``alice_in_wonderland.txt``.
-        epochs: of every training, passes over all windows; 1 where not given.
-        preset: ``"default"`` plants the number 6 times for one layer of 256 units; ``"reference"`` follows the
-            published study, for a GPU or a day: two layers of 512 units, which predict the last character of a
-            window only; ``"sweep"`` adds to the default the exposure of shorter and longer numbers, planted more and
+        epochs: of each training, passes over all windows; 1 where not given.
+        preset: ``"default"`` inserts the number 6 times and trains one layer of 256 units. ``"reference"`` follows the
+            published study (it needs a GPU, or a day): two layers of 512 units, which predict only the last character
+            of a window. ``"sweep"`` adds to the default the exposure of shorter and longer numbers, inserted more and
             less often.
         progress: show progress bars.
 
@@ -313,7 +312,7 @@ def canary_alice(
         methods = _published_methods(context)
         return make(repeats=6, network=network, training=training, methods=methods, features=True, context=context)
     if preset not in ("default", "sweep"):
-        raise ValueError(f"preset is {preset!r}, expected default, reference or sweep")
+        raise ValueError(f"preset is {preset!r}, expected 'default', 'reference' or 'sweep'")
     sweep = {
         "length": [(length, DEFAULT_REPEATS) for length in (5, 10, 15, 20)],
         "repeats": [(10, repeats) for repeats in (1, 3, 6, 12)],

@@ -18,21 +18,21 @@ from unlearnx._progress import progress_bar
 from unlearnx.data import FEATURE_TABLES, FeatureTable
 from unlearnx.methods import CertifiedRemoval
 
-PAUSE_SECONDS = 0.03  # seconds before a timed call: threads of the library used last spin for a while
-RETRAINED_RESIDUAL = 1e-5  # of retraining
-NEWTON_TOLERANCE = 3e-2  # of the Newton steps' linear systems
-SGD_BATCH_SIZE = 256  # rows a step of fine-tuning
-SGD_LEARNING_RATE = 1.0  # of fine-tuning, for the mean over the rows
+PAUSE_SECONDS = 0.03  # before a timed call, because threads of the library used before still spin for a while
+RETRAINED_RESIDUAL = 1e-5  # gradient norm at which retraining stops
+NEWTON_TOLERANCE = 3e-2  # relative, of the linear systems of Newton steps
+SGD_BATCH_SIZE = 256  # samples in one step of fine-tuning
+SGD_LEARNING_RATE = 1.0  # of fine-tuning, for the mean over samples
 SISA_SHARDS = 10
 FEATURE_COUNTS = {"enron": (1, 10, 50, 100), "drebin": (1, 10, 50, 100), "adult": (1, 2, 4, 7), "diabetes": (1, 2, 4)}
 METHODS = {
     "fine-tuning": f"one epoch of SGD on the changed data, batch size {SGD_BATCH_SIZE}, rate {SGD_LEARNING_RATE:g}",
-    "first order": "a step down the gradient of the changed objective, as long as the curvature along it says",
+    "first order": "a step down the gradient of the changed objective, to the minimum along it by its curvature",
     "second order": f"CertifiedRemoval(certified=False, tolerance={NEWTON_TOLERANCE:g}).remove_features(columns)",
     "second order, 2 steps": (
         f"CertifiedRemoval(certified=False, tolerance={NEWTON_TOLERANCE:g}).remove_features(columns, steps=2)"
     ),
-    "SISA": f"{SISA_SHARDS} models, each of a part of the rows; those whose rows have the features are trained again",
+    "SISA": f"{SISA_SHARDS} models, each of a part of the samples; those whose samples have the features are retrained",
 }
 NEWTON_STEPS = {"second order": 1, "second order, 2 steps": 2}
 
@@ -45,9 +45,9 @@ class FeatureStudy:
         name: of the experiment.
         table: the data.
         counts: numbers of features to forget, ascending.
-        lam: weight of the L2 penalty, for the sum over the rows.
+        lam: weight of the L2 penalty, relative to the sum of the losses of all samples.
         progress: show progress bars.
-        log: is called with a line for each thing that happens.
+        log: is called with a line for each step.
     """
 
     name: str
@@ -58,7 +58,7 @@ class FeatureStudy:
     log: Callable[[str], None] = field(default=lambda line: None)
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
-        """Draw features for each seed and forget them; saves the trained parameters; returns what result.json holds."""
+        """Draw and forget features for each seed; saves the trained parameters; returns the content of result.json."""
         table = self.table
         start = time.perf_counter()
         removal = CertifiedRemoval(certified=False, lam=self.lam, tolerance=NEWTON_TOLERANCE)
@@ -66,10 +66,10 @@ class FeatureStudy:
         seconds = time.perf_counter() - start
         theta = model.theta[:, 0].numpy()
         write_atomically(folder / "theta.npy", lambda file: np.save(file, theta))
-        self.log(f"trained on {len(table.train_y):,} rows of {len(theta):,} features in {seconds:.2f} s")
+        self.log(f"trained on {len(table.train_y):,} samples of {len(theta):,} features in {seconds:.2f} s")
         shards = Shards(table, self.lam)
         draws = {count: [self._draw(count, seed) for seed in seeds] for count in self.counts}
-        for choices in (draws[self.counts[0]][:1], draws[self.counts[0]]):  # caches
+        for choices in (draws[self.counts[0]][:1], draws[self.counts[0]]):  # a first call, which fills caches
             model.many_features(choices)
         runs: list[dict[str, Any]] = [{"seed": seed, "counts": {}} for seed in seeds]
         together = {}
@@ -99,7 +99,7 @@ class FeatureStudy:
         }
 
     def _draw(self, count: int, seed: int) -> list[int]:
-        """Columns of as many of the sensitive features."""
+        """The columns of `count` random sensitive features."""
         groups = list(self.table.sensitive.values())
         drawn = np.random.default_rng([seed, count]).choice(len(groups), count, replace=False)
         return sorted(column for k in drawn for column in groups[k])
@@ -107,7 +107,7 @@ class FeatureStudy:
     def _together(
         self, model: CertifiedRemoval, choices: list[list[int]], runs: list[dict[str, Any]], count: str
     ) -> dict[str, Any]:
-        """All draws solved at once, against what they took one by one."""
+        """Solves all draws at once; compares with the time that they took one by one."""
         found = {}
         for name, steps in NEWTON_STEPS.items():
             removals, seconds = _timed(partial(model.many_features, choices, steps=steps))
@@ -126,7 +126,7 @@ class FeatureStudy:
 
 
 class _FeatureDraw:
-    """One choice of features to forget."""
+    """One random choice of features to forget."""
 
     def __init__(
         self, study: FeatureStudy, model: CertifiedRemoval, shards: Shards, theta: np.ndarray, columns: list[int]
@@ -136,12 +136,12 @@ class _FeatureDraw:
         self.regression = Regression(study.table.train_x, study.table.train_y, study.lam, columns)
 
     def results(self) -> dict[str, Any]:
-        """What every method gives."""
+        """Measures of each method."""
         retrained, seconds = _timed(self.regression.retrain)
         reference = self.table.test_x @ retrained > 0
         start = self.theta * self.regression.kept
         found = {"before": self._measured(start, reference)}
-        # The model as it was still has the parameters of what is to be forgotten, and pays for them.
+        # The original model still has the parameters of the features to forget, and the penalty on them counts.
         penalty = self.regression.lam * np.linalg.norm(self.theta - start)
         found["before"]["residual"] = float(np.hypot(found["before"]["residual"], penalty))
         ways: dict[str, Callable[[], np.ndarray]] = {
@@ -175,7 +175,7 @@ class _FeatureDraw:
 
 
 class Regression:
-    """Logistic regression without some of its features, in NumPy and SciPy: the judge and the baselines."""
+    """Logistic regression without some of its features, in NumPy and SciPy: the reference and the baselines."""
 
     def __init__(self, x: Any, y: np.ndarray, lam: float, columns: Sequence[int] = ()):
         self.x, self.lam = x, lam
@@ -184,7 +184,7 @@ class Regression:
         self.kept[list(columns)] = 0
 
     def value_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """The objective and its gradient, both without the columns."""
+        """The objective and its gradient, without the columns to forget."""
         from scipy.special import expit
 
         margins = self.signs * (self.x @ (theta * self.kept))
@@ -192,11 +192,11 @@ class Regression:
         return np.logaddexp(0, -margins).sum() + self.lam / 2 * (theta @ theta), gradient
 
     def residual(self, theta: np.ndarray) -> float:
-        """Norm of the gradient."""
+        """Norm of the objective's gradient."""
         return float(np.linalg.norm(self.value_and_gradient(theta)[1]))
 
     def retrain(self) -> np.ndarray:
-        """From scratch by L-BFGS, until the gradient's norm is small enough."""
+        """Train from scratch by L-BFGS, until the norm of the gradient is small enough."""
         from scipy.optimize import minimize
 
         norm = float("inf")
@@ -228,7 +228,7 @@ class Regression:
         return theta
 
     def descend(self, theta: np.ndarray) -> np.ndarray:
-        """One step down the gradient, to the minimum along it by the curvature."""
+        """One step down the gradient, to the minimum of the objective's quadratic model along it."""
         from scipy.special import expit
 
         gradient = self.value_and_gradient(theta)[1]
@@ -239,10 +239,10 @@ class Regression:
 
 
 class Shards:
-    """SISA for features: a model for each part of the rows, trained again where its rows have what is to be forgotten.
+    """SISA for features: a model for each part of the samples, trained again if its samples have a feature to forget.
 
-    The penalty is shared out among the parts. It forgets exactly, but the average of these models is another model than
-    one of all rows, and has no gradient to leave a residual in.
+    The penalty is divided among the parts. SISA forgets exactly, but the average of its models is not a minimum of the
+    objective on all samples, so it has no gradient residual to report.
     """
 
     def __init__(self, table: FeatureTable, lam: float):
@@ -254,21 +254,21 @@ class Shards:
         self.counts = [np.asarray((x != 0).sum(0)).ravel() for x, _ in self.data]
 
     def without(self, columns: list[int]) -> list[np.ndarray]:
-        """The parameters of every model once the columns are forgotten."""
+        """The parameters of each model after the columns are forgotten."""
         return [
             Regression(x, y, self.lam, columns).retrain() if counts[columns].any() else theta
             for (x, y), counts, theta in zip(self.data, self.counts, self.theta, strict=True)
         ]
 
     def chances(self, parameters: list[np.ndarray]) -> np.ndarray:
-        """Probability of the second class for each test row, the mean over the models."""
+        """Probability of class 1 for each test sample, averaged over the models."""
         from scipy.special import expit
 
         return np.mean([expit(self.test_x @ theta) for theta in parameters], 0)
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and its seconds when repeated."""
+    """The result of a call, and the seconds of a second call, when caches are warm."""
     call()
     time.sleep(PAUSE_SECONDS)
     start = time.perf_counter()
@@ -305,7 +305,7 @@ def features(
     Args:
         name: "enron", "drebin", "adult" or "diabetes".
         folder: with its files, see :mod:`unlearnx.data.features`.
-        epochs: refused: training goes on until the gradient vanishes.
+        epochs: must be None: training stops when the gradient vanishes.
         preset: ``"default"``.
         progress: show progress bars.
 
@@ -319,7 +319,7 @@ def features(
     if preset != "default":
         raise ValueError(f"preset is {preset!r}, features-{name} has only 'default'")
     if epochs is not None:
-        raise ValueError(f"--epochs is {epochs}, but features-{name} trains until the gradient vanishes")
+        raise ValueError(f"epochs is {epochs}, expected None: features-{name} trains until the gradient vanishes")
     with extra(f"features-{name}", "scipy"):
         import scipy  # noqa: F401
     return FeatureStudy(f"features-{name}", FEATURE_TABLES[name](folder), FEATURE_COUNTS[name], progress=progress)

@@ -46,13 +46,13 @@ from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
 Methods = dict[str, Method | Pipeline]
 
-REFERENCES = {"original": 0, "retrained": 1000}  # models that are trained, with what is added to the seed
-DEFAULT_METHODS = ("ssd", "fine-tune", "second-order")  # methods of a study that is not asked to compare them all
+REFERENCES = {"original": 0, "retrained": 1000}  # models that are trained, and what is added to the seed of each
+DEFAULT_METHODS = ("ssd", "fine-tune", "second-order")  # of `unlearnx run`; `unlearnx compare` takes all
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Values of one parameter of one method, to be tried one after the other."""
+    """Values to try for one parameter of one method."""
 
     method: str
     parameter: str
@@ -60,11 +60,11 @@ class Sweep:
 
     @classmethod
     def parse(cls, text: str, methods: Methods) -> Sweep:
-        """Read ``ssd.alpha=2,5,10``, or ``alpha=2,5,10`` where only one of the methods has such a parameter.
+        """Parse ``ssd.alpha=2,5,10``, or ``alpha=2,5,10`` if only one of the methods has such a parameter.
 
         Raises:
-            ValueError: it is written differently, no method has the parameter, several have it, or it cannot have one
-                of the values.
+            ValueError: the text has another form, no method or more than one has the parameter, or a value is not valid
+                for it.
         """
         target, _, listed = text.partition("=")
         named, _, parameter = target.rpartition(".")
@@ -77,7 +77,7 @@ class Sweep:
             having = f"{' and '.join(owners)} have" if owners else f"none of {', '.join(methods)} has"
             raise ValueError(f"sweep is {text!r}, but {having} a parameter {parameter!r}; name one, METHOD.PARAMETER=")
         sweep = cls(owners[0], parameter, values)
-        sweep.variants(methods)  # refuses values that do not fit
+        sweep.variants(methods)  # raises an error if a value is not valid
         return sweep
 
     def variants(self, methods: Methods) -> Methods:
@@ -107,18 +107,18 @@ class ForgetStudy:
         name: of the experiment.
         splits: the data.
         network: builds an untrained model.
-        training: the recipe of training and retraining.
-        methods: by the names of the report.
+        training: how models are trained and retrained.
+        methods: the methods, by their names in the report.
         forget_class: number of the class to forget; None for a random share.
-        share: of the training images to forget, drawn anew for every seed; None for a class.
+        share: share of the training images to forget, other ones for each seed; None for a class.
         sweeps: of parameters of the methods.
-        options: arguments with which the function of the experiment loads the same data.
+        options: arguments of the experiment's function that load the same data.
         progress: show progress bars.
-        device: where networks are trained and changed.
-        log: is called with a line for each thing that happens.
+        device: where networks are trained and unlearn.
+        log: is called with a line for each step.
 
     Raises:
-        ValueError: there is not one thing to forget, or two models would have the same file.
+        ValueError: not exactly one of `forget_class` and `share` is given, or two models would have the same file.
     """
 
     name: str
@@ -136,21 +136,23 @@ class ForgetStudy:
 
     def __post_init__(self) -> None:
         if (self.forget_class is None) == (self.share is None):
-            raise ValueError(f"forget_class is {self.forget_class} and share {self.share}, expected one of the two")
+            raise ValueError(
+                f"forget_class is {self.forget_class} and share {self.share}, expected exactly one of them"
+            )
         if self.share is not None and not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}, expected a number between 0 and 1")
         files = [slug(name) for name in (*REFERENCES, *self.methods)]
         if len(set(files)) < len(files):
-            raise ValueError(f"methods: expected names with files of their own, got {', '.join(files)}")
+            raise ValueError(f"methods: some names give the same file, expected different ones, got {', '.join(files)}")
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
-        """Run the study for each seed; returns what result.json holds.
+        """Run the study for each seed; returns the content of result.json.
 
         Every model of every seed is saved as a trial under `folder` (see
         :class:`unlearnx.experiments.run_store.RunStore`). Finished trials are read, not made again.
         """
         for name, method in self.methods.items():
-            self.recipe(name, seeds[0], method)  # refuses now what it cannot write after training
+            self.recipe(name, seeds[0], method)  # so that a method that cannot be written down fails before training
         store = RunStore(folder, self.log)
         finished = [_SeedRun(self, seed, store).run() for seed in seeds]
         runs, variants = zip(*finished, strict=True)
@@ -176,7 +178,7 @@ class ForgetStudy:
         }
 
     def forget(self, seed: int) -> Tensor:
-        """Numbers of the training images to forget, int64, ascending."""
+        """Indices of the training images to forget, int64, ascending."""
         if self.forget_class is not None:
             return (self.splits.train_y == self.forget_class).nonzero().flatten()
         assert self.share is not None
@@ -185,7 +187,7 @@ class ForgetStudy:
         return order[: max(1, round(self.share * n))].sort().values
 
     def recipe(self, model: str, seed: int, method: Method | Pipeline | None = None) -> Recipe:
-        """Everything that the numbers of a model depend on, and how to load the data.
+        """Everything that the numbers of a model depend on, and the options that load the data.
 
         Raises:
             ValueError: the network, the training or the method cannot be written down.
@@ -245,7 +247,7 @@ class _SeedRun:
         self.request = Request.remove((study.splits.train_x, study.splits.train_y), self.sets.parts["forget"])
 
     def run(self) -> tuple[dict[str, Any], dict[str, Entry]]:
-        """What result.json holds of the seed, and the trials of the sweeps."""
+        """What result.json holds about the seed, and the trials of the sweeps."""
         references = {name: _without_recipe(self.trial(name)) for name in REFERENCES}
         methods = {name: _without_recipe(self.trial(name, m)) for name, m in self.study.methods.items()}
         variants = [sweep.variants(self.study.methods) for sweep in self.study.sweeps]
@@ -355,26 +357,26 @@ def repeat(
     progress: bool = True,
     log: Callable[[str], None] = lambda line: None,
 ) -> Entry:
-    """Make the trial of a recipe again, from the beginning; returns the new trial.
+    """Make the trial of a recipe again; returns the new trial.
 
     Args:
         recipe: of the trial.
         folder: of the new run. If it holds the trial already, that one is returned.
-        beside: folder that the original and the retrained model are taken from where it has them; otherwise, or where
-            they were made by another configuration, they are trained.
-        root: of the data, where it moved since.
+        beside: folder of the original and the retrained model. If they are not there, or were made by another recipe,
+            they are trained.
+        root: folder of the data, if it has moved.
         progress: show progress bars.
-        log: is called with a line for each thing that happens.
+        log: is called with a line for each step.
 
     Raises:
-        ValueError: the recipe is of something else than a study of forgetting, is not understood, or is in `folder`.
+        ValueError: the recipe is not of a study of forgetting, is not valid, or belongs to the run in `folder`.
     """
     study = replace(_study_of(recipe, root), progress=progress, log=log)
     store, name, seed = RunStore(folder, log), recipe["model"], recipe["seed"]
     method = study.methods.get(name)
     again = study.recipe(name, seed, method)
     if store.file(again).parent.resolve() == beside.resolve():
-        raise ValueError(f"{folder} is the run that the recipe belongs to, expected a new one")
+        raise ValueError(f"folder: {folder} is the run that the recipe belongs to, expected another one")
     if other := differing(recipe, again):
         log(f"seed {seed}, {name}: recorded with a different {', '.join(other)}")
     if name not in REFERENCES:
@@ -384,7 +386,7 @@ def repeat(
 
 
 def _study_of(recipe: Recipe, root: Path | None) -> ForgetStudy:
-    """The study that has the model of a recipe, and no other."""
+    """A study with only the model of a recipe."""
     if recipe["experiment"] not in STUDIES:
         raise ValueError(f"recipe: the experiment is {recipe['experiment']!r}, expected one of {', '.join(STUDIES)}")
     options = recipe["options"] if root is None else {**recipe["options"], "root": root}
@@ -402,10 +404,10 @@ def _study_of(recipe: Recipe, root: Path | None) -> ForgetStudy:
 
 
 def _digits_methods(forget_class: int | None) -> Methods:
-    """The methods with their arguments for a class, or for a random share; chosen on the seeds 0 and 1."""
+    """The methods with their arguments for a class, or for a random share (None); chosen with the seeds 0 and 1."""
     masking = FisherMasking() if forget_class is not None else FisherMasking(0.005, max_increase=math.inf)
     gradient, newton = FirstOrder(params="last:2"), SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2")
-    if forget_class is None:  # no weights of the last layer stand for a random share
+    if forget_class is None:  # no weights of the last layer represent a random share of the images
         gradient = FirstOrder(tau=3e-3, steps=20)
         newton = replace(
             newton, solver=ConjugateGradient(iterations=10), params=None, step=10.0, steps=1, curvature_samples=500
@@ -427,7 +429,7 @@ def _digits_methods(forget_class: int | None) -> Methods:
 
 
 def _cifar_methods(forget_class: int | None) -> Methods:
-    """The methods with their arguments for a class, or for a random share."""
+    """The methods with their arguments for a class, or for a random share (None)."""
     fast = fast_dtype(default_device())
     masking = FisherMasking(max_increase=math.inf, autocast=fast)
     return {
@@ -460,7 +462,7 @@ def _study(
     preset: str = "default",
     **settings: Any,
 ) -> ForgetStudy:
-    """A study of the methods of a table that are asked for by name, alone or in a sweep."""
+    """A study of those methods of a table that are named in `methods` or in a sweep."""
     if preset != "default":
         raise ValueError(f"preset is {preset!r}, {name} has only 'default'")
     offered = table(forget_class)
@@ -491,13 +493,13 @@ def _cifar(name: str, splits: Splits, epochs: int | None, **settings: Any) -> Fo
 
 
 def forget_class_digits(*, forget_class: str | int = "1", epochs: int | None = None, **choice: Any) -> ForgetStudy:
-    """The embedded digits, of which one class is to be forgotten.
+    """Forget one class of the digits that come with the package.
 
     Args:
-        forget_class: its name or number.
-        epochs: of every training; 60 where not given.
-        choice: of any study of forgetting: ``methods``, names of those to compare, all where not given; ``sweep``,
-            texts such as ``"ssd.alpha=2,5,10"``, see :meth:`Sweep.parse`; ``preset``, which is ``"default"``;
+        forget_class: name or number of the class.
+        epochs: of each training; 60 where not given.
+        choice: options of all studies of forgetting: ``methods``, the names of those to compare, all where not given;
+            ``sweep``, texts such as ``"ssd.alpha=2,5,10"``, see :meth:`Sweep.parse`; ``preset``, only ``"default"``;
             ``progress``, whether to show progress bars.
 
     Raises:
@@ -509,11 +511,11 @@ def forget_class_digits(*, forget_class: str | int = "1", epochs: int | None = N
 
 
 def forget_random_digits(*, share: float = 0.1, epochs: int | None = None, **choice: Any) -> ForgetStudy:
-    """The embedded digits, of which a random share is to be forgotten, another one for every seed.
+    """Forget a random share of the digits that come with the package, another one for each seed.
 
     Args:
         share: of the training images.
-        epochs: of every training; 60 where not given.
+        epochs: of each training; 60 where not given.
         choice: as for :func:`forget_class_digits`.
 
     Raises:
@@ -530,13 +532,13 @@ def forget_class_cifar(
     epochs: int | None = None,
     **choice: Any,
 ) -> ForgetStudy:
-    """CIFAR-10 and the VGG of the poisoning study; one class is to be forgotten.
+    """Forget one class of CIFAR-10, with the VGG of the poisoning study.
 
     Args:
         root: folder or archive of CIFAR-10, see :func:`unlearnx.data.load_cifar10`.
-        forget_class: its name or number.
+        forget_class: name or number of the class.
         limit: training images to use.
-        epochs: of every training; 14 where not given.
+        epochs: of each training; 14 where not given.
         choice: as for :func:`forget_class_digits`.
 
     Raises:
@@ -552,13 +554,13 @@ def forget_class_cifar(
 def forget_random_cifar(
     root: str | Path, *, share: float = 0.1, limit: int | None = None, epochs: int | None = None, **choice: Any
 ) -> ForgetStudy:
-    """CIFAR-10 and the VGG of the poisoning study; a random share is to be forgotten, another one for every seed.
+    """Forget a random share of CIFAR-10, another one for each seed, with the VGG of the poisoning study.
 
     Args:
         root: folder or archive of CIFAR-10, see :func:`unlearnx.data.load_cifar10`.
         share: of the training images.
         limit: training images to use.
-        epochs: of every training; 14 where not given.
+        epochs: of each training; 14 where not given.
         choice: as for :func:`forget_class_digits`.
 
     Raises:

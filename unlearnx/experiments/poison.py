@@ -22,7 +22,7 @@ from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondO
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
-TIMED_STEPS = 20  # of training, where retraining is only estimated
+TIMED_STEPS = 20  # of training, from which the time of retraining is estimated where checkpoints are given
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Treatment:
     """A method as the study runs it.
 
     Attributes:
-        method: with the parameters it may change; the part of the model before them runs once for all methods
-            that share it.
-        mirrored: give the method every image and its mirror image.
+        method: the method, with the parameters it may change. The part of the model before them runs only once for all
+            methods that share it.
+        mirrored: whether the method is given each image and its mirror image.
     """
 
     method: Method
@@ -41,7 +41,7 @@ class Treatment:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Trained models to start from, with the poison of the second."""
+    """Files of trained models to start from, and of the poison that the second was trained with."""
 
     clean: Path
     poisoned: Path
@@ -49,7 +49,7 @@ class Checkpoints:
 
     @classmethod
     def find(cls, clean: Path, poisoned: Path, poison: Path | None) -> Checkpoints:
-        """The given files; the poison is looked for beside the poisoned model where it is not given.
+        """The given files. If `poison` is None, it is looked for beside the poisoned model.
 
         Raises:
             FileNotFoundError: a file is missing, or not exactly one ``*poison*.npz`` lies beside the model.
@@ -75,13 +75,13 @@ class PoisonStudy:
         name: of the experiment.
         splits: the data.
         network: builds an untrained model.
-        training: the recipe of clean, poisoned and repeated training.
-        budget: labels to flip.
-        treatments: the methods, by the names of the report.
-        checkpoints: trained models to start from; retraining is then estimated from a few steps.
+        training: how the clean, the poisoned and the retrained model are trained.
+        budget: number of labels to flip.
+        treatments: the methods, by their names in the report.
+        checkpoints: trained models to start from; the time of retraining is then estimated from a few steps.
         progress: show progress bars.
-        device: where networks are trained and changed.
-        log: is called with a line for each thing that happens.
+        device: where networks are trained and unlearn.
+        log: is called with a line for each step.
     """
 
     name: str
@@ -96,7 +96,7 @@ class PoisonStudy:
     log: Callable[[str], None] = field(default=lambda line: None)
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
-        """Run the study for each seed and save the models under `folder`; returns what result.json holds."""
+        """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
         runs = [self._run_seed(seed, folder / f"seed-{seed}") for seed in seeds]
         return {
             "experiment": self.name,
@@ -120,7 +120,7 @@ class PoisonStudy:
         before = {"clean": self._evaluate(clean), "poisoned": self._evaluate(poisoned)}
         request = Request.correct((s.train_x, poison.apply(s.train_y)), (s.train_x, s.train_y))
         methods = _TreatmentRunner(self, poisoned, request).run(seed)
-        if self.checkpoints:  # estimated before and after the methods: the faster counts
+        if self.checkpoints:  # estimated before and after the methods; the faster one counts
             seconds = min(*estimates, self._estimate_training(seed))
             retraining = {"accuracy": before["clean"]["accuracy"], "seconds": seconds}
         else:
@@ -155,7 +155,7 @@ class PoisonStudy:
         )
 
     def _estimate_training(self, seed: int) -> float:
-        """Seconds of the whole training, from a few of its steps."""
+        """Seconds of the whole training, estimated from a few steps."""
         n = min(TIMED_STEPS * self.training.batch_size, len(self.splits.train_x))
         data = (self.splits.train_x[:n], self.splits.train_y[:n])
         model = self.network().to(self.device).train()
@@ -184,7 +184,7 @@ class PoisonStudy:
 
 
 class _TreatmentRunner:
-    """The poisoned model and the request, with the features that several methods share."""
+    """Runs the treatments on the poisoned model, and computes features once for those that can share them."""
 
     def __init__(self, study: PoisonStudy, model: nn.Module, request: Request):
         self.study, self.model, self.request = study, model, request
@@ -209,7 +209,7 @@ class _TreatmentRunner:
         return results
 
     def _features(self, treatment: Treatment) -> tuple[FrozenPrefix, Request, float]:
-        # Methods in float32 get features in float32, whatever the prefix ran in.
+        # Methods in float32 get features in float32, even if the frozen part ran in another dtype.
         key = (str(treatment.method.params), treatment.mirrored, treatment.method.autocast is None)
         if key not in self._shared:
             start = time.perf_counter()
@@ -227,12 +227,12 @@ class _TreatmentRunner:
 
 
 def _relabelling(x: Tensor, y: Tensor, y_new: Tensor, forget: Tensor) -> Request:
-    """The request to correct labels, of points that are known."""
+    """A request to correct the labels `y` of the samples `forget` to those in `y_new`."""
     return Request(TensorDataset(x, y), forget, TensorDataset(x, y_new), labels_only=True)
 
 
 def _parts(request: Request) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, given labels and true labels of a request to correct labels."""
+    """Inputs, given labels and true labels of a request to correct labels."""
     (x, y), (_, y_new) = materialize(request.dataset), materialize(request.target)
     return x, y, y_new
 
@@ -243,7 +243,7 @@ def _mirror(request: Request) -> Request:
 
 
 def _joined(first: Request, second: Request, cut: FrozenPrefix, dtype: torch.dtype | None) -> Request:
-    """The features of two requests, one after the other."""
+    """The features of two requests, joined."""
     a, b = (_parts(r.features(cut, batch_size=32, dtype=dtype)) for r in (first, second))
     x, y, y_new = (torch.cat(pair) for pair in zip(a, b, strict=True))
     return _relabelling(x, y, y_new, torch.cat([first.forget, second.forget + len(a[0])]))
@@ -299,9 +299,9 @@ def poison_cifar(
 
     Args:
         root: folder or archive of CIFAR-10, see :func:`unlearnx.data.load_cifar10`.
-        limit: training images to use.
-        epochs: of every training; 14 where not given.
-        budget: labels to flip; a fifth of the training images where not given.
+        limit: number of training images to use; all where not given.
+        epochs: of each training; 14 where not given.
+        budget: number of labels to flip; a fifth of the training images where not given.
         preset: ``"default"`` compares the methods with their default arguments on the last six tensors,
             ``"reference"`` follows the published protocol, ``"best"`` is the best recipe known here.
         checkpoints: trained models to start from.
@@ -321,7 +321,7 @@ def poison_cifar(
             "fine-tuning": Treatment(FineTune(epochs=3, params="last:6")),
             "fine-tuning, last block": Treatment(FineTune(epochs=3, lr=2e-3, params="last:14", autocast=fast)),
         },
-        # Published in sums over the batch; ours are means over the data, hence the quotients.
+        # The publication uses sums over a batch, this package means over the data: hence the quotients.
         "reference": {
             "first order": Treatment(FirstOrder(2e-5, steps=10, points_per_step=512, params="last:6")),
             "second order": Treatment(

@@ -1,4 +1,4 @@
-"""What a number was made by, as JSON that makes it again: methods, solvers and trainings with all their arguments."""
+"""Methods, solvers and trainings as JSON from which they can be built again, with all their arguments."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from torch.nn import functional as F
 from unlearnx import methods, models
 from unlearnx.curvature import solvers
 
-# Where the classes of each kind are looked up by name: a recipe may come from anyone, and can name nothing else.
+# Where names are looked up. A recipe may come from anyone: it can name public classes and functions of these only.
 _CLASSES = {"method": methods, "solver": solvers, "training": models}
 _FUNCTIONS = (F, models)
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def to_recipe(value: Any, name: str = "value") -> Any:
-    """`value` in terms of JSON: a method is ``{"method": "SSD", "arguments": {...}}``, with all but ``progress``.
+    """`value` as JSON: a method is ``{"method": "SSD", "arguments": {...}}``, with all arguments but ``progress``.
 
     Args:
-        value: a method, solver or training of unlearnx, made of numbers, texts, lists, dtypes, further ones of these,
-            and functions of ``torch.nn.functional`` and :mod:`unlearnx.models`. Tuples become lists.
-        name: of the value, for the error.
+        value: a method, solver or training of unlearnx. Its arguments may be numbers, texts, lists, dtypes, again
+            methods and solvers, and functions of ``torch.nn.functional`` and :mod:`unlearnx.models`. Tuples become
+            lists.
+        name: of the value, for errors.
 
     Raises:
-        ValueError: there is something else in it; the message names it.
+        ValueError: it contains anything else; the message names it.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -56,7 +57,7 @@ def from_recipe(recipe: Any) -> Any:
     """The value that :func:`to_recipe` wrote.
 
     Raises:
-        ValueError: the recipe names something that unlearnx does not have, or arguments that do not fit.
+        ValueError: the recipe names something that unlearnx does not have, or has arguments that do not fit.
     """
     if isinstance(recipe, list):
         return [from_recipe(entry) for entry in recipe]
@@ -77,11 +78,13 @@ def from_recipe(recipe: Any) -> Any:
                 return found(**{name: from_recipe(entry) for name, entry in recipe["arguments"].items()})  # type: ignore[operator]
             except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"recipe: the arguments of {recipe[kind]} do not fit ({error})") from error
-    raise ValueError(f"recipe: nothing in unlearnx answers to {recipe!r}")
+    raise ValueError(
+        f"recipe: unlearnx has nothing for {recipe!r}, expected a method, solver, training, dtype or function"
+    )
 
 
 def _public(module: Any, name: str) -> Any:
-    """What a module offers by that name; None where it does not."""
+    """What a module has under a public name; None if it has nothing."""
     listed = getattr(module, "__all__", None)
     if name.startswith("_") or (listed is not None and name not in listed):
         return None

@@ -1,4 +1,4 @@
-"""Repairing a model that learned from noisy data: identify the samples to blame, treat the model, evaluate."""
+"""Repairing a model that learned from noisy data: identify the samples to blame, repair the model, evaluate."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from unlearnx.metrics import accuracy, predict
 from unlearnx.models import Training, mnist_cnn
 
 NOISES = ("labels", "inputs")
-SHOWN_IMAGES = 24  # of the samples that the report shows
-RANDOM_ORDER = "at random"  # how samples are removed to compare with
-REMOVED_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # removed for the curves, of the number of spoilt samples
+SHOWN_IMAGES = 24  # in the report, those with the worst scores
+RANDOM_ORDER = "at random"  # the order of removal that scores are compared with
+REMOVED_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # samples removed for the curves, divided by spoilt ones
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Treatment:
     """A method as the study applies it.
 
     Attributes:
-        method: with the parameters it may change.
-        relabels: the samples found get their proposed labels, and stay; otherwise they are removed.
+        method: the method, with the parameters it may change.
+        relabels: whether the samples found get the proposed labels; otherwise they are removed.
     """
 
     method: Method | Pipeline
@@ -47,21 +47,21 @@ class RepairStudy:
         name: of the experiment.
         splits: the clean data.
         network: builds an untrained model.
-        training: the recipe of clean, noisy and repeated training.
-        treatments: by the names of the report.
+        training: how the clean, the noisy and the retrained network are trained.
+        treatments: the treatments, by their names in the report.
         noise: share of the training samples that is spoilt.
         noise_kind: what is spoilt, ``"labels"`` or ``"inputs"``.
-        validation: samples of the training split that are kept clean and apart: failures are found among them.
-        folds: of the cross-validation that scores samples by networks that never saw them.
-        fold_training: the recipe of these networks.
+        validation: number of training samples that are held out and stay clean: failures are found among them.
+        folds: of the cross-validation, in which each sample is scored by a network that was trained without it.
+        fold_training: how these networks are trained.
         removal: further training without the worst samples, for the curves.
-        curves: scores that curves are made for.
+        curves: names of the scores that curves are made for.
         progress: show progress bars.
-        device: where networks are trained and changed.
-        log: is called with a line for each thing that happens.
+        device: where networks are trained and unlearn.
+        log: is called with a line for each step.
 
     Raises:
-        ValueError: the noise spoils no point or all of them, its kind is unknown, or there is no training split left.
+        ValueError: the noise spoils no sample or all of them, its kind is unknown, or no training samples are left.
     """
 
     name: str
@@ -88,12 +88,14 @@ class RepairStudy:
             raise ValueError(f"noise_kind is {self.noise_kind!r}, expected {' or '.join(NOISES)}")
         n = len(self.splits.train_x) - self.validation
         if n < self.folds:
-            raise ValueError(f"validation is {self.validation}, which leaves {max(n, 0)} samples to train on")
+            raise ValueError(
+                f"validation is {self.validation}, which leaves {max(n, 0)} for training, expected {self.folds} or more"
+            )
         if not isinstance(self.noise, (int, float)) or not 0 < round(self.noise * n) < n:
-            raise ValueError(f"noise is {self.noise}, expected a share of {n} samples that is neither none nor all")
+            raise ValueError(f"noise is {self.noise}, expected a share of {n} samples, neither none nor all of them")
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
-        """Run the study for each seed and save the models under `folder`; returns what result.json holds."""
+        """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
         runs, pictures = [], []
         for seed in seeds:
             one = _SeedRun(self, seed, folder / f"seed-{seed}")
@@ -136,7 +138,7 @@ class _SeedRun:
         self.samples, self.spoilt = self._spoil()
 
     def _spoil(self) -> tuple[Pair, Tensor]:
-        """The training samples with noise, and which of them are spoilt, a mask (N,)."""
+        """The training samples with noise, and a mask (N,) of those that are spoilt."""
         x, y = self.clean
         noise, seed = self.study.noise, self.seed
         if self.study.noise_kind == "labels":
@@ -150,7 +152,7 @@ class _SeedRun:
         return samples, spoilt
 
     def run(self) -> dict[str, Any]:
-        """What result.json holds of the seed."""
+        """What result.json holds about the seed."""
         start = time.perf_counter()
         trained = {
             "clean": self._train(self.clean, "clean", self.seed),
@@ -177,7 +179,7 @@ class _SeedRun:
         }
 
     def pictures(self) -> list[dict[str, Any]]:
-        """The worst samples: image (28, 28) in [0, 1], given and proposed label, the true one, whether spoilt."""
+        """The worst samples: image (28, 28) in [0, 1], given, proposed and true label, and whether it is spoilt."""
         chosen = worst(self.scores[UNSEEN], SHOWN_IMAGES)
         images = self.samples[0][chosen].squeeze(1)
         low, high = self.clean[0].min(), self.clean[0].max()
@@ -206,7 +208,9 @@ class _SeedRun:
         x, y = self.validation
         wrong = predict(model, self.validation).cpu() != y
         if not wrong.any():
-            raise ValueError(f"validation: the noisy model gets all {len(y)} samples right, there is nothing to repair")
+            raise ValueError(
+                f"validation: the noisy model gets all {len(y)} samples right, so there is nothing to repair"
+            )
         return x[wrong], y[wrong]
 
     def _identify(self, model: nn.Module) -> dict[str, Any]:
@@ -231,7 +235,7 @@ class _SeedRun:
             study.log(f"seed {self.seed}, {name}: AUROC {results[name]['auroc']:.4f} after {seconds:.1f} s")
         number = int(doubted(self.suspects.unseen, self.samples[1]).sum())
         if not number:
-            raise ValueError("noise: no label is doubted by networks that never saw it, there is nothing to treat")
+            raise ValueError("noise: cross-validation doubts none of the labels, so there is nothing to repair")
         self.found = worst(self.scores[UNSEEN], number)
         hits = int(self.spoilt[self.found].sum())
         study.log(f"seed {self.seed}: found {number} samples, {hits} of the {int(self.spoilt.sum())} spoilt")
@@ -269,7 +273,7 @@ class _SeedRun:
         }
 
     def _judge_found(self) -> dict[str, Any]:
-        """How well the spoilt samples were found, and the share of those found whose label was wrong and now is not."""
+        """How well spoilt samples were found, and the share of those found with a wrong label and a right proposal."""
         hit = self.spoilt[self.found].double()
         right = self.suspects.unseen[self.found].argmax(1) == self.clean[1][self.found]
         n = max(1, len(hit))
@@ -306,7 +310,7 @@ def _describe(treatment: Treatment) -> str:
 
 
 def _medians(entries: list[dict[str, Any]]) -> dict[str, float]:
-    """Of every number that is known in all runs."""
+    """Medians of the numbers that are known in all runs."""
     columns = {key: [entry[key] for entry in entries] for key in entries[0]}
     return {key: median(c) for key, c in columns.items() if all(isinstance(value, (int, float)) for value in c)}
 
@@ -336,7 +340,7 @@ def repair_mnist(
     """
     if preset != "default":
         raise ValueError(f"preset is {preset!r}, repair-mnist has only 'default'")
-    # The decay takes what was learned by heart out of the weights; without it, training on hardly moves them.
+    # Weight decay removes what was memorised from the weights; without it, further training hardly changes them.
     tune = FineTune(epochs=5, lr=5e-3, batch_size=128, weight_decay=1.0)
     newton, ewc = NewtonRepair(params="last:4"), EWCRepair()
     treatments = {

@@ -1,4 +1,4 @@
-"""Unlearning in a model of the user's own, with an audit of what was done and of what came of it."""
+"""Unlearning in a user's own model, with an audit of what was done and what it changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unlearnx.experiments.runs import default_device, describe
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
 from unlearnx.methods import Method, Request, Retrain
 
-LISTED = 10  # indices, and tensors that moved, that an audit lists
+MAX_LISTED = 10  # indices, and changed tensors, in an audit
 RESULTS = ("audit.json", "audit.html", "weights.safetensors", "weights.pt")
 
 Log = Callable[[str], None]
@@ -45,29 +45,31 @@ def unlearn(
 ) -> dict[str, Any]:
     """Make a trained classifier forget; write its new weights and an audit.
 
-    ``out`` then holds ``weights.safetensors`` or ``weights.pt``, in the format of the weights given, and ``audit.json``
-    and ``audit.html``. Where the method was not applied there are no weights, and the audit says why.
+    ``out`` then holds ``audit.json`` and ``audit.html``, and the new weights as ``weights.safetensors`` or
+    ``weights.pt``, in the format of the weights given. If the method was not applied there are no weights, and the
+    audit says why.
 
     Args:
-        model_factory: builds the model, class scores (N, classes), whatever its weights.
-        weights: those that it was trained to (see :class:`unlearnx.experiments.weights.Weights`).
-        data: what it was trained on, classes as labels; of a DataLoader its dataset, in the order of that.
+        model_factory: builds the model, which returns class scores (N, classes), with any weights.
+        weights: file of its trained weights (see :class:`unlearnx.experiments.weights.Weights`).
+        data: what it was trained on, with classes as labels. A DataLoader stands for its dataset, in the dataset's
+            order.
         method: how to forget; ``Retrain`` starts from models of the factory.
-        out: folder that holds no audit or weights of such a run yet.
-        forget: indices into the data; either this or `forget_class` is given.
-        forget_class: class all points of which are to be forgotten.
+        out: folder without an audit or weights of an earlier run.
+        forget: indices into the data; give either this or `forget_class`.
+        forget_class: number of the class to forget, with all of its samples.
         test: data that the model was not trained on; without it there are no membership attacks.
-        retrained: weights of a model that was trained without the points to forget, to compare with.
+        retrained: file of weights of a model that was trained without the forget set, to compare with.
         device: where to compute; None for the GPU where there is one.
-        command: what the audit calls the command of this run.
-        log: is called with a line for each thing that happens.
+        command: command line to record in the audit.
+        log: is called with a line for each step.
 
     Returns:
         The audit: what audit.json holds.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: weights, model and data do not go together, the indices are not those of some of the data, or `out`
+        ValueError: weights, model and data do not fit each other, the indices are not valid for the data, or `out`
             holds results already; and as for the method.
     """
     started = datetime.now(timezone.utc)
@@ -85,7 +87,7 @@ def unlearn(
             _check_fits(name, model, *pair)
     evaluation = RequestEvaluation(method, request, held_out, forget_class)
 
-    log(f"{len(request.forget):,} of {len(x):,} points to forget")
+    log(f"{len(request.forget):,} of {len(x):,} samples to forget")
     models, measures = {"before": model}, {"before": evaluation.measure(model)}
     ready = replace(method, factory=model_factory) if isinstance(method, Retrain) and not method.factory else method
     outcome = ready(model, request)
@@ -151,17 +153,17 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 
 def _built(factory: Callable[[], nn.Module], weights: Weights, device: torch.device) -> nn.Module:
-    """A model of the factory with these weights, in eval mode."""
+    """A model from the factory with these weights, in eval mode."""
     with torch.random.fork_rng():
         model = factory()
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model_factory: gave {type(model).__name__}, expected a torch.nn.Module")
+        raise ValueError(f"model_factory: returned {type(model).__name__}, expected a torch.nn.Module")
     weights.load_into(model)
     return model.to(device).eval()
 
 
 def _pair(name: str, data: Data) -> tuple[Tensor, Tensor]:
-    """All samples and labels, in the order of the dataset: what is hashed is what is used."""
+    """All inputs and labels as tensors, in the order of the dataset. Both the method and the hashes use these."""
     try:
         x, y = materialize(data.dataset if isinstance(data, DataLoader) else data)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -189,7 +191,7 @@ def _check_fits(name: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
         ) from error
     if scores.dim() != 2 or scores.shape[1] < 2:
         raise ValueError(
-            f"model_factory: the model gives scores of shape {list(scores.shape)}, expected (N, classes), two or more"
+            f"model_factory: it returned scores of shape {list(scores.shape)}, expected (N, classes), classes >= 2"
         )
     outside = y[(y < 0) | (y >= scores.shape[1])]
     if len(outside):
@@ -203,13 +205,13 @@ def _described(request: Request, forget_class: int | None) -> dict[str, Any]:
         "class": forget_class,
         "points": len(indices),
         "of": len(request.retain) + len(indices),
-        "first": indices[:LISTED].tolist(),
+        "first": indices[:MAX_LISTED].tolist(),
         "sha256": hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest(),
     }
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it."""
+    """A setting of a method as a JSON value."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
@@ -231,7 +233,7 @@ def _fingerprint(x: Tensor, y: Tensor) -> dict[str, Any]:
 
 
 def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How far the weights went, in L2 norm: all of them, and the tensors that went farthest."""
+    """The change of the weights in L2 norm: of all, and of the tensors that changed most."""
     rows = []
     for name, old in before.items():
         if old.is_floating_point():
@@ -245,5 +247,5 @@ def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[st
         "norm": math.sqrt(sum(t.double().square().sum().item() for t in before.values() if t.is_floating_point())),
         "changed": sum(not torch.equal(after[name], old) for name, old in before.items()),
         "tensors": len(before),
-        "farthest": [row for row in rows[:LISTED] if row["l2"] > 0],
+        "farthest": [row for row in rows[:MAX_LISTED] if row["l2"] > 0],
     }

@@ -1,4 +1,4 @@
-"""Files of weights: read without running what is in them, written whole or not at all, told apart by their hashes."""
+"""Files of weights: read without running code in them, written in one step, and identified by their hashes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from unlearnx._extras import extra
 from unlearnx._files import write_atomically
 
-NESTS = ("state_dict", "model")  # where checkpoints keep their weights
-LISTED = 5  # names that a message gives
+WEIGHT_ENTRIES = ("state_dict", "model")  # where checkpoints keep their weights
+MAX_LISTED_NAMES = 5  # in an error
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that a file holds, and what it takes to write others like them.
+    """The weights in a file, and what is needed to write others in the same form.
 
     Attributes:
         file: where they were read.
         tensors: by name, on the CPU.
         format: ``"safetensors"`` or ``"torch"``.
         sha256: of the bytes of the file.
-        nest: entry of the checkpoint that held them; None where they were all of it.
-        left_out: the checkpoint's other entries, such as ``optimizer``. They are neither used nor written again: they
-            may remember the points to forget.
-        metadata: the texts that a safetensors file carries along.
+        nest: entry of the checkpoint that held the weights; None if the file held nothing else.
+        left_out: the checkpoint's other entries, such as ``optimizer``. They are neither used nor written
+            again, because they may hold information on the forget set.
+        metadata: of a safetensors file, texts by name.
     """
 
     file: Path
@@ -46,14 +46,14 @@ class Weights:
 
     @classmethod
     def read(cls, file: Path) -> Weights:
-        """The weights in `file`: a safetensors file, or what ``torch.save`` made of a state dict.
+        """Read a safetensors file, or a state dict that ``torch.save`` wrote.
 
-        Nothing in the file is run: pickles are read for tensors and plain values alone
+        No code in the file is run: pickles are read for tensors and plain values only
         (``torch.load(weights_only=True)``).
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is neither of the two, damaged, or holds something other than weights.
+            ValueError: the file is neither of the two, is damaged, or holds something other than weights.
             ImportError: it is a safetensors file, and safetensors is not installed.
         """
         if not file.is_file():
@@ -63,23 +63,25 @@ class Weights:
         if _is_safetensors(content):
             tensors, metadata = _read_safetensors(file, content)
             return cls(file, _checked(file, tensors), "safetensors", sha256, metadata=metadata)
-        if content.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive or a pickle: what torch.save makes, or made
+        if content.startswith(
+            (b"PK\x03\x04", b"\x80")
+        ):  # a zip archive, as torch.save writes, or a pickle, as it once did
             state, nest, left_out = _unnested(_read_torch(file, content))
             return cls(file, _checked(file, state), "torch", sha256, nest, left_out)
         raise ValueError(f"{file}: is neither a safetensors file nor one that torch.save wrote")
 
     def load_into(self, model: nn.Module) -> None:
-        """Give `model` these weights.
+        """Load the weights into `model`.
 
         Raises:
-            ValueError: names, shapes or dtypes are not those of the model.
+            ValueError: names, shapes or dtypes differ from those of the model.
         """
         own = state_tensors(model)
-        # Of tensors that share their memory a safetensors file holds one.
+        # Where tensors share their memory, a safetensors file holds only one of them.
         held = {_place(own[name]) for name in self.tensors if name in own}
         missing = [name for name, t in own.items() if name not in self.tensors and _place(t) not in held]
         unexpected = [name for name in self.tensors if name not in own]
-        for names, what in ((missing, "weights are missing"), (unexpected, "the model has no weights")):
+        for names, what in ((missing, "it lacks the weights"), (unexpected, "the model has no weights")):
             if names:
                 raise ValueError(f"{self.file}: does not fit the model: {what}: {_listed(names)}")
         for name, tensor in self.tensors.items():
@@ -89,17 +91,17 @@ class Weights:
         model.load_state_dict(self.tensors, strict=False)
 
     def write(self, model: nn.Module, stem: Path) -> Weights:
-        """Write the weights of `model` as this file holds its own: in its format, under its names.
+        """Write the weights of `model` in the form of this file: the same format, names and nesting.
 
         Args:
             model: has weights of the same names.
-            stem: path of the new file without the ending, which is that of the format.
+            stem: path of the new file, without its suffix, which depends on the format.
 
         Returns:
-            What was written, and where.
+            The written weights and their file.
         """
         own = state_tensors(model)
-        # A safetensors file takes neither other memory orders nor tensors that share their memory.
+        # safetensors needs contiguous tensors that do not share their memory.
         tensors = {name: own[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in self.tensors}
         if self.format == "safetensors":
             content = _safetensors().save(tensors, self.metadata)
@@ -113,23 +115,23 @@ class Weights:
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `model`, which must be made of tensors.
+    """The state dict of `model`.
 
     Raises:
-        ValueError: a module keeps some other state.
+        ValueError: it holds anything but tensors.
     """
     state = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"model: its state {name!r} is {type(value).__name__}, expected tensors alone")
+            raise ValueError(f"model: entry {name!r} of its state dict is {type(value).__name__}, expected a tensor")
     return state
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors by name, the same in whatever format, memory order or device they are kept.
+    """SHA-256 of named tensors, which does not depend on file format, memory order or device.
 
-    For each name, ascending, it takes in the line ``name dtype [shape]``, such as ``0.weight torch.float32 [4, 8]``,
-    and the values in row-major order, little-endian.
+    It is of each tensor in ascending order of names: a line ``name dtype [shape]``, such as
+    ``0.weight torch.float32 [4, 8]``, then the values in row-major order, little-endian.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -140,7 +142,7 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _is_safetensors(content: bytes) -> bool:
-    """Whether it starts with the length of a header, 8 bytes, and a header in JSON."""
+    """Whether the content starts as safetensors does: 8 bytes with the length of a header, then the header, in JSON."""
     return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8
 
 
@@ -149,7 +151,7 @@ def _read_safetensors(file: Path, content: bytes) -> tuple[dict[str, Tensor], di
     try:
         tensors = library.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except Exception as error:  # of many kinds: the file may hold anything
+    except Exception as error:  # of any kind: the file may hold anything
         raise ValueError(f"{file}: is a damaged safetensors file: {error}") from error
     return tensors, header.get("__metadata__")
 
@@ -163,7 +165,7 @@ def _safetensors() -> Any:
 def _read_torch(file: Path, content: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: the file may hold anything
+    except Exception as error:  # of any kind: the file may hold anything
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it refers to {found[1]}, which could run code" if found else str(error).splitlines()[0]
         raise ValueError(
@@ -172,9 +174,9 @@ def _read_torch(file: Path, content: bytes) -> Any:
 
 
 def _unnested(content: Any) -> tuple[Any, str | None, tuple[str, ...]]:
-    """The state dict in a checkpoint, the entry that held it and the others."""
+    """The state dict in a checkpoint, the entry that held it, and the names of the other entries."""
     if isinstance(content, Mapping):
-        for nest in NESTS:
+        for nest in WEIGHT_ENTRIES:
             if isinstance(content.get(nest), Mapping):
                 return content[nest], nest, tuple(str(key) for key in content if key != nest)
     return content, None, ()
@@ -197,5 +199,5 @@ def _place(t: Tensor) -> tuple[int, torch.Size]:
 
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
+    return ", ".join(names[:MAX_LISTED_NAMES]) + more

@@ -1,4 +1,4 @@
-"""Wrongly learned points moved to where a repaired model is sure of itself, and learned anew from there."""
+"""Moving the features of the forget set to where the model is confident, and training on them there."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from unlearnx.methods.training_method import TrainedMethod
 
 @dataclass
 class EnergyAlignment(TrainedMethod):
-    """Move the features of the points to forget down the free energy, relabel them there, and train the last layers.
+    """Move the features of the forget set to lower free energy, relabel them, and train the last layers.
 
-    The free energy of features h is ``E(h) = -logsumexp(head(h))``: low where the model knows what it sees. The moved
-    points, with the softmax of the model that was given as their labels, and the points that stay are then trained on
-    together. A model that has learned wrong labels is sure of those: repair it first, as in
+    The free energy of features h is ``E(h) = -logsumexp(head(h))``; it is low where the model is confident. The last
+    layers are trained on the moved features, labelled with the model's softmax outputs there, together with the retain
+    set. A model that has learned wrong labels is confident about them: repair it first, as in
     ``Pipeline([NewtonRepair(), EnergyAlignment()])``.
 
     Args:
-        epochs: passes over all points.
+        epochs: passes over all samples.
         lr: peak learning rate.
-        steps: of gradient descent on the energy.
-        step: length of each, as a share of the features' own mean length.
-        params: the last layers, ``"last:2"`` for one with a bias; the features are what goes into them.
+        steps: steps of gradient descent on the energy.
+        step: length of a step, relative to the mean norm of the features.
+        params: parameters of the last layers, for example ``"last:2"`` for one layer with a bias; the features are the
+            inputs of these layers.
 
     Raises:
-        ValueError: a number does not fit, or the model gives no class scores (N, classes).
+        ValueError: a number is out of range, or the model does not return class scores (N, classes).
 
     Source: the energy of Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020.
 
@@ -60,56 +61,56 @@ class EnergyAlignment(TrainedMethod):
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         x, y = materialize(work.target)
-        wrong = materialize(work.request.forget_set)[0].to(x.device)
+        forgotten = materialize(work.request.forget_set)[0].to(x.device)
         before, moved = [], []
         with evaluating(work.model) as model:
-            for part, _ in batches((wrong, wrong), self.batch_size, model_device(work.model)):
+            for part, _ in batches((forgotten, forgotten), self.batch_size, model_device(work.model)):
                 before.append(free_energy(model, part))
                 moved.append(descend(model, part, self.steps, self.step))
             after = [free_energy(model, part) for part in moved]
             labels = torch.cat([model(part) for part in moved]).softmax(1)
-        work.gradient_evaluations += self.steps * len(wrong)
+        work.gradient_evaluations += self.steps * len(forgotten)
         info["energy"] = [float(torch.cat(energies).mean()) for energies in (before, after)]
-        stays, device = len(x), labels.device
-        hard = y.to(device)
+        retained, device = len(x), labels.device
+        retained_labels = y.to(device)
         loss = SampleLoss(self.loss_fn)
 
-        def both(output: Tensor, number: Tensor) -> Tensor:
-            known, aligned = number < stays, number >= stays
+        def loss_of_all(output: Tensor, index: Tensor) -> Tensor:
+            is_retained, is_moved = index < retained, index >= retained
             total = output.new_zeros(())
-            if known.any():
-                total = total + loss.total(output[known], hard[number[known]])
-            if aligned.any():
-                soft = labels[number[aligned] - stays]
-                total = total + F.cross_entropy(output[aligned], soft, reduction="sum")
+            if is_retained.any():
+                total = total + loss.total(output[is_retained], retained_labels[index[is_retained]])
+            if is_moved.any():
+                soft_labels = labels[index[is_moved] - retained]
+                total = total + F.cross_entropy(output[is_moved], soft_labels, reduction="sum")
             return total / len(output)
 
-        data = (torch.cat([x, *(part.to(x.device) for part in moved)]), torch.arange(stays + len(wrong)))
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=both)
+        data = (torch.cat([x, *(part.to(x.device) for part in moved)]), torch.arange(retained + len(forgotten)))
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=loss_of_all)
 
 
 def free_energy(head: nn.Module, features: Tensor) -> Tensor:
-    """``-logsumexp`` of the class scores of every sample, (N,).
+    """``-logsumexp`` of the class scores of each sample, (N,).
 
     Raises:
-        ValueError: the model gives something else than scores (N, classes).
+        ValueError: the model does not return scores (N, classes).
 
     Source: Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, eq. 4.
     """
     scores = head(features)
     if scores.dim() != 2:
-        raise ValueError(f"model: gave an output of shape {list(scores.shape)}, expected scores (N, classes)")
+        raise ValueError(f"model: returned an output of shape {list(scores.shape)}, expected class scores (N, classes)")
     return -scores.logsumexp(1)
 
 
 def descend(head: nn.Module, features: Tensor, steps: int, step: float) -> Tensor:
-    """Features (N, ...) after so many steps down the free energy, each of ``step`` times the features' mean length."""
+    """Features (N, ...) after steps down the free energy, each of ``step`` times the mean norm of the features."""
     length = step * features.flatten(1).norm(dim=1).mean()
     h = features
     for _ in range(steps):
         with torch.enable_grad():
             leaf = h.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(free_energy(head, leaf).sum(), leaf)
-        direction = F.normalize(slope.flatten(1), dim=1).view_as(slope)
+            (gradient,) = torch.autograd.grad(free_energy(head, leaf).sum(), leaf)
+        direction = F.normalize(gradient.flatten(1), dim=1).view_as(gradient)
         h = h - length * direction
     return h

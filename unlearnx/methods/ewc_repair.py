@@ -1,4 +1,4 @@
-"""Taking points out of the posterior of the weights by gradient ascent, held back by elastic weight consolidation."""
+"""Removing samples from the posterior of the weights by gradient ascent with elastic weight consolidation (EWC)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ from unlearnx.methods.training_method import TrainedMethod
 
 @dataclass
 class EWCRepair(TrainedMethod):
-    """Climb the loss of the points C to forget, as far as what the other points need lets it.
+    """Maximise the loss of the forget set C, with a penalty on changing weights that the other samples depend on.
 
-    Maximises, by AdamW and with theta_0 as the weights at the start,
+    It maximises, by AdamW and starting from the weights theta_0,
 
         ``mean_C min(loss, bound) - N / |C| * sum_k (strength F_k + l2) / 2 * (theta_k - theta_0,k)^2``,
 
-    F being the mean Fisher diagonal of all N training points: minus the log-likelihood of C, in a Gaussian posterior.
-    A point's loss counts up to the bound and no further, so that the climb ends. BatchNorm statistics stay as they are.
+    where F is the mean Fisher diagonal of all N training samples. This is the log-density of a Gaussian posterior
+    without the likelihood of C. The loss of a sample is bounded, so that a maximum exists. BatchNorm statistics do not
+    change.
 
     Args:
         epochs: passes over C.
         lr: peak learning rate.
         strength: factor of the Fisher diagonal, 1 for the posterior as derived.
-        l2: factor of the plain squared distance; None for `strength` times the mean of the Fisher diagonal's entries.
-        bound: of every point's loss; None for log(classes), that of a guess.
-        fisher_type: of F, as for :class:`unlearnx.methods.SSD`.
+        l2: factor of the L2 penalty; None for `strength` times the mean of the Fisher diagonal's entries.
+        bound: bound of a sample's loss; None for log(classes), the loss of guessing.
+        fisher_type: importance measure F, as for :class:`unlearnx.methods.SSD`.
 
     Raises:
-        ValueError: a number does not fit, ``fisher_type`` is unknown, or there are no classes to take the bound from.
+        ValueError: a number is out of range, ``fisher_type`` is unknown, or ``bound`` is None and the model returns no
+            class scores.
 
     Source: Tanno et al., "Repairing Neural Networks by Leaving the Right Past Behind", NeurIPS 2022, section 4, whose
     ascent has no bound; Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017.
@@ -69,22 +71,24 @@ class EWCRepair(TrainedMethod):
         data = materialize(request.forget_set)
         bound = chance_loss(work, *data) if self.bound is None else self.bound
         if bound is None:
-            raise ValueError("bound: None stands for log(classes), and the model gives no class scores; give a number")
+            raise ValueError(
+                "bound: is None, which means log(classes), but the model returns no class scores; expected a number"
+            )
         with modes_kept(work.model), torch.enable_grad():
             work.model.eval()
             fisher = diagonal(self, work, request.dataset, self.fisher_type, "mean")
         l2 = self.strength * mean_entry(fisher) if self.l2 is None else self.l2
         scale = size(request.dataset) / size(data)
         params = dict(work.model.named_parameters())
-        held = [
+        penalised = [
             (params[name], params[name].detach().clone(), scale * (self.strength * fisher[name] + l2))
             for name in work.names
         ]
         loss = SampleLoss(self.loss_fn)
 
-        def climb(output: Tensor, y: Tensor) -> Tensor:
-            distance = sum(((p - origin).square() * weight).sum() for p, origin, weight in held)
+        def penalised_loss(output: Tensor, y: Tensor) -> Tensor:
+            distance = sum(((p - initial).square() * weight).sum() for p, initial, weight in penalised)
             return distance / 2 - loss.each(output, y).clamp(max=bound)
 
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, eval_mode=True)
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=penalised_loss, eval_mode=True)
         info.update(bound=bound, l2=l2)

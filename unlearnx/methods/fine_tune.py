@@ -11,16 +11,16 @@ from unlearnx.methods.training_method import TrainedMethod
 
 @dataclass
 class FineTune(TrainedMethod):
-    """Train on with the corrected data, or with the points that stay: the baseline to beat.
+    """Continue training on the corrected data, or on the retain set: the baseline for other methods.
 
     Args:
         epochs: passes over the data.
         lr: peak learning rate of AdamW's one-cycle schedule.
-        anchor: weight of ``anchor / 2 * ||theta - theta_0||^2``, which keeps the parameters near their old values.
-        weight_decay: of AdamW.
+        anchor: weight of ``anchor / 2 * ||theta - theta_0||^2``, which keeps the parameters near the initial ones.
+        weight_decay: weight decay of AdamW.
 
-    Modules whose parameters are all trained run in train mode meanwhile: dropout is active, BatchNorm statistics follow
-    the data. A frozen prefix runs in eval mode.
+    Modules whose parameters are all trained run in train mode: dropout is active, and BatchNorm statistics are updated.
+    The part of the model before them runs in eval mode.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3

@@ -15,13 +15,13 @@ from unlearnx.ops.fisher_mask import fisher_mask_
 
 @dataclass
 class FisherMasking(Method):
-    """Set to zero the parameters that matter most to the forget set, compared with the points that stay.
+    """Set to zero the parameters that are most important to the forget set compared with the retain set.
 
     Args:
-        ratio: share of all chosen parameters to mask, those with the largest difference of the two mean importances.
-        fisher_type: of the importances, as for :class:`unlearnx.methods.SSD`.
+        ratio: fraction of the chosen parameters to set to zero: those with the largest difference of mean importances.
+        fisher_type: importance measure, as for :class:`unlearnx.methods.SSD`.
 
-    Masking is meant to be followed by further training: ``Pipeline([FisherMasking(), FineTune()])``.
+    Masking should be followed by training: ``Pipeline([FisherMasking(), FineTune()])``.
 
     Raises:
         ValueError: ``ratio`` is not in [0, 1], or ``fisher_type`` is unknown.
@@ -55,5 +55,7 @@ class FisherMasking(Method):
                 self.ratio,
             )
         if not counts.any():
-            raise NotApplied(f"ratio={self.ratio} of {sum(p.numel() for p in chosen)} parameters is none")
+            raise NotApplied(
+                f"ratio={self.ratio} of {sum(p.numel() for p in chosen)} parameters is less than one parameter"
+            )
         info["masked"] = dict(zip(work.names, counts.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Climbing the loss of the points to forget, alone or while holding that of the others."""
+"""Gradient ascent on the loss of the forget set, alone or together with descent on the retain set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unlearnx.methods.training_method import TrainedMethod
 
 @dataclass
 class GradientAscent(TrainedMethod):
-    """Climb the loss of the forget set. BatchNorm statistics stay as they are.
+    """Gradient ascent on the loss of the forget set. BatchNorm statistics do not change.
 
     Args:
         epochs: passes over the forget set.
@@ -41,21 +41,21 @@ class GradientAscent(TrainedMethod):
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         loss = SampleLoss(self.loss_fn)
 
-        def climb(output: Tensor, y: Tensor) -> Tensor:
+        def negative_loss(output: Tensor, y: Tensor) -> Tensor:
             return -loss.total(output, y) / len(output)
 
         data = materialize(work.request.forget_set)
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=climb, eval_mode=True)
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=negative_loss, eval_mode=True)
 
 
 @dataclass
 class NegGrad(TrainedMethod):
-    """Descend the mean loss of the corrected data, or of the points that stay, and climb that of the forget set.
+    """Gradient descent on the corrected data (or the retain set) and ascent on the forget set, at the same time.
 
     Args:
-        epochs: passes over both.
+        epochs: passes over both sets.
         lr: peak learning rate.
-        weight: of the points that stay, that of the forget set being ``1 - weight``.
+        weight: weight of the retain set's mean loss; that of the forget set's is ``1 - weight``.
 
     Raises:
         ValueError: ``weight`` is not in [0, 1].
@@ -81,18 +81,18 @@ class NegGrad(TrainedMethod):
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (x, y), (x_old, y_old) = materialize(work.target), materialize(work.request.forget_set)
         labels = torch.cat([y, y_old]).to(model_device(work.model))
-        total, stays = len(x) + len(x_old), len(x)
+        total, retained = len(x) + len(x_old), len(x)
         loss = SampleLoss(self.loss_fn)
 
-        def both(output: Tensor, number: Tensor) -> Tensor:
+        def weighted_loss(output: Tensor, index: Tensor) -> Tensor:
             result = output.new_zeros(())
             for members, weight in (
-                (number < stays, self.weight * total / stays),
-                (number >= stays, (self.weight - 1) * total / len(x_old)),
+                (index < retained, self.weight * total / retained),
+                (index >= retained, (self.weight - 1) * total / len(x_old)),
             ):
                 if members.any():
-                    result = result + weight * loss.total(output[members], labels[number[members]])
+                    result = result + weight * loss.total(output[members], labels[index[members]])
             return result / len(output)
 
         data = (torch.cat([x, x_old]), torch.arange(total))
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=both)
+        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=weighted_loss)

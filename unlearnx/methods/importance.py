@@ -1,4 +1,4 @@
-"""How much every parameter matters to the points to forget and to those that stay."""
+"""Importance of every parameter to the forget set and to the retain set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_importance(fisher_type: str) -> None:
     """Refuse an unknown kind of importance.
 
     Raises:
-        ValueError: it is none of IMPORTANCES.
+        ValueError: it is not one of IMPORTANCES.
     """
     if fisher_type not in IMPORTANCES:
         raise ValueError(f"fisher_type is {fisher_type!r}, expected one of {', '.join(IMPORTANCES)}")
@@ -28,7 +28,7 @@ def check_importance(fisher_type: str) -> None:
 
 @dataclass(frozen=True)
 class Importance:
-    """Mean importances of the chosen parameters over the forget set, the retain set and both together."""
+    """Mean importances of the chosen parameters over the forget set, the retain set, and all data."""
 
     forget: Vector
     retain: Vector
@@ -36,14 +36,14 @@ class Importance:
 
     @classmethod
     def measure(cls, method: Method, work: Work, fisher_type: str) -> Importance:
-        """Measure them on the model as it is; no point is visited twice.
+        """Compute the importances for the present model, in one pass over all data.
 
         Args:
-            method: whose arguments decide how.
+            method: its loss, batch size, autocast dtype, seed and progress are used.
             work: the model and the request.
             fisher_type: as in :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
-                the squared length of a sample's output, which needs no labels. With ``"batch"`` the full set is
-                visited anew, since its batches are not those of its parts.
+                the squared norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all
+                data, since their batches differ from those of the two sets.
         """
         request, n = work.request, size(work.request.dataset)
         if fisher_type == "batch":
@@ -60,8 +60,8 @@ class Importance:
         return cls(_divided(forget, m), _divided(retain, n - m), _divided(full, n))
 
 
-def output_length(output: Tensor, _: Tensor) -> Tensor:
-    """Squared length of every sample's output, (N,).
+def output_sqnorm(output: Tensor, _: Tensor) -> Tensor:
+    """Squared norm of each sample's output, (N,).
 
     Source: Aljundi et al., "Memory Aware Synapses", ECCV 2018; Foster et al., "Loss-Free Machine Unlearning", 2024.
     """
@@ -75,10 +75,10 @@ def mean_entry(vector: Vector) -> float:
 
 
 def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction: str) -> Vector:
-    """Importances of one set, by a Fisher diagonal or ``"label_free"``; `reduction` is ``"mean"`` or ``"sum"``."""
+    """Importances over one set, as the mean or sum of squared gradients (see :meth:`Importance.measure`)."""
     work.gradient_evaluations += size(data)
     label_free = fisher_type == "label_free"
-    loss: Loss = output_length if label_free else method.loss_fn
+    loss: Loss = output_sqnorm if label_free else method.loss_fn
     return fisher_diagonal(
         work.model,
         loss,

@@ -26,17 +26,17 @@ from unlearnx.methods.base import FirstDirection, Method, NotApplied, Outcome, W
 from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss, predict
 
-SEARCH_SAMPLES = 10_000  # of the corrected data, for the line search; every step is then checked on all of it
-BACKTRACKS = 4  # halvings of a searched step that fails this check
+LINE_SEARCH_SAMPLES = 10_000  # most samples of the corrected data (or retain set) that a line search measures
+MAX_CHECK_HALVINGS = 4  # of a step found by line search whose loss on all of these data turns out too high
 
 
 @dataclass(kw_only=True)
 class InfluenceUpdate(Method):
-    """Steps ``theta <- theta - step * direction`` along the gradient difference of points to correct.
+    """Steps ``theta <- theta - step * direction``, with a direction from the gradient difference of the forget set.
 
-    Subclasses choose the direction and the size of a step. A step after which the loss on the corrected data is
-    not finite, or not lower, is taken back and ends the run; a step of a given size in a removal, or one on the way to
-    ``forget_loss``, may raise it by ``max_increase``.
+    Subclasses define the direction and the step size. A step after which the loss on the corrected data (or the retain
+    set) is not finite, or not lower, is undone and ends the run. In a removal with a given step size, or with steps
+    towards ``forget_loss``, the loss may rise by ``max_increase``.
     """
 
     steps: int = 1
@@ -52,74 +52,81 @@ class InfluenceUpdate(Method):
         check_at_least_zero(forget_loss=self.forget_loss)
 
     def _fixed_step(self) -> float | None:
-        """The size that the user gave to every step; None for a line search."""
+        """The step size given by the user; None for a line search."""
         raise NotImplementedError
 
     def _first_guess(self, work: Work) -> float:
-        """Where the first line search starts."""
+        """The step size at which the first line search starts."""
         raise NotImplementedError
 
     def _direction(self, work: Work, difference: Vector, record: dict[str, Any]) -> Vector:
-        """Direction of a step, from the sum of the points' gradient differences."""
+        """Direction of a step, from the summed gradient differences of its samples."""
         raise NotImplementedError
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        position = _Position(work.model, work.names)
+        parameters = _ChosenParameters(work.model, work.names)
         search_loss = self._search_loss(work, generator)
-        goal = self._goal(work)
+        goal = self._forget_loss_goal(work)
         info["steps"] = []
-        loss, guess, taken = work.initial_loss, self._first_guess(work), 0
+        target = "retain set" if work.request.corrected is None else "corrected data"
+        loss, guess, steps_taken = work.initial_loss, self._first_guess(work), 0
         with progress_bar(type(self).__name__, self.steps, self.progress) as advance:
             for _ in range(self.steps):
-                if goal is not None and taken and (forgotten := self._forgotten(work)) >= goal:
-                    info["stopped"] = f"the points to forget have a loss of {forgotten:.6g}"
+                if goal is not None and steps_taken and (forgotten := self._loss_of_forget_set(work)) >= goal:
+                    info["stopped"] = f"the forget set has a loss of {forgotten:.6g}"
                     break
                 record: dict[str, Any] = {}
                 info["steps"].append(record)
-                start = position.read()
+                start = parameters.read()
                 find_direction = work.first_direction or partial(self._find_direction, work, generator)
                 work.first_direction = None
                 try:
                     direction = find_direction(record)
                     if direction is None:
                         info["steps"].pop()
-                        info["stopped"] = "the model agrees with every corrected label"
+                        info["stopped"] = "the model predicts every corrected label already"
                         break
                     step = self._fixed_step()
                     halvings = 0
                     if step is None:
-                        step = self._searched(
+                        step = self._searched_step(
                             work,
-                            partial(position.loss_after, search_loss, start, direction),
-                            partial(position.loss_after, partial(self._forgotten, work), start, direction),
+                            partial(parameters.loss_after, search_loss, start, direction),
+                            partial(parameters.loss_after, partial(self._loss_of_forget_set, work), start, direction),
                             guess,
                             goal,
                         )
                         if step == 0:
-                            what = "lowers the corrected loss" if goal is None else "is borne by the retained points"
-                            raise NotApplied(f"no step along the direction {what}")
-                        guess, halvings = step, BACKTRACKS
-                    bearable = self._limit(work) if goal is not None or self._spends(work) else loss
-                    reached = position.loss_after(work.corrected_loss, start, direction, step)
-                    while halvings and not reached < bearable:
-                        step, halvings = step / 2, halvings - 1  # best for the sample, too far for all of the data
-                        reached = position.loss_after(work.corrected_loss, start, direction, step)
-                    record.update(step=step, loss=reached)
-                    if not (math.isfinite(reached) and reached < bearable):
+                            if goal is None:
+                                raise NotApplied(f"no step along the direction lowers the loss on the {target}")
+                            raise NotApplied(
+                                f"every step along the direction raises the loss on the {target} to "
+                                f"{self._loss_limit(work):.6g} or more"
+                            )
+                        guess, halvings = step, MAX_CHECK_HALVINGS
+                    limit = self._loss_limit(work) if goal is not None or self._may_raise_loss(work) else loss
+                    new_loss = parameters.loss_after(work.corrected_loss, start, direction, step)
+                    while halvings and not new_loss < limit:
+                        # The step is good for the samples of the line search, but not for all of the data.
+                        step, halvings = step / 2, halvings - 1
+                        new_loss = parameters.loss_after(work.corrected_loss, start, direction, step)
+                    record.update(step=step, loss=new_loss)
+                    if not (math.isfinite(new_loss) and new_loss < limit):
                         raise NotApplied(
-                            f"a step of size {step:.3g} would take the corrected loss from {loss:.6g} to {reached:.6g}"
+                            f"a step of size {step:.3g} would change the loss on the {target} from {loss:.6g} to "
+                            f"{new_loss:.6g}"
                         )
                 except NotApplied as reason:
-                    position.write(start, {}, 0.0)
+                    parameters.write(start, {}, 0.0)
                     info["stopped"] = str(reason)
                     break
-                loss, taken = reached, taken + 1
+                loss, steps_taken = new_loss, steps_taken + 1
                 advance(1)
-        if not taken:
+        if not steps_taken:
             raise NotApplied(info["stopped"])
 
-    def _searched(
+    def _searched_step(
         self,
         work: Work,
         loss_at: Callable[[float], float],
@@ -127,21 +134,21 @@ class InfluenceUpdate(Method):
         guess: float,
         goal: float | None,
     ) -> float:
-        """The size of a step, from the losses that steps lead to; 0 where there is none."""
+        """The step size found by line search; 0 if no step is good."""
         if goal is None:
             return line_search(loss_at, guess)
-        return forgetting_step(loss_at, forgotten_at, guess, limit=self._limit(work), goal=goal)
+        return forgetting_step(loss_at, forgotten_at, guess, limit=self._loss_limit(work), goal=goal)
 
-    def _spends(self, work: Work) -> bool:
-        """Whether a step may cost the retained points something: one of a given size, away from what is to forget."""
+    def _may_raise_loss(self, work: Work) -> bool:
+        """Whether steps may raise the loss on the retain set: in removals with a given step size."""
         return work.request.corrected is None and self._fixed_step() is not None
 
-    def _limit(self, work: Work) -> float:
-        """The loss on the corrected data that is still borne."""
+    def _loss_limit(self, work: Work) -> float:
+        """The largest loss allowed on the corrected data, or on the retain set."""
         return work.initial_loss + allowed_increase(work.request, self.max_increase)
 
-    def _goal(self, work: Work) -> float | None:
-        """The loss of the points to forget that steps have to reach; None where they lower the corrected loss."""
+    def _forget_loss_goal(self, work: Work) -> float | None:
+        """The loss that the forget set has to reach; None if steps are to lower the loss on the corrected data."""
         if work.request.corrected is not None or self._fixed_step() is not None:
             return None
         if self.forget_loss is not None:
@@ -152,8 +159,8 @@ class InfluenceUpdate(Method):
             return None
         return chance_loss(work, x, y)
 
-    def _forgotten(self, work: Work) -> float:
-        """Mean loss of the points to forget."""
+    def _loss_of_forget_set(self, work: Work) -> float:
+        """Mean loss of the forget set."""
         data = work.request.forget_set
         return mean_loss(work.model, self.loss_fn, data, batch_size=self.batch_size, autocast=self.autocast)
 
@@ -162,19 +169,19 @@ class InfluenceUpdate(Method):
         return None if difference is None else self._direction(work, difference, record)
 
     def _difference(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
-        """Summed gradient differences of the points that a step corrects; None where there are none."""
-        old, new = _points(work, self.points, self.points_per_step, generator)
+        """Summed gradient differences of the samples of a step; None if there are none."""
+        old, new = _samples_of_step(work, self.points, self.points_per_step, generator)
         record["points"] = len(old)  # type: ignore[arg-type]
         if not record["points"]:
             return None
         work.gradient_evaluations += size(old)
         difference = grad_difference(work.model, self.loss_fn, old, new, params=work.names, batch_size=self.batch_size)
-        return difference if new is not None else scaled(difference, -1.0)  # a removal has nothing new: 0 - grad
+        return difference if new is not None else scaled(difference, -1.0)  # a removal has no new samples: 0 - grad
 
     def _search_loss(self, work: Work, generator: torch.Generator) -> Callable[[], float]:
         n = size(work.target)
-        chosen = torch.randperm(n, generator=generator)[:SEARCH_SAMPLES]
-        sample = TensorDataset(*work.target[chosen]) if n > SEARCH_SAMPLES else work.target
+        chosen = torch.randperm(n, generator=generator)[:LINE_SEARCH_SAMPLES]
+        sample = TensorDataset(*work.target[chosen]) if n > LINE_SEARCH_SAMPLES else work.target
 
         def loss() -> float:
             return mean_loss(work.model, self.loss_fn, sample, batch_size=self.batch_size, autocast=self.autocast)
@@ -182,8 +189,8 @@ class InfluenceUpdate(Method):
         return loss
 
 
-class _Position:
-    """The chosen parameters of a model as one point."""
+class _ChosenParameters:
+    """Reads and writes the chosen parameters of a model."""
 
     def __init__(self, model: torch.nn.Module, names: list[str]):
         own = dict(model.named_parameters())
@@ -196,22 +203,22 @@ class _Position:
     def write(self, start: Vector, direction: Vector, step: float) -> None:
         """Set the parameters to ``start - step * direction``."""
         for name, p in self.params.items():
-            # Not start - 0 * direction, which may be infinite.
+            # For step 0, start itself: 0 * direction is NaN where the direction is infinite.
             p.copy_(torch.add(start[name], direction[name], alpha=-step) if step else start[name])
 
     def loss_after(self, loss: Callable[[], float], start: Vector, direction: Vector, step: float) -> float:
-        """What `loss` gives after a step."""
+        """The value of `loss` after a step."""
         self.write(start, direction, step)
         return loss()
 
 
-def line_search(loss_at: Callable[[float], float], first: float, *, most: int = 40) -> float:
-    """The step of lowest loss among ``first * 2^k``, found by doubling or halving; 0 where none lowers it."""
+def line_search(loss_at: Callable[[float], float], first: float, *, max_trials: int = 40) -> float:
+    """The step of lowest loss among ``first * 2^k``, found by doubling or halving; 0 if no step lowers the loss."""
     best, lowest = 0.0, loss_at(0.0)
     step = first
     loss = loss_at(step)
     factor = 2.0 if loss < lowest else 0.5
-    for _ in range(most):
+    for _ in range(max_trials):
         if loss < lowest:
             best, lowest = step, loss
         elif best or factor == 2.0:
@@ -228,36 +235,35 @@ def forgetting_step(
     *,
     limit: float,
     goal: float,
-    most: int = 40,
+    max_trials: int = 40,
 ) -> float:
-    """The smallest step of ``first * 2^k`` that takes the points to forget to a loss of `goal`.
+    """The smallest step of ``first * 2^k`` after which the loss of the forget set is at least `goal`.
 
-    Where the loss of the retained points would not stay below `limit` on the way there, the largest step that leaves it
-    there; 0 if there is none.
+    If the loss of the retain set reaches `limit` before that, the largest step at which it does not, or 0.
     """
-    if not loss_at(first) < limit:  # nor where it is NaN
-        return next((step for k in range(1, most) if loss_at(step := first / 2**k) < limit), 0.0)
+    if not loss_at(first) < limit:  # also true for NaN
+        return next((step for k in range(1, max_trials) if loss_at(step := first / 2**k) < limit), 0.0)
     step = first
     if forgotten_at(step) < goal:
-        for _ in range(most):
+        for _ in range(max_trials):
             if not loss_at(2 * step) < limit:
                 break
             step *= 2
             if forgotten_at(step) >= goal:
                 break
         return step
-    for _ in range(most):
+    for _ in range(max_trials):
         if forgotten_at(step / 2) < goal:
             break
         step /= 2
     return step
 
 
-def _points(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:
-    """The points of one step as they were learned, possibly none, and as they should be."""
+def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:
+    """The samples of one step, possibly none, as the model learned them and as corrected (None in a removal)."""
     request = work.request
     x, y = work.target.tensors
-    # A prediction can stand for an old label, but not for old features or a number.
+    # The prediction can replace the old label, but not old features, and not a continuous target.
     if kind == "forget" or not request.labels_only or y.is_floating_point():
         old, new = request.forget_set, request.correction
         if limit is None or limit >= size(old):
@@ -273,27 +279,27 @@ def _points(work: Work, kind: str, limit: int | None, generator: torch.Generator
     return TensorDataset(x, predicted), TensorDataset(x, y)
 
 
-def solved(
+def solved_direction(
     solver: Solver, operator: CurvatureOperator, difference: Vector, work: Work, record: dict[str, Any]
 ) -> Vector:
-    """The direction ``operator^-1 difference``; its cost goes to `work`, and what the solver says to `record`.
+    """The direction ``operator^-1 difference``; adds its cost to `work` and the solver's results to `record`.
 
     Raises:
-        NotApplied: the solver diverged, or the system has no positive definite matrix.
+        NotApplied: the solver diverged, or the matrix is not positive definite.
     """
     try:
         solution = solver.solve(operator, difference)
     except IndefiniteSystem as reason:
         raise NotApplied(str(reason)) from reason
     work.gradient_evaluations += operator.evaluations
-    return checked(solver, solution, record)
+    return checked_direction(solver, solution, record)
 
 
-def checked(solver: Solver, solution: Solution, record: dict[str, Any]) -> Vector:
-    """The solution's direction, after writing to `record` what it is worth.
+def checked_direction(solver: Solver, solution: Solution, record: dict[str, Any]) -> Vector:
+    """The solution's direction; adds residual, convergence and iterations to `record`.
 
     Raises:
-        NotApplied: it diverged.
+        NotApplied: the solver diverged.
     """
     record.update(
         residual=solution.residual,
@@ -308,7 +314,7 @@ def checked(solver: Solver, solution: Solution, record: dict[str, Any]) -> Vecto
 
 
 def check_size(name: str, value: float | str) -> float | None:
-    """The fixed size of a step, None for "auto"."""
+    """The step size, checked; None for "auto"."""
     if value == "auto":
         return None
     if not isinstance(value, (int, float)) or not 0 < value < math.inf:
@@ -317,26 +323,27 @@ def check_size(name: str, value: float | str) -> float | None:
 
 
 def check_solver(solver: Solver) -> None:
-    """Refuse what is no solver."""
+    """Refuse a `solver` that is not a Solver."""
     if not isinstance(solver, Solver):
-        raise ValueError(f"solver is {solver!r}, expected one such as LiSSA() or ConjugateGradient()")
+        raise ValueError(f"solver is {solver!r}, expected a Solver such as LiSSA() or ConjugateGradient()")
 
 
 @dataclass
 class FirstOrder(InfluenceUpdate):
-    """``theta <- theta - tau * sum_i (grad loss(corrected_i) - grad loss(learned_i))``, several times.
+    """``theta <- theta - tau * sum_i (grad loss(corrected_i) - grad loss(learned_i))``, repeated `steps` times.
 
     Args:
-        tau: step size, or ``"auto"`` for a line search at every step: on the corrected loss, or see `forget_loss`.
+        tau: step size, or ``"auto"`` for a line search at every step, on the loss of the corrected data, or as
+            `forget_loss` says.
         steps: most steps to take.
-        points: which points a step corrects. ``"predicted"``: all points that the model gets wrong by the corrected
-            labels, its own prediction standing for the old label, chosen anew at every step. ``"forget"``: the points
-            of the request as they were given; removals and corrections of features always take these.
-        points_per_step: most points of one step, drawn at random; None for all of them.
-        forget_loss: of removals with steps of automatic size: the mean loss of the points to forget at which they end,
-            such as that of points that the model has never seen. Steps are doubled until it is reached, and stay short
-            of what ``max_increase`` allows. None for the loss of a guess, log(classes), where no point that stays has
-            a label of theirs, as when a class is to be forgotten; otherwise for steps that lower the corrected loss.
+        points: the samples of a step. ``"predicted"``: all samples whose corrected label the model does not predict,
+            with its prediction as the old label, selected anew at every step. ``"forget"``: the forget set of the
+            request. Removals, and corrections of features, always use the forget set.
+        points_per_step: most samples of one step, drawn at random; None for all of them.
+        forget_loss: for removals with automatic step size: the mean loss of the forget set at which steps end, for
+            example the loss of samples that the model has never seen. Steps are doubled until it is reached, as far as
+            ``max_increase`` allows. None is log(classes), the loss of guessing, if no sample of the retain set has a
+            label of the forget set, as in class removal; otherwise steps lower the loss of the retain set instead.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 6; ``"predicted"`` as in
     its public code.
@@ -370,21 +377,21 @@ class FirstOrder(InfluenceUpdate):
 
 @dataclass
 class SecondOrder(InfluenceUpdate):
-    """``theta <- theta - step * (C + lambda I)^-1 d``, d being the mean gradient difference of the points.
+    """``theta <- theta - step * (C + lambda I)^-1 d``, with the curvature C and the gradient difference d.
 
-    C is the curvature of the mean loss on the corrected data, and d the points' gradient differences summed and
-    divided by the number of training points.
+    C is the curvature of the mean loss on the corrected data (or the retain set), and d the sum of the gradient
+    differences of the samples of the step, divided by the number of training samples.
 
     Args:
-        solver: of the linear system; its residual is reported for every step. A solution that diverged is not
+        solver: solver of the linear system; its residual is reported for every step. A diverged solution is not
             applied.
         kind: curvature, ``"ggn"`` or ``"hessian"``.
-        damping: multiple of the identity added to C, on top of the solver's own.
+        damping: lambda, in addition to the solver's own damping.
         steps: most steps to take.
-        step: size of a step, 1 for the update as published, or ``"auto"`` for a line search: on the corrected loss, or
-            see `forget_loss`.
+        step: step size: 1 is the published update; ``"auto"`` is a line search on the loss of the corrected data, or as
+            `forget_loss` says.
         points, points_per_step, forget_loss: as for :class:`FirstOrder`.
-        curvature_samples: points that C is taken over, drawn at random once; None for all of them.
+        curvature_samples: number of samples that C is computed on, drawn at random once; None for all of them.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 7.
 
@@ -418,41 +425,41 @@ class SecondOrder(InfluenceUpdate):
 
     def _direction(self, work: Work, difference: Vector, record: dict[str, Any]) -> Vector:
         operator = self._operator(work.model, work.names, work.target)
-        return solved(self.solver, operator, scaled(difference, 1 / size(work.request.dataset)), work, record)
+        return solved_direction(self.solver, operator, scaled(difference, 1 / size(work.request.dataset)), work, record)
 
     def many(self, model: torch.nn.Module, requests: Sequence[Request]) -> list[Outcome]:
-        """Apply the method to `model` for each of several requests by itself, with the first steps solved together.
+        """Apply the method to `model` for each of several requests separately, solving all first steps together.
 
-        The curvature of these first steps is that of the data as they were learned, the same for all requests; later
-        steps go on from different models and are solved one by one. An outcome's seconds and gradient evaluations
-        are its own, without the common solution's.
+        The curvature of the first steps is that of the original data, the same for all requests. Later steps start
+        from different models and are solved one by one. Seconds and gradient evaluations of an outcome do not include
+        the common solution.
 
         Args:
-            model: as for a single request; it is left alone.
-            requests: on one and the same dataset.
+            model: as for a single request; it is not changed.
+            requests: requests on the same dataset.
 
         Returns:
             An outcome for each request, in order.
 
         Raises:
-            ValueError: there are no requests, or their datasets differ; and as for a single request.
+            ValueError: there are no requests, or their datasets differ; else as for a single request.
         """
         if not requests:
             raise ValueError("requests: is empty, expected at least one")
         dataset = requests[0].dataset
         if not all(_same(request.dataset, dataset) for request in requests):
-            raise ValueError("requests: belong to different datasets, expected the same object in all of them")
+            raise ValueError("requests: have different datasets, expected the same dataset object in all of them")
         check_call(model, self.loss_fn, dataset, name="request")
         names = self._names(model)
-        cut = FrozenPrefix(model, names, dataset)
-        features = TensorDataset(*materialize(cut.features(dataset, batch_size=self.batch_size)))
-        own = replace(self, params=names)  # the names mean the same in the head
-        on_features = [request.on(features, cut, batch_size=self.batch_size) for request in requests]
+        frozen_prefix = FrozenPrefix(model, names, dataset)
+        features = TensorDataset(*materialize(frozen_prefix.features(dataset, batch_size=self.batch_size)))
+        own = replace(self, params=names)  # the head has the same parameter names
+        on_features = [request.on(features, frozen_prefix, batch_size=self.batch_size) for request in requests]
         outcomes = []
         for request, first_direction in zip(
-            on_features, own._first_directions(cut.head, features, on_features), strict=True
+            on_features, own._first_directions(frozen_prefix.head, features, on_features), strict=True
         ):
-            outcome = own._on_copy(cut.head, request, first_direction)
+            outcome = own._on_copy(frozen_prefix.head, request, first_direction)
             outcome.model = _with_parameters(model, outcome.model, names)
             outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
             outcomes.append(outcome)
@@ -461,21 +468,21 @@ class SecondOrder(InfluenceUpdate):
     def _first_directions(
         self, model: torch.nn.Module, data: TensorDataset, requests: list[Request]
     ) -> list[FirstDirection]:
-        """First directions of all requests, from one solution with the curvature on `data`."""
+        """Functions that return the first directions of the requests, all solved with the curvature on `data`."""
         names = self._names(model)
         records: list[dict[str, Any]] = [{} for _ in requests]
         differences = [
             self._difference(Work(self, model, request, names), torch.Generator().manual_seed(self.seed), record)
             for request, record in zip(requests, records, strict=True)
         ]
-        found = [d for d in differences if d is not None]
+        known = [d for d in differences if d is not None]
         parts: Iterator[Solution | IndefiniteSystem] = iter(())
-        if found:
+        if known:
             operator = self._operator(model, names, data)
-            rows = {name: torch.stack([d[name] for d in found]) / size(data) for name in found[0]}
+            stacked = {name: torch.stack([d[name] for d in known]) / size(data) for name in known[0]}
             try:
-                solution = self.solver.solve(operator, rows)
-                parts = iter([solution.part(k) for k in range(len(found))])
+                solution = self.solver.solve(operator, stacked)
+                parts = iter([solution.part(k) for k in range(len(known))])
             except IndefiniteSystem as reason:
                 parts = repeat(reason)
 
@@ -483,7 +490,7 @@ class SecondOrder(InfluenceUpdate):
             record.update(points)
             if isinstance(part, IndefiniteSystem):
                 raise NotApplied(str(part))
-            return None if part is None else checked(self.solver, part, record)
+            return None if part is None else checked_direction(self.solver, part, record)
 
         return [
             partial(first_direction, record, None if difference is None else next(parts))
@@ -507,7 +514,7 @@ class SecondOrder(InfluenceUpdate):
 
 
 def _same(a: Dataset[Any], b: Dataset[Any]) -> bool:
-    if type(a) is type(b) is TensorDataset:  # requests on the same tensors have datasets of their own
+    if type(a) is type(b) is TensorDataset:  # each request wraps the tensors in a dataset of its own
         return all(s is t for s, t in zip(a.tensors, b.tensors, strict=True))
     return a is b
 

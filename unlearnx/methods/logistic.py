@@ -1,15 +1,15 @@
-"""L2-regularised logistic and softmax regression: gradients, curvature, and how far a Newton step can be off.
+"""L2-regularised logistic and softmax regression: gradients, curvature, and bounds of the error of Newton steps.
 
-Everything is written for K parameter matrices at once. With data X (n, p) and C columns of parameters,
+All functions work on K parameter matrices at once. With data X (n, p) and C columns of parameters,
 
     theta: (p, K, C). C is 1 for two classes (logistic regression), else the number of classes (softmax regression).
     z: scores ``X theta``, (n, K, C).
-    y: class of each row, int64 (n,).
+    y: class of each sample, int64 (n,).
 
-A Newton step D leaves ``X^T v`` of the gradient, where row i has
-``v_i = integral_0^1 (A(z_i + t u_i) - A(z_i)) u_i dt`` with its change of scores ``u_i = x_i D`` and the Hessian A of
-its loss. :meth:`Loss.remainder` bounds every
-``||v_i||`` by the largest third derivative of the loss:
+After an exact Newton step D the gradient is not zero but ``X^T v``, because the Hessian A of a sample's loss changes
+along the step. With ``u_i = x_i D``, the change of the scores of sample i, it is
+``v_i = integral_0^1 (A(z_i + t u_i) - A(z_i)) u_i dt``. :meth:`Loss.remainder` bounds each ``||v_i||`` by the largest
+third derivative of the loss:
 
 - logistic: no third derivative exceeds ``1 / (6 sqrt 3)``, so ``|v_i| <= u_i^2 / (12 sqrt 3)``.
 - softmax: the third derivative along (u, u, w) is the covariance of ``Y = (u - mean u)^2`` and w under the
@@ -33,32 +33,32 @@ from torch.nn import functional as F
 
 from unlearnx.methods.design_matrix import MAX_DENSE_COLUMNS, Design
 
-SINGLE = 1e-3  # tolerance of linear systems down to which float32 will do for the search
-CG_ITERATIONS = 1000
-NEWTON_STEPS = 50
-HALVINGS = 30  # of a step of Newton's method
+FLOAT32_TOLERANCE = 1e-3  # smallest relative tolerance at which linear systems may be solved in float32
+MAX_CG_ITERATIONS = 1000
+MAX_NEWTON_STEPS = 50
+MAX_STEP_HALVINGS = 30
 
 
 class Loss(Protocol):
-    """What a row costs, as a function of its scores."""
+    """The loss of a sample as a function of its scores."""
 
     def value(self, z: Tensor, y: Tensor) -> Tensor:
-        """Losses, (n, K)."""
+        """Losses (n, K)."""
 
     def probabilities(self, z: Tensor) -> Tensor:
-        """Of the second class, or of each of several, (n, K, C)."""
+        """Probabilities (n, K, C): of the second class for two classes, else of every class."""
 
     def residual(self, p: Tensor, y: Tensor) -> Tensor:
-        """Gradients with respect to the scores, (n, K, C), at the probabilities p."""
+        """Gradients with respect to the scores (n, K, C), at probabilities p."""
 
-    def weights(self, p: Tensor) -> Tensor:
-        """What of the probabilities the Hessians are made of; 0 where the Hessian is to be 0."""
+    def hessian_weights(self, p: Tensor) -> Tensor:
+        """The numbers (n, K, C) that define the Hessians; set to 0 for samples whose Hessian is to be 0."""
 
-    def curve(self, w: Tensor, u: Tensor) -> Tensor:
-        """Hessians with respect to the scores, of those weights, times u (n, K, C)."""
+    def hessian_product(self, w: Tensor, u: Tensor) -> Tensor:
+        """Products of the Hessians with respect to the scores, given by `w`, with u (n, K, C)."""
 
     def remainder(self, u: Tensor) -> Tensor:
-        """Bounds of what a change u of the scores leaves of each row's gradient, (n, K); see the module."""
+        """Bounds (n, K) of ``||v_i||`` for the change u of the scores; see the module's docstring."""
 
 
 class Logistic:
@@ -73,10 +73,10 @@ class Logistic:
     def residual(self, p: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return p - y.to(p)[:, None, None]
 
-    def weights(self, p: Tensor) -> Tensor:  # noqa: D102
+    def hessian_weights(self, p: Tensor) -> Tensor:  # noqa: D102
         return p * (1 - p)
 
-    def curve(self, w: Tensor, u: Tensor) -> Tensor:  # noqa: D102
+    def hessian_product(self, w: Tensor, u: Tensor) -> Tensor:  # noqa: D102
         return w * u
 
     def remainder(self, u: Tensor) -> Tensor:  # noqa: D102
@@ -84,11 +84,11 @@ class Logistic:
 
 
 class Softmax:
-    """C classes, as many scores."""
+    """C classes with one score each."""
 
     def value(self, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        own = z.gather(2, y[:, None, None].expand(-1, z.shape[1], 1))[..., 0]
-        return z.logsumexp(2) - own
+        score_of_label = z.gather(2, y[:, None, None].expand(-1, z.shape[1], 1))[..., 0]
+        return z.logsumexp(2) - score_of_label
 
     def probabilities(self, z: Tensor) -> Tensor:  # noqa: D102
         return z.softmax(2)
@@ -96,10 +96,10 @@ class Softmax:
     def residual(self, p: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         return p - F.one_hot(y, p.shape[2]).to(p)[:, None]
 
-    def weights(self, p: Tensor) -> Tensor:  # noqa: D102
+    def hessian_weights(self, p: Tensor) -> Tensor:  # noqa: D102
         return p
 
-    def curve(self, w: Tensor, u: Tensor) -> Tensor:  # noqa: D102
+    def hessian_product(self, w: Tensor, u: Tensor) -> Tensor:  # noqa: D102
         weighted = w * u
         return weighted - w * weighted.sum(2, keepdim=True)
 
@@ -108,22 +108,22 @@ class Softmax:
 
 
 def loss_of(classes: int) -> Loss:
-    """The loss for that many classes."""
+    """The loss for this number of classes."""
     return Logistic() if classes == 2 else Softmax()
 
 
 def conjugate_gradients(
     product: Callable[[Tensor, Tensor], Tensor], v: Tensor, tolerance: float, iterations: int
 ) -> tuple[Tensor, int]:
-    """Solve K systems side by side, each with a matrix and step lengths of its own.
+    """Solve K linear systems with different matrices side by side.
 
-    Those that are done go on with the others until half of them are: leaving them out takes copies.
-    Unlike :class:`unlearnx.curvature.ConjugateGradient`, whose right-hand sides share one matrix and their directions.
+    Solved systems take part until half of the systems are solved, because leaving them out copies the others.
+    (:class:`unlearnx.curvature.ConjugateGradient` is for right-hand sides with one matrix.)
 
     Args:
-        product: ``product(d, systems)`` multiplies d (p, k, C) by the matrices of those systems, int64 (k,).
+        product: ``product(d, systems)`` multiplies d (p, k, C) by the matrices of the given systems, int64 (k,).
         v: right-hand sides, (p, K, C).
-        tolerance: residual to stop at, relative to that of zero.
+        tolerance: norm of the residual to stop at, relative to that of v.
         iterations: most iterations.
 
     Returns:
@@ -133,22 +133,22 @@ def conjugate_gradients(
     systems = (_dot(v, v) > 0).nonzero().flatten()
     residual = v[:, systems]
     direction = residual.clone()
-    size = _dot(residual, residual)
-    goal, tiny = tolerance**2 * size, torch.finfo(v.dtype).tiny
+    residual_size = _dot(residual, residual)
+    target_size, tiny = tolerance**2 * residual_size, torch.finfo(v.dtype).tiny
     for iteration in range(iterations):
         if not len(systems):
             return x, iteration
         image = product(direction, systems)
-        step = (size / _dot(direction, image).clamp(min=tiny))[:, None]
+        step = (residual_size / _dot(direction, image).clamp(min=tiny))[:, None]
         x[:, systems] += step * direction
         residual = residual - step * image
-        following = _dot(residual, residual)
-        open_ = following > goal
-        direction = residual + (following / size.clamp(min=tiny))[:, None] * direction
-        size = following
-        if 2 * int(open_.sum()) <= len(systems):
-            systems, goal, size = systems[open_], goal[open_], size[open_]
-            residual, direction = residual[:, open_], direction[:, open_]
+        new_size = _dot(residual, residual)
+        unsolved = new_size > target_size
+        direction = residual + (new_size / residual_size.clamp(min=tiny))[:, None] * direction
+        residual_size = new_size
+        if 2 * int(unsolved.sum()) <= len(systems):
+            systems, target_size, residual_size = systems[unsolved], target_size[unsolved], residual_size[unsolved]
+            residual, direction = residual[:, unsolved], direction[:, unsolved]
     return x, iterations
 
 
@@ -159,15 +159,15 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """A Newton step of K problems, and what it leaves of the gradient.
+    """A Newton step of K problems, with bounds of the gradient after it.
 
     Attributes:
         d: the step, (p, K, C).
-        u: how it changes the scores, ``X d``, (n, K, C).
-        linear: norm of what the solution leaves of the linear system, (K,), by a product of its own.
-        remainder: bound of what the changing curvature leaves, (K,).
-        published: the bound ``||d|| ||X d|| ||X||_2 / 4`` of the same, (K,), for rows of at most unit norm.
-        iterations: of conjugate gradients; 0 where a Cholesky factor solved the system.
+        u: the change of the scores, ``X d``, (n, K, C).
+        linear: norm of the residual of the linear system, (K,), computed from d.
+        remainder: bound of the norm of the gradient that is due to the change of the Hessian, (K,).
+        published: the published bound of the same, ``||d|| ||X d|| ||X||_2 / 4``, (K,), for rows of at most unit norm.
+        iterations: iterations of conjugate gradients; 0 if the system was solved by a Cholesky factor.
     """
 
     d: Tensor
@@ -180,17 +180,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Objective:
-    """Sum of the rows' losses ``+ lam / 2 ||theta||^2 + <noise, theta>``, with features left out, K choices of them.
+    """Sum of losses ``+ lam / 2 ||theta||^2 + <noise, theta>``, for K choices of features that are left out.
 
     Attributes:
         design: the data X, (n, p).
         y: classes, int64 (n,).
-        loss: of the rows.
-        lam: > 0, not multiplied by the number of rows.
+        loss: the loss of a sample.
+        lam: > 0, not multiplied by the number of samples.
         noise: (p, C).
-        active: weights of the rows, 0 or 1, (n,).
-        kept: weights of the features, 0 or 1, (p, K): parameters of those left out are held at 0.
-        spectral_norm: at least that of X.
+        active: 1 for samples in the sum, 0 for removed ones, (n,).
+        kept: 1 for features in use, 0 for those left out, whose parameters stay 0, (p, K).
+        spectral_norm: an upper bound of the spectral norm of X.
     """
 
     design: Design
@@ -231,33 +231,36 @@ class Objective:
         w = self._weights(self.loss.probabilities(z))
         d, iterations = self._solve(w, v, tolerance)
         u = self.times(d)
-        left = v - self._mask * (_transposed_times(self.design, self.loss.curve(w, u)) + self.lam * d)
-        return self._judged(d, u, left, iterations)
+        remaining = v - self._mask * (_transposed_times(self.design, self.loss.hessian_product(w, u)) + self.lam * d)
+        return self._bounded_step(d, u, remaining, iterations)
 
     def newton(self, theta: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Step, list[int]]:
-        """Newton steps from parameters (p, K, C): where they lead, the last one, and the iterations of each.
+        """Newton steps from parameters (p, K, C).
 
-        Several problems are solved in float32 where the tolerance allows, all but the parameters themselves.
+        Several problems are solved in float32 if the tolerance allows it; the parameters stay in float64.
+
+        Returns:
+            The parameters after the steps, the last step, and the iterations of every step.
         """
         design = self._search_design(theta, tolerance)
         z, iterations = _times(design, theta.to(design.dtype)), []
         for _ in range(steps):
             p = self.loss.probabilities(z)
             residual, w = self._residual(p), self._weights(p)
-            d, taken = self._solve(w, -self._gradient(theta, residual, design), tolerance)
+            d, cg_iterations = self._solve(w, -self._gradient(theta, residual, design), tolerance)
             u = _times(design, d.to(design.dtype))
             theta, z = theta + d, z + u
-            iterations.append(taken)
-        left = self._gradient(theta, residual + self.loss.curve(w, u), design)
-        return theta, self._judged(d, u, left, taken), iterations
+            iterations.append(cg_iterations)
+        remaining = self._gradient(theta, residual + self.loss.hessian_product(w, u), design)
+        return theta, self._bounded_step(d, u, remaining, cg_iterations), iterations
 
     def _weights(self, p: Tensor) -> Tensor:
-        return self.loss.weights(p) * self.active.to(p)[:, None, None]
+        return self.loss.hessian_weights(p) * self.active.to(p)[:, None, None]
 
     def _search_design(self, v: Tensor, tolerance: float) -> Design:
-        """The data in float32 where several systems are solved by conjugate gradients and the tolerance allows."""
+        """The data, in float32 for several systems that conjugate gradients solve to a tolerance which allows it."""
         features, systems, columns = v.shape
-        single = systems > 1 and features * columns > MAX_DENSE_COLUMNS and tolerance >= SINGLE
+        single = systems > 1 and features * columns > MAX_DENSE_COLUMNS and tolerance >= FLOAT32_TOLERANCE
         return self.design.single if single else self.design
 
     def _solve(self, w: Tensor, v: Tensor, tolerance: float) -> tuple[Tensor, int]:
@@ -265,26 +268,27 @@ class Objective:
             return self._direct(w, v), 0
         return self._iterative(w, v, tolerance)
 
-    def _judged(self, d: Tensor, u: Tensor, left: Tensor, iterations: int) -> Step:
-        moved = u * self.active.to(u)[:, None, None]
+    def _bounded_step(self, d: Tensor, u: Tensor, remaining: Tensor, iterations: int) -> Step:
+        active_change = u * self.active.to(u)[:, None, None]
         return Step(
             d,
             u,
-            linear=_norm(left),
-            remainder=self.spectral_norm * self.loss.remainder(moved).norm(dim=0),
-            published=self.spectral_norm * _norm(d) * _norm(moved) / 4,
+            linear=_norm(remaining),
+            remainder=self.spectral_norm * self.loss.remainder(active_change).norm(dim=0),
+            published=self.spectral_norm * _norm(d) * _norm(active_change) / 4,
             iterations=iterations,
         )
 
     def _direct(self, w: Tensor, v: Tensor) -> Tensor:
-        """By Cholesky factors of the Hessians, which are products with the unit vectors."""
+        """Solve by Cholesky factors of the Hessians, which are computed as products with the unit vectors."""
         features, systems, columns = v.shape
         units = torch.eye(features * columns, dtype=v.dtype).view(features, columns, -1).transpose(1, 2)
         d = torch.empty_like(v)
         for k in range(systems):
             mask = self._mask[:, k : k + 1]
             parts = [
-                mask * _transposed_times(self.design, self.loss.curve(w[:, k : k + 1], self.times(mask * part)))
+                mask
+                * _transposed_times(self.design, self.loss.hessian_product(w[:, k : k + 1], self.times(mask * part)))
                 for part in units.split(32, dim=1)
             ]
             hessian = torch.cat(parts, 1).transpose(0, 1).reshape(features * columns, -1)
@@ -294,45 +298,47 @@ class Objective:
         return d * self._mask
 
     def _iterative(self, w: Tensor, v: Tensor, tolerance: float) -> tuple[Tensor, int]:
-        """By conjugate gradients."""
+        """Solve by conjugate gradients."""
         design = self._search_design(v, tolerance)
         w, mask = w.to(design.dtype), self._mask.to(design.dtype)
 
         def product(d: Tensor, systems: Tensor) -> Tensor:
             nonlocal w, mask
-            if len(systems) < w.shape[1]:  # some are done
-                w, mask = w[:, open_[systems]], mask[:, open_[systems]]
-                open_[systems] = torch.arange(len(systems))
-            image = _transposed_times(design, self.loss.curve(w, _times(design, d)))
+            if len(systems) < w.shape[1]:  # solved systems were left out
+                w, mask = w[:, unsolved[systems]], mask[:, unsolved[systems]]
+                unsolved[systems] = torch.arange(len(systems))
+            image = _transposed_times(design, self.loss.hessian_product(w, _times(design, d)))
             return mask * image + self.lam * d
 
-        open_ = torch.arange(v.shape[1])  # where the systems that are left stand in w
-        d, iterations = conjugate_gradients(product, v.to(design.dtype), tolerance, CG_ITERATIONS)
+        unsolved = torch.arange(v.shape[1])  # the index in w of each system
+        d, iterations = conjugate_gradients(product, v.to(design.dtype), tolerance, MAX_CG_ITERATIONS)
         return d.to(v.dtype), iterations
 
     def minimise(self, tolerance: float) -> tuple[Tensor, float]:
-        """The minimiser (p, 1, C) of a single objective by Newton's method from zero, and its gradient's norm.
+        """The minimiser (p, 1, C) of a single objective by Newton's method from zero, and the norm of its gradient.
 
-        Steps are halved until the objective falls. The norm exceeds `tolerance` where rounding allows no less.
+        Steps are halved until the objective decreases. The norm exceeds `tolerance` only if rounding errors prevent
+        less.
         """
         theta = torch.zeros(self.kept.shape[0], 1, self.noise.shape[1], dtype=torch.float64)
         z = self.times(theta)
         first, value = None, self.value(theta, z)
-        for _ in range(NEWTON_STEPS):
+        for _ in range(MAX_NEWTON_STEPS):
             gradient = self.gradient(theta, z)
             norm = float(_norm(gradient))
             first = norm if first is None else first
             if norm <= tolerance:
                 break
             step = self.step(z, -gradient, min(0.1, (norm / first) ** 0.5))
-            slope = _dot(gradient, step.d)
-            for halvings in range(HALVINGS):
+            directional_derivative = _dot(gradient, step.d)
+            for halvings in range(MAX_STEP_HALVINGS):
                 length = 0.5**halvings
-                moved = theta + length * step.d, z + length * step.u
-                reached = self.value(*moved)
-                if reached <= value + 1e-4 * length * slope + 1e-13 * value.abs():  # what rounding may add
+                trial = theta + length * step.d, z + length * step.u
+                new_value = self.value(*trial)
+                # Armijo's condition; the last term allows for rounding.
+                if new_value <= value + 1e-4 * length * directional_derivative + 1e-13 * value.abs():
                     break
-            (theta, z), value = moved, reached
+            (theta, z), value = trial, new_value
         return theta, float(_norm(self.gradient(theta, z)))
 
 

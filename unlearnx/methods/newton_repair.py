@@ -13,7 +13,7 @@ from unlearnx.curvature.batch_curvature import CURVATURE_KINDS
 from unlearnx.curvature.solvers import Solver
 from unlearnx.methods.base import Work
 from unlearnx.methods.importance import diagonal, mean_entry
-from unlearnx.methods.influence import InfluenceUpdate, check_size, check_solver, solved
+from unlearnx.methods.influence import InfluenceUpdate, check_size, check_solver, solved_direction
 
 DIAGONAL = "diagonal"
 
@@ -87,4 +87,4 @@ class NewtonRepair(InfluenceUpdate):
             params=work.names,
             batch_size=max(self.batch_size, 1024),
         )
-        return solved(self.solver, operator, difference, work, record)
+        return solved_direction(self.solver, operator, difference, work, record)

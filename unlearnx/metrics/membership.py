@@ -14,10 +14,8 @@ from unlearnx.metrics.outputs import each_batch, log_probabilities, of_labels
 
 CROSS_VALIDATION_SPLITS = 10
 MIN_CROSS_VALIDATION_SAMPLES = 10  # in each set
-MAX_UNROUNDED_SAMPLES = (
-    4000  # with more, equal confidences are merged: the SVM's time grows with the square of their number
-)
-ROUNDED_DECIMALS = 4  # that confidences are rounded to before; the SVM's kernel is far too smooth to see the rest
+MAX_UNROUNDED_SAMPLES = 4000  # of more, confidences are rounded and equal ones merged: an SVM's time is quadratic
+ROUNDED_DECIMALS = 4  # of these confidences; the SVM's kernel is far too smooth for the others to matter
 
 Feature = Callable[[Tensor, Tensor], Tensor]  # log-probabilities (N, classes), labels (N,) -> (N,)
 

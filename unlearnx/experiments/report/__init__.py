@@ -1,8 +1,9 @@
-"""Reports of runs and audits: JSON for programs, HTML for people, both written whole or not at all."""
+"""Reports of runs and audits: JSON for programs, HTML for people, each written in one step."""
 
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from unlearnx.experiments.runs import write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-# How an experiment is shown: page(result) for report.html, table(result) for the terminal.
+# The module of each experiment's report: page(result) for report.html, table(result) for the terminal.
 _VIEWS = {
     "poison-digits": poison,
     "poison-cifar": poison,
@@ -29,25 +30,36 @@ _VIEWS = {
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers of a run depend on besides its configuration."""
+    """Versions, processor and device, which the numbers of a run depend on besides its configuration."""
+    cpu = f"CPU, {torch.get_num_threads()} threads"
     return {
         "unlearnx": build_info(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
     }
 
 
+def _processor() -> str:
+    """Name of the processor, and whether it has units for matrices, which decide how fast bfloat16 is."""
+    names = re.findall(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} with AMX" if torch.cpu._is_amx_tile_supported() else name
+
+
+def _read(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
+
+
 def table(result: dict[str, Any]) -> Table:
-    """What the terminal shows of `result`; needs rich."""
+    """The table of `result` for the terminal; needs rich."""
     return _VIEWS[result["experiment"]].table(result)
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:
     """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
-    write_json(folder / "result.json", result)  # hours of work come first
+    write_json(folder / "result.json", result)  # first, so that no error in a plot can lose hours of work
     page = _VIEWS[result["experiment"]].page(result)
     for name, svg in page.plots.items():
         _write(folder / f"{name}.svg", svg)
@@ -63,7 +75,7 @@ def write_audit(record: dict[str, Any], folder: Path) -> Path:
 
 
 def audit_table(record: dict[str, Any]) -> Table:
-    """What the terminal shows of an audit; needs rich."""
+    """The table of an audit for the terminal; needs rich."""
     return audit.table(record)
 
 

@@ -1,4 +1,4 @@
-"""How audits of single unlearning runs are shown."""
+"""The page and the table of an audit of one unlearning run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Measure:
-    """A measure as it is shown; shares are shown in per cent."""
+    """How a measure is shown: a share in per cent, anything else as a number."""
 
     key: str
     title: str
@@ -26,16 +26,16 @@ class _Measure:
         return f"{100 * value:.2f} %" if self.share else f"{value:.4f}"
 
 
-_ACCURACIES = {"forget": "points to forget", "retain": "points that stay", "test": "test", "test_forgotten": "test"}
+_ACCURACIES = {"forget": "forget set", "retain": "retain set", "test": "test", "test_forgotten": "test"}
 _ATTACKS = {
-    "mia_salun": "SalUn: called non-members",
-    "mia_ssd": "SSD: called members",
+    "mia_salun": "SalUn: taken for unseen",
+    "mia_ssd": "SSD: taken for training data",
     "mia_starter_kit": "starter kit: told from test data",
 }
 
 
 def page(audit: dict[str, Any]) -> Page:
-    """The page: what was asked for and done, measures before and after, how far the weights moved, all hashes."""
+    """The page: the request, the method, measures before and after, the change of the weights, and all hashes."""
     return Page(
         "audit.html",
         {},
@@ -59,7 +59,7 @@ def table(audit: dict[str, Any]) -> Table:
 
 
 def _measures(audit: dict[str, Any]) -> list[_Measure]:
-    """The measures that the audit has, as they are shown."""
+    """The measures that the audit has, in the order in which they are shown."""
     c = audit["request"]["class"]
     places = dict(_ACCURACIES)
     if c is not None:
@@ -71,14 +71,14 @@ def _measures(audit: dict[str, Any]) -> list[_Measure]:
 
 
 def _cards(audit: dict[str, Any]) -> list[tuple[str, str]]:
-    """Values with their meaning, for those who read nothing else."""
+    """The main values and their titles, for the cards at the top."""
     before, after = (audit["measures"].get(name) for name in ("before", "after"))
     rest = ", the other classes" if audit["request"]["class"] is not None else ""
     titles = {
-        "forget_accuracy": "accuracy on the points to forget",
-        "retain_accuracy": "accuracy on the points that stay",
+        "forget_accuracy": "accuracy on the forget set",
+        "retain_accuracy": "accuracy on the retain set",
         "test_accuracy": f"accuracy on test data{rest}",
-        "mia_salun": "of the points to forget taken for unseen (SalUn's attack)",
+        "mia_salun": "of the forget set taken for unseen (SalUn's attack)",
     }
     cards = []
     for key, title in titles.items():
@@ -95,7 +95,7 @@ def _hashes(audit: dict[str, Any]) -> list[tuple[str, str]]:
         if entry is not None:
             rows.append((f"weights {name}: the file {entry['file']}", entry["sha256"]))
             rows.append((f"weights {name}: tensors", entry["tensors_sha256"]))
-    for name, title in {"train": "training data", "forget": "points to forget", "test": "test data"}.items():
+    for name, title in {"train": "training data", "forget": "forget set", "test": "test data"}.items():
         entry = audit["data"][name]
         if entry is not None:
             rows.append((f"{title}: {entry['samples']:,} samples", entry["sha256"]))

@@ -1,4 +1,4 @@
-"""How runs with a planted number are shown."""
+"""The report and the table of runs with a canary."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from unlearnx.metrics.skew_normal import SkewNormal
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST_ACCURACY_LOST = 0.02  # by a method that the report may recommend
+MAX_ACCURACY_LOSS = 0.02  # of a method that the report highlights
 
 
 def page(result: dict[str, Any]) -> Page:
-    """The report: exposures, costs, what the models write, and where the number stands among others."""
+    """The report: exposures, costs, what the models write, and the number among random numbers."""
     best = _best(result)
     plots = {"ranks": _ranks_plot(result, best)}
     if result["sweep"]:
@@ -39,9 +39,9 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _best(result: dict[str, Any]) -> str:
-    """The method of lowest exposure among those that keep the accuracy, among all where none does."""
+    """The method of lowest exposure among those that keep the accuracy, or among all if none keeps it."""
     methods = {name: result["summary"][name] for name in result["methods"]}
-    kept = [name for name, s in methods.items() if s["accuracy_change"] > -MOST_ACCURACY_LOST]
+    kept = [name for name, s in methods.items() if s["accuracy_change"] > -MAX_ACCURACY_LOSS]
     return min(kept or methods, key=lambda name: methods[name]["exposure"])
 
 
@@ -69,7 +69,7 @@ def _ranks_plot(result: dict[str, Any], best: str) -> str:
             x = torch.linspace(0, end, 500, dtype=torch.float64)
             axes.plot(x, SkewNormal(**entry["fit"]).log_density(x).exp(), color="C0", lw=1.5, label="skew-normal fit")
         own = entry["log_perplexity"]
-        axes.axvline(own, color="C3", lw=1.8, label="the planted number")
+        axes.axvline(own, color="C3", lw=1.8, label="the inserted number")
         side, gap = ("left", 4) if own < end / 2 else ("right", -4)
         axes.annotate(
             f"{own:.1f} bits",
@@ -99,7 +99,7 @@ def _sweep_plot(sweep: dict[str, list[dict[str, Any]]]) -> str:
     figure = new_figure(10.2, 3.7)
     rows = figure.subplots(1, 2, sharey=True)
     lines = {
-        "most possible": ("space_bits", "--", "0.5"),
+        "maximum": ("space_bits", "--", "0.5"),
         "exposure": ("exposure", "o-", "C3"),
         "at least": ("lower_bound", "^:", "C0"),
     }

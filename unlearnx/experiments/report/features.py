@@ -1,4 +1,4 @@
-"""How runs with features to forget are shown."""
+"""The report and the table of runs with features to forget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unlearnx.experiments.report.frame import Page, new_figure, terminal_table, 
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST = 0.1  # of the residual before that the highlighted method may leave
+MAX_RESIDUAL_SHARE = 0.1  # of the residual before, that the highlighted method may leave
 
 
 def page(result: dict[str, Any]) -> Page:
@@ -38,10 +38,10 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _best(result: dict[str, Any], count: str) -> str:
-    """The fastest method among those that leave a small part of the residual; where none does, the most exact one."""
+    """The fastest method among those that leave a small part of the residual; if none does, the most exact one."""
     models = result["summary"][count]
     methods = {name: models[name] for name in result["methods"] if "residual" in models[name]}
-    exact = [name for name, s in methods.items() if s["residual"] <= MOST * models["before"]["residual"]]
+    exact = [name for name, s in methods.items() if s["residual"] <= MAX_RESIDUAL_SHARE * models["before"]["residual"]]
     if exact:
         return min(exact, key=lambda name: methods[name]["seconds"])
     return min(methods, key=lambda name: methods[name]["residual"])

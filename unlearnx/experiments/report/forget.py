@@ -1,4 +1,4 @@
-"""How forgetting experiments are shown: every measure beside that of a retrained model."""
+"""The report of forgetting experiments: every measure beside that of a retrained model."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def page(result: dict[str, Any]) -> Page:
 
 
 def _row(result: dict[str, Any], name: str) -> dict[str, str]:
-    """A model's name, the class of its row and what is to be said beside its name."""
+    """A model's name, the CSS class of its row, and a note beside its name."""
     if name not in result["methods"]:
         return {"name": name, "kind": "reference", "note": ""}
     return {"name": name, "kind": "best" if name == result["winner"] else "", "note": refused(result, name)}
 
 
 def _columns(result: dict[str, Any]) -> tuple[list[Column], list[Column], list[Column]]:
-    """The main measures with the speedups, the other ones, and the attacks; without those that no model has."""
+    """The columns of the main measures and the speedup, of other measures, and of attacks; without empty ones."""
     found = [k for k in result["measures"] if any(Estimate.find(result, m, k) for m in result["summary"])]
     main = [column(result, key) for key in MAIN if key in found]
     attacks = [column(result, key) for key in found if key.startswith("mia_")]
@@ -79,7 +79,7 @@ def _columns(result: dict[str, Any]) -> tuple[list[Column], list[Column], list[C
 
 
 def _warnings(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The first warning of each method that got one, and with how many seeds it did."""
+    """The first warning of each method that has any, and the number of seeds with a warning."""
     found = {}
     for name in result["methods"]:
         texts = [text for run in result["runs"] if (text := run["methods"][name]["warning"])]
@@ -89,7 +89,7 @@ def _warnings(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _attacks(result: dict[str, Any]) -> dict[str, Any] | None:
-    """Results of the attacks on the models whose confidences are shown, a row for each attack and its non-members."""
+    """Results of the attacks on the models whose confidences are shown, a row for each attack and non-members."""
     models = [name for name in ("original", result["winner"], "retrained") if name in result["attacks"]]
     rows = []
     for protocol, title in PROTOCOLS.items():

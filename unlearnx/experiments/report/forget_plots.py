@@ -20,7 +20,7 @@ SETS = {
     "test_forgotten": ("test images of the class", "#c98a00"),
 }
 WIDE, NARROW = 11.4, 3.9  # inches: the column of a page, the screen of a phone
-BINS = 36
+HISTOGRAM_BINS = 36
 
 
 def has(result: dict[str, Any], plot: str) -> bool:
@@ -31,7 +31,7 @@ def has(result: dict[str, Any], plot: str) -> bool:
 
 
 def _pareto_points(result: dict[str, Any]) -> dict[str, tuple[float, Estimate]]:
-    """Of each method the seconds in per cent of retraining, and the gap."""
+    """For each method, the seconds in per cent of retraining, and the gap."""
     reference = Estimate.find(result, "retrained", "seconds")
     points = {}
     for name in result["methods"]:
@@ -103,7 +103,7 @@ def _pareto(result: dict[str, Any], *, wide: bool) -> str:
 
 
 def _fidelity_points(result: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Of each model by how many points its forget accuracy and its test accuracy are above those of retraining."""
+    """For each model, by how many percentage points its forget and test accuracies are above those of retraining."""
     points = {}
     for name in ("retrained", "original", *result["methods"]):
         pairs = [[Estimate.find(result, m, f"{k}_accuracy") for m in (name, "retrained")] for k in ("forget", "test")]
@@ -137,7 +137,7 @@ def _fidelity(result: dict[str, Any], *, wide: bool) -> str:
 
 
 def _confidences(result: dict[str, Any], *, wide: bool) -> str:
-    """How sure the original, the best and the retrained model are of the labels of each set."""
+    """Confidences of the original, the best and the retrained model in the labels of each set."""
     names = [name for name in ("original", result["winner"], "retrained") if name in result["confidences"]]
     panels = {
         name: {key: _finite(values) for key, values in result["confidences"][name].items() if key in SETS}
@@ -145,8 +145,8 @@ def _confidences(result: dict[str, Any], *, wide: bool) -> str:
     }
     pooled = sorted(v for panel in panels.values() for values in panel.values() for v in values)
     low, high = (pooled[round(q * (len(pooled) - 1))] for q in (0.002, 0.998))
-    width = (high - low or 1.0) / BINS
-    edges = [low + k * width for k in range(BINS + 1)]
+    width = (high - low or 1.0) / HISTOGRAM_BINS
+    edges = [low + k * width for k in range(HISTOGRAM_BINS + 1)]
     rows, columns = (1, len(names)) if wide else (len(names), 1)
     figure = new_figure(WIDE, 3.3) if wide else new_figure(NARROW, 2.1 * len(names) + 0.7)
     figure.get_layout_engine().set(h_pad=0.12)
@@ -154,9 +154,9 @@ def _confidences(result: dict[str, Any], *, wide: bool) -> str:
     for axes, (name, panel) in zip(grid, panels.items(), strict=True):
         for key, values in panel.items():
             label, color = SETS[key]
-            counts = [0] * BINS
+            counts = [0] * HISTOGRAM_BINS
             for value in values:
-                counts[min(max(int((value - low) / width), 0), BINS - 1)] += 1
+                counts[min(max(int((value - low) / width), 0), HISTOGRAM_BINS - 1)] += 1
             density = [count / (len(values) * width) for count in counts] if values else counts
             axes.stairs(density, edges, color=color, lw=1.5, label=label, zorder=3)
             if key == "forget":
@@ -216,7 +216,7 @@ DRAWINGS: dict[str, Callable[..., str]] = {
 
 
 def saliency(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the saliency panel by set: the image, and where each model looked at it, as sources of images."""
+    """The rows of the saliency panel by set: each image, and its saliency map in each model, as data URLs."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for entry in result["saliency"]["images"]:
         overlays = [
@@ -229,7 +229,7 @@ def saliency(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _overlay(image: list, heat: list | None) -> str:
-    """An image in [0, 1], with a map of heat laid over it where there is one, as the source of an image."""
+    """An image in [0, 1], overlaid with a saliency map where there is one, as a data URL."""
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.image import imsave
@@ -256,7 +256,7 @@ def _style(axes):
 
 
 def _log_axis(axis, low: float, high: float) -> None:
-    """A log axis between two numbers, with plain numbers beside it, a few to the decade where there is room."""
+    """A log axis between two numbers, labelled with plain numbers, a few per decade where there is room."""
     axes, name = axis.axes, axis.axis_name
     axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
     decades = math.log10(high / low)
@@ -267,7 +267,7 @@ def _log_axis(axis, low: float, high: float) -> None:
 
 
 def _difference_axis(axis, values: list[float]) -> None:
-    """An axis of differences in points, logarithmic beyond one point where some are larger than ten."""
+    """An axis of differences in percentage points; logarithmic beyond 1 where some are larger than 10."""
     axes, name = axis.axes, axis.axis_name
     axes.margins(**{name: 0.14})
     if max(map(abs, values)) > 10:

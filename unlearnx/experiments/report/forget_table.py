@@ -1,4 +1,4 @@
-"""How studies of forgetting are shown in the terminal."""
+"""The tables of forgetting experiments for the terminal."""
 
 from __future__ import annotations
 

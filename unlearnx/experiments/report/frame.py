@@ -1,4 +1,4 @@
-"""What the reports of all experiments share: the frame of the page, and how plots and tables are made."""
+"""What all reports share: the frame of the page, and how plots and tables are made."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Page:
     """The page of one experiment.
 
     Attributes:
-        template: file in this folder that fills the frame.
-        plots: SVG by name; the template finds each as NAME_plot, the source of an image.
-        values: what the template reads besides the result and its first run.
+        template: file in this folder that extends the frame.
+        plots: SVG by name; in the template, NAME_plot is the plot as a data URL.
+        values: further variables of the template, besides the result and its first run.
     """
 
     template: str
@@ -26,7 +26,7 @@ class Page:
     values: dict[str, Any]
 
     def render(self, result: dict[str, Any]) -> str:
-        """The HTML, with everything in it; `result` may be of one run that is not among ``runs``."""
+        """The HTML, which loads no other files. `result` may be an audit, which has no ``runs``."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         engine = Environment(

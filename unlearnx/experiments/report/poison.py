@@ -1,4 +1,4 @@
-"""How poisoning runs are shown."""
+"""The report and the table of poisoning runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How repairs of models that learned from noisy data are shown."""
+"""The report and the table of repairs of models that learned from noisy data."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _finish(figure, axes, width: float) -> None:
 
 
 def _picture(image: list[list[float]]) -> str:
-    """An image (H, W) with ink dark on white, as the source of an image."""
+    """An image (H, W), dark ink on white, as a data URL."""
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()

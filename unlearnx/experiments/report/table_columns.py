@@ -1,4 +1,4 @@
-"""Measures of several models as columns of a table: one precision a column, intervals, and who is best."""
+"""Measures of several models as columns of a table: values of equal precision, intervals, and the best method."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-DASH = "\N{EN DASH}"  # between the ends of an interval, and where there is no number
+DASH = "\N{EN DASH}"  # between the ends of an interval, and in place of a missing number
 
 
 def known(value: float | None) -> TypeGuard[float]:
@@ -24,7 +24,7 @@ class Estimate:
 
     @classmethod
     def find(cls, result: dict[str, Any], model: str, key: str) -> Estimate | None:
-        """What the summary holds of a model, None where the measure was not taken."""
+        """The estimate in the summary of a model; None where the measure was not taken."""
         entry = result["summary"].get(model, {}).get(key) or {}
         if not known(mean := entry.get("mean")):
             return None
@@ -32,7 +32,7 @@ class Estimate:
 
 
 def models_by_gap(result: dict[str, Any]) -> list[str]:
-    """The names of the rows of tables: what is to be reached, the methods by their gap, what they began with."""
+    """The names of the rows of tables: the retrained model, the methods by their gap, and the original model."""
 
     def gap(name: str) -> float:
         estimate = Estimate.find(result, name, "gap")
@@ -43,7 +43,7 @@ def models_by_gap(result: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows of one model: the mean, its interval, and whether it is the best of the methods."""
+    """An entry of a table: the mean, its interval, and whether it is the best of all methods."""
 
     text: str = DASH
     interval: str = ""
@@ -103,7 +103,7 @@ def speedup(result: dict[str, Any], model: str) -> float | None:
 
 
 def _decimals(unit: str, values: list[float]) -> int:
-    """Digits after the point that tell the values of a column apart."""
+    """How many decimals tell the values of a column apart."""
     if unit == "%":
         return 2
     sizes = [abs(v) for v in values if v] or [1.0]
@@ -119,7 +119,7 @@ def _applied(result: dict[str, Any]) -> list[str]:
 
 
 def _best(values: dict[str, float], ideal: str, competing: list[str]) -> set[str]:
-    """Those nearest to the ideal; none where all are."""
+    """The models closest to the ideal; none if all are equally close."""
     if ideal == "retrained":
         if "retrained" not in values:
             return set()

@@ -1,6 +1,7 @@
 """What `pytest benchmarks` prints, and when it fails."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,7 @@ def test_exit_status(tmp_path, options, status):
             *(str(tmp_path), "-k", "never", *options),
         ],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},  # no worker
         capture_output=True,
         text=True,
         check=False,

@@ -15,6 +15,7 @@ from typing import IO, Any
 from torch import nn
 
 from unlearnx._files import write_atomically
+from unlearnx.experiments.outcomes import with_fields
 from unlearnx.experiments.runs import save_model, slug, write_json
 from unlearnx.experiments.weights import Weights
 
@@ -143,4 +144,4 @@ def read_trial(file: Path) -> Entry:
         raise ValueError(f"{file}: the seed is {seed!r}, expected an integer >= 0")
     if not isinstance(model, str):
         raise ValueError(f"{file}: the model is {model!r}, expected its name")
-    return entry
+    return with_fields(entry)

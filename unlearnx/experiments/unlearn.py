@@ -24,7 +24,7 @@ from unlearnx.experiments.evaluation import RequestEvaluation, scores_of
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.runs import default_device, describe
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
-from unlearnx.methods import Method, Request, Retrain
+from unlearnx.methods import Method, Request
 
 MAX_LISTED = 10  # indices, and changed tensors, in an audit
 RESULTS = ("audit.json", "audit.html", "weights.safetensors", "weights.pt")
@@ -58,7 +58,7 @@ def unlearn(
         weights: file of its trained weights (see :class:`unlearnx.experiments.weights.Weights`).
         data: what it was trained on, with classes as labels. A DataLoader stands for its dataset, in the dataset's
             order.
-        method: how to forget; ``Retrain`` starts from models of the factory.
+        method: how to forget; one that needs untrained models, as ``Retrain`` does, gets them from the factory.
         out: folder without an audit or weights of an earlier run.
         forget: indices into the data; give either this or `forget_class`.
         forget_class: number of the class to forget, with all of its samples.
@@ -95,9 +95,8 @@ def unlearn(
 
         log(f"{len(request.forget):,} of {len(x):,} samples to forget")
         models, measures = {"before": model}, {"before": evaluation.measure(model)}
-        ready = replace(method, factory=model_factory) if isinstance(method, Retrain) and not method.factory else method
-        outcome = ready(model, request)
-        applied = bool(outcome.info["applied"])
+        outcome = _with_factory(method, model_factory)(model, request)
+        applied = outcome.applied
         log(f"{type(method).__name__}: {'applied' if applied else 'not applied'} after {outcome.seconds:.1f} s")
         if applied:
             models["after"], measures["after"] = outcome.model, evaluation.measure(outcome.model)
@@ -113,7 +112,7 @@ def unlearn(
                 "seed": method.seed,
             },
             "applied": applied,
-            "reason": outcome.info.get("reason"),
+            "reason": outcome.reason,
             "seconds": outcome.seconds,
             "gradient_evaluations": outcome.gradient_evaluations,
             "info": outcome.info,
@@ -166,6 +165,13 @@ def _whole_or_nothing(out: Path) -> Iterator[None]:
 def _remove_results(out: Path) -> None:
     for name in RESULTS:
         (out / name).unlink(missing_ok=True)
+
+
+def _with_factory(method: Method, factory: Callable[[], nn.Module]) -> Method:
+    """The method with the factory of models, if it takes one and has none of its own."""
+    if getattr(method, "factory", factory) is None:
+        return replace(method, factory=factory)  # type: ignore[call-arg]
+    return method
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -16,7 +16,7 @@ except ImportError as error:
 
 from unlearnx import build_info
 from unlearnx._cli import options
-from unlearnx._cli.output import NOT_APPLIED, Commands, Output, command_line
+from unlearnx._cli.output import NOT_APPLIED, NOT_FORGOTTEN, Commands, Output, command_line
 from unlearnx._cli.studies import COMPARING, EXPERIMENTS, carry_out, folder_of, listed, repeat, study_of
 from unlearnx._progress import progress_bar
 from unlearnx.methods import METHODS
@@ -168,8 +168,9 @@ def unlearn(
 ) -> None:
     """Make a model of your own forget; write its new weights and an audit.
 
-    Exit status: 0 where the method was applied, 1 where it was not (the audit says why), 2 where it cannot be (an
-    argument, a file or the model is wrong), 130 on Ctrl-C.
+    Exit status: 0 where the model has forgotten, 1 where the method was not applied (the audit says why), 2 where it
+    cannot be (an argument, a file or the model is wrong), 3 where it was applied and the model has not been shown to
+    have forgotten, 130 on Ctrl-C.
     """
     output, progress = Output("unlearn", quiet=quiet, as_json=as_json), progress and not quiet
     with output.ending():
@@ -197,12 +198,14 @@ def unlearn(
                 command=command_line(),
                 log=output.log,
             )
-        verdict = [("Note", note) for note in audit["notes"]]
+        verdict = [("Verdict", audit["evidence"]["sentence"]), *(("Note", note) for note in audit["notes"])]
         verdict += [("Warning", audit["warning"]), ("Not applied", None if audit["applied"] else audit["reason"])]
         shown = [(title, text) for title, text in verdict if text]
         output.result(audit, report.audit_table(audit), verdict=[*shown, ("Audit", out / "audit.html")])
     if not audit["applied"]:
         raise typer.Exit(NOT_APPLIED)
+    if audit["forgotten"] != "yes":
+        raise typer.Exit(NOT_FORGOTTEN)
 
 
 def main() -> None:

@@ -169,7 +169,8 @@ def test_end_to_end(ending, indices, there, tmp_path):
         test="own_data:test",
         retrained=f"retrained.{ending}",
     )
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output  # 12 samples are too few for a verdict
+    assert "Verdict: The estimate is too rough" in one_line(result.stdout)
     assert {file.name for file in out.iterdir()} == {f"weights.{ending}", "audit.json", "audit.html"}
     assert {file.name: file.read_bytes() for file in there.iterdir() if file.is_file()} == given
 
@@ -275,7 +276,9 @@ def test_class_and_retraining(there, tmp_path):
     assert after["forget_accuracy"] < 0.05
     assert after["test_accuracy"] > 0.8
     assert after["mia_starter_kit"] is not None
+    assert audit["forgotten"] == "yes"
     page = one_line((tmp_path / "out" / "audit.html").read_text())
+    assert f"<b>Forgotten: yes.</b> {audit['evidence']['sentence']}" in page
     assert "all those of class 1" in page
     assert "accuracy, test, class 1" in page
 
@@ -466,7 +469,7 @@ def test_another_run_takes_what_a_killed_one_has_left(there, tmp_path):
     out.mkdir()
     for name in (LOCK, "weights.pt", "audit.html"):
         (out / name).write_text("half")
-    assert run(out, weights="trained.safetensors").exit_code == 0
+    assert run(out, weights="trained.safetensors").exit_code == 3
     assert {file.name for file in out.iterdir()} == {"weights.safetensors", "audit.json", "audit.html"}
 
 
@@ -493,8 +496,9 @@ def test_a_disk_that_is_full_of_the_weights(there, tmp_path, monkeypatch):
 def test_what_a_users_module_prints_is_no_result(there, tmp_path):
     (there / "talks.py").write_text("print('hello')\nfrom own_data import train")
     result = run(tmp_path / "out", "--json", data="talks:train")
-    assert result.exit_code == 0
+    assert result.exit_code == 3
     assert json.loads(result.stdout)["applied"]
+    assert json.loads(result.stdout)["forgotten"] != "yes"
     assert "hello" in result.stderr
 
 

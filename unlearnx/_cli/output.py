@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from unlearnx._progress import stderr_console
 
-NOT_APPLIED, CANNOT, INTERRUPTED = 1, 2, 130  # exit statuses
+NOT_APPLIED, CANNOT, NOT_FORGOTTEN, INTERRUPTED = 1, 2, 3, 130  # exit statuses
 EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)  # their messages are sentences for the user
 _PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True}  # a line of text is printed as it is
 

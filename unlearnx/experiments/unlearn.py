@@ -24,7 +24,7 @@ from unlearnx.experiments.evaluation import RequestEvaluation, scores_of
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.runs import default_device, describe
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
-from unlearnx.methods import Method, Request
+from unlearnx.methods import Method, Request, judge
 
 MAX_LISTED = 10  # indices, and changed tensors, in an audit
 RESULTS = ("audit.json", "audit.html", "weights.safetensors", "weights.pt")
@@ -62,7 +62,8 @@ def unlearn(
         out: folder without an audit or weights of an earlier run.
         forget: indices into the data; give either this or `forget_class`.
         forget_class: number of the class to forget, with all of its samples.
-        test: data that the model was not trained on; without it there are no membership attacks.
+        test: data that the model was not trained on; without it there are no membership attacks, and the verdict on
+            samples rests on less.
         retrained: file of weights of a model that was trained without the forget set, to compare with.
         device: where to compute; None for the GPU where there is one.
         command: command line to record in the audit.
@@ -98,6 +99,7 @@ def unlearn(
         outcome = _with_factory(method, model_factory)(model, request)
         applied = outcome.applied
         log(f"{type(method).__name__}: {'applied' if applied else 'not applied'} after {outcome.seconds:.1f} s")
+        forgotten, evidence = judge(model, outcome.model, request, held_out if reference is None else reference)
         if applied:
             models["after"], measures["after"] = outcome.model, evaluation.measure(outcome.model)
         if reference is not None:
@@ -112,6 +114,8 @@ def unlearn(
                 "seed": method.seed,
             },
             "applied": applied,
+            "forgotten": forgotten,
+            "evidence": evidence,
             "reason": outcome.reason,
             "seconds": outcome.seconds,
             "gradient_evaluations": outcome.gradient_evaluations,

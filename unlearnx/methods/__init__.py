@@ -21,6 +21,7 @@ from unlearnx.methods.second_order import SecondOrder
 from unlearnx.methods.sisa import SISA, SISACost, SISAOutcome
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.stochastic_teacher import StochasticTeacher
+from unlearnx.methods.verdict import judge
 
 METHODS: dict[str, type[Method]] = {
     "bad-teacher": BadTeacher,
@@ -68,4 +69,5 @@ __all__ = [
     "SalUn",
     "SecondOrder",
     "StochasticTeacher",
+    "judge",
 ]

@@ -30,6 +30,7 @@ from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
+from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
 
 MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the loss's unit, where the user gives none
@@ -90,7 +91,11 @@ class Method:
             ValueError: an argument is out of range or does not fit the others, the model must be in eval mode, or
                 importances or gradients are not finite.
         """
-        return self._on_copy(model, request, None)
+        outcome = self._on_copy(model, request, None)
+        outcome.forgotten, outcome.evidence = judge(
+            model, outcome.model, request, batch_size=self.batch_size, autocast=self.autocast
+        )
+        return outcome
 
     def _on_copy(self, model: nn.Module, request: Request, first_direction: FirstDirection | None) -> Outcome:
         start = time.perf_counter()

@@ -18,13 +18,14 @@ class Outcome:
     Attributes:
         model: the new model, with the train and eval modes of the old one.
         applied: whether the model was changed.
-        forgotten: whether the new model does on the forget set what one would that never saw it; ``"unknown"`` where
-            nobody has looked.
-        evidence: the measures that `forgotten` rests on.
+        forgotten: whether the new model does on the forget set what one would that never saw it: ``"yes"``,
+            ``"partly"``, ``"no"``, or ``"unknown"`` where that cannot be told; see :func:`unlearnx.methods.judge`.
+        evidence: what `forgotten` rests on: measures on the forget set ``before``, ``after``, and of an ``unseen``
+            model with their intervals, ``basis``, and ``sentence``, the verdict in words.
         reason: why the model was not changed; None where it was.
         loss_before: mean loss of the old model on the corrected data, or on the retain set of a removal.
         loss_after: the same of the new model.
-        seconds: wall-clock time of the whole call.
+        seconds: wall-clock time of the call, without that of the verdict.
         gradient_evaluations: number of per-sample gradients that were computed, repetitions included; a curvature
             product counts as one for each of its samples.
         info: what the method itself has to say. It answers the names under which some of the fields were once kept in

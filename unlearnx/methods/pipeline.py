@@ -14,6 +14,7 @@ from unlearnx._copies import independent
 from unlearnx.methods.base import Method, NotApplied, refuse_harm
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
+from unlearnx.methods.verdict import judge
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Pipeline:
             common["seed"] = self.seed
         current, outcomes = model, []
         for stage in self.stages:
-            outcomes.append(replace(stage, **common)(current, request))
+            outcomes.append(replace(stage, **common)._on_copy(current, request, None))
             current = outcomes[-1].model
         before, after = outcomes[0].loss_before, outcomes[-1].loss_after
         applied, reason = True, None
@@ -74,9 +75,12 @@ class Pipeline:
             refuse_harm(request, before, after, self.max_increase)
         except NotApplied as found:
             current, applied, reason, after = independent(model), False, str(found), before
+        forgotten, evidence = judge(model, current, request, batch_size=self.stages[0].batch_size)
         return Outcome(
             model=current,
             applied=applied,
+            forgotten=forgotten,
+            evidence=evidence,
             reason=reason,
             loss_before=before,
             loss_after=after,

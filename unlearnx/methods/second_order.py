@@ -28,6 +28,7 @@ from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.solving import check_solver, checked_direction, solved_direction
 from unlearnx.methods.step_size import check_size
+from unlearnx.methods.verdict import judge
 
 
 @dataclass
@@ -114,11 +115,11 @@ class SecondOrder(InfluenceUpdate):
             for request in requests
         ]
         outcomes = []
-        for request, first_direction in zip(
-            on_features, own._first_directions(frozen_prefix.head, features, on_features), strict=True
-        ):
-            outcome = own._on_copy(frozen_prefix.head, request, first_direction)
+        directions = own._first_directions(frozen_prefix.head, features, on_features)
+        for request, in_features, first_direction in zip(requests, on_features, directions, strict=True):
+            outcome = own._on_copy(frozen_prefix.head, in_features, first_direction)
             outcome.model = _with_parameters(model, outcome.model, names)
+            outcome.forgotten, outcome.evidence = judge(model, outcome.model, request, batch_size=self.batch_size)
             outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
             outcomes.append(outcome)
         return outcomes

@@ -1,0 +1,104 @@
+"""Verdicts on forgetting, from models whose answers are known."""
+
+import pytest
+import torch
+from torch import nn
+
+from unlearnx import Request
+from unlearnx.methods import SSD, FineTune, FirstOrder, Pipeline, judge
+from unlearnx.methods.verdict import _verdict
+from unlearnx.metrics import Level, UnseenLevel
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "level", "expected"),
+    [
+        (1.0, 0.0, Level(0.0, 0.0, 0.0), "yes"),
+        (1.0, 0.05, Level(0.0, 0.0, 0.0), "yes"),
+        (1.0, 0.06, Level(0.0, 0.0, 0.0), "partly"),
+        (1.0, 0.6, Level(0.0, 0.0, 0.0), "no"),
+        (1.0, 0.98, Level(0.97, 0.93, 1.0), "yes"),
+        (1.0, 1.0, Level(0.97, 0.89, 1.0), "unknown"),  # 11 points from one end
+        (1.0, 0.8, Level(0.6, 0.3, 0.9), "unknown"),
+        (1.0, 0.5, Level(0.9, 0.88, 0.92), "partly"),  # the labels are avoided
+        (0.6, 0.9, Level(0.2, 0.15, 0.25), "no"),
+        (0.5, 0.3, Level(0.9, 0.85, 0.95), "no"),  # it never knew them, and now less
+    ],
+)
+def test_rule(before, after, level, expected):
+    assert _verdict(before, after, level) == expected
+
+
+def test_no_yes_beyond_ten_points():
+    generator = torch.Generator().manual_seed(0)
+    for low, estimate, high in torch.rand(300, 3, generator=generator).sort(1).values.tolist():
+        for after in torch.linspace(0, 1, 41).tolist():
+            if _verdict(1.0, after, Level(estimate, low, high)) == "yes":
+                assert max(abs(after - low), abs(after - high)) <= 0.1 + 1e-9
+
+
+class Stored(nn.Module):
+    """Predicts stored classes of samples that are numbers."""
+
+    def __init__(self, classes, count=3):
+        super().__init__()
+        scores = 10.0 * nn.functional.one_hot(torch.as_tensor(classes), count)
+        self.scores = nn.Parameter(scores)
+
+    def forward(self, x):
+        return self.scores[x]
+
+
+def test_evidence_and_sentence():
+    y = torch.arange(90) % 3
+    knows = Stored(y)
+    forgot = Stored(torch.where(y == 2, 0, y))
+    request = Request.remove_class((torch.arange(90), y), 2)
+    verdict, evidence = judge(knows, forgot, request)
+    assert verdict == "yes"
+    assert (evidence["before"]["accuracy"], evidence["after"]["accuracy"]) == (1.0, 0.0)
+    assert evidence["unseen"]["accuracy"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+    assert "0.0% of it, 100.0% before" in evidence["sentence"]
+    verdict, evidence = judge(knows, knows, request)
+    assert verdict == "no"
+    assert "still knows" in evidence["sentence"]
+
+
+def test_a_retrained_model_decides():
+    y = torch.arange(90) % 3
+    request = Request.remove((torch.arange(90), y), range(30))
+    wrong = y.clone()
+    wrong[:30] = (y[:30] + 1) % 3
+    assert judge(Stored(y), Stored(wrong), request, Stored(wrong))[0] == "yes"
+    assert judge(Stored(y), Stored(wrong), request, Stored(y))[0] != "yes"
+    evidence = judge(Stored(y), Stored(wrong), request, Stored(y))[1]
+    assert "avoids" in evidence["sentence"]
+
+
+def test_outputs_of_another_kind_are_unknown():
+    x = torch.randn(40, 5)
+    request = Request.remove((x, x[:, :1]), range(4))
+    outcome = FineTune(loss_fn=nn.functional.mse_loss)(nn.Linear(5, 1), request)
+    assert outcome.forgotten == "unknown"
+    assert "not known" in outcome.evidence["sentence"]
+
+
+@pytest.mark.parametrize("method", [FirstOrder(), Pipeline([SSD(alpha=2.0), FineTune()])])
+def test_methods_say_it(method):
+    torch.manual_seed(0)
+    x = torch.randn(120, 6) + 3 * torch.eye(3).repeat_interleave(2, 1)[torch.arange(120) % 3]
+    y = torch.arange(120) % 3
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    request = Request.remove_class((x, y), 2)
+    outcome = method(model, request)
+    assert (outcome.forgotten, outcome.evidence) == judge(model, outcome.model, request)
+    assert outcome.evidence["before"]["accuracy"] > 0.9
+
+
+def test_unknown_level_is_said():
+    assert not UnseenLevel(None, None, None, "Because.").known

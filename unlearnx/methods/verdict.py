@@ -1,0 +1,108 @@
+"""Whether a model has forgotten: what it does on the forget set, beside what one that never saw it would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlearnx._data import Data
+from unlearnx.methods.outcome import Verdict
+from unlearnx.methods.request import Request
+from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading
+from unlearnx.metrics.unseen import Level, unseen_level
+
+NEAR = 0.05  # accuracy from the estimate, and twice as much from either end of its interval: forgotten
+READ = 2000  # most samples of the forget set that are looked at
+MEASURES = {"accuracy": HIT, "confidence": PROBABILITY, "loss": LOSS}
+
+
+def judge(
+    before: nn.Module,
+    after: nn.Module,
+    request: Request,
+    reference: nn.Module | Data | None = None,
+    *,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> tuple[Verdict, dict[str, Any]]:
+    """Compare a model with what one that never saw the forget set would do on it.
+
+    It has forgotten where its accuracy on the forget set is within 5 points of the estimate, and within 10 of both ends
+    of its interval: it does not know the samples any more, nor does it avoid their labels, which would give the removal
+    away. It has forgotten in part where it came more than half of the way, or went too far. Where the interval is so
+    wide that it holds models that forgot and others, nothing is claimed.
+
+    Args:
+        before: the model before the change.
+        after: the model to judge.
+        request: what was to be forgotten.
+        reference: as for :func:`unlearnx.metrics.unseen_level`.
+        batch_size: samples in one forward pass.
+        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
+
+    Returns:
+        ``"yes"``, ``"partly"``, ``"no"`` or ``"unknown"``, and the evidence: ``accuracy``, ``confidence`` (the mean
+        probability of the labels, in [0, 1]) and mean ``loss`` in nats on the forget set, ``before``, ``after`` and of
+        an ``unseen`` model, with 95 % intervals; ``basis``, what these rest on; ``sentence``, the verdict in words.
+
+    Example:
+        >>> model, x, y = nn.Linear(8, 3), torch.randn(60, 8), torch.arange(60) % 3
+        >>> request = Request.remove_class((x, y), 2)
+        >>> judge(model, FirstOrder()(model, request).model, request)[0]
+        'yes'
+    """
+    unseen = unseen_level(before, request, reference, batch_size=batch_size, autocast=autocast)
+    reader = Reader(batch_size, autocast, 0)
+    old, new = (_measures(reader.read(model, request.forget_set, READ)) for model in (before, after))
+    levels = {"accuracy": unseen.accuracy, "confidence": unseen.confidence, "loss": unseen.loss}
+    evidence: dict[str, Any] = {
+        "before": old,
+        "after": new,
+        "unseen": {name: None if level is None else vars(level) for name, level in levels.items()},
+        "basis": unseen.basis,
+    }
+    if old is None or new is None or unseen.accuracy is None:
+        return "unknown", {**evidence, "sentence": f"Whether the model has forgotten is not known. {unseen.basis}"}
+    pair = old["accuracy"], new["accuracy"]
+    verdict = _verdict(*pair, unseen.accuracy)
+    return verdict, {**evidence, "sentence": _sentence(verdict, *pair, unseen.accuracy)}
+
+
+def _measures(reading: Reading | None) -> dict[str, float] | None:
+    if reading is None:
+        return None
+    return {name: float(reading.of_labels[row].mean()) for name, row in MEASURES.items()}
+
+
+def _verdict(before: float, after: float, level: Level) -> Verdict:
+    if abs(after - level.estimate) <= NEAR and level.furthest(after) <= 2 * NEAR:
+        return "yes"
+    left, whole = _outside(after, level), _outside(before, level)
+    if left <= NEAR:
+        return "unknown"
+    return "partly" if left < whole / 2 or after < level.low < before else "no"
+
+
+def _outside(value: float, level: Level) -> float:
+    """How far a value is outside of the interval."""
+    return max(0.0, level.low - value, value - level.high)
+
+
+_SAID = {
+    "yes": "The model does on the forget set as one would that never saw it",
+    "partly": "The model has forgotten in part",
+    "no": "The model still knows the forget set",
+    "unknown": "The estimate is too rough to tell whether the model has forgotten",
+}
+
+
+def _sentence(verdict: Verdict, before: float, after: float, level: Level) -> str:
+    said = _SAID[verdict]
+    if verdict in ("partly", "no") and after < level.low:
+        said = "The model avoids the labels of the forget set, which gives the removal away"
+    return (
+        f"{said}: it gives its labels to {after:.1%} of it, {before:.1%} before, where {level.estimate:.1%} "
+        f"({level.low:.1%} to {level.high:.1%}) are expected of one that never saw it."
+    )

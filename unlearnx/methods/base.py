@@ -26,6 +26,7 @@ from unlearnx._data import materialize
 from unlearnx._losses import Loss
 from unlearnx._modes import evaluating
 from unlearnx._vectors import Vector
+from unlearnx._wrappers import rewrapped
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss
@@ -134,7 +135,7 @@ class Method:
             info.update(applied=False, reason=str(reason), corrected_loss=[work.initial_loss] * 2)
         else:
             info.update(applied=True, corrected_loss=[work.initial_loss, loss])
-        return Outcome(working, time.perf_counter() - start, work.gradient_evaluations, info)
+        return Outcome(rewrapped(working, model), time.perf_counter() - start, work.gradient_evaluations, info)
 
     def _names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that the method may change."""

@@ -18,6 +18,7 @@ from unlearnx._copies import independent
 from unlearnx._data import Data, materialize, size
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
+from unlearnx._wrappers import rewrapped
 from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA, grad_difference
 from unlearnx.curvature.operators import check_curvature
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -525,4 +526,4 @@ def _with_parameters(model: torch.nn.Module, source: torch.nn.Module, names: lis
     with torch.no_grad():
         for name in names:
             result.get_parameter(name).copy_(source.get_parameter(name))
-    return result
+    return rewrapped(result, model)

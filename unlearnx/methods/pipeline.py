@@ -11,6 +11,7 @@ from torch import nn
 
 from unlearnx._checks import check_at_least_zero
 from unlearnx._copies import independent
+from unlearnx._wrappers import rewrapped
 from unlearnx.methods.base import Method, NotApplied, Outcome, refuse_harm
 from unlearnx.methods.request import Request
 
@@ -72,7 +73,7 @@ class Pipeline:
                 raise NotApplied(outcomes[0].info["reason"])
             refuse_harm(request, before, after, self.max_increase)
         except NotApplied as reason:
-            current = independent(model)
+            current = rewrapped(independent(model), model)
             info.update(applied=False, reason=str(reason), corrected_loss=[before] * 2)
         else:
             info.update(applied=True, corrected_loss=[before, after])

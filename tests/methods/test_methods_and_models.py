@@ -26,7 +26,7 @@ SETTINGS = {"fisher-masking": {"ratio": 0.1}}
 
 
 def result(method, kind):
-    """ "works", or "refuses" where the error is one of ours."""
+    """Whether the method works on the kind of model, or refuses it with an error of ours."""
     torch.manual_seed(0)
     model = KINDS[kind]().eval()
     data = odd.samples(model)
@@ -35,8 +35,8 @@ def result(method, kind):
         outcome = METHODS[method](**SETTINGS.get(method, {}))(model, Request.remove(data, range(3)))
     except (ValueError, TypeError) as error:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        assert "/unlearnx/" in raised_in.replace("\\", "/"), error
-        assert re.match(r"[a-z_]+(:| is) ", str(error)), error
+        if "/unlearnx/" not in Path(raised_in).as_posix() or not re.match(r"[a-z_]+(:| is) ", str(error)):
+            raise
         return "refuses"
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert list(outcome.model.state_dict()) == list(before)

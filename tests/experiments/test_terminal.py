@@ -45,7 +45,7 @@ def test_results_go_to_stdout_and_the_log_to_stderr(compared):
     assert log[0].endswith(f"results go to {folder}")
     assert len(log) > 5
     for line in log:
-        assert re.fullmatch(r"\d\d:\d\d:\d\d .*|training: \d+ of 30 after \d+ s", line)
+        assert re.fullmatch(r"\d\d:\d\d:\d\d .*|training: \d+ of \d+ after \d+ s", line)
         assert ".py" not in line
     assert "Closest to retraining" in result.stdout
     assert result.stdout.splitlines()[-1] == f"Report: {folder / 'report.html'}"

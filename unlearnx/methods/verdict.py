@@ -48,9 +48,11 @@ def judge(
         an ``unseen`` model, with 95 % intervals; ``basis``, what these rest on; ``sentence``, the verdict in words.
 
     Example:
-        >>> model, x, y = nn.Linear(8, 3), torch.randn(60, 8), torch.arange(60) % 3
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
         >>> request = Request.remove_class((x, y), 2)
-        >>> judge(model, FirstOrder()(model, request).model, request)[0]
+        >>> model, other = nn.Linear(8, 3), nn.Linear(8, 3)
+        >>> other.bias.data[2] = -100  # the class is never predicted
+        >>> judge(model, other, request)[0]
         'yes'
     """
     unseen = unseen_level(before, request, reference, batch_size=batch_size, autocast=autocast)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import numbers
+from collections.abc import Iterable, Sequence, Set
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,33 +38,98 @@ def select_params(model: nn.Module, params: Params) -> list[str]:
         if unknown:
             raise ValueError(f"params: the model has no parameter {unknown[0]!r}; it has {', '.join(available)}")
         chosen = [name for name in available if name in set(params)]
+    own = dict(model.named_parameters())
+    for name in chosen:
+        if not own[name].is_floating_point():
+            raise ValueError(f"params: {name!r} is {own[name].dtype}, expected real floating-point parameters")
     if not chosen:
         reason = "the model has none that requires gradients" if params is None else "the list is empty"
         raise ValueError(f"params: selects no parameter, expected at least one; {reason}")
     return chosen
 
 
+def is_integer(value: object) -> bool:
+    """Whether `value` is an integer of Python or NumPy; a bool is not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number of Python or NumPy; a bool is not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_integer(**values: object) -> None:
+    """Refuse what is not an integer.
+
+    Raises:
+        TypeError: the message names the argument.
+    """
+    for name, value in values.items():
+        if not is_integer(value):
+            raise TypeError(f"{name} is {value!r}, expected an integer")
+
+
 def check_at_least_one(**counts: int | None) -> None:
     """Refuse counts below 1; None stands for no limit.
 
     Raises:
-        ValueError: the message names the argument.
+        TypeError, ValueError: one is not an integer, or below 1; the message names the argument.
     """
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+        if value is not None:
+            check_integer(**{name: value})
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
 
 
-def check_at_least_zero(*, unbounded: bool = False, **numbers: float | None) -> None:
+def check_autocast(**dtypes: torch.dtype | None) -> None:
+    """Refuse dtypes that layers cannot compute in; None stands for the model's own.
+
+    Raises:
+        ValueError: one is not a floating dtype; the message names the argument.
+    """
+    for name, value in dtypes.items():
+        if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+            raise ValueError(f"{name} is {value!r}, expected torch.bfloat16, torch.float16, torch.float32 or None")
+
+
+def check_indices(name: str, values: object) -> Tensor:
+    """Numbers of samples as an int64 tensor (K,), in the order in which they are given.
+
+    Raises:
+        ValueError: they are not a tensor, array, range, set or sequence of integers; the message names the argument.
+    """
+    if isinstance(values, (Tensor, np.ndarray)):
+        t = torch.as_tensor(values)
+        if t.dtype == torch.bool:
+            raise ValueError(f"{name}: is a boolean mask, expected indices; pass mask.nonzero().flatten()")
+        if t.is_floating_point() or t.is_complex():
+            raise ValueError(f"{name}: expected integers, got {t.dtype}")
+        return t.detach().long().flatten().cpu()
+    if not isinstance(values, (Sequence, Set)) or isinstance(values, (str, bytes)):
+        raise ValueError(f"{name}: expected a tensor, list, range or set of integers, got {type(values).__name__}")
+    for value in values:
+        scalar = isinstance(value, Tensor) and value.dim() == 0 and _is_integral(value)
+        if not is_integer(value) and not scalar:
+            hint = "; of a mask, pass the numbers of its samples" if isinstance(value, bool) else ""
+            raise ValueError(f"{name}: expected integers, got {value!r}{hint}")
+    return torch.tensor([int(value) for value in values], dtype=torch.int64)
+
+
+def _is_integral(t: Tensor) -> bool:
+    return not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
+
+
+def check_at_least_zero(*, unbounded: bool = False, **values: float | None) -> None:
     """Refuse negative numbers, NaN, and, unless `unbounded`, infinity; None stands for a default.
 
     Raises:
         ValueError: the message names the argument.
     """
-    for name, value in numbers.items():
+    for name, value in values.items():
         if value is None or (unbounded and value == math.inf):
             continue
-        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value!r}, expected a {'' if unbounded else 'finite '}number >= 0")
 
 
@@ -73,7 +140,7 @@ def check_fraction(**fractions: float) -> None:
         ValueError: the message names the argument.
     """
     for name, value in fractions.items():
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
 
 

@@ -16,7 +16,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            write(file)
+            try:
+                write(file)
+            except RuntimeError as error:  # what torch.save makes of a full disk
+                raise OSError(f"cannot write {path}: {error}") from error
         temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     finally:

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,6 +25,7 @@ except ImportError as error:
     raise SystemExit(f"unlearnx: the command line needs pip install 'unlearnx[experiments]' ({error})") from error
 
 from unlearnx import build_info
+from unlearnx._checks import check_at_least_one
 from unlearnx._progress import progress_bar, stderr_console
 from unlearnx.data import FEATURE_TABLES
 from unlearnx.methods import METHODS
@@ -104,7 +105,7 @@ class _Output:
         try:
             with redirect_stdout(sys.stderr) if self.as_json else nullcontext():
                 yield
-        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             self._fail(str(error))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
@@ -367,18 +368,22 @@ def compare(
 def _carry_out(output: _Output, study: Any, experiment: str, seeds: int, folder: Path, progress: bool) -> None:
     """Run a study, write what it found and show it."""
     from unlearnx.experiments import report
+    from unlearnx.experiments.run_folder import claimed
 
     study.log = output.log
     output.log(f"results go to {folder}")
-    with progress_bar(experiment, None, progress):
-        result = study.run(list(range(seeds)), folder)
-    result["command"] = _command()
-    result["environment"] = report.environment()
-    path = report.write(result, folder)
+    with claimed(folder):
+        with progress_bar(experiment, None, progress):
+            result = study.run(list(range(seeds)), folder)
+        result["command"] = _command()
+        result["environment"] = report.environment()
+        path = report.write(result, folder)
     output.result({**result, "report": str(path)}, report.table(result), verdict={"Report": path})
 
 
 def _folder(out: Path, name: str | None, title: str) -> Path:
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name or "\0" in name):
+        raise ValueError(f"--name is {name!r}, expected the name of a folder in --out, without separators")
     return out / (name or f"{title}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
@@ -389,13 +394,14 @@ def _repeat(
     from unlearnx.experiments.evaluation import changed
     from unlearnx.experiments.forget import repeat
     from unlearnx.experiments.report.forget import comparison
+    from unlearnx.experiments.run_folder import claimed
     from unlearnx.experiments.run_store import read_trial
 
     for option in (option for option, value in held.items() if value is not None):
         raise ValueError(f"--{option.replace('_', '-')} cannot be given with --recipe: the recipe says it already")
     recorded = read_trial(file)
     folder = _folder(out, name, f"repeat-{file.stem}")
-    with progress_bar(f"repeating {file.stem}", None, progress):
+    with claimed(folder), progress_bar(f"repeating {file.stem}", None, progress):
         repeated = repeat(recorded["recipe"], folder, beside=file.parent, log=output.log, progress=progress, **settings)
     different = changed(recorded, repeated)
     output.result(
@@ -411,6 +417,9 @@ def _study(experiment: str, own: dict[str, Any], **common: Any) -> Any:
     """The study that was asked for; refuses options that are those of other experiments."""
     if experiment not in EXPERIMENTS:
         raise ValueError(f"EXPERIMENT is {experiment!r}, expected one of {_listed(EXPERIMENTS, 'or')}")
+    check_at_least_one(
+        **{f"--{name}": value for name, value in {**own, **common}.items() if name in ("epochs", "limit", "budget")}
+    )
     given = {option: value for option, value in own.items() if value is not None}
     for option in given:
         if option not in EXPERIMENTS[experiment].options:
@@ -454,14 +463,16 @@ def unlearn(
     Exit status: 0 where the method was applied, 1 where it was not (the audit says why), 2 where an argument is wrong.
     """
     output, progress = _Output("unlearn", quiet=quiet, as_json=as_json), progress and not quiet
-    with output.ending(), progress_bar("unlearn", None, progress):
+    with output.ending(), ExitStack() as held, progress_bar("unlearn", None, progress):
         from unlearnx.experiments import arguments, report
         from unlearnx.experiments import unlearn as run_unlearn
+        from unlearnx.experiments.run_folder import claimed
 
         chosen = arguments.parameters(params)
         how = arguments.build_method(
             method, option or [], params=chosen, seed=seed, batch_size=batch_size, progress=progress
         )
+        held.enter_context(claimed(out))
         audit = run_unlearn(
             model_factory=arguments.factory("--model", model),
             weights=weights,

@@ -52,9 +52,12 @@ def factory(argument: str, value: str) -> Callable[[], Any]:
 
     def call() -> Any:
         try:
-            return found()
+            made = found()
         except Exception as error:
             raise _failure(argument, value, error) from error
+        if made is None:
+            raise ValueError(f"{argument} {value}: returned None, expected what it is to make")
+        return made
 
     return call
 

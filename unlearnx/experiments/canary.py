@@ -307,7 +307,7 @@ def canary_alice(
     make = partial(CanaryStudy, "canary-alice", preset, file.name, text, length=10, progress=progress)
     if preset == "reference":
         context = 10_000
-        training = Training(epochs or 20, weight_decay=1e-4, loss_fn=last_character_loss)
+        training = Training(20 if epochs is None else epochs, weight_decay=1e-4, loss_fn=last_character_loss)
         network = partial(CharacterLSTM, hidden=512, layers=2)
         methods = _published_methods(context)
         return make(repeats=6, network=network, training=training, methods=methods, features=True, context=context)
@@ -320,7 +320,7 @@ def canary_alice(
     return make(
         repeats=DEFAULT_REPEATS,
         network=CharacterLSTM,
-        training=Training(epochs or 1, lr=1e-2, batch_size=64),
+        training=Training(1 if epochs is None else epochs, lr=1e-2, batch_size=64),
         methods=_methods(),
         sweep=sweep if preset == "sweep" else {},
     )

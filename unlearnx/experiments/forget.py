@@ -42,6 +42,7 @@ from unlearnx.methods import (
     SecondOrder,
     StochasticTeacher,
 )
+from unlearnx.metrics.membership import MIN_CROSS_VALIDATION_SAMPLES
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
 Methods = dict[str, Method | Pipeline]
@@ -151,6 +152,7 @@ class ForgetStudy:
         Every model of every seed is saved as a trial under `folder` (see
         :class:`unlearnx.experiments.run_store.RunStore`). Finished trials are read, not made again.
         """
+        self._check_size()
         for name, method in self.methods.items():
             self.recipe(name, seeds[0], method)  # so that a method that cannot be written down fails before training
         store = RunStore(folder, self.log)
@@ -176,6 +178,16 @@ class ForgetStudy:
             "attacks": _attacks(runs[0]),
             **_SeedRun(self, seeds[0], store).show(best),
         }
+
+    def _check_size(self) -> None:
+        """Refuse, before anything is trained, a forget set that the attacks cannot be measured on."""
+        points, n = len(self.forget(0)), len(self.splits.train_y)
+        if not MIN_CROSS_VALIDATION_SAMPLES <= points <= n - MIN_CROSS_VALIDATION_SAMPLES:
+            what = f"share is {self.share}" if self.share is not None else f"forget_class is {self.forget_class}"
+            raise ValueError(
+                f"{what}, which are {points} of {n} training images, expected at least "
+                f"{MIN_CROSS_VALIDATION_SAMPLES} to forget and to keep: membership attacks are measured on them"
+            )
 
     def forget(self, seed: int) -> Tensor:
         """Indices of the training images to forget, int64, ascending."""
@@ -484,11 +496,13 @@ def _class_number(splits: Splits, wanted: str | int) -> int:
 
 
 def _digits(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
-    return _study(name, splits, digits_cnn, Training(epochs or 60, lr=2e-3), _digits_methods, **settings)
+    return _study(
+        name, splits, digits_cnn, Training(60 if epochs is None else epochs, lr=2e-3), _digits_methods, **settings
+    )
 
 
 def _cifar(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
-    training = Training(epochs or 14, lr=2e-3, autocast=fast_dtype(default_device()))
+    training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast_dtype(default_device()))
     return _study(name, splits, vgg_cifar10, training, _cifar_methods, **settings)
 
 

@@ -279,7 +279,7 @@ def poison_digits(*, epochs: int | None = None, preset: str = "default", progres
         "fine-tuning": Treatment(FineTune(epochs=5, lr=2e-3, batch_size=128, params="last:4")),
         "fine-tuning, last block": Treatment(FineTune(epochs=5, lr=3e-3, params="last:8")),
     }
-    training = Training(epochs or 60, lr=2e-3)
+    training = Training(60 if epochs is None else epochs, lr=2e-3)
     return PoisonStudy(
         "poison-digits", splits, digits_cnn, training, len(splits.train_y) // 5, treatments, progress=progress
     )
@@ -345,7 +345,7 @@ def poison_cifar(
     }
     if preset not in presets:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets)}")
-    training = Training(epochs or 14, lr=2e-3, autocast=fast)
+    training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast)
     return PoisonStudy(
         "poison-cifar", splits, vgg_cifar10, training, budget or n // 5, presets[preset], checkpoints, progress
     )

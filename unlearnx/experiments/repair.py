@@ -351,7 +351,7 @@ def repair_mnist(
         "EWC repair, fine-tuning": Treatment(Pipeline([ewc, tune])),
         "EWC repair, energy alignment": Treatment(Pipeline([ewc, EnergyAlignment()])),
     }
-    training = Training(epochs or 20, lr=2e-3)
+    training = Training(20 if epochs is None else epochs, lr=2e-3)
     return RepairStudy(
         "repair-mnist",
         load_mnist(root),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+from unlearnx._checks import check_indices, check_integer
 from unlearnx._data import Data, batches, materialize, size
 from unlearnx.curvature.prefix import FrozenPrefix
 
@@ -41,18 +42,15 @@ class Request:
     labels_only: bool = False
 
     @classmethod
-    def remove(cls, dataset: Data, indices: Sequence[int] | Tensor) -> Request:
+    def remove(cls, dataset: Data, indices: Sequence[int] | Set[int] | Tensor) -> Request:
         """Forget the samples at `indices` of `dataset`.
 
         Raises:
-            ValueError: no indices, all of them, indices out of range or given twice.
+            ValueError: no indices, all of them, indices out of range or given twice, or not integers.
         """
         data = _dataset(dataset)
         n = size(data)
-        forget = torch.as_tensor(indices)
-        if forget.dtype == torch.bool:
-            raise ValueError("indices: is a boolean mask, expected indices; pass mask.nonzero().flatten()")
-        forget = forget.long().flatten().cpu().sort().values
+        forget = check_indices("indices", indices).sort().values
         if len(forget) == 0:
             raise ValueError("indices: is empty, expected at least one sample to forget")
         if forget[0] < 0 or forget[-1] >= n:
@@ -70,11 +68,11 @@ class Request:
         """Forget all samples with label `c`.
 
         Raises:
+            TypeError: `c` is not an integer.
             ValueError: no sample or every sample has that label, or samples have several labels.
         """
-        data = _dataset(
-            dataset
-        )  # of a DataLoader, its dataset: the loader may shuffle, and indices refer to the dataset
+        check_integer(c=c)
+        data = _dataset(dataset)  # of a DataLoader, its dataset: the loader may shuffle, and indices are those of it
         labels = torch.cat([y for _, y in batches(data)])
         if labels.dim() != 1:
             raise ValueError(f"dataset: has labels of shape {list(labels.shape)}, expected one label per sample")

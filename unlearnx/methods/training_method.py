@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from unlearnx._checks import qualified
+from unlearnx._checks import check_at_least_one, check_at_least_zero, qualified
 from unlearnx._data import Data, size
 from unlearnx._losses import Loss
 from unlearnx._modes import modes_kept
@@ -28,6 +28,12 @@ class TrainedMethod(Method):
     _needs_eval: ClassVar[bool] = False
 
     weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = vars(self)  # most methods name these so
+        check_at_least_one(**{name: given[name] for name in ("epochs",) if name in given})
+        check_at_least_zero(**{name: given[name] for name in ("lr", "weight_decay") if name in given})
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         try:

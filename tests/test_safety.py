@@ -287,36 +287,6 @@ def test_a_fork_after_the_import_runs():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("indices", [{1, 2}, range(1, 3), [1, 2], torch.tensor([2, 1]), (1, torch.tensor(2))])
-def test_indices_in_many_forms(indices):
-    assert Request.remove(data(), indices).forget.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("indices", "message"),
-    [
-        ([0.5, 1.7], "expected integers, got 0.5"),
-        (torch.tensor([0.5]), "expected integers, got torch.float32"),
-        ((i for i in range(3)), "got generator"),
-        ("12", "got str"),
-        ([True, False], "got True; of a mask"),
-        (torch.ones(60, dtype=torch.bool), "is a boolean mask"),
-        (3, "got int"),
-        (None, "got NoneType"),
-        ([None], "got None"),
-    ],
-)
-def test_what_is_no_index_is_refused(indices, message):
-    with pytest.raises(ValueError, match=f"^indices: .*{message}"):
-        Request.remove(data(), indices)
-
-
-@pytest.mark.parametrize("c", ["1", [1, 2], 1.0, None, True])
-def test_what_is_no_class_is_refused(c):
-    with pytest.raises(TypeError, match=r"^c is .*, expected an integer"):
-        Request.remove_class(data(), c)
-
-
 class Complex(nn.Module):
     def __init__(self):
         super().__init__()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,33 +90,6 @@ def check_autocast(**dtypes: torch.dtype | None) -> None:
     for name, value in dtypes.items():
         if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
             raise ValueError(f"{name} is {value!r}, expected torch.bfloat16, torch.float16, torch.float32 or None")
-
-
-def check_indices(name: str, values: object) -> Tensor:
-    """Numbers of samples as an int64 tensor (K,), in the order in which they are given.
-
-    Raises:
-        ValueError: they are not a tensor, array, range, set or sequence of integers; the message names the argument.
-    """
-    if isinstance(values, (Tensor, np.ndarray)):
-        t = torch.as_tensor(values)
-        if t.dtype == torch.bool:
-            raise ValueError(f"{name}: is a boolean mask, expected indices; pass mask.nonzero().flatten()")
-        if t.is_floating_point() or t.is_complex():
-            raise ValueError(f"{name}: expected integers, got {t.dtype}")
-        return t.detach().long().flatten().cpu()
-    if not isinstance(values, (Sequence, Set)) or isinstance(values, (str, bytes)):
-        raise ValueError(f"{name}: expected a tensor, list, range or set of integers, got {type(values).__name__}")
-    for value in values:
-        scalar = isinstance(value, Tensor) and value.dim() == 0 and _is_integral(value)
-        if not is_integer(value) and not scalar:
-            hint = "; of a mask, pass the numbers of its samples" if isinstance(value, bool) else ""
-            raise ValueError(f"{name}: expected integers, got {value!r}{hint}")
-    return torch.tensor([int(value) for value in values], dtype=torch.int64)
-
-
-def _is_integral(t: Tensor) -> bool:
-    return not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
 
 
 def check_at_least_zero(*, unbounded: bool = False, **values: float | None) -> None:

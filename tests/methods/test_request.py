@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -78,3 +79,40 @@ def test_features_of_a_request():
 def test_clear_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make(*data())
+
+
+@pytest.mark.parametrize(
+    "indices", [{3, 1}, range(1, 4, 2), (1, 3), np.array([3, 1]), torch.tensor([[1], [3]]), {1: 0, 3: 0}.keys()]
+)
+def test_collections_of_integers(indices):
+    x = torch.zeros(6, 2)
+    assert Request.remove((x, torch.arange(6)), indices).forget.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        [0.5, 1.7],
+        [1.0, 2.0],
+        "12",
+        b"12",
+        {1: 2},
+        (i for i in range(3)),
+        None,
+        3,
+        ["1"],
+        [None],
+        [[1], [2, 3]],
+        1.5,
+        [2**70],
+    ],
+)
+def test_what_is_no_collection_of_integers(indices):
+    with pytest.raises(ValueError, match=r"^indices: "):
+        Request.remove((torch.zeros(6, 2), torch.arange(6)), indices)
+
+
+@pytest.mark.parametrize("c", ["1", [1, 2], 1.0, None, True])
+def test_what_is_no_class(c):
+    with pytest.raises(ValueError, match=r"^c: is .*, expected an integer, the label of the class$"):
+        Request.remove_class((torch.zeros(6, 2), torch.arange(6)), c)

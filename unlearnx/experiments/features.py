@@ -58,7 +58,7 @@ class FeatureStudy:
     log: Callable[[str], None] = field(default=lambda line: None)
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
-        """Draw and forget features for each seed; saves the trained parameters; returns the content of result.json."""
+        """Forget drawn features for each seed; saves the trained parameters; returns the content of result.json."""
         table = self.table
         start = time.perf_counter()
         removal = CertifiedRemoval(certified=False, lam=self.lam, tolerance=NEWTON_TOLERANCE)

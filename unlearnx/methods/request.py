@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Set
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from unlearnx._checks import check_indices, check_integer
 from unlearnx._data import Data, batches, materialize, size
 from unlearnx.curvature.prefix import FrozenPrefix
 
@@ -42,15 +42,15 @@ class Request:
     labels_only: bool = False
 
     @classmethod
-    def remove(cls, dataset: Data, indices: Sequence[int] | Set[int] | Tensor) -> Request:
+    def remove(cls, dataset: Data, indices: Collection[int] | Tensor) -> Request:
         """Forget the samples at `indices` of `dataset`.
 
         Raises:
-            ValueError: no indices, all of them, indices out of range or given twice, or not integers.
+            ValueError: no indices, all of them, indices out of range or given twice.
         """
         data = _dataset(dataset)
         n = size(data)
-        forget = check_indices("indices", indices).sort().values
+        forget = _integers("indices", indices).sort().values
         if len(forget) == 0:
             raise ValueError("indices: is empty, expected at least one sample to forget")
         if forget[0] < 0 or forget[-1] >= n:
@@ -68,15 +68,17 @@ class Request:
         """Forget all samples with label `c`.
 
         Raises:
-            TypeError: `c` is not an integer.
             ValueError: no sample or every sample has that label, or samples have several labels.
         """
-        check_integer(c=c)
-        data = _dataset(dataset)  # of a DataLoader, its dataset: the loader may shuffle, and indices are those of it
+        data = _dataset(
+            dataset
+        )  # of a DataLoader, its dataset: the loader may shuffle, and indices refer to the dataset
         labels = torch.cat([y for _, y in batches(data)])
         if labels.dim() != 1:
             raise ValueError(f"dataset: has labels of shape {list(labels.shape)}, expected one label per sample")
-        members = (labels == c).nonzero().flatten()
+        if not isinstance(c, (int, np.integer)) or isinstance(c, bool):
+            raise ValueError(f"c: is {c!r}, expected an integer, the label of the class")
+        members = (labels == int(c)).nonzero().flatten()
         if len(members) == 0:
             raise ValueError(f"c: no sample has label {c}; the labels are {sorted(labels.unique().tolist())}")
         return cls.remove(data, members)
@@ -195,6 +197,28 @@ class Request:
             x[self.forget.to(x.device)] = changed
         labels = torch.cat([y for _, y in batches(self.corrected)])
         return Request(before, self.forget, TensorDataset(x, labels.to(x.device)), self.labels_only)
+
+
+def _integers(name: str, given: Collection[int] | Tensor) -> Tensor:
+    """Whole numbers as int64 (N,) on the CPU. Numbers of another kind would name samples that nobody asked for.
+
+    Raises:
+        ValueError: `given` holds anything else, or is no collection.
+    """
+    if isinstance(given, (str, bytes, dict)) or not isinstance(given, (Collection, Tensor, np.ndarray)):
+        raise ValueError(
+            f"{name}: is of type {type(given).__name__}, expected integers: a list, a range, a set, a tensor"
+        )
+    values = list(given) if isinstance(given, Set) else given
+    try:
+        numbers = torch.as_tensor(values)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: expected integers, got {str(values)[:80]}") from error
+    if numbers.dtype == torch.bool:
+        raise ValueError(f"{name}: is a boolean mask, expected indices; pass mask.nonzero().flatten()")
+    if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex()):
+        raise ValueError(f"{name}: holds numbers of {numbers.dtype}, expected integers")
+    return numbers.long().flatten().cpu()
 
 
 def _shared(a: Dataset[Any], b: Dataset[Any]) -> int:

@@ -26,13 +26,15 @@ class TrainedMethod(Method):
     """
 
     _needs_eval: ClassVar[bool] = False
+    _fewest_epochs: ClassVar[int] = 1
 
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = vars(self)  # most methods name these so
-        check_at_least_one(**{name: given[name] for name in ("epochs",) if name in given})
+        given = vars(self)  # most methods have these
+        check_at_least = check_at_least_one if self._fewest_epochs == 1 else check_at_least_zero
+        check_at_least(**{name: given[name] for name in ("epochs",) if name in given})
         check_at_least_zero(**{name: given[name] for name in ("lr", "weight_decay") if name in given})
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:

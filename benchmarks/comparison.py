@@ -60,7 +60,8 @@ class Comparison:
             ours, others: what takes turns.
             rounds: turns of each.
             warmups: calls of each beforehand, for allocation, compilation and caches.
-            claims: least ratio that is claimed for some of the others.
+            claims: least ratio that is claimed for some of the others on a CPU. On a GPU, where nothing has been measured
+                that a claim could rest on, ratios are reported alone.
             refused: ways that were left out, and why.
             calls: that some of the others need for what ours does in one; one of them is made, and counts so often.
         """
@@ -77,7 +78,7 @@ class Comparison:
         )
         self._benchmark.pedantic(ours, rounds=1 if self._quick else min(rounds, 3))
         for name, least in (claims or {}).items():
-            if name in ratios:
+            if name in ratios and self._device == "cpu":
                 slower = f"takes {least:g} times as long as ours or longer" if least != 1 else "is no faster than ours"
                 self._claim(ratios[name] >= least, f"{name} {slower}")
         return ratios

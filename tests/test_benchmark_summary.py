@@ -1,6 +1,7 @@
 """What `pytest benchmarks` prints, and when it fails."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,16 @@ def test_calls_count_so_often(monkeypatch):
     assert comparison.run(lambda: None, {"b": lambda: None}, calls={"b": 8}) == {"b": 8.0}
 
 
+@pytest.mark.parametrize(("device", "claims"), [("cpu", 1), ("cuda", 0)])
+def test_claims_are_those_of_the_cpu(device, claims, monkeypatch):
+    """On a GPU ratios are reported, and nothing is claimed that was measured elsewhere."""
+    monkeypatch.setattr("benchmarks.comparison._seconds", lambda run, device: 1.0)
+    benchmark = Benchmark()
+    comparison = Comparison(benchmark, Claims(benchmark, strict=False), device, quick=True)
+    assert comparison.run(lambda: None, {"b": lambda: None}, claims={"b": 4}) == {"b": 1.0}
+    assert len(benchmark.extra_info.get("claims", [])) == claims
+
+
 def test_claims_fail_where_they_are_strict():
     benchmark = Benchmark()
     Claims(benchmark, strict=False)(False, "never")
@@ -148,6 +159,7 @@ def test_exit_status(tmp_path, options, status):
             *(str(tmp_path), "-k", "never", *options),
         ],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},  # no worker
         capture_output=True,
         text=True,
         check=False,

@@ -14,6 +14,7 @@ from unlearnx._copies import lent
 from unlearnx._data import Data, Samples
 from unlearnx._losses import Loss, SampleLoss, named
 from unlearnx._modes import modes_kept
+from unlearnx._random import forked_random
 
 PROBED = 3  # samples that a model is tried on
 TOLERANCE = 1e-3  # of two runs on the same samples, relative
@@ -73,8 +74,7 @@ def check_call(
     device = model_device(model)
     x, y = (t.detach().to(device) for t in Samples(data).read(slice(0, PROBED)))
     twin = lent(model)
-    devices = [device] if device.type == "cuda" else []
-    with torch.enable_grad(), torch.random.fork_rng(devices=devices), modes_kept(twin):
+    with torch.enable_grad(), forked_random(device), modes_kept(twin):
 
         def output() -> Tensor:
             buffers = {key: t.clone() for key, t in twin.named_buffers()}

@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from unlearnx._checks import model_device
 from unlearnx._modes import evaluating
+from unlearnx._random import forked_random
 
 BLOCK = 16  # channels that oneDNN works on at once
 
@@ -60,9 +61,8 @@ class ImageOrder:
         return self._taken
 
     def _runs(self, x: Tensor) -> bool:
-        devices = [x.device] if x.device.type == "cuda" else []
         try:
-            with evaluating(self._model) as model, torch.random.fork_rng(devices=devices):
+            with evaluating(self._model) as model, forked_random(x.device):
                 call = model.forward if isinstance(model, fx.GraphModule) else model  # the former prints what it raises
                 call(x.detach().clone(memory_format=torch.channels_last))
         except Exception:  # this runs the user's code, which may raise anything; so will the usual order if it is wrong

@@ -57,6 +57,7 @@ def progress_bar(title: str, total: int | None, show: bool) -> Iterator[Callable
                 yield lambda steps: bars.advance(task, steps)
             finally:
                 bars.remove_task(task)
+                bars.refresh()  # a line printed next would otherwise redraw the finished bar
     else:
         yield _Lines(title, total).advance
 

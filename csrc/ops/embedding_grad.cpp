@@ -1,6 +1,7 @@
 #include "ops/embedding_grad.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/ones.h>
@@ -108,7 +109,10 @@ EmbeddingGrad check_embedding_grad(const char* op, const at::Tensor& x, const at
   const int64_t n = x.size(0), features = dy.size(-1), positions = positions_of(dy);
   const auto tokens = [&](const at::Tensor& t, const char* name) {
     auto flat = t.reshape({n, positions}).to(at::kLong);
-    if (flat.is_cpu() && flat.numel() > 0)
+    if (!flat.is_cpu())  // reading them would wait for the device: it asserts, as it does in torch's embedding
+      at::_assert_async(flat.ge(0).logical_and_(flat.lt(num_embeddings)).all(),
+                        c10::str(op, ": ", name, " has tokens outside of 0 to ", num_embeddings - 1));
+    else if (flat.numel() > 0)
       TORCH_CHECK_INDEX(flat.min().item<int64_t>() >= 0 && flat.max().item<int64_t>() < num_embeddings, op, ": ", name,
                         " has tokens from ", flat.min().item<int64_t>(), " to ", flat.max().item<int64_t>(),
                         ", expected 0 to ", num_embeddings - 1);

@@ -13,7 +13,7 @@ struct EmbeddingGrad {
   at::Tensor weight;                             // (samples,) in the compute type, or undefined
 };
 
-/// Raises unless the arguments belong together; tokens are checked where that takes no wait for the device.
+/// Raises unless the arguments belong together; wrong tokens in a device's memory are an assertion there.
 EmbeddingGrad check_embedding_grad(const char* op, const at::Tensor& x, const at::Tensor& dy, int64_t num_embeddings,
                                    const OptionalTensor& x_new, const OptionalTensor& dy_new,
                                    const OptionalTensor& weight, std::optional<int64_t> padding_idx);

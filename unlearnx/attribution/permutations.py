@@ -21,6 +21,7 @@ from torch import Tensor
 from unlearnx._checks import check_at_least_one, check_at_least_zero
 from unlearnx._files import write_atomically
 from unlearnx._progress import progress_bar
+from unlearnx._random import forked_random
 
 Game = Callable[[Tensor], Tensor]
 """Maps a permutation of the samples, int64 (n,), to the contribution of each sample in it, float64 (n,) by sample."""
@@ -173,12 +174,11 @@ def stream_seed(seed: int, number: int) -> int:
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Torch with one thread and a freshly seeded CPU generator, so that results are the same in every process."""
+    """Torch with one thread and freshly seeded random numbers, so that results are the same in every process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with forked_random(seed=seed):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, vmap
 from unlearnx._copies import lent
 from unlearnx._losses import SampleLoss
 from unlearnx._memory_order import channels_last, may_reorder
+from unlearnx._precision import exact_products
 from unlearnx.curvature.contributions import Contribution, StoredGradients
 from unlearnx.curvature.tape import Tape
 from unlearnx.ops._dtypes import compute_dtype
@@ -75,7 +76,8 @@ class SampleGradients:
     """
 
     def __init__(self, model: nn.Module, loss: SampleLoss, names: list[str], x: Tensor, dtype: torch.dtype | None):
-        self.model, self.loss, self.names, self.dtype = lent(model), loss, names, dtype
+        self.model, self.loss, self.names = lent(model), loss, names
+        self.dtype: torch.dtype | None = None
         # No parameter requires gradients in the passes, so autograd never computes weight gradients of the batch.
         self.frozen = split_values(model, [name for name, _ in model.named_parameters()])[0]
         self.channels_last = False
@@ -83,7 +85,11 @@ class SampleGradients:
         self.bytes_per_sample = 1
         self.vmap_works = True
         self.trusted: set[str] = set()
-        self._check_rules(x[:PROBE_SAMPLES].detach())
+        with exact_products():
+            self._check_rules(x[:PROBE_SAMPLES].detach())
+        self.dtype = dtype  # not before: its rounding would look like wrong rules
+        if dtype is not None:  # in which layers will keep their outputs
+            self.bytes_per_sample = max(1, self.bytes_per_sample * dtype.itemsize // torch.float32.itemsize)
 
     def split(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The batch in equal parts, on the CPU small enough that a part keeps at most KEPT_ACTIVATION_BYTES."""
@@ -165,25 +171,28 @@ class SampleGradients:
         return {name: torch.stack([row[name] for row in rows]) for name in values}
 
     def _check_rules(self, x: Tensor) -> None:
-        """Compare randomly weighted sums of a few per-sample gradients with autograd; trust the rules that agree."""
+        """Compare weighted sums of a few per-sample gradients with autograd; trust the rules that agree.
+
+        Autograd multiplies by the weights before the backward pass and the rules after it. Rounding commutes with
+        multiplication by powers of two, so that deep networks do not turn this into different gradients.
+        """
         leaves = {name: self.frozen[name].clone().requires_grad_() for name in self.names}
-        with torch.enable_grad(), autocast(x, self.dtype):
+        with torch.enable_grad(), autocast(x, None):
             output = functional_call(self.model, {**self.frozen, **leaves}, (x,))
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(x):
             what = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"model: returned {what} for {len(x)} samples, expected a tensor whose first dimension is the samples"
             )
-        with torch.no_grad(), autocast(x, self.dtype):
+        with torch.no_grad(), autocast(x, None):
             alone = self.model(x[:1])
-        low = self.dtype is not None or output.dtype in (torch.bfloat16, torch.float16)
-        tolerance = 1e-2 if low else 1e-3
+        tolerance = 1e-2 if output.dtype in (torch.bfloat16, torch.float16) else 1e-3
         if alone.shape != output[:1].shape or (alone - output[:1]).norm() > tolerance * alone.norm():
             self.axes = {}  # outputs depend on other samples of the batch: run every sample alone, without rules
             return
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(output.shape, generator=generator).to(output.device)
-        weight = torch.randn(len(x), generator=generator).to(output.device)
+        weight = torch.tensor([1.0, -2.0, 0.5])[: len(x)].to(output.device)
         with torch.enable_grad():
             objective = (output * noise * weight.view(-1, *[1] * (output.dim() - 1))).sum()
             gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)

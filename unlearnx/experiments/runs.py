@@ -14,6 +14,7 @@ from torch import nn
 
 from unlearnx._data import Data
 from unlearnx._files import write_atomically
+from unlearnx._random import forked_random
 from unlearnx.methods import Method, Pipeline
 from unlearnx.models import Training
 
@@ -27,8 +28,7 @@ def default_device() -> torch.device:
 
 def untrained(network: Callable[[], Network], *, seed: int, device: torch.device) -> Network:
     """A network with random parameters, drawn with the seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with forked_random(device, seed=seed):
         return network().to(device)
 
 

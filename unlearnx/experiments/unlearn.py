@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from unlearnx._data import Data, materialize
+from unlearnx._random import forked_random
 from unlearnx.experiments import report
 from unlearnx.experiments.evaluation import RequestEvaluation, scores_of
 from unlearnx.experiments.runs import default_device, describe
@@ -154,7 +155,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 def _built(factory: Callable[[], nn.Module], weights: Weights, device: torch.device) -> nn.Module:
     """A model from the factory with these weights, in eval mode."""
-    with torch.random.fork_rng():
+    with forked_random(device):
         model = factory()
     if not isinstance(model, nn.Module):
         raise ValueError(f"model_factory: returned {type(model).__name__}, expected a torch.nn.Module")

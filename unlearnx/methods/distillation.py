@@ -14,6 +14,7 @@ from unlearnx._data import batches
 from unlearnx._losses import SampleLoss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
+from unlearnx._random import forked_random
 from unlearnx.methods.base import Method, Work
 from unlearnx.methods.retrain import reset_parameters
 
@@ -52,8 +53,7 @@ def random_network(model: nn.Module, seed: int) -> nn.Module:
         ValueError: a module has parameters and no ``reset_parameters()``.
     """
     network = independent(model).cpu().eval()  # on the CPU, so that the random numbers do not depend on the device
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with forked_random(seed=seed):
         reset_parameters(network)
     return network.to(model_device(model))
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
+from unlearnx._checks import model_device
+from unlearnx._random import forked_random
 from unlearnx.methods.base import Work
 from unlearnx.methods.training_method import TrainedMethod
 
@@ -63,8 +64,7 @@ class Retrain(TrainedMethod):
         return [name for name, _ in model.named_parameters()]
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with forked_random(model_device(work.model), seed=self.seed):
             if self.factory is not None:
                 work.model.load_state_dict(self.factory().state_dict())
             else:

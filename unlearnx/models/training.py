@@ -25,6 +25,7 @@ from unlearnx._files import write_atomically
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._progress import progress_bar
+from unlearnx._random import forked_random
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype | None:
@@ -102,10 +103,7 @@ class Training:
             FloatingPointError: the loss of an epoch is not finite.
         """
         x, y = materialize(data)
-        device = model_device(model)
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
+        with forked_random(model_device(model), seed=self.seed):
             return _Run(self, model, x, y).finish(checkpoint)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unlearnx import build_info, ops
+from unlearnx._random import forked_random
 from unlearnx.selftest.cases import CASES
 
 __all__ = ["Check", "check", "run"]
@@ -50,8 +51,7 @@ def check(op: str, device: torch.device, dtype: torch.dtype) -> Check:
         return Check(*where, problem="has no case in unlearnx/selftest/cases.py")
     worst = 0.0
     try:
-        with torch.random.fork_rng([]):  # cases draw from the CPU generator only
-            torch.default_generator.manual_seed(0)
+        with forked_random(seed=0):
             for i, (got, expected) in enumerate(CASES[op](dtype, device)):
                 error = _error(got, expected)
                 worst = max(worst, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,17 +20,29 @@ def can_capture(device: torch.device) -> bool:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU, use a new stream in order with the current one: the default stream cannot be captured."""
+    """On a GPU, use another stream in order with the current one: the default stream cannot be captured."""
     if device.type != "cuda":
         yield
         return
-    outer, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    outer, stream = torch.cuda.current_stream(device), _stream_of(device)
     stream.wait_stream(outer)
     try:
         with torch.cuda.stream(stream):
             yield
     finally:
         outer.wait_stream(stream)
+
+
+_streams = threading.local()
+
+
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """This thread's side stream of a GPU, always the same: libraries keep a workspace for every stream they meet."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    known = vars(_streams)
+    if index not in known:
+        known[index] = torch.cuda.Stream(index)
+    return known[index]
 
 
 class Replay:
@@ -70,8 +83,8 @@ class Replay:
                 self._graph = _capture(self._step)
             except Exception as error:  # step runs the user's model, which may raise anything
                 self.failed = True
-                reason = error.__context__ or error  # ending a capture that failed raises a second error
-                warnings.warn(f"runs without a CUDA graph, which is slower: {reason}", stacklevel=2)
+                # Ending a capture that failed raises a second error.
+                warnings.warn(f"runs without a CUDA graph, which is slower: {error.__context__ or error}", stacklevel=2)
         if self._graph is not None:
             self._graph.replay()
         else:
@@ -107,8 +120,22 @@ class _ErrorOnHostCopies(TorchDispatchMode):
 
 def _capture(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
     """A graph of what `step` launches on the current stream; the capture does not run it."""
-    graph = torch.cuda.CUDAGraph()
-    # On the stream of the warm-up; other threads may use the GPU meanwhile.
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-        step()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        # On the stream of the warm-up; other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            step()
+    except BaseException:
+        _end_pool(pool)
+        raise
     return graph
+
+
+def _end_pool(pool: tuple[int, int]) -> None:
+    """Let the allocator leave the pool of a capture that failed, which torch does for those that end in order."""
+    device = torch.cuda.current_device()
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:  # this one did, and its graph gives the pool back
+        return
+    torch._C._cuda_releasePool(device, pool)

@@ -13,11 +13,11 @@ from unlearnx._checks import check_deterministic, model_device
 from unlearnx._copies import lent
 from unlearnx._data import Data, Samples
 from unlearnx._losses import Loss, SampleLoss, named
+from unlearnx._models import Buffers, check_model, check_repeatable
 from unlearnx._modes import modes_kept
-from unlearnx._random import forked_random
+from unlearnx._random import undisturbed
 
 PROBED = 3  # samples that a model is tried on
-TOLERANCE = 1e-3  # of two runs on the same samples, relative
 
 
 def run(model: Callable[[Tensor], Any], x: Tensor, name: str = "data") -> Tensor:
@@ -66,28 +66,23 @@ def check_call(
         TypeError: the model is no module, or the loss no function.
         ValueError: they do not fit together, or are refused.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is of type {type(model).__name__}, expected a torch.nn.Module")
+    check_model(model)
     loss = None if loss_fn is None else SampleLoss(loss_fn)
     if deterministic:
         check_deterministic(model)
     device = model_device(model)
     x, y = (t.detach().to(device) for t in Samples(data).read(slice(0, PROBED)))
     twin = lent(model)
-    with torch.enable_grad(), forked_random(device), modes_kept(twin):
 
-        def output() -> Tensor:
-            buffers = {key: t.clone() for key, t in twin.named_buffers()}
-            return run(lambda x: functional_call(twin, buffers, (x,)), x, name)
+    def call(x: Tensor, buffers: Buffers) -> Tensor:
+        return run(lambda x: functional_call(twin, buffers, (x,)), x, name).detach()
 
-        if not deterministic:
+    with torch.enable_grad(), undisturbed(device), modes_kept(twin):
+        if deterministic:
+            first = check_repeatable(call, twin, x, device)
+        else:
             twin.eval()  # a BatchNorm in train mode may not take as few samples
-        first = output().detach()
-        if deterministic and first.isfinite().all() and not _alike(output().detach(), first):
-            raise ValueError(
-                "model: gave other outputs for the same samples when called again, expected the same; a dropout "
-                "outside of a module, or a random layer in train mode, needs to be off"
-            )
+            first = call(x, {})
     if loss is None:
         return
     with torch.enable_grad():
@@ -97,10 +92,6 @@ def check_call(
             "loss_fn: depends on the model's parameters themselves, as a penalty on weights does, expected a function "
             "of outputs and labels alone"
         )
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, TOLERANCE, TOLERANCE * float(b.abs().max()) if b.numel() else 0)
 
 
 def _leaves(value: Tensor) -> set[int]:

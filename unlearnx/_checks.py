@@ -37,10 +37,6 @@ def select_params(model: nn.Module, params: Params) -> list[str]:
         if unknown:
             raise ValueError(f"params: the model has no parameter {unknown[0]!r}; it has {', '.join(available)}")
         chosen = [name for name in available if name in set(params)]
-    own = dict(model.named_parameters())
-    for name in chosen:
-        if not own[name].is_floating_point():
-            raise ValueError(f"params: {name!r} is {own[name].dtype}, expected real floating-point parameters")
     if not chosen:
         reason = "the model has none that requires gradients" if params is None else "the list is empty"
         raise ValueError(f"params: selects no parameter, expected at least one; {reason}")
@@ -121,6 +117,11 @@ def qualified(module: str, parameter: str) -> str:
     return f"{module}.{parameter}" if module else parameter
 
 
+def module_label(name: str, module: nn.Module) -> str:
+    """A module of a model in the words of messages: its type and name."""
+    return f"{type(module).__name__} {name!r}" if name else type(module).__name__
+
+
 def _reason_samples_interact(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if module.running_mean is None:
@@ -144,8 +145,7 @@ def check_deterministic(model: nn.Module) -> None:
     for name, module in model.named_modules():
         reason = _reason_samples_interact(module)
         if reason:
-            label = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-            raise ValueError(f"model: {label} {reason}; call model.eval() first")
+            raise ValueError(f"model: {module_label(name, module)} {reason}; call model.eval() first")
 
 
 def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:

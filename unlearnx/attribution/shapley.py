@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unlearnx._calls import check_call
-from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
+from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device, select_params
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
 from unlearnx._losses import Loss, SampleLoss
@@ -125,6 +125,7 @@ def gradient_shapley(
         (torch.Size([6]), 3)
     """
     check_call(model, loss_fn, train, name="train")
+    select_params(model, None)
     check_in_order("train", train)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is {lr!r}, expected a finite number > 0")

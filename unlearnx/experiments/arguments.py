@@ -52,20 +52,29 @@ def factory(argument: str, value: str) -> Callable[[], Any]:
 
     def call() -> Any:
         try:
-            made = found()
-        except Exception as error:
+            return found()
+        except (Exception, SystemExit) as error:
             raise _failure(argument, value, error) from error
-        if made is None:
-            raise ValueError(f"{argument} {value}: returned None, expected what it is to make")
-        return made
 
     return call
+
+
+def data(argument: str, value: str) -> Any:
+    """What the function that ``module:function`` names returns.
+
+    Raises:
+        ValueError: as for :func:`factory`, or it returns nothing.
+    """
+    found = factory(argument, value)()
+    if found is None:
+        raise ValueError(f"{argument} {value}: returned None, expected a Dataset, a DataLoader or (x, y)")
+    return found
 
 
 def _import(argument: str, value: str, name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent is not None and f"{name}.".startswith(f"{absent}."):  # the module itself, not one that it imports
             raise ValueError(
@@ -74,7 +83,7 @@ def _import(argument: str, value: str, name: str) -> types.ModuleType:
         raise _failure(argument, value, error) from error
 
 
-def _failure(argument: str, value: str, error: Exception) -> ValueError:
+def _failure(argument: str, value: str, error: BaseException) -> ValueError:
     """An error that says what went wrong in the user's code, and where."""
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     where = f" at {places[-1].filename}, line {places[-1].lineno}" if places else ""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from unlearnx.curvature import ConjugateGradient, LiSSA
 from unlearnx.data import Alphabet, Canary, load_text, windows
 from unlearnx.data.text import DIGITS
-from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
+from unlearnx.experiments.outcomes import describe_outcome
+from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
 from unlearnx.methods import FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import Exposure, accuracy, complete, exposure
 from unlearnx.models import CharacterLSTM, Training, last_character_loss
@@ -72,6 +73,10 @@ class CanaryStudy:
     device: torch.device = field(default_factory=default_device)
     log: Callable[[str], None] = field(default=lambda line: None)
 
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most."""
+        return room_for(seeds * (2 + len(self.methods)), partial(self.network, Alphabet(self.text)))
+
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
         runs = [self._run_seed(seed, folder / f"seed-{seed}") for seed in seeds]
@@ -113,9 +118,7 @@ class CanaryStudy:
             save_model(outcome.model, folder / f"{slug(name)}.pt")
             methods[name] = {
                 **self._measure(outcome.model, plant),
-                "seconds": outcome.seconds,
-                "gradient_evaluations": outcome.gradient_evaluations,
-                "info": outcome.info,
+                **describe_outcome(outcome),
             }
             self.log(f"{name}: {methods[name]['exposure']:.2f} bits of exposure after {outcome.seconds:.2f} s")
         retrained, seconds = self._train(plant, plant.corrected, seed + 1000, folder / "retrained.pt", "retraining")

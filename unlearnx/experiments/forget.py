@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from unlearnx.data import Splits, load_cifar10, load_digits
 from unlearnx.experiments import showcase
 from unlearnx.experiments.comparison import applied, interval, pareto_front, summarise, winner
 from unlearnx.experiments.evaluation import ATTACKS, Sets, StudyEvaluation, described
+from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.report import environment
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore, differing
-from unlearnx.experiments.runs import default_device, describe, slug, untrained
+from unlearnx.experiments.runs import default_device, describe, room_for, slug, untrained
 from unlearnx.methods import (
     SCRUB,
     SSD,
@@ -42,7 +43,7 @@ from unlearnx.methods import (
     SecondOrder,
     StochasticTeacher,
 )
-from unlearnx.metrics.membership import MIN_CROSS_VALIDATION_SAMPLES
+from unlearnx.metrics.membership import MIN_CROSS_VALIDATION_SAMPLES as MIN_IMAGES
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
 Methods = dict[str, Method | Pipeline]
@@ -77,6 +78,8 @@ class Sweep:
         if len(owners) != 1:
             having = f"{' and '.join(owners)} have" if owners else f"none of {', '.join(methods)} has"
             raise ValueError(f"sweep is {text!r}, but {having} a parameter {parameter!r}; name one, METHOD.PARAMETER=")
+        if not all(float in _parameters(methods[owners[0]])[parameter] or isinstance(v, int) for v in values):
+            raise ValueError(f"sweep is {text!r}, expected integers for {parameter}")
         sweep = cls(owners[0], parameter, values)
         sweep.variants(methods)  # raises an error if a value is not valid
         return sweep
@@ -96,8 +99,14 @@ def _number(text: str) -> float:
         return float(text)
 
 
-def _parameters(method: Method | Pipeline) -> set[str]:
-    return {f.name for f in fields(method)} - {"seed", "progress"}
+def _parameters(method: Method | Pipeline) -> dict[str, list[Any]]:
+    """The parameters that are numbers, and of which types."""
+    hints = get_type_hints(type(method))
+    allowed = {f.name: get_args(hints[f.name]) or (hints[f.name],) for f in fields(method) if f.name != "seed"}
+    kinds: dict[str, list[Any]] = {
+        name: [kind for kind in (int, float) if kind in types] for name, types in allowed.items()
+    }
+    return {name: found for name, found in kinds.items() if found}
 
 
 @dataclass
@@ -146,13 +155,32 @@ class ForgetStudy:
         if len(set(files)) < len(files):
             raise ValueError(f"methods: some names give the same file, expected different ones, got {', '.join(files)}")
 
+    def _check_sizes(self) -> None:
+        """Refuse sets that are too small to be measured, before any model is trained."""
+        parts = Sets.make(self.splits, self.forget(0), self.forget_class).parts
+        what = f"share is {self.share}" if self.forget_class is None else f"forget_class is {self.forget_class}"
+        for part, indices in parts.items():
+            if len(indices) < MIN_IMAGES:
+                raise ValueError(
+                    f"{what}: it gives {len(indices)} images of the {part.replace('_', ', ')} set, expected at least "
+                    f"{MIN_IMAGES}, since membership attacks are cross-validated on them"
+                )
+
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most."""
+        swept = sum(len(sweep.values) for sweep in self.sweeps)
+        return room_for(seeds * (len(REFERENCES) + len(self.methods) + swept), self.network)
+
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed; returns the content of result.json.
 
         Every model of every seed is saved as a trial under `folder` (see
         :class:`unlearnx.experiments.run_store.RunStore`). Finished trials are read, not made again.
+
+        Raises:
+            ValueError: a set is too small to be measured.
         """
-        self._check_size()
+        self._check_sizes()
         for name, method in self.methods.items():
             self.recipe(name, seeds[0], method)  # so that a method that cannot be written down fails before training
         store = RunStore(folder, self.log)
@@ -178,16 +206,6 @@ class ForgetStudy:
             "attacks": _attacks(runs[0]),
             **_SeedRun(self, seeds[0], store).show(best),
         }
-
-    def _check_size(self) -> None:
-        """Refuse, before anything is trained, a forget set that the attacks cannot be measured on."""
-        points, n = len(self.forget(0)), len(self.splits.train_y)
-        if not MIN_CROSS_VALIDATION_SAMPLES <= points <= n - MIN_CROSS_VALIDATION_SAMPLES:
-            what = f"share is {self.share}" if self.share is not None else f"forget_class is {self.forget_class}"
-            raise ValueError(
-                f"{what}, which are {points} of {n} training images, expected at least "
-                f"{MIN_CROSS_VALIDATION_SAMPLES} to forget and to keep: membership attacks are measured on them"
-            )
 
     def forget(self, seed: int) -> Tensor:
         """Indices of the training images to forget, int64, ascending."""
@@ -245,7 +263,7 @@ class ForgetStudy:
         for value, name in zip(sweep.values, sweep.variants(self.methods), strict=True):
             entries = [by_name[name] for by_name in variants]
             means = {key: interval([e["measures"][key] for e in entries])["mean"] for key in entries[0]["measures"]}
-            everywhere = all(e["info"]["applied"] for e in entries)
+            everywhere = all(e["applied"] for e in entries)
             points.append({"value": value, "measures": means, "applied": everywhere})
         return {"method": sweep.method, "parameter": sweep.parameter, "points": points}
 
@@ -273,7 +291,7 @@ class _SeedRun:
         if entry is None:
             entry = self._make(recipe, method)
             gap = f"{100 * entry['measures']['gap']:.2f} % from retraining after {entry['seconds']:.2f} s"
-            note = "" if method is None or entry["info"]["applied"] else ", not applied"
+            note = "" if method is None or entry["applied"] else ", not applied"
             self.study.log(f"seed {self.seed}, {name}: {gap}{note}")
         return entry
 
@@ -296,7 +314,7 @@ class _SeedRun:
             self.study.log(f"seed {self.seed}: {recipe['model']}")
             outcome = replace(method, seed=self.seed, progress=self.study.progress)(self._original, self.request)
             model, seconds = outcome.model, outcome.seconds
-            made = {"gradient_evaluations": outcome.gradient_evaluations, "info": outcome.info}
+            made = describe_outcome(outcome)
         entry = {**self._evaluation.measure(model, seconds), "seconds": seconds, **made, "environment": environment()}
         return self.store.save(recipe, entry, model)
 
@@ -496,9 +514,8 @@ def _class_number(splits: Splits, wanted: str | int) -> int:
 
 
 def _digits(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
-    return _study(
-        name, splits, digits_cnn, Training(60 if epochs is None else epochs, lr=2e-3), _digits_methods, **settings
-    )
+    training = Training(60 if epochs is None else epochs, lr=2e-3)
+    return _study(name, splits, digits_cnn, training, _digits_methods, **settings)
 
 
 def _cifar(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:

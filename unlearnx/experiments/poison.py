@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from unlearnx._checks import check_at_least_one
 from unlearnx._data import materialize
 from unlearnx.curvature import FrozenPrefix, LiSSA
 from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
-from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
+from unlearnx.experiments.outcomes import describe_outcome
+from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
+from unlearnx.experiments.weights import Weights
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
+from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
@@ -95,6 +99,15 @@ class PoisonStudy:
     device: torch.device = field(default_factory=default_device)
     log: Callable[[str], None] = field(default=lambda line: None)
 
+    def __post_init__(self) -> None:
+        check_at_least_one(budget=self.budget)
+        if self.checkpoints is None:
+            self._flipped(0)  # raises where a class has too few labels
+
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most."""
+        return room_for(seeds * (2 + len(self.treatments)), self.network)
+
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
         runs = [self._run_seed(seed, folder / f"seed-{seed}") for seed in seeds]
@@ -142,10 +155,13 @@ class PoisonStudy:
             clean, poisoned = (self._load(f) for f in (self.checkpoints.clean, self.checkpoints.poisoned))
             return Poison.load(self.checkpoints.poison), clean, poisoned
         labels = self.splits.train_y
-        poison = flip_labels(labels, self.budget, classes=len(self.splits.classes), seed=42 + seed)
+        poison = self._flipped(seed)
         clean, _ = self._train(labels, seed, folder / "clean.pt", "training on clean labels")
         poisoned, _ = self._train(poison.apply(labels), seed, folder / "poisoned.pt", "training on poisoned labels")
         return poison, clean, poisoned
+
+    def _flipped(self, seed: int) -> Poison:
+        return flip_labels(self.splits.train_y, self.budget, classes=len(self.splits.classes), seed=42 + seed)
 
     def _train(self, labels: Tensor, seed: int, file: Path | None, title: str) -> tuple[nn.Module, float]:
         self.log(f"{title} ({self.training.epochs} epochs, {len(labels)} images)")
@@ -165,7 +181,7 @@ class PoisonStudy:
 
     def _load(self, file: Path) -> nn.Module:
         model = self.network().to(self.device)
-        model.load_state_dict(torch.load(file, map_location=self.device, weights_only=True))
+        Weights.read(file).load_into(model)
         return model.eval()
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -200,11 +216,9 @@ class _TreatmentRunner:
             model.load_state_dict({**model.state_dict(), **outcome.model.state_dict()})
             results[name] = {
                 "model": model,
-                "seconds": outcome.seconds,
+                **describe_outcome(outcome),
                 "feature_seconds": features_seconds,
                 "total_seconds": outcome.seconds + features_seconds,
-                "gradient_evaluations": outcome.gradient_evaluations,
-                "info": outcome.info,
             }
         return results
 
@@ -219,7 +233,7 @@ class _TreatmentRunner:
             if treatment.mirrored:
                 request = _joined(request, _mirror(request), cut, dtype)
             else:
-                request = request.features(cut, batch_size=32, dtype=dtype)
+                request = request_on_features(request, cut, batch_size=32, dtype=dtype)
             if dtype is not None and treatment.method.autocast is None:
                 request = _as_float(request)
             self._shared[key] = cut, request, time.perf_counter() - start
@@ -244,7 +258,7 @@ def _mirror(request: Request) -> Request:
 
 def _joined(first: Request, second: Request, cut: FrozenPrefix, dtype: torch.dtype | None) -> Request:
     """The features of two requests, joined."""
-    a, b = (_parts(r.features(cut, batch_size=32, dtype=dtype)) for r in (first, second))
+    a, b = (_parts(request_on_features(r, cut, batch_size=32, dtype=dtype)) for r in (first, second))
     x, y, y_new = (torch.cat(pair) for pair in zip(a, b, strict=True))
     return _relabelling(x, y, y_new, torch.cat([first.forget, second.forget + len(a[0])]))
 
@@ -347,5 +361,12 @@ def poison_cifar(
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets)}")
     training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast)
     return PoisonStudy(
-        "poison-cifar", splits, vgg_cifar10, training, budget or n // 5, presets[preset], checkpoints, progress
+        "poison-cifar",
+        splits,
+        vgg_cifar10,
+        training,
+        n // 5 if budget is None else budget,
+        presets[preset],
+        checkpoints,
+        progress,
     )

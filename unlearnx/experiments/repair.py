@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from unlearnx._checks import check_at_least_one
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
 from unlearnx.experiments.blame_scores import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
-from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
+from unlearnx.experiments.outcomes import describe_outcome
+from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
 from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
 from unlearnx.metrics import accuracy, predict
 from unlearnx.models import Training, mnist_cnn
@@ -93,6 +94,10 @@ class RepairStudy:
             )
         if not isinstance(self.noise, (int, float)) or not 0 < round(self.noise * n) < n:
             raise ValueError(f"noise is {self.noise}, expected a share of {n} samples, neither none nor all of them")
+
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most."""
+        return room_for(seeds * (3 + len(self.treatments)), self.network)
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
@@ -254,11 +259,9 @@ class _SeedRun:
         save_model(outcome.model, self.folder / f"{slug(name)}.pt")
         result = {
             **self._measure(outcome.model),
-            "seconds": outcome.seconds,
-            "gradient_evaluations": outcome.gradient_evaluations,
-            "info": outcome.info,
+            **describe_outcome(outcome),
         }
-        note = "" if outcome.info["applied"] else f", not applied: {outcome.info['reason']}"
+        note = "" if outcome.applied else f", not applied: {outcome.reason}"
         self.study.log(
             f"seed {self.seed}, {name}: {100 * result['accuracy']:.2f} % after {outcome.seconds:.1f} s{note}"
         )

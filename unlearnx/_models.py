@@ -33,6 +33,7 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}, expected a torch.nn.Module")
+    check_gradients_possible()
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
@@ -46,6 +47,19 @@ def check_model(model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if is_lazy(buffer) or buffer.is_meta:
             raise ValueError(f"model: buffer {name!r} {_reason_unusable(buffer)}")
+
+
+def check_gradients_possible() -> None:
+    """Refuse calls inside of ``torch.inference_mode()``.
+
+    Raises:
+        ValueError: this is one.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "model: is called inside torch.inference_mode(), which rules out gradients, expected a call outside of it; "
+            "torch.no_grad() does no harm"
+        )
 
 
 def _reason_unusable(t: Tensor) -> str | None:

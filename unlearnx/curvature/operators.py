@@ -20,6 +20,7 @@ from unlearnx._data import BATCH_SIZE, Data, Samples, check_same_in_every_proces
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._memory_order import ImageOrder
+from unlearnx._models import check_gradients_possible
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.batch_curvature import CURVATURE_KINDS, BatchCurvature, RecordedBatch, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -348,6 +349,7 @@ class _SharedState:
         """A snapshot of the model as it is now; the same object as long as the model does not change."""
         if self._snapshot is not None and self.fixed:
             return self._snapshot
+        check_gradients_possible()
         check_deterministic(self.model)
         if self._prefix is not None and not self._prefix[1].is_current(self._prefix[0]):
             raise ValueError(

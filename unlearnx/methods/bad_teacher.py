@@ -12,6 +12,7 @@ from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, random_network
 from unlearnx.methods.training_method import TrainedMethod
+from unlearnx.methods.untrained import Factory
 
 
 @dataclass
@@ -23,6 +24,8 @@ class BadTeacher(TrainedMethod):
         lr: peak learning rate.
         retain_share: part, from 0 to 1, of the corrected data, or of the retain set, that is trained on too.
         temperature: softmax temperature at which outputs are compared.
+        factory: returns an untrained model, whose outputs are imitated; None as for
+            :class:`unlearnx.methods.Retrain`.
 
     Raises:
         ValueError: ``retain_share`` is not in [0, 1], or a module of the model cannot be reset.
@@ -41,6 +44,7 @@ class BadTeacher(TrainedMethod):
     lr: float = 1e-3
     retain_share: float = 0.3
     temperature: float = 1.0
+    factory: Factory | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +57,6 @@ class BadTeacher(TrainedMethod):
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
         x = torch.cat([forgotten, x[chosen[: round(self.retain_share * len(x))]]])
         teacher = Teacher(work.model, x, self, self.temperature)
-        bad = Teacher(random_network(work.model, self.seed), forgotten, self, self.temperature)
+        bad = Teacher(random_network(work.model, self.seed, self.factory), forgotten, self, self.temperature)
         teacher.log_p[: len(forgotten)] = bad.log_p
         self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(len(x))), loss_fn=teacher.divergence)

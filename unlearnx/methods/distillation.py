@@ -14,9 +14,8 @@ from unlearnx._data import batches
 from unlearnx._losses import SampleLoss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
-from unlearnx._random import forked_random
 from unlearnx.methods.base import Method, Work
-from unlearnx.methods.retrain import reset_parameters
+from unlearnx.methods.untrained import Factory, initialise_anew
 
 
 class Teacher:
@@ -46,15 +45,10 @@ class Teacher:
         return self.temperature**2 * positions.mean(1)
 
 
-def random_network(model: nn.Module, seed: int) -> nn.Module:
-    """A copy of `model` with new random parameters, in eval mode.
-
-    Raises:
-        ValueError: a module has parameters and no ``reset_parameters()``.
-    """
+def random_network(model: nn.Module, seed: int, factory: Factory | None = None) -> nn.Module:
+    """A copy of `model` with new random parameters, in eval mode; see :func:`initialise_anew`."""
     network = independent(model).cpu().eval()  # on the CPU, so that the random numbers do not depend on the device
-    with forked_random(seed=seed):
-        reset_parameters(network)
+    initialise_anew(network, factory, seed)
     return network.to(model_device(model))
 
 

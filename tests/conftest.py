@@ -7,6 +7,10 @@ import torch
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-calls", type=int, help="random calls of each kind in tests/fuzz")
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

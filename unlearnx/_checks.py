@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -42,27 +43,61 @@ def select_params(model: nn.Module, params: Params) -> list[str]:
     return chosen
 
 
+def is_integer(value: object) -> bool:
+    """Whether `value` is an integer of Python or NumPy; a bool is not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number of Python or NumPy; a bool is not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_integer(**values: object) -> None:
+    """Refuse what is not an integer.
+
+    Raises:
+        TypeError: the message names the argument.
+    """
+    for name, value in values.items():
+        if not is_integer(value):
+            raise TypeError(f"{name} is {value!r}, expected an integer")
+
+
 def check_at_least_one(**counts: int | None) -> None:
     """Refuse counts below 1; None stands for no limit.
 
     Raises:
-        ValueError: the message names the argument.
+        TypeError, ValueError: one is not an integer, or below 1; the message names the argument.
     """
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+        if value is not None:
+            check_integer(**{name: value})
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
 
 
-def check_at_least_zero(*, unbounded: bool = False, **numbers: float | None) -> None:
+def check_autocast(**dtypes: torch.dtype | None) -> None:
+    """Refuse dtypes that layers cannot compute in; None stands for the model's own.
+
+    Raises:
+        ValueError: one is not a floating dtype; the message names the argument.
+    """
+    for name, value in dtypes.items():
+        if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+            raise ValueError(f"{name} is {value!r}, expected torch.bfloat16, torch.float16, torch.float32 or None")
+
+
+def check_at_least_zero(*, unbounded: bool = False, **values: float | None) -> None:
     """Refuse negative numbers, NaN, and, unless `unbounded`, infinity; None stands for a default.
 
     Raises:
         ValueError: the message names the argument.
     """
-    for name, value in numbers.items():
+    for name, value in values.items():
         if value is None or (unbounded and value == math.inf):
             continue
-        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value!r}, expected a {'' if unbounded else 'finite '}number >= 0")
 
 
@@ -73,7 +108,7 @@ def check_fraction(**fractions: float) -> None:
         ValueError: the message names the argument.
     """
     for name, value in fractions.items():
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
 
 

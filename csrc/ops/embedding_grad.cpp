@@ -101,7 +101,7 @@ EmbeddingGrad check_embedding_grad(const char* op, const at::Tensor& x, const at
                     ": dy has shape ", dy.sizes(), ", expected (N, ..., D) with the sizes of x, ", x.sizes());
   TORCH_CHECK_VALUE(num_embeddings >= 0 && num_embeddings < INT64_MAX, op, ": num_embeddings is ", num_embeddings,
                     ", expected at least 0 and less than 2^63 - 1");
-  checked_product(op, "each sample's gradient",
+  checked_product(op, "each sample's gradient, num_embeddings rows,",
                   {std::max<int64_t>(x.size(0), 1), num_embeddings + 1, std::max<int64_t>(dy.size(-1), 1)});
   const int64_t padding =
       padding_idx.has_value() ? checked_index(op, "padding_idx", *padding_idx, num_embeddings) : num_embeddings;

@@ -14,11 +14,17 @@ namespace {
 
 using Pair = std::tuple<at::Tensor, at::Tensor>;
 
+/// Before anything is done with the tensors, be it a conversion.
+void check_pairs(const char* op, const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
+                 const OptionalTensor& dy_new) {
+  check_dtypes(op, "x", x, "dy", dy);
+  check_same_shape(op, "dy", dy, "x", x);
+  check_second_pair(op, x, dy, x_new, dy_new);
+}
+
 ScaleShiftGrad check_scale_shift_grad(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& mean,
                                       const OptionalTensor& rstd, int64_t dim) {
   constexpr auto op = "scale_shift_grad";
-  check_dtypes(op, "x", x, "dy", dy);
-  check_same_shape(op, "dy", dy, "x", x);
   TORCH_CHECK_VALUE(x.dim() >= 2, op, ": x has shape ", x.sizes(), ", expected (N, ..., C, ...)");
   const int64_t channel_dim = checked_index(op, "dim", dim, x.dim());
   TORCH_CHECK_VALUE(channel_dim != 0, op, ": dim is ", dim, ", expected the channels' dimension, not the samples'");
@@ -69,6 +75,7 @@ Pair scale_shift_grad_sq(const at::Tensor& x, const at::Tensor& dy, const Option
                          const OptionalTensor& dy_new, const OptionalTensor& weight, const OptionalTensor& mean,
                          const OptionalTensor& rstd, int64_t dim) {
   const FullPrecision full_precision;
+  check_pairs("scale_shift_grad_sq", x, dy, x_new, dy_new);
   const auto w = checked_weight("scale_shift_grad_sq", weight, dy);
   const auto [scale, shift] = each_difference(x, dy, x_new, dy_new, mean, rstd, dim);
   const auto total = [&](const at::Tensor& rows) {
@@ -80,6 +87,7 @@ Pair scale_shift_grad_sq(const at::Tensor& x, const at::Tensor& dy, const Option
 Pair scale_shift_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                              const OptionalTensor& dy_new, const OptionalTensor& mean, const OptionalTensor& rstd,
                              int64_t dim) {
+  check_pairs("scale_shift_grad_sqnorm", x, dy, x_new, dy_new);
   const auto [scale, shift] = each_difference(x, dy, x_new, dy_new, mean, rstd, dim);
   return {scale.square().sum(1), shift.square().sum(1)};
 }
@@ -87,6 +95,7 @@ Pair scale_shift_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const Op
 Pair scale_shift_grad_dot(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
                           const OptionalTensor& dy_new, const OptionalTensor& mean, const OptionalTensor& rstd,
                           int64_t dim, const at::Tensor& v_scale, const at::Tensor& v_shift) {
+  check_pairs("scale_shift_grad_dot", x, dy, x_new, dy_new);
   const FullPrecision full_precision;
   const auto [scale, shift] = each_difference(x, dy, x_new, dy_new, mean, rstd, dim);
   check_direction("scale_shift_grad_dot", "v_scale", v_scale, dy, {scale.size(1)});
@@ -101,7 +110,7 @@ Pair scale_shift_grad_diff(ScaleShiftRows kernel, const at::Tensor& x, const at:
                            const OptionalTensor& mean, const OptionalTensor& rstd, int64_t dim,
                            c10::string_view reduction) {
   const bool keep = keeps_samples("scale_shift_grad_diff", reduction);
-  check_second_pair("scale_shift_grad_diff", x, dy, x_new, dy_new);
+  check_pairs("scale_shift_grad_diff", x, dy, x_new, dy_new);
   const auto w = checked_weight("scale_shift_grad_diff", weight, dy);
   auto rows = rows_of(kernel, check_scale_shift_grad(x, dy, mean, rstd, dim));
   if (x_new.has_value()) rows = rows_of(kernel, check_scale_shift_grad(*x_new, *dy_new, mean, rstd, dim)).sub_(rows);

@@ -18,12 +18,14 @@ from unlearnx._checks import (
     Params,
     check_at_least_one,
     check_at_least_zero,
+    check_autocast,
+    check_integer,
     model_device,
     select_params,
 )
 from unlearnx._copies import independent
 from unlearnx._data import materialize
-from unlearnx._losses import Loss
+from unlearnx._losses import Loss, SampleLoss
 from unlearnx._modes import evaluating
 from unlearnx._vectors import Vector
 from unlearnx._wrappers import rewrapped
@@ -83,6 +85,9 @@ class Method:
 
     def __post_init__(self) -> None:
         check_at_least_one(batch_size=self.batch_size)
+        check_integer(seed=self.seed)
+        check_autocast(autocast=self.autocast)
+        SampleLoss(self.loss_fn)  # refuses what is no function
         check_at_least_zero(max_increase=self.max_increase, unbounded=True)
 
     def __call__(self, model: nn.Module, request: Request) -> Outcome:

@@ -56,8 +56,8 @@ class EnergyAlignment(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(epochs=self.epochs, steps=self.steps)
-        check_at_least_zero(lr=self.lr, step=self.step)
+        check_at_least_one(steps=self.steps)
+        check_at_least_zero(step=self.step)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         x, y = materialize(work.target)

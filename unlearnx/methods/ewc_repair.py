@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_at_least_one, check_at_least_zero
+from unlearnx._checks import check_at_least_zero
 from unlearnx._data import materialize, size
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import modes_kept
@@ -62,7 +62,6 @@ class EWCRepair(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(epochs=self.epochs)
         check_at_least_zero(strength=self.strength, l2=self.l2, bound=self.bound)
         check_importance(self.fisher_type)
 

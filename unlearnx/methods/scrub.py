@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_at_least_one, check_at_least_zero
+from unlearnx._checks import check_at_least_zero
 from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher
@@ -50,7 +50,6 @@ class SCRUB(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(epochs=self.epochs)
         check_at_least_zero(max_epochs=self.max_epochs, alpha=self.alpha, gamma=self.gamma)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,6 +42,8 @@ class StochasticTeacher(TrainedMethod):
         60
     """
 
+    _fewest_epochs: ClassVar[int] = 0
+
     alpha: float = 1.0
     erase_epochs: int = 4
     erase_lr: float = 2e-3
@@ -52,7 +54,7 @@ class StochasticTeacher(TrainedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(erase_epochs=self.erase_epochs)
-        check_at_least_zero(alpha=self.alpha, epochs=self.epochs)
+        check_at_least_zero(alpha=self.alpha)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (forgotten, _), (x, y) = materialize(work.request.forget_set), materialize(work.target)

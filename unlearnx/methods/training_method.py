@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from unlearnx._checks import qualified
+from unlearnx._checks import check_at_least_one, check_at_least_zero, qualified
 from unlearnx._data import Data, size
 from unlearnx._losses import Loss
 from unlearnx._modes import modes_kept
@@ -26,8 +26,16 @@ class TrainedMethod(Method):
     """
 
     _needs_eval: ClassVar[bool] = False
+    _fewest_epochs: ClassVar[int] = 1
 
     weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = vars(self)  # most methods have these
+        check_at_least = check_at_least_one if self._fewest_epochs == 1 else check_at_least_zero
+        check_at_least(**{name: given[name] for name in ("epochs",) if name in given})
+        check_at_least_zero(**{name: given[name] for name in ("lr", "weight_decay") if name in given})
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         try:

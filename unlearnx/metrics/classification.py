@@ -6,21 +6,37 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from unlearnx._checks import check_at_least_one, check_integer
 from unlearnx._data import Data, size
 from unlearnx._losses import Loss, SampleLoss
-from unlearnx.metrics.outputs import each_batch
+from unlearnx.metrics.outputs import each_batch, predicted_classes
+
+
+def _pair(output: Tensor, y: Tensor) -> Tensor:
+    predicted = predicted_classes(output)
+    if y.shape != predicted.shape or y.is_floating_point():
+        raise ValueError(
+            f"data: expected class indices of shape {list(predicted.shape)} as labels, got {y.dtype} of shape "
+            f"{list(y.shape)}"
+        )
+    return torch.stack([predicted, y])
 
 
 def _predictions(
-    model: nn.Module, data: Data, batch_size: int | None, autocast: torch.dtype | None
+    model: nn.Module,
+    data: Data,
+    batch_size: int | None,
+    autocast: torch.dtype | None,
+    pair: Callable[[Tensor, Tensor], Tensor] = _pair,
 ) -> tuple[Tensor, Tensor]:
     """Predicted classes and labels, in the order of the data."""
-    pairs = each_batch((model,), data, batch_size, autocast, lambda output, y: torch.stack([output.argmax(1), y]))
+    pairs = each_batch((model,), data, batch_size, autocast, pair)
     predicted, labels = torch.cat(pairs, 1)
     return predicted, labels
 
@@ -41,7 +57,7 @@ def predict(
         >>> predict(nn.Linear(4, 3), (x, y)).shape
         torch.Size([6])
     """
-    return torch.cat(each_batch((model,), data, batch_size, autocast, lambda output, y: output.argmax(1)))
+    return torch.cat(each_batch((model,), data, batch_size, autocast, lambda output, y: predicted_classes(output)))
 
 
 def mean_loss(
@@ -103,7 +119,13 @@ def confusion_matrix(
         (torch.Size([3, 3]), tensor([7, 7, 6]))
     """
     predicted, labels = (t.cpu().flatten() for t in _predictions(model, data, batch_size, autocast))
-    k = classes or int(torch.stack([predicted.max(), labels.max()]).max()) + 1
+    check_at_least_one(classes=classes)
+    highest = int(torch.stack([predicted.max(), labels.max()]).max())
+    k = classes or highest + 1
+    if highest >= k:
+        raise ValueError(f"classes is {k}, expected more than the largest label or prediction, {highest}")
+    if labels.min() < 0:
+        raise ValueError(f"data: expected labels from 0 on, got {int(labels.min())}")
     return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
 
 
@@ -184,10 +206,18 @@ def interclass_confusion(
         >>> interclass_confusion(model, (x, y), (0, 1))
         1.0
     """
-    if len(classes) != 2 or classes[0] == classes[1]:
-        raise ValueError(f"classes is {classes}, expected two different classes")
+    if not isinstance(classes, (tuple, list)) or len(classes) != 2 or classes[0] == classes[1]:
+        raise ValueError(f"classes is {classes!r}, expected two different classes")
     a, b = classes
-    predicted, labels = _predictions(model, data, batch_size, autocast)
+    check_integer(**{"classes[0]": a, "classes[1]": b})
+
+    def pair(output: Tensor, y: Tensor) -> Tensor:
+        found = _pair(output, y)
+        if not all(0 <= c < output.shape[1] for c in classes):
+            raise ValueError(f"classes is {classes}, expected two from 0 to {output.shape[1] - 1}")
+        return found
+
+    predicted, labels = _predictions(model, data, batch_size, autocast, pair)
     both = (labels == a) | (labels == b)
     if not both.any():
         raise ValueError(f"data: has no samples of class {a} or {b}, expected some")

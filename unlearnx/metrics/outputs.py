@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._calls import run
-from unlearnx._checks import model_device
+from unlearnx._checks import check_at_least_one, check_autocast, model_device
 from unlearnx._data import Data, batches
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
@@ -29,6 +29,8 @@ def each_batch(
 
     The models run in eval mode. Outputs and labels are on the device of the first model.
     """
+    check_autocast(autocast=autocast)
+    check_at_least_one(batch_size=batch_size)
     device = model_device(models[0])
 
     def output(model: nn.Module, order: ImageOrder, x: Tensor) -> Tensor:
@@ -57,6 +59,19 @@ def log_probabilities(output: Tensor) -> Tensor:
     if logs.isnan().any():
         raise ValueError("model: returned scores that are NaN or infinite, expected finite scores")
     return logs
+
+
+def predicted_classes(output: Tensor) -> Tensor:
+    """The class with the highest score of every sample, (N,), or of its every position, from scores (N, classes, ...).
+
+    Raises:
+        ValueError: the output has another shape, or a score is NaN.
+    """
+    if output.dim() < 2 or output.shape[1] == 0:
+        raise ValueError(f"model: returned an output of shape {list(output.shape)}, expected scores (N, classes)")
+    if output.isnan().any():
+        raise ValueError("model: returned scores that are NaN, expected finite ones")
+    return output.argmax(1)
 
 
 def of_labels(values: Tensor, y: Tensor) -> Tensor:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnx._checks import Params, check_at_least_one, check_at_least_zero, model_device, select_params
+from unlearnx._checks import (
+    Params,
+    check_at_least_one,
+    check_at_least_zero,
+    check_autocast,
+    model_device,
+    select_params,
+)
 from unlearnx._data import Data, materialize
 from unlearnx._files import write_atomically
 from unlearnx._losses import Loss, SampleLoss
@@ -72,6 +79,7 @@ class Training:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        check_autocast(autocast=self.autocast)
         check_at_least_one(epochs=self.epochs, batch_size=self.batch_size)
         check_at_least_zero(lr=self.lr, weight_decay=self.weight_decay, anchor=self.anchor)
 

@@ -47,7 +47,8 @@ def softmax_linear_hvp(h: Tensor, logits_or_probs: Tensor, v: Tensor, *, from_lo
         >>> torch.allclose(softmax_linear_hvp(h, logits, v), product, atol=1e-5)
         True
     """
-    return call(torch.ops.unlearnx.softmax_linear_hvp, h, _probabilities(logits_or_probs, from_logits), v)
+    probs = _probabilities("softmax_linear_hvp", logits_or_probs, from_logits)
+    return call(torch.ops.unlearnx.softmax_linear_hvp, h, probs, v)
 
 
 def lissa_softmax_linear(
@@ -103,7 +104,7 @@ def lissa_softmax_linear(
     return call(
         torch.ops.unlearnx.lissa_softmax_linear,
         h,
-        _probabilities(logits_or_probs, from_logits),
+        _probabilities("lissa_softmax_linear", logits_or_probs, from_logits),
         v,
         damping=damping,
         scale=scale,
@@ -114,7 +115,11 @@ def lissa_softmax_linear(
     )
 
 
-def _probabilities(t: Tensor, from_logits: bool | None) -> Tensor:
+def _probabilities(op: str, t: Tensor, from_logits: bool | None) -> Tensor:
+    if not isinstance(from_logits, bool | None):
+        raise TypeError(f"{op}: from_logits is {from_logits!r}, expected True, False or None")
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: logits_or_probs is of type {type(t).__name__}, expected a tensor")
     if t.dim() != 2 or not t.is_floating_point():
         return t  # the op raises the error
     if from_logits is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from unlearnx._batches import Nest, call, changed, count, described, moved, rows, tensors
 from unlearnx._checks import check_deterministic, model_device
 from unlearnx._copies import lent
 from unlearnx._data import Data, Samples
@@ -20,30 +21,15 @@ PROBED = 3  # samples that a model is tried on
 TOLERANCE = 1e-3  # of two runs on the same samples, relative
 
 
-def run(model: Callable[[Tensor], Any], x: Tensor, name: str = "data") -> Tensor:
-    """Outputs of a model, a row for each sample.
+def run(model: Callable[..., Any], x: Nest, name: str = "data") -> Any:
+    """What a model returns for samples, with a row for each.
 
     Raises:
         ValueError: the model does not take the samples, or returns something else; the message names the argument.
     """
-    with named(lambda: f"{name}: expected samples that the model takes, got x of {x.dtype} and shape {list(x.shape)}"):
-        output = model(x)
-    return rows(output, len(x))
-
-
-def rows(output: Any, samples: int) -> Tensor:
-    """`output` of a model for so many samples. Of a single one the first dimension may be missing, as after a squeeze.
-
-    Raises:
-        ValueError: it is not a tensor with a row for each.
-    """
-    if isinstance(output, Tensor):
-        if samples == 1 and output.shape[:1] != (1,):
-            return output.unsqueeze(0)
-        if output.dim() and len(output) == samples:
-            return output
-    what = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise ValueError(f"model: returned {what} for {samples} samples, expected a tensor with a row for each")
+    with named(lambda: f"{name}: expected samples that the model takes, got x of {described(x)}"):
+        output = call(model, x)
+    return rows(output, count(x))
 
 
 def check_call(
@@ -72,18 +58,19 @@ def check_call(
     if deterministic:
         check_deterministic(model)
     device = model_device(model)
-    x, y = (t.detach().to(device) for t in Samples(data).read(slice(0, PROBED)))
+    x, y = (moved(changed(t, Tensor.detach), device) for t in Samples(data).read(slice(0, PROBED)))
     twin = lent(model)
     with torch.enable_grad(), forked_random(device), modes_kept(twin):
 
-        def output() -> Tensor:
+        def output() -> Any:
             buffers = {key: t.clone() for key, t in twin.named_buffers()}
-            return run(lambda x: functional_call(twin, buffers, (x,)), x, name)
+            found = run(lambda *args, **named: functional_call(twin, buffers, args, named), x, name)
+            return changed(found, Tensor.detach)
 
         if not deterministic:
             twin.eval()  # a BatchNorm in train mode may not take as few samples
-        first = output().detach()
-        if deterministic and first.isfinite().all() and not _alike(output().detach(), first):
+        first = output()
+        if deterministic and not _alike(output(), first):
             raise ValueError(
                 "model: gave other outputs for the same samples when called again, expected the same; a dropout "
                 "outside of a module, or a random layer in train mode, needs to be off"
@@ -91,7 +78,7 @@ def check_call(
     if loss is None:
         return
     with torch.enable_grad():
-        value = loss.each_or_all(first, y)
+        value = loss.value(first, y)
     if not penalty and _leaves(value) & {id(p) for p in model.parameters()}:
         raise ValueError(
             "loss_fn: depends on the model's parameters themselves, as a penalty on weights does, expected a function "
@@ -99,8 +86,14 @@ def check_call(
         )
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, TOLERANCE, TOLERANCE * float(b.abs().max()) if b.numel() else 0)
+def _alike(again: Any, first: Any) -> bool:
+    """Whether two outputs have the same values, as far as the first ones are finite."""
+    for a, b in zip(tensors(again), tensors(first), strict=False):
+        if not (b.is_floating_point() and b.numel() and b.isfinite().all()):
+            continue
+        if a.shape != b.shape or not torch.allclose(a, b, TOLERANCE, TOLERANCE * float(b.abs().max())):
+            return False
+    return True
 
 
 def _leaves(value: Tensor) -> set[int]:

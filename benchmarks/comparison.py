@@ -60,8 +60,8 @@ class Comparison:
             ours, others: what takes turns.
             rounds: turns of each.
             warmups: calls of each beforehand, for allocation, compilation and caches.
-            claims: least ratio that is claimed for some of the others on a CPU. On a GPU, where nothing has been measured
-                that a claim could rest on, ratios are reported alone.
+            claims: least ratio that is claimed for some of the others on a CPU. On a GPU, where nothing has been
+                measured that a claim could rest on, ratios are reported alone.
             refused: ways that were left out, and why.
             calls: that some of the others need for what ours does in one; one of them is made, and counts so often.
         """

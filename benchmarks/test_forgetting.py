@@ -64,7 +64,7 @@ def test_class_of_digits(benchmark, claim):
     results = {"original": (None, measured(original)), "retrained": (training_seconds, goal)}
     for name, method in study.methods.items():
         outcome = replace(method, seed=0)(original, request)
-        label = name if outcome.info["applied"] else f"{name} (not applied)"
+        label = name if outcome.applied else f"{name} (not applied)"
         results[label] = outcome.seconds, measured(outcome.model)
     known = committed_gaps()
     rows = []

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import backends
+
+backends: Any = torch.backends  # whose newer switches mypy does not know
 
 
 @contextmanager

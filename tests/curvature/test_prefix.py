@@ -143,7 +143,7 @@ def test_unused_parameters_have_zero_gradient():
     assert gradient["b.weight"].abs().max() > 0
     fisher = fisher_diagonal(model, F.cross_entropy, (x, y), params="last:4")
     assert fisher["unused.weight"].abs().max() == 0
-    assert FirstOrder(params="last:4")(model, Request.correct((x, y), (x, 2 - y))).info["applied"]
+    assert FirstOrder(params="last:4")(model, Request.correct((x, y), (x, 2 - y))).applied
 
 
 def test_prefix_runs_in_eval_mode_and_modes_are_kept():

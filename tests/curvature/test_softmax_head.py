@@ -335,7 +335,7 @@ def test_second_order(solver, calls):
     calls.clear()
     theirs = dataclasses.replace(method, loss_fn=generic)(model, request)
     assert not calls
-    assert ours.info["applied"]
+    assert ours.applied
     close(ours.model.state_dict(), theirs.model.state_dict(), 1e-6)
     for a, b in zip(ours.info["steps"], theirs.info["steps"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"])

@@ -28,8 +28,8 @@ def canary_result():
     """A result of canary-alice with invented numbers: three seeds, a method that was refused once, a sweep."""
     before = dict(log_perplexity=1.25, exposure=41.37, lower_bound=31.98, contains=True)
     forgotten = dict(log_perplexity=57.5, exposure=0.93, lower_bound=0.0, contains=False)
-    cost = dict(gradient_evaluations=816, info={"applied": True})
-    refused = {**cost, "info": {"applied": False, "reason": "the loss of the <corrected> text rose"}}
+    cost = dict(gradient_evaluations=816, applied=True)
+    refused = {**cost, "applied": False, "reason": "the loss of the <corrected> text rose"}
     runs = [
         {
             "seed": seed,
@@ -232,7 +232,8 @@ def make_forget_result(kind="class", *, methods=6, seeds=3, sweeps=2, saliency=T
                 "measures": values,
                 "seconds": values["seconds"],
                 "gradient_evaluations": 1000 + k,
-                "info": {"applied": not refused, "reason": "the loss of the <retain> set rose" if refused else ""},
+                "applied": not refused,
+                "reason": "the loss of the <retain> set rose" if refused else None,
                 "warning": f"forget accuracy {accuracy}, significantly below retraining." if k == 4 else None,
             }
         retrained = {**measure(0.0, 0.0, 0.0, 92.4), "gap": 0.0, "tow": 1.0, "activation_distance": 0.0, "js": 0.0}
@@ -250,7 +251,7 @@ def make_forget_result(kind="class", *, methods=6, seeds=3, sweeps=2, saliency=T
         model: {key: interval([entry["measures"][key] for entry in entries]) for key in measures}
         for model, entries in models.items()
     }
-    applied = [name for name in names if all(r["methods"][name]["info"]["applied"] for r in runs)]
+    applied = [name for name in names if all(r["methods"][name]["applied"] for r in runs)]
     by_gap = sorted(applied, key=lambda name: summary[name]["gap"]["mean"])
     pareto, fastest = [], math.inf
     for name in by_gap:

@@ -23,7 +23,7 @@ def test_there_is_no_interval_where_a_value_is_missing(missing):
 
 
 def measured(gap, seconds, *, is_applied=True):
-    return {"measures": {"gap": gap, "seconds": seconds}, "info": {"applied": is_applied}}
+    return {"measures": {"gap": gap, "seconds": seconds}, "applied": is_applied}
 
 
 def test_winner_and_front_are_of_methods_that_were_always_applied():

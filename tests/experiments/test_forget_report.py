@@ -189,7 +189,7 @@ def test_no_method_was_always_applied(forget_result, rendered):
     result = forget_result(methods=3, saliency=False)
     for run in result["runs"]:
         for entry in run["methods"].values():
-            entry["info"] = {"applied": False, "reason": "nothing to dampen"}
+            entry |= {"applied": False, "reason": "nothing to dampen"}
     result |= {"winner": None, "pareto": []}
     words = " ".join(" ".join(rendered(result).text).split())
     assert "none of 3 methods was applied with every seed" in words

@@ -66,7 +66,7 @@ def test_study(finished):
         assert all(0 <= entry["auroc"] <= 1 for entry in run["scores"].values())
         assert run["seconds"] > sum(entry["seconds"] for entry in run["methods"].values())
         assert run["methods"].keys() == TREATMENTS.keys()
-        assert not run["methods"]["refused <b>"]["info"]["applied"]
+        assert not run["methods"]["refused <b>"]["applied"]
         assert run["methods"]["refused <b>"]["accuracy"] == run["noisy"]["accuracy"]
         assert run["curves"].keys() == {UNSEEN, RANDOM_ORDER}
         counts = [point["points"] for point in run["curves"][UNSEEN]]

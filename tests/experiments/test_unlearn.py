@@ -173,7 +173,7 @@ def test_end_to_end(ending, indices, there, tmp_path):
     model = own_model.build()
     old.load_into(model)
     outcome = expected(model.eval(), Request.remove((x, y), FORGET))
-    assert outcome.info["applied"]
+    assert outcome.applied
     for name, tensor in outcome.model.state_dict().items():
         torch.testing.assert_close(new.tensors[name], tensor)
     changed = {name for name, tensor in new.tensors.items() if not torch.equal(tensor, old.tensors[name])}

@@ -59,7 +59,7 @@ def test_methods(study, method, data_device, device):
     there = device if data_device == "same" else "cpu"
     x, given, y = (t.to(there) for t in (x, given, y))
     outcome = method(copy.deepcopy(model).to(device), Request.correct((x, given), (x, y)))
-    assert outcome.info["applied"] == expected.info["applied"]
+    assert outcome.applied == expected.applied
     assert outcome.gradient_evaluations == expected.gradient_evaluations
     for name, p in outcome.model.named_parameters():
         assert p.device.type == device

@@ -82,7 +82,7 @@ def test_forgets_a_class_and_keeps_the_rest(digits, method):
     torch.manual_seed(7)
     outcome = method(model, request)
     assert torch.equal(torch.rand(1), expected), "the global generator was used"
-    assert outcome.info["applied"], outcome.info
+    assert outcome.applied, outcome.reason
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m.training for m in outcome.model.modules())
     assert all(p.grad is None and p.requires_grad and not p._backward_hooks for p in outcome.model.parameters())
@@ -215,7 +215,7 @@ def test_corrections_use_the_corrected_labels(study):
     request = Request.correct((data[0], given), data)
     for method in (SalUn(epochs=20, lr=5e-3), NegGrad(epochs=20, lr=5e-3), SCRUB(epochs=10, max_epochs=0, lr=5e-3)):
         outcome = method(poisoned.eval(), request)
-        assert outcome.info["applied"]
+        assert outcome.applied
         assert accuracy(outcome.model, data) > accuracy(poisoned, data)
 
 
@@ -223,10 +223,10 @@ def test_harm_is_not_applied(study):
     model, request, _ = study
     for method in (GradientAscent(epochs=60, lr=1e-1), Pipeline([RandomPerturbation(50.0), FineTune(lr=0.0)])):
         outcome = method(model, request)
-        assert not outcome.info["applied"]
-        assert "max_increase=0.5" in outcome.info["reason"]
+        assert not outcome.applied
+        assert "max_increase=0.5" in outcome.reason
         assert all(torch.equal(v, outcome.model.state_dict()[k]) for k, v in model.state_dict().items())
-    assert RandomPerturbation(50.0)(model, request).info["applied"]  # it is meant to harm
+    assert RandomPerturbation(50.0)(model, request).applied  # it is meant to harm
 
 
 def test_pipeline_reports_its_stages(study):
@@ -237,8 +237,8 @@ def test_pipeline_reports_its_stages(study):
     alone = FineTune(seed=5)(model, request)
     assert all(torch.equal(v, outcome.model.state_dict()[k]) for k, v in alone.model.state_dict().items())
     assert outcome.gradient_evaluations == alone.gradient_evaluations + 400
-    assert outcome.info["corrected_loss"][0] == mean_loss(model, F.cross_entropy, request.target)
-    assert not Pipeline([idle])(model, request).info["applied"]
+    assert outcome.loss_before == mean_loss(model, F.cross_entropy, request.target)
+    assert not Pipeline([idle])(model, request).applied
 
 
 @pytest.mark.parametrize("wrap", [lambda x, y: (x, y), TensorDataset, Lines, lambda x, y: DataLoader(Lines(x, y), 32)])

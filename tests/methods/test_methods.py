@@ -11,7 +11,7 @@ from unlearnx import Outcome, Request
 from unlearnx._data import materialize
 from unlearnx.curvature import ConjugateGradient, CurvatureOperator, Direct, LiSSA, fisher_diagonal, grad_difference
 from unlearnx.methods import SSD, FineTune, FirstOrder, NewtonRepair, Retrain, SecondOrder
-from unlearnx.methods.influence import forgetting_step
+from unlearnx.methods.step_size import forgetting_step
 from unlearnx.metrics import accuracy, mean_loss, predict
 from unlearnx.models import Training
 
@@ -60,7 +60,7 @@ def test_corrects_without_touching_the_model(study, method):
         model, F.cross_entropy, request.target
     )
     if not isinstance(method, SSD):
-        assert outcome.info["applied"]
+        assert outcome.applied
         assert accuracy(outcome.model, test) > accuracy(model, test) + 0.02
 
 
@@ -69,10 +69,10 @@ def test_removes(study, method):
     model, request, _ = study
     outcome = method(model, Request.remove_class(request.dataset, 1))
     assert all(p.isfinite().all() for p in outcome.model.parameters())
-    old, new = outcome.info["corrected_loss"]
+    old, new = outcome.loss_before, outcome.loss_after
     assert new <= old + 0.5  # what a removal may cost by default
     strict = dataclasses.replace(method, max_increase=0.0)(model, Request.remove_class(request.dataset, 1))
-    old, new = strict.info["corrected_loss"]
+    old, new = strict.loss_before, strict.loss_after
     assert new <= old
 
 
@@ -101,8 +101,8 @@ def test_parameters_outside_of_params_stay(study):
 def test_harm_is_noticed_and_not_applied(study, method, params):
     model, request, _ = study
     outcome = dataclasses.replace(method, params=params)(model, request)
-    assert not outcome.info["applied"]
-    assert outcome.info["reason"]
+    assert not outcome.applied
+    assert outcome.reason
     for name, t in outcome.model.state_dict().items():
         assert torch.equal(t, model.state_dict()[name])
 
@@ -130,7 +130,7 @@ def test_second_order_step_is_the_published_one(study):
     x = solver.solve(operator, {k: t / 300 for k, t in d.items()})
     step = outcome.info["steps"][0]
     assert step["residual"] == pytest.approx(x.residual, abs=1e-6)
-    if outcome.info["applied"]:
+    if outcome.applied:
         for name, t in x.x.items():
             expected = model.get_parameter(name) - t
             torch.testing.assert_close(outcome.model.get_parameter(name), expected, rtol=1e-4, atol=1e-5)
@@ -140,7 +140,7 @@ def test_removal_steps_up_the_loss_of_the_forget_set(study):
     model, request, _ = study
     removal = Request.remove(request.dataset, range(60))
     outcome = FirstOrder(tau=1e-6, steps=1)(model, removal)
-    assert outcome.info["applied"]
+    assert outcome.applied
     assert mean_loss(outcome.model, F.cross_entropy, removal.forget_set) > mean_loss(
         model, F.cross_entropy, removal.forget_set
     )
@@ -173,7 +173,7 @@ def test_class_is_forgotten_by_default(learned, method):
     model, data, test = learned
     removal = Request.remove_class(data, 1)
     outcome = method(model, removal)
-    assert outcome.info["applied"], outcome.info
+    assert outcome.applied, outcome.reason
     before, after = (mean_loss(m, F.cross_entropy, removal.forget_set) for m in (model, outcome.model))
     assert before < math.log(4) <= after
     others = tuple(t[test[1] != 1] for t in test)
@@ -199,8 +199,8 @@ def test_forgetting_stops_short_of_harm(learned):
     model, data, _ = learned
     method = FirstOrder(steps=3, forget_loss=1e6, max_increase=0.05)
     outcome = method(model, Request.remove(data, range(30)))
-    before, after = outcome.info["corrected_loss"]
-    assert outcome.info["applied"]
+    before, after = outcome.loss_before, outcome.loss_after
+    assert outcome.applied
     assert before < after < before + 0.05
 
 
@@ -259,10 +259,10 @@ def test_ssd_does_not_destroy_the_model(study):
     model, request, _ = study
     removal = Request.remove_class(request.target, 0)
     outcome = SSD(alpha=0.0, lam=0.0)(model, removal)
-    assert not outcome.info["applied"]
-    assert "max_increase=0.5" in outcome.info["reason"]
-    assert not SSD(alpha=1.1, max_increase=0.0)(model, removal).info["applied"]
-    assert SSD(alpha=1.1, max_increase=10.0)(model, removal).info["applied"]
+    assert not outcome.applied
+    assert "max_increase=0.5" in outcome.reason
+    assert not SSD(alpha=1.1, max_increase=0.0)(model, removal).applied
+    assert SSD(alpha=1.1, max_increase=10.0)(model, removal).applied
 
 
 def test_corrected_features_are_corrected(study):
@@ -273,7 +273,7 @@ def test_corrected_features_are_corrected(study):
     x_new[:, 0] = 0
     for method in (FirstOrder(), SecondOrder()):
         outcome = method(model, Request.correct((x, y), (x_new, y)))
-        assert outcome.info["applied"]
+        assert outcome.applied
         assert outcome.info["steps"][0]["points"] == 300
 
 
@@ -305,9 +305,9 @@ def test_many_requests_at_once(study, solver, params):
         step = outcome.info["steps"][0]
         assert step["residual"] == pytest.approx(expected.residual, abs=2e-6)
         assert step["points"] == outcome.gradient_evaluations == len(r.forget)
-        assert outcome.info["applied"] or r.correction is None  # a removal may raise the loss on what stays
+        assert outcome.applied or r.correction is None  # a removal may raise the loss on what stays
         state = outcome.model.state_dict()
-        for k in names if outcome.info["applied"] else []:
+        for k in names if outcome.applied else []:
             torch.testing.assert_close(state[k], before[k] - step["step"] * expected.x[k], rtol=1e-3, atol=1e-4)
         assert all(torch.equal(t, before[k]) for k, t in state.items() if k not in names)
 
@@ -320,11 +320,11 @@ def test_many_requests_one_of_them_done(study):
     wrong = Request.correct((x, y), request.corrected)
     agreed = Request.correct((x, y), (x, corrected)) if not torch.equal(corrected, y) else wrong
     done, applied = SecondOrder(steps=2).many(model, [agreed, wrong])
-    assert not done.info["applied"]
-    assert "predicts every corrected label already" in done.info["reason"]
-    assert applied.info["applied"]
+    assert not done.applied
+    assert "predicts every corrected label already" in done.reason
+    assert applied.applied
     assert len(applied.info["steps"]) == 2
-    assert applied.info["corrected_loss"][1] < applied.info["corrected_loss"][0]
+    assert applied.loss_after < applied.loss_before
 
 
 def test_many_clear_errors(study):
@@ -342,9 +342,9 @@ def test_indefinite_curvature_is_not_applied(study):
         SecondOrder(ConjugateGradient(tolerance=1e-6), kind="hessian")(model, request),
         *SecondOrder(ConjugateGradient(tolerance=1e-6), kind="hessian").many(model, [request]),
     ):
-        assert not outcome.info["applied"]
-        assert "the system is not positive definite" in outcome.info["reason"]
-        assert "use damping=" in outcome.info["reason"]
+        assert not outcome.applied
+        assert "the system is not positive definite" in outcome.reason
+        assert "use damping=" in outcome.reason
 
 
 @pytest.mark.parametrize("params", [None, "last:2"])

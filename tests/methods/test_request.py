@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from unlearnx import Request
 from unlearnx._data import materialize
 from unlearnx.curvature import FrozenPrefix
+from unlearnx.methods.frozen_features import request_on_features
 
 
 def data(n=10):
@@ -49,7 +50,7 @@ def test_features_of_a_request():
     x_new, y_new = x.clone(), y.clone()
     x_new[3] += 1
     y_new[5] = 0
-    request = Request.correct((x, y), (x_new, y_new)).features(frozen_prefix)
+    request = request_on_features(Request.correct((x, y), (x_new, y_new)), frozen_prefix)
     assert request.forget.tolist() == [3, 5]
     torch.testing.assert_close(materialize(request.dataset)[0], frozen_prefix.prefix(x))
     torch.testing.assert_close(materialize(request.target)[0], frozen_prefix.prefix(x_new))

@@ -102,8 +102,8 @@ def test_methods_correct_a_text(study, method, loss_fn):
     request = Request.correct(old, new)
     method.loss_fn = loss_fn
     outcome = method(model, request)
-    assert outcome.info["applied"], outcome.info
-    before, after = outcome.info["corrected_loss"]
+    assert outcome.applied, outcome.reason
+    before, after = outcome.loss_before, outcome.loss_after
     assert after < before
 
 

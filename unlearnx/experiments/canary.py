@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unlearnx.curvature import ConjugateGradient, LiSSA
 from unlearnx.data import Alphabet, Canary, load_text, windows
 from unlearnx.data.text import DIGITS
+from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
 from unlearnx.methods import FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import Exposure, accuracy, complete, exposure
@@ -113,9 +114,7 @@ class CanaryStudy:
             save_model(outcome.model, folder / f"{slug(name)}.pt")
             methods[name] = {
                 **self._measure(outcome.model, plant),
-                "seconds": outcome.seconds,
-                "gradient_evaluations": outcome.gradient_evaluations,
-                "info": outcome.info,
+                **describe_outcome(outcome),
             }
             self.log(f"{name}: {methods[name]['exposure']:.2f} bits of exposure after {outcome.seconds:.2f} s")
         retrained, seconds = self._train(plant, plant.corrected, seed + 1000, folder / "retrained.pt", "retraining")

@@ -45,7 +45,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def applied(runs: Sequence[dict[str, Any]]) -> list[str]:
     """The methods that were applied in every run."""
-    return [name for name in runs[0]["methods"] if all(run["methods"][name]["info"]["applied"] for run in runs)]
+    return [name for name in runs[0]["methods"] if all(run["methods"][name]["applied"] for run in runs)]
 
 
 def winner(summary: dict[str, dict[str, Any]], names: Sequence[str]) -> str | None:

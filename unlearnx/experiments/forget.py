@@ -21,6 +21,7 @@ from unlearnx.data import Splits, load_cifar10, load_digits
 from unlearnx.experiments import showcase
 from unlearnx.experiments.comparison import applied, interval, pareto_front, summarise, winner
 from unlearnx.experiments.evaluation import ATTACKS, Sets, StudyEvaluation, described
+from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.report import environment
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore, differing
@@ -233,7 +234,7 @@ class ForgetStudy:
         for value, name in zip(sweep.values, sweep.variants(self.methods), strict=True):
             entries = [by_name[name] for by_name in variants]
             means = {key: interval([e["measures"][key] for e in entries])["mean"] for key in entries[0]["measures"]}
-            everywhere = all(e["info"]["applied"] for e in entries)
+            everywhere = all(e["applied"] for e in entries)
             points.append({"value": value, "measures": means, "applied": everywhere})
         return {"method": sweep.method, "parameter": sweep.parameter, "points": points}
 
@@ -261,7 +262,7 @@ class _SeedRun:
         if entry is None:
             entry = self._make(recipe, method)
             gap = f"{100 * entry['measures']['gap']:.2f} % from retraining after {entry['seconds']:.2f} s"
-            note = "" if method is None or entry["info"]["applied"] else ", not applied"
+            note = "" if method is None or entry["applied"] else ", not applied"
             self.study.log(f"seed {self.seed}, {name}: {gap}{note}")
         return entry
 
@@ -284,7 +285,7 @@ class _SeedRun:
             self.study.log(f"seed {self.seed}: {recipe['model']}")
             outcome = replace(method, seed=self.seed, progress=self.study.progress)(self._original, self.request)
             model, seconds = outcome.model, outcome.seconds
-            made = {"gradient_evaluations": outcome.gradient_evaluations, "info": outcome.info}
+            made = describe_outcome(outcome)
         entry = {**self._evaluation.measure(model, seconds), "seconds": seconds, **made, "environment": environment()}
         return self.store.save(recipe, entry, model)
 

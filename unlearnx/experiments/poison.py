@@ -17,8 +17,10 @@ from torch.utils.data import TensorDataset
 from unlearnx._data import materialize
 from unlearnx.curvature import FrozenPrefix, LiSSA
 from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
+from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
+from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
@@ -200,11 +202,9 @@ class _TreatmentRunner:
             model.load_state_dict({**model.state_dict(), **outcome.model.state_dict()})
             results[name] = {
                 "model": model,
-                "seconds": outcome.seconds,
+                **describe_outcome(outcome),
                 "feature_seconds": features_seconds,
                 "total_seconds": outcome.seconds + features_seconds,
-                "gradient_evaluations": outcome.gradient_evaluations,
-                "info": outcome.info,
             }
         return results
 
@@ -219,7 +219,7 @@ class _TreatmentRunner:
             if treatment.mirrored:
                 request = _joined(request, _mirror(request), cut, dtype)
             else:
-                request = request.features(cut, batch_size=32, dtype=dtype)
+                request = request_on_features(request, cut, batch_size=32, dtype=dtype)
             if dtype is not None and treatment.method.autocast is None:
                 request = _as_float(request)
             self._shared[key] = cut, request, time.perf_counter() - start
@@ -244,7 +244,7 @@ def _mirror(request: Request) -> Request:
 
 def _joined(first: Request, second: Request, cut: FrozenPrefix, dtype: torch.dtype | None) -> Request:
     """The features of two requests, joined."""
-    a, b = (_parts(r.features(cut, batch_size=32, dtype=dtype)) for r in (first, second))
+    a, b = (_parts(request_on_features(r, cut, batch_size=32, dtype=dtype)) for r in (first, second))
     x, y, y_new = (torch.cat(pair) for pair in zip(a, b, strict=True))
     return _relabelling(x, y, y_new, torch.cat([first.forget, second.forget + len(a[0])]))
 

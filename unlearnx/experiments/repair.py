@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unlearnx._checks import check_at_least_one
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
 from unlearnx.experiments.blame_scores import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
+from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
 from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
 from unlearnx.metrics import accuracy, predict
@@ -254,11 +255,9 @@ class _SeedRun:
         save_model(outcome.model, self.folder / f"{slug(name)}.pt")
         result = {
             **self._measure(outcome.model),
-            "seconds": outcome.seconds,
-            "gradient_evaluations": outcome.gradient_evaluations,
-            "info": outcome.info,
+            **describe_outcome(outcome),
         }
-        note = "" if outcome.info["applied"] else f", not applied: {outcome.info['reason']}"
+        note = "" if outcome.applied else f", not applied: {outcome.reason}"
         self.study.log(
             f"seed {self.seed}, {name}: {100 * result['accuracy']:.2f} % after {outcome.seconds:.1f} s{note}"
         )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from unlearnx._files import write_atomically
+from unlearnx.experiments.outcomes import with_fields
 from unlearnx.experiments.runs import save_model, slug, write_json
 
 Recipe = dict[str, Any]
@@ -135,4 +136,4 @@ def read_trial(file: Path) -> Entry:
     entry = content if isinstance(content, dict) and "recipe" in content else {"recipe": content}
     if not isinstance(entry["recipe"], dict) or not entry["recipe"].keys() >= RECIPE_PARTS:
         raise ValueError(f"{file}: expected a trial of a run or its recipe, got other JSON")
-    return entry
+    return with_fields(entry)

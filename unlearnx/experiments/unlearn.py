@@ -92,7 +92,7 @@ def unlearn(
     models, measures = {"before": model}, {"before": evaluation.measure(model)}
     ready = replace(method, factory=model_factory) if isinstance(method, Retrain) and not method.factory else method
     outcome = ready(model, request)
-    applied = bool(outcome.info["applied"])
+    applied = outcome.applied
     log(f"{type(method).__name__}: {'applied' if applied else 'not applied'} after {outcome.seconds:.1f} s")
     if applied:
         models["after"], measures["after"] = outcome.model, evaluation.measure(outcome.model)
@@ -108,7 +108,7 @@ def unlearn(
             "seed": method.seed,
         },
         "applied": applied,
-        "reason": outcome.info.get("reason"),
+        "reason": outcome.reason,
         "seconds": outcome.seconds,
         "gradient_evaluations": outcome.gradient_evaluations,
         "info": outcome.info,

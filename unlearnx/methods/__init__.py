@@ -1,21 +1,23 @@
 """Unlearning methods: small dataclasses, called as ``method(model, request) -> Outcome``."""
 
 from unlearnx.methods.bad_teacher import BadTeacher
-from unlearnx.methods.base import Method, Outcome
+from unlearnx.methods.base import Method
 from unlearnx.methods.certified import CertifiedRemoval
 from unlearnx.methods.energy_alignment import EnergyAlignment
 from unlearnx.methods.ewc_repair import EWCRepair
 from unlearnx.methods.fine_tune import FineTune
+from unlearnx.methods.first_order import FirstOrder
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
-from unlearnx.methods.influence import FirstOrder, SecondOrder
 from unlearnx.methods.newton_repair import NewtonRepair
+from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.pipeline import Pipeline
 from unlearnx.methods.random_perturbation import RandomPerturbation
 from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
+from unlearnx.methods.second_order import SecondOrder
 from unlearnx.methods.sisa import SISA, SISACost, SISAOutcome
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.stochastic_teacher import StochasticTeacher

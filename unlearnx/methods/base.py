@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -27,36 +27,12 @@ from unlearnx._losses import Loss
 from unlearnx._modes import evaluating
 from unlearnx._vectors import Vector
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.methods.frozen_features import request_on_features
+from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.metrics import mean_loss
 
 MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the loss's unit, where the user gives none
-
-
-@dataclass
-class Outcome:
-    """The result of applying a method.
-
-    Attributes:
-        model: the new model, with the train and eval modes of the old one.
-        seconds: wall-clock time of the whole call.
-        gradient_evaluations: number of per-sample gradients that were computed, repetitions included; a curvature
-            product counts as one for each of its samples.
-        info: more results of the method. ``applied`` is whether the model was changed; if not, ``reason`` says why.
-            ``corrected_loss`` has the mean loss of the old and of the new model on the corrected data, or on the
-            retain set of a removal.
-
-    Example:
-        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
-        >>> outcome = FineTune()(nn.Linear(8, 3), Request.remove((x, y), range(6)))
-        >>> outcome.info["applied"], outcome.gradient_evaluations
-        (True, 54)
-    """
-
-    model: nn.Module
-    seconds: float
-    gradient_evaluations: int
-    info: dict[str, Any] = field(default_factory=dict)
 
 
 # Returns the direction of a step and writes the step's numbers to its record; None where there is nothing to correct.
@@ -89,7 +65,7 @@ class Method:
         ...     def _apply(self, work, info):
         ...         for name, p in work.model.named_parameters():
         ...             p.data.mul_(0.9 if name in work.names else 1.0)
-        >>> Shrink()(nn.Linear(8, 3), Request.remove((torch.randn(60, 8), torch.arange(60) % 3), [0])).info["applied"]
+        >>> Shrink()(nn.Linear(8, 3), Request.remove((torch.randn(60, 8), torch.arange(60) % 3), [0])).applied
         True
     """
 
@@ -123,18 +99,29 @@ class Method:
         names = self._names(working)
         frozen_prefix = FrozenPrefix(working, names, request.dataset)
         head = frozen_prefix.head
-        work = Work(self, head, request.features(frozen_prefix, batch_size=self.batch_size), names, first_direction)
+        on_features = request_on_features(request, frozen_prefix, batch_size=self.batch_size)
+        work = Work(self, head, on_features, names, first_direction)
         before = {name: t.clone() for name, t in head.state_dict().items()}
         info: dict[str, Any] = {}
+        applied, reason, loss = True, None, work.initial_loss
         try:
             self._apply(work, info)
+            if all(torch.equal(t, before[name]) for name, t in head.named_parameters()):
+                raise NotApplied("no parameter changed")
             loss = self._final_loss(work)
-        except NotApplied as reason:
+        except NotApplied as found:
             head.load_state_dict(before)
-            info.update(applied=False, reason=str(reason), corrected_loss=[work.initial_loss] * 2)
-        else:
-            info.update(applied=True, corrected_loss=[work.initial_loss, loss])
-        return Outcome(working, time.perf_counter() - start, work.gradient_evaluations, info)
+            applied, reason = False, str(found)
+        return Outcome(
+            model=working,
+            applied=applied,
+            reason=reason,
+            loss_before=work.initial_loss,
+            loss_after=loss,
+            seconds=time.perf_counter() - start,
+            gradient_evaluations=work.gradient_evaluations,
+            info=info,
+        )
 
     def _names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that the method may change."""

@@ -65,8 +65,7 @@ class NegGrad(TrainedMethod):
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
         >>> outcome = NegGrad(epochs=1, weight=0.9)(nn.Linear(8, 3), Request.remove((x, y), range(6)))
-        >>> before, after = outcome.info["corrected_loss"]
-        >>> after < before
+        >>> outcome.loss_after < outcome.loss_before
         True
     """
 

@@ -13,7 +13,9 @@ from unlearnx.curvature.batch_curvature import CURVATURE_KINDS
 from unlearnx.curvature.solvers import Solver
 from unlearnx.methods.base import Work
 from unlearnx.methods.importance import diagonal, mean_entry
-from unlearnx.methods.influence import InfluenceUpdate, check_size, check_solver, solved_direction
+from unlearnx.methods.influence import InfluenceUpdate
+from unlearnx.methods.solving import check_solver, solved_direction
+from unlearnx.methods.step_size import check_size
 
 DIAGONAL = "diagonal"
 

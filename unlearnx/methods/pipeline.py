@@ -11,7 +11,8 @@ from torch import nn
 
 from unlearnx._checks import check_at_least_zero
 from unlearnx._copies import independent
-from unlearnx.methods.base import Method, NotApplied, Outcome, refuse_harm
+from unlearnx.methods.base import Method, NotApplied, refuse_harm
+from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 
 
@@ -19,8 +20,8 @@ from unlearnx.methods.request import Request
 class Pipeline:
     """Apply methods in sequence and check only the last model: ``Pipeline([SSD(), FineTune()])``.
 
-    The outcome's ``info["stages"]`` holds the info of each stage. A stage that is not applied passes its input model
-    on.
+    The outcome's ``info["stages"]`` holds what each stage said of itself, besides whether it was ``applied`` and, if
+    not, the ``reason``. A stage that is not applied passes its input model on.
 
     Args:
         stages: the methods; their own ``max_increase`` is not used.
@@ -65,20 +66,21 @@ class Pipeline:
         for stage in self.stages:
             outcomes.append(replace(stage, **common)(current, request))
             current = outcomes[-1].model
-        before, after = outcomes[0].info["corrected_loss"][0], outcomes[-1].info["corrected_loss"][1]
-        info: dict[str, Any] = {"stages": [outcome.info for outcome in outcomes]}
+        before, after = outcomes[0].loss_before, outcomes[-1].loss_after
+        applied, reason = True, None
         try:
-            if not any(outcome.info["applied"] for outcome in outcomes):
-                raise NotApplied(outcomes[0].info["reason"])
+            if not any(outcome.applied for outcome in outcomes):
+                raise NotApplied(str(outcomes[0].reason))
             refuse_harm(request, before, after, self.max_increase)
-        except NotApplied as reason:
-            current = independent(model)
-            info.update(applied=False, reason=str(reason), corrected_loss=[before] * 2)
-        else:
-            info.update(applied=True, corrected_loss=[before, after])
+        except NotApplied as found:
+            current, applied, reason, after = independent(model), False, str(found), before
         return Outcome(
-            current,
-            sum(outcome.seconds for outcome in outcomes),
-            sum(outcome.gradient_evaluations for outcome in outcomes),
-            info,
+            model=current,
+            applied=applied,
+            reason=reason,
+            loss_before=before,
+            loss_after=after,
+            seconds=sum(outcome.seconds for outcome in outcomes),
+            gradient_evaluations=sum(outcome.gradient_evaluations for outcome in outcomes),
+            info={"stages": [{"applied": o.applied, "reason": o.reason, **o.info} for o in outcomes]},
         )

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from unlearnx._data import Data, batches, materialize, size
-from unlearnx.curvature.prefix import FrozenPrefix
 
 
 @dataclass(frozen=True)
@@ -165,38 +164,6 @@ class Request:
     def target(self) -> Dataset[Any]:
         """The data that retraining would use: the corrected data, or the retain set."""
         return self.retain_set if self.corrected is None else self.corrected
-
-    def features(
-        self, frozen_prefix: FrozenPrefix, *, batch_size: int | None = None, dtype: torch.dtype | None = None
-    ) -> Request:
-        """The same request with the outputs of a frozen prefix as inputs; unchanged samples are computed once."""
-        if frozen_prefix.prefix is None:
-            return self
-        before = frozen_prefix.features(self.dataset, batch_size=batch_size, dtype=dtype)
-        return self.on(before, frozen_prefix, batch_size=batch_size, dtype=dtype)
-
-    def on(
-        self,
-        before: Data,
-        frozen_prefix: FrozenPrefix,
-        *,
-        batch_size: int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Request:
-        """As :meth:`features`, where `before` are the features of the dataset, already computed."""
-        if frozen_prefix.prefix is None:
-            return self
-        assert isinstance(before, TensorDataset)
-        correction = self.correction
-        if self.corrected is None or correction is None:
-            return Request(before, self.forget)
-        x, _ = before.tensors
-        if not self.labels_only:
-            changed, _ = materialize(frozen_prefix.features(correction, batch_size=batch_size, dtype=dtype))
-            x = x.clone()
-            x[self.forget.to(x.device)] = changed
-        labels = torch.cat([y for _, y in batches(self.corrected)])
-        return Request(before, self.forget, TensorDataset(x, labels.to(x.device)), self.labels_only)
 
 
 def _integers(name: str, given: Collection[int] | Tensor) -> Tensor:

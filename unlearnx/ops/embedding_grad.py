@@ -12,8 +12,8 @@ take these arguments:
 
 dy is float32, float64, bfloat16 or float16; sums are taken in float32 or better. All functions raise TypeError where a
 dtype is another, ValueError where shapes or devices do not match, and, on the CPU, IndexError for tokens outside of
-0 ... V - 1. On a GPU, where reading the tokens would wait for the device, such tokens are an assertion on the device, as
-in ``torch.nn.Embedding``: the next call that waits raises RuntimeError, and the process cannot use the GPU any more.
+0 ... V - 1. On a GPU, where reading the tokens would wait for the device, such tokens are an assertion on the device,
+as in ``torch.nn.Embedding``: the next call that waits raises RuntimeError, and the process cannot use the GPU any more.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ _streams = threading.local()
 def _stream_of(device: torch.device) -> torch.cuda.Stream:
     """This thread's side stream of a GPU, always the same: libraries keep a workspace for every stream they meet."""
     index = torch.cuda.current_device() if device.index is None else device.index
-    known = vars(_streams)
-    if index not in known:
-        known[index] = torch.cuda.Stream(index)
-    return known[index]
+    name = f"device {index}"
+    if not hasattr(_streams, name):
+        setattr(_streams, name, torch.cuda.Stream(index))
+    return getattr(_streams, name)
 
 
 class Replay:

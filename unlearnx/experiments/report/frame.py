@@ -96,7 +96,7 @@ def named(result: dict[str, Any], method: str) -> str:
 def refused(result: dict[str, Any], method: str) -> str:
     """A note where some runs did not apply the method, else nothing."""
     runs = result["runs"]
-    count = sum(not run["methods"][method]["info"]["applied"] for run in runs)
+    count = sum(not run["methods"][method]["applied"] for run in runs)
     if not count:
         return ""
     return f"not applied in {count} of {len(runs)}" if count < len(runs) else "not applied"

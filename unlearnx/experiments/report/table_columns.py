@@ -115,7 +115,7 @@ def _decimals(unit: str, values: list[float]) -> int:
 def _applied(result: dict[str, Any]) -> list[str]:
     """The methods that changed the model with every seed: the others do not compete."""
     runs = result["runs"]
-    return [name for name in result["methods"] if all(run["methods"][name]["info"]["applied"] for run in runs)]
+    return [name for name in result["methods"] if all(run["methods"][name]["applied"] for run in runs)]
 
 
 def _best(values: dict[str, float], ideal: str, competing: list[str]) -> set[str]:

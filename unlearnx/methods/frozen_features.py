@@ -1,0 +1,42 @@
+"""Requests on the outputs of a frozen prefix, in the place of the samples that go into it."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import TensorDataset
+
+from unlearnx._data import Data, batches, materialize
+from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.methods.request import Request
+
+
+def request_on_features(
+    request: Request,
+    frozen_prefix: FrozenPrefix,
+    *,
+    features: Data | None = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Request:
+    """The same request with the outputs of `frozen_prefix` as inputs; unchanged samples are computed once.
+
+    Args:
+        features: those of the request's dataset, where they are known already.
+        batch_size, dtype: as for :meth:`unlearnx.curvature.FrozenPrefix.features`.
+    """
+    if frozen_prefix.prefix is None:
+        return request
+    before = (
+        frozen_prefix.features(request.dataset, batch_size=batch_size, dtype=dtype) if features is None else features
+    )
+    assert isinstance(before, TensorDataset)
+    correction = request.correction
+    if request.corrected is None or correction is None:
+        return Request(before, request.forget)
+    x, _ = before.tensors
+    if not request.labels_only:
+        changed, _ = materialize(frozen_prefix.features(correction, batch_size=batch_size, dtype=dtype))
+        x = x.clone()
+        x[request.forget.to(x.device)] = changed
+    labels = torch.cat([y for _, y in batches(request.corrected)])
+    return Request(before, request.forget, TensorDataset(x, labels.to(x.device)), request.labels_only)

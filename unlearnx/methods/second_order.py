@@ -1,0 +1,184 @@
+"""The second-order influence update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from unlearnx._calls import check_call
+from unlearnx._checks import check_at_least_one
+from unlearnx._copies import independent
+from unlearnx._data import materialize, size
+from unlearnx._vectors import Vector, scaled
+from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA
+from unlearnx.curvature.operators import check_curvature
+from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.solvers import Solution, Solver
+from unlearnx.methods.base import FirstDirection, NotApplied, Work
+from unlearnx.methods.frozen_features import request_on_features
+from unlearnx.methods.influence import InfluenceUpdate
+from unlearnx.methods.outcome import Outcome
+from unlearnx.methods.request import Request
+from unlearnx.methods.solving import check_solver, checked_direction, solved_direction
+from unlearnx.methods.step_size import check_size
+
+
+@dataclass
+class SecondOrder(InfluenceUpdate):
+    """``theta <- theta - step * (C + lambda I)^-1 d``, with the curvature C and the gradient difference d.
+
+    C is the curvature of the mean loss on the corrected data (or the retain set), and d the sum of the gradient
+    differences of the samples of the step, divided by the number of training samples.
+
+    Args:
+        solver: solver of the linear system; its residual is reported for every step. A diverged solution is not
+            applied.
+        kind: curvature, ``"ggn"`` or ``"hessian"``.
+        damping: lambda, in addition to the solver's own damping.
+        steps: most steps to take.
+        step: step size: 1 is the published update; ``"auto"`` is a line search on the loss of the corrected data, or as
+            `forget_loss` says.
+        points, points_per_step, forget_loss: as for :class:`FirstOrder`.
+        curvature_samples: number of samples that C is computed on, drawn at random once; None for all of them.
+
+    Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 7.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> method = SecondOrder(ConjugateGradient(), damping=0.1, step=1)
+        >>> outcome = method(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+        >>> outcome.info["steps"][0]["residual"] < 0.01
+        True
+    """
+
+    solver: Solver = field(default_factory=lambda: LiSSA(damping=1e-2, batch_size=None, recursion_depth=20))
+    kind: str = "ggn"
+    damping: float = 0.0
+    steps: int = field(default=3, kw_only=True)
+    step: float | str = "auto"
+    curvature_samples: int | None = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size("step", self.step)
+        check_solver(self.solver)
+        check_curvature(self.kind, self.damping)
+        check_at_least_one(curvature_samples=self.curvature_samples)
+
+    def _fixed_step(self) -> float | None:
+        return check_size("step", self.step)
+
+    def _first_guess(self, work: Work) -> float:
+        return 1.0
+
+    def _direction(self, work: Work, difference: Vector, record: dict[str, Any]) -> Vector:
+        operator = self._operator(work.model, work.names, work.target)
+        return solved_direction(self.solver, operator, scaled(difference, 1 / size(work.request.dataset)), work, record)
+
+    def many(self, model: nn.Module, requests: Sequence[Request]) -> list[Outcome]:
+        """Apply the method to `model` for each of several requests separately, solving all first steps together.
+
+        The curvature of the first steps is that of the original data, the same for all requests. Later steps start
+        from different models and are solved one by one. Seconds and gradient evaluations of an outcome do not include
+        the common solution.
+
+        Args:
+            model: as for a single request; it is not changed.
+            requests: requests on the same dataset.
+
+        Returns:
+            An outcome for each request, in order.
+
+        Raises:
+            ValueError: there are no requests, or their datasets differ; else as for a single request.
+        """
+        if not requests:
+            raise ValueError("requests: is empty, expected at least one")
+        dataset = requests[0].dataset
+        if not all(_same(request.dataset, dataset) for request in requests):
+            raise ValueError("requests: have different datasets, expected the same dataset object in all of them")
+        check_call(model, self.loss_fn, dataset, name="request")
+        names = self._names(model)
+        frozen_prefix = FrozenPrefix(model, names, dataset)
+        features = TensorDataset(*materialize(frozen_prefix.features(dataset, batch_size=self.batch_size)))
+        own = replace(self, params=names)  # the head has the same parameter names
+        on_features = [
+            request_on_features(request, frozen_prefix, features=features, batch_size=self.batch_size)
+            for request in requests
+        ]
+        outcomes = []
+        for request, first_direction in zip(
+            on_features, own._first_directions(frozen_prefix.head, features, on_features), strict=True
+        ):
+            outcome = own._on_copy(frozen_prefix.head, request, first_direction)
+            outcome.model = _with_parameters(model, outcome.model, names)
+            outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
+            outcomes.append(outcome)
+        return outcomes
+
+    def _first_directions(self, model: nn.Module, data: TensorDataset, requests: list[Request]) -> list[FirstDirection]:
+        """Functions that return the first directions of the requests, all solved with the curvature on `data`."""
+        names = self._names(model)
+        records: list[dict[str, Any]] = [{} for _ in requests]
+        differences = [
+            self._difference(Work(self, model, request, names), torch.Generator().manual_seed(self.seed), record)
+            for request, record in zip(requests, records, strict=True)
+        ]
+        known = [d for d in differences if d is not None]
+        parts: Iterator[Solution | IndefiniteSystem] = iter(())
+        if known:
+            operator = self._operator(model, names, data)
+            stacked = {name: torch.stack([d[name] for d in known]) / size(data) for name in known[0]}
+            try:
+                solution = self.solver.solve(operator, stacked)
+                parts = iter([solution.part(k) for k in range(len(known))])
+            except IndefiniteSystem as reason:
+                parts = repeat(reason)
+
+        def first_direction(points: dict[str, Any], part: Solution | IndefiniteSystem | None, record: dict[str, Any]):
+            record.update(points)
+            if isinstance(part, IndefiniteSystem):
+                raise NotApplied(str(part))
+            return None if part is None else checked_direction(self.solver, part, record)
+
+        return [
+            partial(first_direction, record, None if difference is None else next(parts))
+            for record, difference in zip(records, differences, strict=True)
+        ]
+
+    def _operator(self, model: nn.Module, names: list[str], data: TensorDataset) -> CurvatureOperator:
+        n = size(data)
+        if self.curvature_samples is not None and self.curvature_samples < n:
+            generator = torch.Generator().manual_seed(self.seed)
+            data = TensorDataset(*data[torch.randperm(n, generator=generator)[: self.curvature_samples]])
+        return CurvatureOperator(
+            model,
+            self.loss_fn,
+            data,
+            kind=self.kind,
+            damping=self.damping,
+            params=names,
+            batch_size=max(self.batch_size, 1024),
+        )
+
+
+def _same(a: Dataset[Any], b: Dataset[Any]) -> bool:
+    if type(a) is type(b) is TensorDataset:  # each request wraps the tensors in a dataset of its own
+        return all(s is t for s, t in zip(a.tensors, b.tensors, strict=True))
+    return a is b
+
+
+def _with_parameters(model: nn.Module, source: nn.Module, names: list[str]) -> nn.Module:
+    """A copy of `model` with the parameters of these names from `source`."""
+    result = independent(model)
+    with torch.no_grad():
+        for name in names:
+            result.get_parameter(name).copy_(source.get_parameter(name))
+    return result

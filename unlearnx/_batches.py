@@ -234,8 +234,8 @@ def rows(output: Any, samples: int) -> Any:
     if not any(has_rows(leaf, samples) for leaf in leaves):
         if samples != 1 or not any(isinstance(leaf, Tensor) for leaf in leaves):
             raise ValueError(
-                f"model: returned {type(output).__name__} for {samples} samples, expected a tensor with a row for each, "
-                "or an object, mapping or tuple with such tensors"
+                f"model: returned {type(output).__name__} for {samples} samples, expected a tensor with a row for "
+                "each, or an object, mapping or tuple with such tensors"
             )
         return made([leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
     return output

@@ -25,7 +25,7 @@ from unlearnx import _distributed as distributed
 from unlearnx._batches import Index, Nest, count, joined, moved, one, take, taken_apart
 from unlearnx._checks import check_at_least_one
 
-# A pair (x, y) of nests of batched tensors, a mapping of them with y as its entry "labels", or a source of such samples.
+# A pair (x, y) of nests of batched tensors, a mapping of them with y as its entry "labels", or a source of samples.
 Data = tuple[Nest, Nest] | Mapping[str, Any] | Dataset[Any] | DataLoader[Any]
 Pair = tuple[Nest, Nest]
 Collate = Callable[[list[Any]], Any]
@@ -75,6 +75,11 @@ def as_dataset(data: Data) -> Dataset[Any]:
 def dataset_of(x: Nest, y: Nest) -> Dataset[Any]:
     """Samples in memory as a dataset."""
     return TensorDataset(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else Batched(x, y)
+
+
+def picked(data: Data, index: Tensor) -> Dataset[Any]:
+    """The samples at these indices, in memory."""
+    return dataset_of(*(take(nest, index) for nest in materialize(data)))
 
 
 def _in_memory(data: Data) -> Pair | None:
@@ -143,8 +148,8 @@ def _rows(name: str, nest: Nest) -> int:
         if isinstance(leaf, Tensor):
             if leaf.dim() and len(leaf) not in (1, n):
                 raise ValueError(
-                    f"data: {path} has a first dimension of {len(leaf)}, expected {n} samples as elsewhere; expand what "
-                    "is the same for all samples to a row for each"
+                    f"data: {path} has a first dimension of {len(leaf)}, expected {n} samples as elsewhere; expand "
+                    "what is the same for all samples to a row for each"
                 )
         elif not (outermost and (leaf is None or isinstance(leaf, (bool, int, float)))):
             raise ValueError(f"data: {path} is a {_described(leaf)}, expected a tensor with a row a sample")

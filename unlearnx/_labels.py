@@ -57,6 +57,53 @@ def counted(y: Tensor, classes: int, ignore_index: int = IGNORED) -> Tensor:
     return labelled
 
 
+def predictions(output: Any, y: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """What a model predicts, shaped like the labels y: the class of the highest score, or 1 for a logit above 0.
+
+    Raises:
+        ValueError: the labels are values, which cannot be right or wrong, or do not fit the scores.
+    """
+    values = scores(output)
+    axis = None if y.is_floating_point() else class_axis(output, y)
+    if axis is not None:
+        return values.argmax(axis)
+    if is_binary(values, y, ignore_index):
+        return (values > 0).reshape(y.shape).to(y.dtype)
+    raise ValueError(
+        f"data: labels are {y.dtype} of shape {list(y.shape)} with scores of shape {list(values.shape)}, expected a "
+        "class for each sample or position, or 0 or 1 for each logit; values of a regression are not right or wrong"
+    )
+
+
+def labelled(output: Any, y: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """Which of the labels y count: those that are not `ignore_index`.
+
+    Raises:
+        ValueError: a label is no class of the scores.
+    """
+    axis = None if y.is_floating_point() else class_axis(output, y)
+    return y != ignore_index if axis is None else counted(y, scores(output).shape[axis], ignore_index)
+
+
+def is_causal(x: Any, y: Any, ignore_index: int = IGNORED) -> bool:
+    """Whether labels are the input tokens themselves, as causal language models of HuggingFace take them.
+
+    The scores at a position then predict the token after it.
+    """
+    tokens = x.get("input_ids") if isinstance(x, dict) else None
+    if not isinstance(tokens, Tensor) or not isinstance(y, Tensor) or tokens.shape != y.shape or y.dim() != 2:
+        return False
+    own = y != ignore_index
+    return bool(own.any()) and bool((tokens == y)[own].all())
+
+
+def following(y: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """For each position of texts (N, length), the label of the next one; `ignore_index` for the last."""
+    shifted = y.roll(-1, 1)
+    shifted[:, -1] = ignore_index
+    return shifted
+
+
 def guessing_loss(output: Any, y: Any) -> float | None:
     """Cross-entropy of guessing evenly, in nats: log(classes), or log 2 for yes and no; None for other labels."""
     values = scores(output)

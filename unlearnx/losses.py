@@ -71,9 +71,7 @@ def causal_lm(output: Any, y: Tensor, *, ignore_index: int = ..., per: str = ...
 
 
 @per_sample
-def causal_lm(
-    output: Any = None, y: Tensor | None = None, *, ignore_index: int = IGNORED, per: str = "sample"
-) -> Tensor | Callable[[Any, Tensor], Tensor]:
+def causal_lm(output: Any = None, y: Tensor | None = None, *, ignore_index: int = IGNORED, per: str = "sample") -> Any:
     """Cross-entropy of each text's next tokens, in nats, (N,): the scores at a position predict the token after it.
 
     Without an output and labels, the loss function of these settings: ``loss_fn=causal_lm(per="token")``.

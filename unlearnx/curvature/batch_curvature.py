@@ -171,12 +171,12 @@ class GaussNewton(RecordedBatch):
         self.flags.tangents = False
         if all(t is None for t in tangents):
             return [None] * len(self.leaves)
-        tangents = tuple(_filled(t, u) for t, u in zip(tangents, self.u, strict=True))
-        curved = self._backward(self.output_gradients, self.points, tangents, keep=keep)
+        directions = [_filled(t, u) for t, u in zip(tangents, self.u, strict=True)]
+        curved = self._backward(self.output_gradients, self.points, directions, keep=keep)
         if all(t is None for t in curved):  # the loss is linear in the output
             return [None] * len(self.leaves)
-        curved = tuple(_filled(t, u) for t, u in zip(curved, self.u, strict=True))
-        return list(self._backward(self.outputs, self.leaves, curved, keep=keep))
+        directions = [_filled(t, u) for t, u in zip(curved, self.u, strict=True)]
+        return list(self._backward(self.outputs, self.leaves, directions, keep=keep))
 
     def roots(self) -> list[Tensor]:
         return [t for t in (*self.outputs, *self.output_gradients, *self.transposed) if t is not None]

@@ -21,9 +21,9 @@ class FrozenPrefix:
     """A model split in two: ``prefix``, which depends on none of the chosen parameters, and ``head``, the rest.
 
     The split is found by tracing (``torch.fx``) and checked on samples of the data. The head keeps the parameter names
-    of the model and shares its parameters. There is no prefix, and the head is the model itself, where the model cannot
-    be traced, where its input is not one tensor, where more than one tensor goes from the first part to the second, or where the two parts do not give
-    the model's outputs. Results are the same then, only slower.
+    of the model and shares its parameters. There is no prefix, and the head is the model itself, where its input is
+    not one tensor or it cannot be traced, where more than one tensor goes from the first part to the second, or where
+    the two parts do not give the model's outputs. Results are the same then, only slower.
 
     Args:
         model: the model; it is not changed.

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -87,3 +88,49 @@ def test_cuda_tensors_are_refused_with_a_reason(op, arguments):
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with pytest.raises(NotImplementedError, match=rf"{op}: this build of unlearnx has no CUDA kernels \(it"):
         getattr(torch.ops.unlearnx, op).default.redispatch(cuda, *arguments)
+
+
+@pytest.fixture(scope="module")
+def launch_problems(tmp_path_factory, pytestconfig):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    program = tmp_path_factory.mktemp("launch") / "launch_problems"
+    source = pytestconfig.rootpath / "tests" / "launch_problems.cpp"
+    subprocess.run(
+        ["g++", "-std=c++17", "-Wall", "-Werror", f"-I{pytestconfig.rootpath / 'csrc'}", source, "-o", program],
+        check=True,
+    )
+    return program
+
+
+@pytest.mark.parametrize(
+    ("error", "capability", "driver", "message"),
+    [
+        (
+            209,  # cudaErrorNoKernelImageForDevice
+            (7, 5),
+            13000,
+            "unlearnx: this build has CUDA kernels for compute capability 8.0;9.0+PTX, but the GPU has 7.5: "
+            "install a wheel that has it, or build with TORCH_CUDA_ARCH_LIST=7.5",
+        ),
+        (
+            222,  # cudaErrorUnsupportedPtxVersion
+            (12, 0),
+            12080,
+            "unlearnx: this build is of CUDA 13.0, but the NVIDIA driver is for CUDA 12.8: update the driver, "
+            "install a wheel of that CUDA, or build with TORCH_CUDA_ARCH_LIST=12.0",
+        ),
+        (700, (9, 0), 13000, ""),  # cudaErrorIllegalAddress, which torch reports
+    ],
+)
+def test_a_gpu_that_the_build_is_not_for(launch_problems, error, capability, driver, message):
+    """One sentence with the remedy, where CUDA says "no kernel image is available"."""
+    arguments = [str(n) for n in (error, *capability, driver)]
+    result = subprocess.run([launch_problems, *arguments], capture_output=True, text=True, check=True)
+    assert result.stdout == message + "\n"
+
+
+def test_every_launch_is_checked_with_the_remedy(pytestconfig):
+    for file in (pytestconfig.rootpath / "csrc" / "cuda").glob("*"):
+        if file.name != "launch_check.cpp":
+            assert "C10_CUDA_KERNEL_LAUNCH_CHECK" not in file.read_text(), file

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unlearnx._batches import Nest, call, changed, count, described, moved, rows, tensors
+from unlearnx._batches import Nest, call, changed, count, described, moved, rows
 from unlearnx._checks import check_deterministic, model_device
 from unlearnx._copies import lent
 from unlearnx._data import Data, Samples
 from unlearnx._losses import Loss, SampleLoss, named
+from unlearnx._models import Buffers, check_model, check_repeatable
 from unlearnx._modes import modes_kept
-from unlearnx._random import forked_random
+from unlearnx._random import undisturbed
 
 PROBED = 3  # samples that a model is tried on
-TOLERANCE = 1e-3  # of two runs on the same samples, relative
 
 
 def run(model: Callable[..., Any], x: Nest, name: str = "data") -> Any:
@@ -52,29 +52,24 @@ def check_call(
         TypeError: the model is no module, or the loss no function.
         ValueError: they do not fit together, or are refused.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is of type {type(model).__name__}, expected a torch.nn.Module")
+    check_model(model)
     loss = None if loss_fn is None else SampleLoss(loss_fn)
     if deterministic:
         check_deterministic(model)
     device = model_device(model)
     x, y = (moved(changed(t, Tensor.detach), device) for t in Samples(data).read(slice(0, PROBED)))
     twin = lent(model)
-    with torch.enable_grad(), forked_random(device), modes_kept(twin):
 
-        def output() -> Any:
-            buffers = {key: t.clone() for key, t in twin.named_buffers()}
-            found = run(lambda *args, **named: functional_call(twin, buffers, args, named), x, name)
-            return changed(found, Tensor.detach)
+    def output(x: Nest, buffers: Buffers) -> Any:
+        found = run(lambda *args, **named: functional_call(twin, buffers, args, named), x, name)
+        return changed(found, Tensor.detach)
 
-        if not deterministic:
+    with torch.enable_grad(), undisturbed(device), modes_kept(twin):
+        if deterministic:
+            first = check_repeatable(output, twin, x, device)
+        else:
             twin.eval()  # a BatchNorm in train mode may not take as few samples
-        first = output()
-        if deterministic and not _alike(output(), first):
-            raise ValueError(
-                "model: gave other outputs for the same samples when called again, expected the same; a dropout "
-                "outside of a module, or a random layer in train mode, needs to be off"
-            )
+            first = output(x, {})
     if loss is None:
         return
     with torch.enable_grad():
@@ -84,16 +79,6 @@ def check_call(
             "loss_fn: depends on the model's parameters themselves, as a penalty on weights does, expected a function "
             "of outputs and labels alone"
         )
-
-
-def _alike(again: Any, first: Any) -> bool:
-    """Whether two outputs have the same values, as far as the first ones are finite."""
-    for a, b in zip(tensors(again), tensors(first), strict=False):
-        if not (b.is_floating_point() and b.numel() and b.isfinite().all()):
-            continue
-        if a.shape != b.shape or not torch.allclose(a, b, TOLERANCE, TOLERANCE * float(b.abs().max())):
-            return False
-    return True
 
 
 def _leaves(value: Tensor) -> set[int]:

@@ -82,6 +82,11 @@ def qualified(module: str, parameter: str) -> str:
     return f"{module}.{parameter}" if module else parameter
 
 
+def module_label(name: str, module: nn.Module) -> str:
+    """A module of a model in the words of messages: its type and name."""
+    return f"{type(module).__name__} {name!r}" if name else type(module).__name__
+
+
 def _reason_samples_interact(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if module.running_mean is None:
@@ -105,8 +110,7 @@ def check_deterministic(model: nn.Module) -> None:
     for name, module in model.named_modules():
         reason = _reason_samples_interact(module)
         if reason:
-            label = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-            raise ValueError(f"model: {label} {reason}; call model.eval() first")
+            raise ValueError(f"model: {module_label(name, module)} {reason}; call model.eval() first")
 
 
 def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:

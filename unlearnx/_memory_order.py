@@ -7,8 +7,10 @@ from torch import Tensor, fx, nn
 
 from unlearnx._batches import Nest
 from unlearnx._checks import model_device
-from unlearnx._modes import evaluating
-from unlearnx._random import forked_random
+from unlearnx._copies import lent
+from unlearnx._models import ROUNDING, alike
+from unlearnx._modes import modes_kept
+from unlearnx._random import undisturbed
 
 BLOCK = 16  # channels that oneDNN works on at once
 
@@ -36,9 +38,10 @@ def _may_crash(module: nn.Module) -> bool:
 
 
 class ImageOrder:
-    """Puts images into the order that is fastest, for a model that takes it.
+    """Puts images into the order that is fastest, for a model that gives the same outputs then.
 
-    It is tried on one sample: a forward may ask for the usual order, as ``view`` does.
+    It is tried on two samples: a forward may ask for the usual order, as ``view`` does, or read memory as it lies. A
+    model in train mode is tried in both modes.
 
     Args:
         model: the model.
@@ -58,14 +61,18 @@ class ImageOrder:
             return False
         if self._taken is None:
             device = model_device(self._model)
-            self._taken = (device.type != "cpu" or may_reorder(self._model)) and self._runs(x[:1].to(device))
+            self._taken = (device.type != "cpu" or may_reorder(self._model)) and self._same(x[:2].to(device))
         return self._taken
 
-    def _runs(self, x: Tensor) -> bool:
+    def _same(self, x: Tensor) -> bool:
+        usual, fast = x.detach(), x.detach().clone(memory_format=torch.channels_last)
+        twin = lent(self._model)
+        call = twin.forward if isinstance(twin, fx.GraphModule) else twin  # the latter prints what it raises
         try:
-            with evaluating(self._model) as model, forked_random(x.device):
-                call = model.forward if isinstance(model, fx.GraphModule) else model  # the former prints what it raises
-                call(x.detach().clone(memory_format=torch.channels_last))
+            with torch.no_grad(), undisturbed(x.device), modes_kept(twin):
+                if any(module.training for module in twin.modules()):
+                    call(fast.clone())
+                twin.eval()
+                return alike(call(fast), call(usual.clone()), ROUNDING)
         except Exception:  # this runs the user's code, which may raise anything; so will the usual order if it is wrong
             return False
-        return True

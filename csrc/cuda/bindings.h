@@ -25,6 +25,9 @@ inline DType dtype_of(const at::Tensor& t) {
   }
 }
 
+/// Raises where a launch before it failed; says what to do where the build or the driver is not for the GPU.
+void check_launch();
+
 /// Null where the tensor is undefined.
 inline const void* pointer(const at::Tensor& t) {
   return t.defined() ? t.const_data_ptr() : nullptr;

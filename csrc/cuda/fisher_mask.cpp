@@ -39,7 +39,7 @@ at::Tensor fisher_mask_(at::TensorList params, at::TensorList importance_forget,
   fisher_mask(parts, mask.wide, mask.selected, static_cast<Selection*>(selection.mutable_data_ptr()),
               ties.mutable_data_ptr<int64_t>(), blocks, counts.mutable_data_ptr<int64_t>(),
               c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  check_launch();
   p.finish();
   return counts;
 }

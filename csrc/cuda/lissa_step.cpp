@@ -23,13 +23,13 @@ at::Tensor lissa_step_(at::TensorList h, at::TensorList v, at::TensorList hv, do
   for_each_table(state.tensors(), state.align(v), state.align(hv),
                  [&](const TensorTable<3>& table, DType type, DType rest) {
                    lissa_step(table, type, rest, 1 - damping, 1 / scale, next, stream);
-                   C10_CUDA_KERNEL_LAUNCH_CHECK();
+                   check_launch();
                    next += table.blocks();
                  });
   const auto norm = at::empty({}, options.dtype(lissa_norm_type(h)));
   lissa_norm(partial.const_data_ptr<double>(), blocks, norm.mutable_data_ptr(), norm.scalar_type() == at::kDouble,
              stream);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  check_launch();
   state.finish();
   return norm;
 }

@@ -14,7 +14,7 @@ void launch(const Pass& pass, const at::Tensor& states) {
   const c10::cuda::CUDAGuard guard(states.device());
   const CellsSize size{states.size(-2), states.size(-1), states.scalar_type() == at::kDouble};
   lstm_cells(pass, size, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  check_launch();
 }
 
 struct Cells {

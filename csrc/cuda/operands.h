@@ -80,7 +80,7 @@ class TileProducts {
   at::Tensor rows() const {
     const auto rows = at::empty({problem_.samples, problem_.groups * problem_.outputs, problem_.columns}, options_);
     tile_rows(problem_, plan_, type_, rows.mutable_data_ptr(), stream_);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    check_launch();
     return rows;
   }
 
@@ -89,7 +89,7 @@ class TileProducts {
     const auto matrix = at::empty({problem_.groups * problem_.outputs, problem_.columns}, compute_options_);
     const auto parts = at::empty({plan_.splits > 1 ? plan_.splits : 0, matrix.numel()}, compute_options_);
     tile_sum(problem_, plan_, type_, squared, parts.mutable_data_ptr(), matrix.mutable_data_ptr(), stream_);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    check_launch();
     return matrix;
   }
 
@@ -98,7 +98,7 @@ class TileProducts {
     const auto norms = at::empty({problem_.samples}, compute_options_);
     const auto parts = at::empty({plan_.norm_parts, problem_.samples}, compute_options_);
     tile_norms(problem_, plan_, type_, parts.mutable_data_ptr(), norms.mutable_data_ptr(), stream_);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    check_launch();
     return norms;
   }
 

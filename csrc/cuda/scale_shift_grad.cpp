@@ -13,7 +13,7 @@ void launch_rows(const ScaleShiftGrad& p, const at::Tensor& rows) {
   const ScaleShiftArguments arguments{pointer(p.x), pointer(p.dy), pointer(p.mean), pointer(p.rstd),
                                       p.samples,    p.outer,       p.channels,      p.inner};
   scale_shift_rows(arguments, dtype_of(p.dy), rows.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  check_launch();
 }
 
 std::tuple<at::Tensor, at::Tensor> scale_shift_grad_diff(const at::Tensor& x, const at::Tensor& dy,

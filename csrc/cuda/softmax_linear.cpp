@@ -30,7 +30,7 @@ class Products {
     at::mm_out(u, h, v.t());
     softmax_rows(p.const_data_ptr(), u.mutable_data_ptr(), batch.size, p_.classes, p_.sides,
                  1.0 / static_cast<double>(batch.size), p_.compute_type() == at::kDouble, stream_);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    check_launch();
     return at::mm_out(product_, u.t(), h);
   }
 
@@ -85,7 +85,7 @@ std::tuple<at::Tensor, at::Tensor> lissa_softmax_linear(const at::Tensor& h, con
   for (int64_t i = 0; i < run.iterations; ++i) {
     lissa.hv = products.multiply(state, run.batch(i)).const_data_ptr();
     lissa_iteration(lissa, i, stream);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    check_launch();
   }
   return run.results(state, history, v);
 }

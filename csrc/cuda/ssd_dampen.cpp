@@ -21,7 +21,7 @@ at::Tensor ssd_dampen_(at::TensorList params, at::TensorList importance_full, at
                  [&](const TensorTable<3>& table, DType type, DType importances) {
                    ssd_dampen(table, type, importances, {alpha, lam, exponent, bound},
                               counts.mutable_data_ptr<int64_t>(), stream);
-                   C10_CUDA_KERNEL_LAUNCH_CHECK();
+                   check_launch();
                  });
   p.finish();
   return counts;

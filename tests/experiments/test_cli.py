@@ -6,10 +6,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.experiments.conftest import COMPARE
 from tests.experiments.tables import in_80_columns
 from unlearnx import experiments, ops
 from unlearnx.cli import app
-from unlearnx.experiments import report
+from unlearnx.experiments import report, runs
+from unlearnx.experiments.output_folder import claimed
 
 
 def run(*arguments):
@@ -60,6 +62,9 @@ def test_canary_alice(given, canary_result, tmp_path, monkeypatch):
     calls = []
 
     class Study:
+        def room(self, seeds):
+            return 0
+
         def run(self, seeds, folder):
             calls.append(seeds)
             return canary_result
@@ -172,6 +177,16 @@ def test_run_sweeps(tmp_path):
         ),
         (["compare", "forget-class-digits", "--forget-class", "x"], "forget_class is 'x', expected one of 0, 1"),
         (["run", "canary-alice"], "--data-root is missing"),
+        (["run", "forget-random-digits", "--share", "0.0001"], "share is 0.0001: it gives 1 images of the forget set"),
+        (["run", "forget-random-digits", "--share", "0.9999"], "share is 0.9999: it gives 0 images of the retain set"),
+        (["run", "forget-class-digits", "--sweep", "fine-tune.loss_fn=1"], "has a parameter 'loss_fn'"),
+        (["run", "forget-class-digits", "--sweep", "fine-tune.epochs=1.5"], "expected integers for epochs"),
+        (["run", "forget-class-digits", "--sweep", "ssd.alpha=nan"], "alpha is nan, expected"),
+        (["run", "poison-cifar", "--data-root", ".", "--poison", "a.npz"], "--poison is given alone"),
+        (
+            ["run", "poison-cifar", "--data-root", ".", "--clean", "a", "--poisoned", "b", "--budget", 3],
+            "--budget is given with --poisoned",
+        ),
         (["run", "canary-alice", "--data-root", "."], "alice_in_wonderland.txt: is not a file"),
         (["run", "poison-cifar"], "--data-root is missing"),
         (["run", "features-adult"], "--data-root is missing, expected the folder with its tables"),
@@ -188,3 +203,73 @@ def test_clear_errors(arguments, message, tmp_path, monkeypatch):
     result = run(*arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "poison_digits", lambda **_: pytest.fail("work was begun"))
+    (tmp_path / "x").mkdir()
+    file = tmp_path / "x" / "result.json"
+    for content, experiment, message in (
+        (
+            '{"experiment": "forget-class-digits"}',
+            "forget-random-digits",
+            "holds a run of forget-class-digits, expected",
+        ),
+        ("[1]", "forget-class-digits", "result.json is not of a run"),
+        ("half", "forget-class-digits", "result.json is not of a run"),
+    ):
+        file.write_text(content)
+        result = run("compare", experiment, "--out", tmp_path, "--name", "x")
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert file.read_text() == content
+    file.write_text('{"experiment": "features-diabetes"}')
+
+    class Study:
+        def room(self, seeds):
+            return 0
+
+    monkeypatch.setattr(experiments, "features", lambda *_, **__: Study())
+    result = run("run", "features-diabetes", "--data-root", tmp_path, "--out", tmp_path, "--name", "x")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert f"out: {tmp_path / 'x'} holds result.json already" in result.stderr
+
+
+def test_two_runs_of_one_name(tmp_path):
+    with claimed(tmp_path / "x"):
+        result = run("run", "poison-digits", "--out", tmp_path, "--name", "x")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert f"another run is writing to {tmp_path / 'x'}" in result.stderr
+
+
+def test_settings_that_were_interrupted_do_not_block_others(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    common = ("run", "poison-digits", "--seeds", 1, "--out", tmp_path, "--name", "x", "--no-progress")
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "save_model", interrupted)
+        assert run(*common, "--epochs", 1).exit_code == 130
+    (checkpoint,) = (tmp_path / "x" / "seed-0").glob("*.checkpoint")
+    assert run(*common, "--epochs", 2).exit_code == 0
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(("part", "value", "message"), [("seed", "../../x", "seed is"), ("model", 3, "the model is 3")])
+def test_recipes_that_name_other_files(part, value, message, compared, tmp_path):
+    trial = json.loads((compared[1] / "trials" / "seed-0" / "ssd.json").read_text())
+    trial["recipe"][part] = value
+    (tmp_path / "ssd.json").write_text(json.dumps(trial))
+    result = run("run", "--recipe", tmp_path / "ssd.json", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["ssd.json"]
+
+
+def test_a_damaged_model_of_a_trial(compared, tmp_path):
+    shutil.copytree(compared[1], tmp_path / "x")
+    (tmp_path / "x" / "trials" / "seed-0" / "original.pt").write_bytes(b"PK\x03\x04")
+    result = run(*COMPARE, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "original.pt: holds more than tensors, or is damaged" in result.stderr

@@ -15,6 +15,7 @@ from unlearnx import Request
 from unlearnx.cli import app
 from unlearnx.experiments import report, unlearn
 from unlearnx.experiments.arguments import build_method, parameters, read_indices
+from unlearnx.experiments.output_folder import LOCK
 from unlearnx.experiments.weights import Weights, tensor_hash
 from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain
 from unlearnx.metrics import accuracy, activation_distance, mia
@@ -81,6 +82,18 @@ def more_classes():
 
 def nothing():
     return 7
+
+
+def none():
+    print("about to return nothing")
+
+
+def leaves():
+    raise SystemExit(0)
+
+
+def interrupted():
+    raise KeyboardInterrupt
 """
 
 FORGET = [3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 1, 2]
@@ -240,6 +253,7 @@ def test_end_to_end(ending, indices, there, tmp_path):
     assert ("The checkpoint also held optimizer." in page) == (ending == "pt")
     assert "Not applied" not in page
     assert "SalUn: taken for unseen" in result.output
+    assert ("the weights are its entry 'state_dict'; not used: optimizer" in result.stderr) == (ending == "pt")
 
 
 def test_class_and_retraining(there, tmp_path):
@@ -320,6 +334,7 @@ def test_too_few_points_for_an_attack(there, tmp_path):
     audit = audit_of(tmp_path / "out")
     assert audit["measures"]["before"]["mia_starter_kit"] is None
     assert any("starter_kit could not be run" in note for note in audit["notes"])
+    assert "Note: The membership attack starter_kit could not be run" in one_line(result.stdout)
 
 
 def test_a_loader_counts_as_its_dataset(there, tmp_path):
@@ -356,6 +371,8 @@ def test_a_loader_counts_as_its_dataset(there, tmp_path):
         ([], {"data": "own_data:wide"}, "data: the model cannot read samples of shape [12]"),
         ([], {"data": "own_data:more_classes"}, "data: label 4 is out of range for the model's 3 classes"),
         ([], {"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
+        ([], {"weights": None}, "--weights is missing, expected the file of the model's weights"),
+        ([], {"model": "hf:nowhere", "weights": None}, "nowhere: holds no config.json"),
         ([], {"weights": "forget.npy"}, "forget.npy: is neither a safetensors file nor one that torch.save wrote"),
         ([], {"retrained": "nowhere.pt"}, "nowhere.pt: no such file"),
         ([], {"method": "sdd"}, "--method is 'sdd', expected one of "),
@@ -369,6 +386,10 @@ def test_a_loader_counts_as_its_dataset(there, tmp_path):
         ([], {"forget": None}, "forget, forget_class: neither given"),
         (["--forget-class", 9], {"forget": None}, "no sample has label 9; the labels are [0, 1, 2]"),
         (["--device", "tpu:x"], {}, "device is 'tpu:x'"),
+        ([], {"data": "own_data:none"}, "--data own_data:none: returned None, expected a Dataset"),
+        ([], {"test": "own_data:none"}, "--test own_data:none: returned None, expected a Dataset"),
+        ([], {"test": "own_data:nothing"}, "test: cannot be read as samples (x, y)"),
+        ([], {"data": "own_data:leaves"}, "--data own_data:leaves: failed at"),
     ],
 )
 def test_clear_errors(more, changed, message, there, tmp_path):
@@ -426,6 +447,58 @@ def test_results_are_not_overwritten(there, tmp_path):
         assert result.exit_code == 2
         assert f"holds {name} already" in one_line(result.output)
         assert (out / name).read_text() == "earlier"
+
+
+def test_ctrl_c_leaves_everything_as_it_was(there, tmp_path, monkeypatch):
+    given = {file.name: file.read_bytes() for file in there.iterdir() if file.is_file()}
+    result = run(tmp_path / "a" / "out", data="own_data:interrupted")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "unlearnx unlearn: interrupted"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "write_audit", interrupted)  # when the weights are written
+    assert run(tmp_path / "a" / "out").exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+    assert {file.name: file.read_bytes() for file in there.iterdir() if file.is_file()} == given
+
+
+def test_another_run_takes_what_a_killed_one_has_left(there, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (LOCK, "weights.pt", "audit.html"):
+        (out / name).write_text("half")
+    assert run(out, weights="trained.safetensors").exit_code == 0
+    assert {file.name for file in out.iterdir()} == {"weights.safetensors", "audit.json", "audit.html"}
+
+
+@pytest.mark.parametrize("wrong", ["file", "file/x", "/proc/nothing"])
+def test_an_out_that_cannot_be(wrong, there, tmp_path):
+    (tmp_path / "file").touch()
+    result = run(tmp_path / wrong, data="own_data:interrupted")  # found before the data are read
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert str(tmp_path / "file" if "file" in wrong else wrong) in result.stderr
+
+
+def test_a_disk_that_is_full_of_the_weights(there, tmp_path, monkeypatch):
+    def reserve(handle, start, size):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", reserve)
+    result = run(tmp_path / "out")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "out: 1.0 MiB cannot be written there: No space left on device" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_users_module_prints_is_no_result(there, tmp_path):
+    (there / "talks.py").write_text("print('hello')\nfrom own_data import train")
+    result = run(tmp_path / "out", "--json", data="talks:train")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["applied"]
+    assert "hello" in result.stderr
 
 
 def test_a_malicious_pickle_is_refused(there, tmp_path):

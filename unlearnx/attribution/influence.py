@@ -194,7 +194,7 @@ class _Objective:
         frozen_prefix = FrozenPrefix(model, names, failures)
         self._model, self._loss, self._batch_size = lent(frozen_prefix.head), SampleLoss(loss_fn), batch_size
         self._data = frozen_prefix.features(materialize(failures), batch_size=batch_size)
-        self._values, self._rest = split_values(frozen_prefix.head, names)
+        self._values, self._rest = split_values(self._model, names)
         self.origin = {name: t.to(compute_dtype(t)) for name, t in self._values.items()}
         self.precision = precision
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from unlearnx._batches import Nest, arguments, count, moved, take
 from unlearnx._calls import check_call
-from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
+from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device, select_params
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
 from unlearnx._labels import labelled, predictions
@@ -127,6 +127,7 @@ def gradient_shapley(
         (torch.Size([6]), 3)
     """
     check_call(model, loss_fn, train, name="train")
+    select_params(model, None)
     check_in_order("train", train)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is {lr!r}, expected a finite number > 0")

@@ -20,7 +20,8 @@ from unlearnx._copies import lent
 from unlearnx._data import BATCH_SIZE, Data, Samples, check_same_in_every_process, check_visits_all
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
-from unlearnx._memory_order import may_reorder
+from unlearnx._memory_order import ImageOrder
+from unlearnx._models import check_gradients_possible
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.batch_curvature import CURVATURE_KINDS, BatchCurvature, RecordedBatch, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -336,7 +337,8 @@ class _SharedState:
         self.fixed = False
         self._keeps = True
         self._snapshot: Snapshot | None = None
-        self._use_channels_last = may_reorder(model)
+        self._image_order = ImageOrder(self._lent)
+        self._use_channels_last = True
         self._kept: weakref.WeakKeyDictionary[BatchCurvature, int] = weakref.WeakKeyDictionary()  # with their bytes
         self._bytes_per_sample: float | None = None
         self._budget = 0.0
@@ -350,6 +352,7 @@ class _SharedState:
         """A snapshot of the model as it is now; the same object as long as the model does not change."""
         if self._snapshot is not None and self.fixed:
             return self._snapshot
+        check_gradients_possible()
         check_deterministic(self.model)
         if self._prefix is not None and not self._prefix[1].is_current(self._prefix[0]):
             raise ValueError(
@@ -374,7 +377,7 @@ class _SharedState:
         closed_form = SoftmaxRegression.of(snapshot, x, y, samples) if self.softmax else None
         if closed_form is not None:
             return closed_form
-        if not (self._use_channels_last and isinstance(x, Tensor) and x.device.type == "cpu" and x.dim() == 4):
+        if not (self._use_channels_last and device.type == "cpu" and self._image_order.taken(x)):
             return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=False)
         try:
             return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=True)

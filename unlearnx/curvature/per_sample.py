@@ -20,7 +20,7 @@ from unlearnx._batches import Nest, Rebuild, arguments, call, changed, count, ro
 from unlearnx._checks import model_device
 from unlearnx._copies import lent
 from unlearnx._losses import SampleLoss
-from unlearnx._memory_order import channels_last, may_reorder
+from unlearnx._memory_order import ImageOrder, channels_last
 from unlearnx._precision import exact_products
 from unlearnx.curvature.contributions import Contribution, StoredGradients
 from unlearnx.curvature.tape import Tape
@@ -82,7 +82,7 @@ class SampleGradients:
         self.device = model_device(model)
         self.dtype: torch.dtype | None = None
         # No parameter requires gradients in the passes, so autograd never computes weight gradients of the batch.
-        self.frozen = split_values(model, [name for name, _ in model.named_parameters()])[0]
+        self.frozen = split_values(self.model, [name for name, _ in model.named_parameters()])[0]
         self.channels_last = False
         self.axes: dict[frozenset[str], int | None] | None = None
         self.bytes_per_sample = 1
@@ -219,7 +219,7 @@ class SampleGradients:
 
         tape = (
             self._probe(x, noise, on_contribution, use_channels_last=True)
-            if isinstance(x, Tensor) and x.dim() == 4 and x.device.type == "cpu" and may_reorder(self.model)
+            if self.device.type == "cpu" and ImageOrder(self.model).taken(x)
             else None
         )
         tape = tape or self._probe(x, noise, on_contribution, use_channels_last=False)

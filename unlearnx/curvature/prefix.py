@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from typing import Any
 
@@ -118,8 +117,10 @@ _SCOPE = "model."  # of names inside _OneInput
 
 
 def _copy_without_hooks(model: nn.Module) -> nn.Module:
-    """A copy that shares parameters and buffers, so that tracing and checking do not run the model's own hooks."""
-    copied = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    """A copy that shares parameters, so that tracing and checking do not run the model's own hooks."""
+    copied = lent(model)
+    if copied is model:
+        raise ValueError("model: cannot be copied")
     for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
@@ -136,6 +137,9 @@ def _split_model(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Modu
             graph = _Tracer().trace(_OneInput(copied))
     except Exception:  # this copies and runs the user's code on fx proxies, which may raise anything
         return None
+    ran = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    if any(_has_hooks(module) for name, module in model.named_modules() if _SCOPE + name not in ran):
+        return None  # these modules do not run as such in a graph of their parts
     named = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
     if any(not str(node.target).startswith(_SCOPE) for node in named):
         return None  # the model is a single layer, or its forward creates tensors
@@ -150,6 +154,10 @@ def _split_model(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Modu
     parts = _parts(model, graph, head, boundary[0])
     # A chosen parameter that the output does not depend on is in neither part: then there is no split.
     return parts if names <= {name for name, _ in parts[1].named_parameters()} else None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _dependents(model: nn.Module, graph: fx.Graph, names: set[str]) -> set[fx.Node]:

@@ -16,7 +16,7 @@ from unlearnx.curvature import ConjugateGradient, LiSSA
 from unlearnx.data import Alphabet, Canary, load_text, windows
 from unlearnx.data.text import DIGITS
 from unlearnx.experiments.outcomes import describe_outcome
-from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
+from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
 from unlearnx.methods import FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import Exposure, accuracy, complete, exposure
 from unlearnx.models import CharacterLSTM, Training, last_character_loss
@@ -72,6 +72,10 @@ class CanaryStudy:
     progress: bool = True
     device: torch.device = field(default_factory=default_device)
     log: Callable[[str], None] = field(default=lambda line: None)
+
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most."""
+        return room_for(seeds * (2 + len(self.methods)), partial(self.network, Alphabet(self.text)))
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
@@ -306,7 +310,7 @@ def canary_alice(
     make = partial(CanaryStudy, "canary-alice", preset, file.name, text, length=10, progress=progress)
     if preset == "reference":
         context = 10_000
-        training = Training(epochs or 20, weight_decay=1e-4, loss_fn=last_character_loss)
+        training = Training(20 if epochs is None else epochs, weight_decay=1e-4, loss_fn=last_character_loss)
         network = partial(CharacterLSTM, hidden=512, layers=2)
         methods = _published_methods(context)
         return make(repeats=6, network=network, training=training, methods=methods, features=True, context=context)
@@ -319,7 +323,7 @@ def canary_alice(
     return make(
         repeats=DEFAULT_REPEATS,
         network=CharacterLSTM,
-        training=Training(epochs or 1, lr=1e-2, batch_size=64),
+        training=Training(1 if epochs is None else epochs, lr=1e-2, batch_size=64),
         methods=_methods(),
         sweep=sweep if preset == "sweep" else {},
     )

@@ -57,6 +57,10 @@ class FeatureStudy:
     progress: bool = True
     log: Callable[[str], None] = field(default=lambda line: None)
 
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most, besides its report."""
+        return 8 * (self.table.train_x.shape[1] + 1)
+
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Forget drawn features for each seed; saves the trained parameters; returns the content of result.json."""
         table = self.table

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.report import environment
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore, differing
-from unlearnx.experiments.runs import default_device, describe, slug, untrained
+from unlearnx.experiments.runs import default_device, describe, room_for, slug, untrained
 from unlearnx.methods import (
     SCRUB,
     SSD,
@@ -43,6 +43,7 @@ from unlearnx.methods import (
     SecondOrder,
     StochasticTeacher,
 )
+from unlearnx.metrics.membership import MIN_CROSS_VALIDATION_SAMPLES as MIN_IMAGES
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
 Methods = dict[str, Method | Pipeline]
@@ -77,6 +78,8 @@ class Sweep:
         if len(owners) != 1:
             having = f"{' and '.join(owners)} have" if owners else f"none of {', '.join(methods)} has"
             raise ValueError(f"sweep is {text!r}, but {having} a parameter {parameter!r}; name one, METHOD.PARAMETER=")
+        if not all(float in _parameters(methods[owners[0]])[parameter] or isinstance(v, int) for v in values):
+            raise ValueError(f"sweep is {text!r}, expected integers for {parameter}")
         sweep = cls(owners[0], parameter, values)
         sweep.variants(methods)  # raises an error if a value is not valid
         return sweep
@@ -96,8 +99,14 @@ def _number(text: str) -> float:
         return float(text)
 
 
-def _parameters(method: Method | Pipeline) -> set[str]:
-    return {f.name for f in fields(method)} - {"seed", "progress"}
+def _parameters(method: Method | Pipeline) -> dict[str, list[Any]]:
+    """The parameters that are numbers, and of which types."""
+    hints = get_type_hints(type(method))
+    allowed = {f.name: get_args(hints[f.name]) or (hints[f.name],) for f in fields(method) if f.name != "seed"}
+    kinds: dict[str, list[Any]] = {
+        name: [kind for kind in (int, float) if kind in types] for name, types in allowed.items()
+    }
+    return {name: found for name, found in kinds.items() if found}
 
 
 @dataclass
@@ -146,12 +155,32 @@ class ForgetStudy:
         if len(set(files)) < len(files):
             raise ValueError(f"methods: some names give the same file, expected different ones, got {', '.join(files)}")
 
+    def _check_sizes(self) -> None:
+        """Refuse sets that are too small to be measured, before any model is trained."""
+        parts = Sets.make(self.splits, self.forget(0), self.forget_class).parts
+        what = f"share is {self.share}" if self.forget_class is None else f"forget_class is {self.forget_class}"
+        for part, indices in parts.items():
+            if len(indices) < MIN_IMAGES:
+                raise ValueError(
+                    f"{what}: it gives {len(indices)} images of the {part.replace('_', ', ')} set, expected at least "
+                    f"{MIN_IMAGES}, since membership attacks are cross-validated on them"
+                )
+
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most."""
+        swept = sum(len(sweep.values) for sweep in self.sweeps)
+        return room_for(seeds * (len(REFERENCES) + len(self.methods) + swept), self.network)
+
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed; returns the content of result.json.
 
         Every model of every seed is saved as a trial under `folder` (see
         :class:`unlearnx.experiments.run_store.RunStore`). Finished trials are read, not made again.
+
+        Raises:
+            ValueError: a set is too small to be measured.
         """
+        self._check_sizes()
         for name, method in self.methods.items():
             self.recipe(name, seeds[0], method)  # so that a method that cannot be written down fails before training
         store = RunStore(folder, self.log)
@@ -485,11 +514,12 @@ def _class_number(splits: Splits, wanted: str | int) -> int:
 
 
 def _digits(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
-    return _study(name, splits, digits_cnn, Training(epochs or 60, lr=2e-3), _digits_methods, **settings)
+    training = Training(60 if epochs is None else epochs, lr=2e-3)
+    return _study(name, splits, digits_cnn, training, _digits_methods, **settings)
 
 
 def _cifar(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
-    training = Training(epochs or 14, lr=2e-3, autocast=fast_dtype(default_device()))
+    training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast_dtype(default_device()))
     return _study(name, splits, vgg_cifar10, training, _cifar_methods, **settings)
 
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from unlearnx._checks import check_at_least_one
 from unlearnx._data import materialize
 from unlearnx.curvature import FrozenPrefix, LiSSA
 from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
 from unlearnx.experiments.outcomes import describe_outcome
-from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
+from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
+from unlearnx.experiments.weights import Weights
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.metrics import ClassReport, confusion_matrix
@@ -97,6 +99,15 @@ class PoisonStudy:
     device: torch.device = field(default_factory=default_device)
     log: Callable[[str], None] = field(default=lambda line: None)
 
+    def __post_init__(self) -> None:
+        check_at_least_one(budget=self.budget)
+        if self.checkpoints is None:
+            self._flipped(0)  # raises where a class has too few labels
+
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most."""
+        return room_for(seeds * (2 + len(self.treatments)), self.network)
+
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
         runs = [self._run_seed(seed, folder / f"seed-{seed}") for seed in seeds]
@@ -144,10 +155,13 @@ class PoisonStudy:
             clean, poisoned = (self._load(f) for f in (self.checkpoints.clean, self.checkpoints.poisoned))
             return Poison.load(self.checkpoints.poison), clean, poisoned
         labels = self.splits.train_y
-        poison = flip_labels(labels, self.budget, classes=len(self.splits.classes), seed=42 + seed)
+        poison = self._flipped(seed)
         clean, _ = self._train(labels, seed, folder / "clean.pt", "training on clean labels")
         poisoned, _ = self._train(poison.apply(labels), seed, folder / "poisoned.pt", "training on poisoned labels")
         return poison, clean, poisoned
+
+    def _flipped(self, seed: int) -> Poison:
+        return flip_labels(self.splits.train_y, self.budget, classes=len(self.splits.classes), seed=42 + seed)
 
     def _train(self, labels: Tensor, seed: int, file: Path | None, title: str) -> tuple[nn.Module, float]:
         self.log(f"{title} ({self.training.epochs} epochs, {len(labels)} images)")
@@ -167,7 +181,7 @@ class PoisonStudy:
 
     def _load(self, file: Path) -> nn.Module:
         model = self.network().to(self.device)
-        model.load_state_dict(torch.load(file, map_location=self.device, weights_only=True))
+        Weights.read(file).load_into(model)
         return model.eval()
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -279,7 +293,7 @@ def poison_digits(*, epochs: int | None = None, preset: str = "default", progres
         "fine-tuning": Treatment(FineTune(epochs=5, lr=2e-3, batch_size=128, params="last:4")),
         "fine-tuning, last block": Treatment(FineTune(epochs=5, lr=3e-3, params="last:8")),
     }
-    training = Training(epochs or 60, lr=2e-3)
+    training = Training(60 if epochs is None else epochs, lr=2e-3)
     return PoisonStudy(
         "poison-digits", splits, digits_cnn, training, len(splits.train_y) // 5, treatments, progress=progress
     )
@@ -345,7 +359,14 @@ def poison_cifar(
     }
     if preset not in presets:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets)}")
-    training = Training(epochs or 14, lr=2e-3, autocast=fast)
+    training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast)
     return PoisonStudy(
-        "poison-cifar", splits, vgg_cifar10, training, budget or n // 5, presets[preset], checkpoints, progress
+        "poison-cifar",
+        splits,
+        vgg_cifar10,
+        training,
+        n // 5 if budget is None else budget,
+        presets[preset],
+        checkpoints,
+        progress,
     )

@@ -16,7 +16,7 @@ from unlearnx._checks import check_at_least_one
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
 from unlearnx.experiments.blame_scores import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
 from unlearnx.experiments.outcomes import describe_outcome
-from unlearnx.experiments.runs import default_device, describe, save_model, slug, train
+from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
 from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
 from unlearnx.metrics import accuracy, predict
 from unlearnx.models import Training, mnist_cnn
@@ -94,6 +94,10 @@ class RepairStudy:
             )
         if not isinstance(self.noise, (int, float)) or not 0 < round(self.noise * n) < n:
             raise ValueError(f"noise is {self.noise}, expected a share of {n} samples, neither none nor all of them")
+
+    def room(self, seeds: int) -> int:
+        """Bytes that a run of so many seeds writes at most."""
+        return room_for(seeds * (3 + len(self.treatments)), self.network)
 
     def run(self, seeds: list[int], folder: Path) -> dict[str, Any]:
         """Run the study for each seed and save the models under `folder`; returns the content of result.json."""
@@ -350,7 +354,7 @@ def repair_mnist(
         "EWC repair, fine-tuning": Treatment(Pipeline([ewc, tune])),
         "EWC repair, energy alignment": Treatment(Pipeline([ewc, EnergyAlignment()])),
     }
-    training = Training(epochs or 20, lr=2e-3)
+    training = Training(20 if epochs is None else epochs, lr=2e-3)
     return RepairStudy(
         "repair-mnist",
         load_mnist(root),

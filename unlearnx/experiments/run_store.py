@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from torch import nn
 
 from unlearnx._files import write_atomically
 from unlearnx.experiments.outcomes import with_fields
 from unlearnx.experiments.runs import save_model, slug, write_json
+from unlearnx.experiments.weights import Weights
 
 Recipe = dict[str, Any]
 Entry = dict[str, Any]
@@ -110,9 +110,12 @@ class RunStore:
                 write_atomically(own, partial(_copy, source))
 
     def load(self, recipe: Recipe, model: nn.Module) -> nn.Module:
-        """Load the weights of a finished trial into `model`, and put it in eval mode."""
-        weights = torch.load(self.file(recipe).with_suffix(".pt"), map_location="cpu", weights_only=True)
-        model.load_state_dict(weights)
+        """Load the weights of a finished trial into `model`, and put it in eval mode.
+
+        Raises:
+            ValueError: the file is damaged or of another model.
+        """
+        Weights.read(self.file(recipe).with_suffix(".pt")).load_into(model)
         return model.eval()
 
 
@@ -125,7 +128,7 @@ def read_trial(file: Path) -> Entry:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is neither a trial nor a recipe.
+        ValueError: it is neither a trial nor a recipe, or its seed or model is none.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
@@ -136,4 +139,9 @@ def read_trial(file: Path) -> Entry:
     entry = content if isinstance(content, dict) and "recipe" in content else {"recipe": content}
     if not isinstance(entry["recipe"], dict) or not entry["recipe"].keys() >= RECIPE_PARTS:
         raise ValueError(f"{file}: expected a trial of a run or its recipe, got other JSON")
+    seed, model = entry["recipe"]["seed"], entry["recipe"]["model"]
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"{file}: the seed is {seed!r}, expected an integer >= 0")
+    if not isinstance(model, str):
+        raise ValueError(f"{file}: the model is {model!r}, expected its name")
     return with_fields(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from unlearnx._data import Data
+from unlearnx._data import Data, materialize
 from unlearnx._files import write_atomically
 from unlearnx._random import forked_random
 from unlearnx.methods import Method, Pipeline
@@ -47,14 +48,25 @@ def train(
     With `file`, the model is saved there at the end, and an interrupted training is resumed.
     """
     model = untrained(network, seed=seed, device=device)
-    checkpoint = None if file is None else file.with_suffix(".checkpoint")
-    training = replace(training, seed=seed, progress=progress)
-    seconds = training.run(model.train(), data, checkpoint=checkpoint)
+    training, (x, y) = replace(training, seed=seed, progress=progress), materialize(data)
+    # Another training of the same model has another file, so that none is kept from starting by what one has left.
+    key = zlib.crc32(y.cpu().contiguous().numpy().tobytes(), zlib.crc32(f"{describe(training)}, {len(x)}".encode()))
+    checkpoint = None if file is None else file.with_suffix(f".{key:08x}.checkpoint")
+    seconds = training.run(model.train(), (x, y), checkpoint=checkpoint)
     model.eval()
-    if file is not None and checkpoint is not None:
+    if file is not None:
         save_model(model, file)
-        checkpoint.unlink()
+        for left in file.parent.glob(f"{file.stem}.*.checkpoint"):
+            left.unlink()
     return model, seconds
+
+
+def room_for(models: int, network: Callable[[], nn.Module]) -> int:
+    """Bytes on disk of so many models and of the checkpoint of one training."""
+    with forked_random():
+        tensors = network().state_dict().values()
+    # The checkpoint has the model and two moments of each weight; the next one is written beside it.
+    return (models + 6) * sum(t.numel() * t.element_size() for t in tensors)
 
 
 def save_model(model: nn.Module, file: Path) -> None:
@@ -86,8 +98,8 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
-def describe(method: Method | Pipeline) -> str:
-    """The method as it is written in code, without the arguments that do not change what it does."""
+def describe(method: Method | Pipeline | Training) -> str:
+    """The method, or training, as it is written in code, without the arguments that do not change what it does."""
 
     def written(value: Any) -> str:
         if isinstance(value, (list, tuple)):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from unlearnx._data import Data, materialize
+from unlearnx._files import check_room
 from unlearnx._random import forked_random
 from unlearnx.experiments import report
 from unlearnx.experiments.evaluation import RequestEvaluation, scores_of
+from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.runs import default_device, describe
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
-from unlearnx.methods import Method, Request, Retrain
+from unlearnx.methods import Method, Request
 
 MAX_LISTED = 10  # indices, and changed tensors, in an audit
 RESULTS = ("audit.json", "audit.html", "weights.safetensors", "weights.pt")
@@ -48,14 +51,14 @@ def unlearn(
 
     ``out`` then holds ``audit.json`` and ``audit.html``, and the new weights as ``weights.safetensors`` or
     ``weights.pt``, in the format of the weights given. If the method was not applied there are no weights, and the
-    audit says why.
+    audit says why. Where anything goes wrong, `out` is left as it was.
 
     Args:
         model_factory: builds the model, which returns class scores (N, classes), with any weights.
         weights: file of its trained weights (see :class:`unlearnx.experiments.weights.Weights`).
         data: what it was trained on, with classes as labels. A DataLoader stands for its dataset, in the dataset's
             order.
-        method: how to forget; ``Retrain`` starts from models of the factory.
+        method: how to forget; one that needs untrained models, as ``Retrain`` does, gets them from the factory.
         out: folder without an audit or weights of an earlier run.
         forget: indices into the data; give either this or `forget_class`.
         forget_class: number of the class to forget, with all of its samples.
@@ -71,76 +74,107 @@ def unlearn(
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: weights, model and data do not fit each other, the indices are not valid for the data, or `out`
-            holds results already; and as for the method.
+            holds results already or is used by another run; and as for the method.
+        OSError: `out` cannot be written to, or the disk is too full.
     """
     started = datetime.now(timezone.utc)
-    _check_unused(out)
-    where = _device(device)
-    stored = Weights.read(Path(weights))
-    model = _built(model_factory, stored, where)
-    other = None if retrained is None else Weights.read(Path(retrained))
-    reference = None if other is None else _built(model_factory, other, where)
-    x, y = _pair("data", data)
-    request = _request(x, y, forget, forget_class)
-    held_out = None if test is None else _pair("test", test)
-    for name, pair in (("data", (x, y)), ("test", held_out)):
-        if pair is not None:
-            _check_fits(name, model, *pair)
-    evaluation = RequestEvaluation(method, request, held_out, forget_class)
+    with claimed(out, RESULTS), _whole_or_nothing(out):
+        where = _device(device)
+        stored = Weights.read(Path(weights))
+        check_room(out, MIN_ROOM + sum(t.numel() * t.element_size() for t in stored.tensors.values()))
+        model = _built(model_factory, stored, where)
+        other = None if retrained is None else Weights.read(Path(retrained))
+        reference = None if other is None else _built(model_factory, other, where)
+        for read in (stored, other):
+            if read is not None and (said := read.described(model)):
+                log(said)
+        x, y = _pair("data", data)
+        request = _request(x, y, forget, forget_class)
+        held_out = None if test is None else _pair("test", test)
+        for name, pair in (("data", (x, y)), ("test", held_out)):
+            if pair is not None:
+                _check_fits(name, model, *pair)
+        evaluation = RequestEvaluation(method, request, held_out, forget_class)
 
-    log(f"{len(request.forget):,} of {len(x):,} samples to forget")
-    models, measures = {"before": model}, {"before": evaluation.measure(model)}
-    ready = replace(method, factory=model_factory) if isinstance(method, Retrain) and not method.factory else method
-    outcome = ready(model, request)
-    applied = outcome.applied
-    log(f"{type(method).__name__}: {'applied' if applied else 'not applied'} after {outcome.seconds:.1f} s")
-    if applied:
-        models["after"], measures["after"] = outcome.model, evaluation.measure(outcome.model)
-    if reference is not None:
-        models["retrained"], measures["retrained"] = reference, evaluation.measure(reference)
+        log(f"{len(request.forget):,} of {len(x):,} samples to forget")
+        models, measures = {"before": model}, {"before": evaluation.measure(model)}
+        outcome = _with_factory(method, model_factory)(model, request)
+        applied = outcome.applied
+        log(f"{type(method).__name__}: {'applied' if applied else 'not applied'} after {outcome.seconds:.1f} s")
+        if applied:
+            models["after"], measures["after"] = outcome.model, evaluation.measure(outcome.model)
+        if reference is not None:
+            models["retrained"], measures["retrained"] = reference, evaluation.measure(reference)
 
-    audit = {
-        "request": _described(request, forget_class),
-        "method": {
-            "name": type(method).__name__,
-            "description": describe(method),
-            "settings": {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method)},
-            "seed": method.seed,
-        },
-        "applied": applied,
-        "reason": outcome.reason,
-        "seconds": outcome.seconds,
-        "gradient_evaluations": outcome.gradient_evaluations,
-        "info": outcome.info,
-        "measures": measures,
-        "distances": evaluation.distances(models),
-        "gap": evaluation.gaps(measures),
-        "warning": evaluation.warning(models),
-        "notes": evaluation.notes,
-        "moved": _moved(state_tensors(model), state_tensors(outcome.model)),
-        "weights": {
-            "before": {**_identity(stored), "left_out": stored.left_out},
-            "after": _identity(stored.write(outcome.model, out / "weights")) if applied else None,
-            "retrained": None if other is None else _identity(other),
-        },
-        "data": {
-            "train": _fingerprint(x, y),
-            "forget": _fingerprint(x[request.forget], y[request.forget]),
-            "test": None if held_out is None else _fingerprint(*held_out),
-        },
-        "device": str(where),
-        "date": started.isoformat(timespec="seconds"),
-        "command": command,
-        "environment": report.environment(),
-    }
-    report.write_audit(audit, out)
-    return audit
+        audit = {
+            "request": _described(request, forget_class),
+            "method": {
+                "name": type(method).__name__,
+                "description": describe(method),
+                "settings": {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method)},
+                "seed": method.seed,
+            },
+            "applied": applied,
+            "reason": outcome.reason,
+            "seconds": outcome.seconds,
+            "gradient_evaluations": outcome.gradient_evaluations,
+            "info": outcome.info,
+            "measures": measures,
+            "distances": evaluation.distances(models),
+            "gap": evaluation.gaps(measures),
+            "warning": evaluation.warning(models),
+            "notes": evaluation.notes,
+            "moved": _moved(state_tensors(model), state_tensors(outcome.model)),
+            "weights": {
+                "before": {**_identity(stored), "left_out": stored.left_out},
+                "after": _identity(stored.write(outcome.model, out / "weights")) if applied else None,
+                "retrained": None if other is None else _identity(other),
+            },
+            "data": {
+                "train": _fingerprint(x, y),
+                "forget": _fingerprint(x[request.forget], y[request.forget]),
+                "test": None if held_out is None else _fingerprint(*held_out),
+            },
+            "device": str(where),
+            "date": started.isoformat(timespec="seconds"),
+            "command": command,
+            "environment": report.environment(),
+        }
+        report.write_audit(audit, out)
+        return audit
 
 
-def _check_unused(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Refuse a folder that :func:`unlearn` would refuse; what a killed run left in it is removed.
+
+    Raises:
+        ValueError, OSError: as for :func:`unlearn`.
+    """
+    with claimed(out, RESULTS):
+        _remove_results(out)
+
+
+@contextmanager
+def _whole_or_nothing(out: Path) -> Iterator[None]:
+    """Remove results from `out`: those that a killed run left there, and those of this one where it fails."""
+    _remove_results(out)
+    try:
+        yield
+    except BaseException:
+        _remove_results(out)
+        raise
+
+
+def _remove_results(out: Path) -> None:
     for name in RESULTS:
-        if (out / name).exists():
-            raise ValueError(f"out: {out} holds {name} already, expected a folder without results")
+        (out / name).unlink(missing_ok=True)
+
+
+def _with_factory(method: Method, factory: Callable[[], nn.Module]) -> Method:
+    """The method with the factory of models, if it takes one and has none of its own."""
+    if getattr(method, "factory", factory) is None:
+        return replace(method, factory=factory)  # type: ignore[call-arg]
+    return method
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -13,6 +13,7 @@ from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, random_network
 from unlearnx.methods.training_method import TrainedMethod
+from unlearnx.methods.untrained import Factory
 
 
 @dataclass
@@ -24,6 +25,8 @@ class BadTeacher(TrainedMethod):
         lr: peak learning rate.
         retain_share: part, from 0 to 1, of the corrected data, or of the retain set, that is trained on too.
         temperature: softmax temperature at which outputs are compared.
+        factory: returns an untrained model, whose outputs are imitated; None as for
+            :class:`unlearnx.methods.Retrain`.
 
     Raises:
         ValueError: ``retain_share`` is not in [0, 1], or a module of the model cannot be reset.
@@ -42,6 +45,7 @@ class BadTeacher(TrainedMethod):
     lr: float = 1e-3
     retain_share: float = 0.3
     temperature: float = 1.0
+    factory: Factory | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +59,6 @@ class BadTeacher(TrainedMethod):
         chosen = chosen[: round(self.retain_share * count(y))]
         x, y = joined([forgotten, take(x, chosen)]), joined([old, take(y, chosen)])
         teacher = Teacher(work.model, x, y, self, self.temperature)
-        bad = Teacher(random_network(work.model, self.seed), forgotten, old, self, self.temperature)
+        bad = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self, self.temperature)
         teacher.target[: count(old)] = bad.target
         self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=teacher.divergence)

@@ -27,6 +27,7 @@ from unlearnx._labels import guessing_loss
 from unlearnx._losses import Loss
 from unlearnx._modes import evaluating
 from unlearnx._vectors import Vector
+from unlearnx._wrappers import rewrapped
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.outcome import Outcome
@@ -115,7 +116,7 @@ class Method:
             head.load_state_dict(before)
             applied, reason = False, str(found)
         return Outcome(
-            model=working,
+            model=rewrapped(working, model),
             applied=applied,
             reason=reason,
             loss_before=work.initial_loss,

@@ -19,9 +19,8 @@ from unlearnx._losses import SampleLoss, torch_loss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
 from unlearnx._per_sample import per_sample
-from unlearnx._random import forked_random
 from unlearnx.methods.base import Method, Work
-from unlearnx.methods.retrain import reset_parameters
+from unlearnx.methods.untrained import Factory, initialise_anew
 
 
 class Teacher:
@@ -106,15 +105,10 @@ class _Logits:
     logits: Tensor
 
 
-def random_network(model: nn.Module, seed: int) -> nn.Module:
-    """A copy of `model` with new random parameters, in eval mode.
-
-    Raises:
-        ValueError: a module has parameters and no ``reset_parameters()``.
-    """
+def random_network(model: nn.Module, seed: int, factory: Factory | None = None) -> nn.Module:
+    """A copy of `model` with new random parameters, in eval mode; see :func:`initialise_anew`."""
     network = independent(model).cpu().eval()  # on the CPU, so that the random numbers do not depend on the device
-    with forked_random(seed=seed):
-        reset_parameters(network)
+    initialise_anew(network, factory, seed)
     return network.to(model_device(model))
 
 

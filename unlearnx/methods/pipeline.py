@@ -11,6 +11,7 @@ from torch import nn
 
 from unlearnx._checks import check_at_least_zero
 from unlearnx._copies import independent
+from unlearnx._wrappers import rewrapped
 from unlearnx.methods.base import Method, NotApplied, refuse_harm
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
@@ -73,7 +74,8 @@ class Pipeline:
                 raise NotApplied(str(outcomes[0].reason))
             refuse_harm(request, before, after, self.max_increase)
         except NotApplied as found:
-            current, applied, reason, after = independent(model), False, str(found), before
+            current, applied = rewrapped(independent(model), model), False
+            reason, after = str(found), before
         return Outcome(
             model=current,
             applied=applied,

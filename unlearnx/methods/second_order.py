@@ -17,6 +17,7 @@ from unlearnx._checks import check_at_least_one
 from unlearnx._copies import independent
 from unlearnx._data import dataset_of, materialize, picked, size
 from unlearnx._vectors import Vector, scaled
+from unlearnx._wrappers import rewrapped
 from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA
 from unlearnx.curvature.operators import check_curvature
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -181,4 +182,4 @@ def _with_parameters(model: nn.Module, source: nn.Module, names: list[str]) -> n
     with torch.no_grad():
         for name in names:
             result.get_parameter(name).copy_(source.get_parameter(name))
-    return result
+    return rewrapped(result, model)

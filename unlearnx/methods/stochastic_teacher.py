@@ -13,6 +13,7 @@ from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher, random_network
 from unlearnx.methods.training_method import TrainedMethod
+from unlearnx.methods.untrained import Factory
 
 
 @dataclass
@@ -27,6 +28,8 @@ class StochasticTeacher(TrainedMethod):
         erase_lr: peak learning rate of the first phase.
         epochs: passes over the data in the second phase; 0 skips it.
         lr: peak learning rate of the second phase.
+        factory: returns an untrained model, whose outputs are imitated; None as for
+            :class:`unlearnx.methods.Retrain`.
 
     Raises:
         ValueError: a number is out of range, or a module of the model has no ``reset_parameters()``.
@@ -45,6 +48,7 @@ class StochasticTeacher(TrainedMethod):
     erase_lr: float = 2e-3
     epochs: int = 2
     lr: float = 1e-3
+    factory: Factory | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +58,7 @@ class StochasticTeacher(TrainedMethod):
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
         original = Teacher(work.model, x, y, self) if self.epochs else None
-        random_teacher = Teacher(random_network(work.model, self.seed), forgotten, old, self)
+        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self)
         self._train(
             work,
             info,

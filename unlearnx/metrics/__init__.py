@@ -20,6 +20,7 @@ from unlearnx.metrics.over_forgetting import over_forgetting
 from unlearnx.metrics.relearning import RelearnTime, relearn_time
 from unlearnx.metrics.saliency import saliency
 from unlearnx.metrics.skew_normal import SkewNormal
+from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
 __all__ = [
     "CharacterModel",
@@ -27,9 +28,11 @@ __all__ = [
     "Estimate",
     "Exposure",
     "ForgettingQuality",
+    "Level",
     "LiRA",
     "RelearnTime",
     "SkewNormal",
+    "UnseenLevel",
     "accuracy",
     "activation_distance",
     "complete",
@@ -52,5 +55,6 @@ __all__ = [
     "runtime_ratio",
     "saliency",
     "tug_of_war",
+    "unseen_level",
     "zrf",
 ]

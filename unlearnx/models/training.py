@@ -134,8 +134,9 @@ class _Run:
             self._load(checkpoint)
         total = self.training.epochs * self.batches
         frozen = [p for n, p in self.model.named_parameters() if n not in set(self.names) and p.requires_grad]
-        for p in frozen:
-            p.requires_grad_(False)
+        woken = [p for p in self.chosen if not p.requires_grad]
+        for p in frozen + woken:
+            p.requires_grad_(not p.requires_grad)
         try:
             with progress_bar("training", total, self.training.progress) as advance:
                 advance(self.epoch * self.batches)
@@ -144,8 +145,8 @@ class _Run:
                     if checkpoint is not None:
                         write_atomically(checkpoint, lambda file: torch.save(self._state(), file))
         finally:
-            for p in frozen:
-                p.requires_grad_(True)
+            for p in frozen + woken:
+                p.requires_grad_(not p.requires_grad)
         return self.seconds
 
     def _run_epoch(self, advance) -> None:

@@ -1,0 +1,239 @@
+"""Models as they come: each beside an ordinary one with the same parameters and outputs, or with what refuses it."""
+
+import threading
+import warnings
+from random import random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def hidden(self, x):
+        return self.a(x)
+
+    def forward(self, x):
+        return self.b(self.hidden(x).tanh())
+
+
+class Images(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.d, self.f = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3), nn.Linear(8 * 25, 4)
+
+    def rows(self, h):
+        return h.flatten(1)
+
+    def forward(self, x):
+        return self.f(self.rows(F.max_pool2d(F.relu(self.d(F.relu(self.c(x)))), 2)))
+
+
+class View(Images):
+    def rows(self, h):
+        return h.view(len(h), -1)
+
+
+class ViewInTraining(Images):
+    def rows(self, h):
+        return h.view(len(h), -1) if self.training else h.flatten(1)
+
+
+class AsItLies(Images):
+    """Reads memory as it lies, which raises nothing in another order."""
+
+    def rows(self, h):
+        return torch.as_strided(h, (len(h), 200), (200, 1), h.storage_offset())
+
+
+class OrderDependent(Images):
+    def rows(self, h):
+        return h.flatten(1) if h.is_contiguous() else h.permute(0, 2, 3, 1).flatten(1)
+
+
+class Asserts(Images):
+    def rows(self, h):
+        assert h.is_contiguous()
+        return h.flatten(1)
+
+
+class Keeps(Layers):
+    def hidden(self, x):
+        self.kept = self.a(x)
+        return self.kept
+
+
+class Box:
+    pass
+
+
+class KeepsInObject(Layers):
+    def __init__(self):
+        super().__init__()
+        self.box = Box()
+
+    def hidden(self, x):
+        self.box.kept = {"hidden": [self.a(x)]}
+        return self.box.kept["hidden"][0]
+
+
+class Locked(Layers):
+    def __init__(self):
+        super().__init__()
+        self.locks = {"one": threading.Lock(), "two": threading.RLock(), "more": threading.Condition()}
+        self.numpy = np
+
+    def hidden(self, x):
+        with self.locks["one"], self.locks["two"]:
+            return self.a(x)
+
+
+class Counts(Layers):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def hidden(self, x):
+        self.calls += 1
+        return self.a(x)
+
+
+class Around(nn.Module):
+    """A network with a part in a wrapper."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.body, self.head = wrap(nn.Sequential(nn.Linear(6, 8), nn.Tanh())), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def network():
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def compiled_in_place():
+    model = network()
+    model[0].compile(backend="eager")
+    return model
+
+
+def old_weight_norm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 4))
+
+
+def weight_norm():
+    return nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 4))
+
+
+def spectral_norm():
+    return nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 4))
+
+
+def hooked():
+    model = network()
+    model[0].register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+def samples(model):
+    """Samples (x, y) that the model takes."""
+    generator = torch.Generator().manual_seed(0)
+    images = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    shape = (3, 14, 14) if images else (6,)
+    return torch.randn(20, *shape, generator=generator), torch.arange(20) % 4
+
+
+def used(model):
+    """The model after a training step's forward and backward pass, in eval mode, with what these left behind."""
+    x, y = samples(model)
+    F.cross_entropy(model(x), y).backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+    return model.eval()
+
+
+class FunctionalDropout(Layers):
+    def hidden(self, x):
+        return F.dropout(self.a(x), 0.5)
+
+
+class RareDropout(Layers):
+    def hidden(self, x):
+        return F.dropout(self.a(x), 0.01)
+
+
+class LayerDrop(Layers):
+    def hidden(self, x):
+        return self.a(x) if random() < 0.8 else 0 * self.a(x)
+
+
+class NumpyNoise(Layers):
+    def hidden(self, x):
+        return self.a(x) + float(np.random.rand())  # noqa: NPY002
+
+
+class OwnGenerator(Layers):
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def hidden(self, x):
+        return self.a(x) + 0.1 * torch.randn(8, generator=self.generator)
+
+
+class Remembers(Layers):
+    """Subtracts a running mean that it changes in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def hidden(self, x):
+        h = self.a(x)
+        self.mean.mul_(0.5).add_(h.detach().mean(0), alpha=0.5)
+        return h - self.mean
+
+
+class BatchMean(Layers):
+    def hidden(self, x):
+        h = self.a(x)
+        return h - h.mean(0)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x.to(torch.complex64) @ self.weight).abs()
+
+
+class Iterates(Layers):
+    def __init__(self):
+        super().__init__()
+        self.stream = (i for i in range(3))
+
+
+class NeverCopied(Layers):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("not to be copied")
+
+
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return network()

@@ -1,0 +1,90 @@
+"""What models make of samples: hits, probabilities of the labels, losses, and features at several depths."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._calls import run
+from unlearnx._checks import model_device
+from unlearnx._data import Data, Samples
+from unlearnx._modes import evaluating
+from unlearnx.metrics.depths import Depths
+
+HIT, PROBABILITY, LOSS = range(3)  # rows of what is said of labels
+PASS = 256  # samples in one forward pass where the caller does not say
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of samples.
+
+    Attributes:
+        y: labels (N,), int64.
+        of_labels: float64 (3, N): whether the label is predicted, its probability, and its loss in nats.
+        classes: number of classes.
+        features: features (N, D) by depth.
+    """
+
+    y: Tensor
+    of_labels: Tensor
+    classes: int
+    features: dict[str, Tensor]
+
+
+@dataclass
+class Reader:
+    """Reads models on random samples; the features of one model are always at the same depths."""
+
+    batch_size: int | None
+    autocast: torch.dtype | None
+    seed: int
+    depths: Depths = field(default_factory=Depths)
+
+    def read(self, model: nn.Module, data: Data, most: int, *, features: bool = False) -> Reading | None:
+        """The outputs for at most so many samples, on the CPU; None where they are no scores of the labels."""
+        samples = Samples(data)
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(samples), generator=generator)[:most].sort().values
+        device = model_device(model)
+        scores: list[Tensor] = []
+        labels: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {}
+        with evaluating(model) as lent, self.depths.watching(lent) if features else nullcontext():
+            for index in chosen.split(self.batch_size or PASS):
+                x, y = (t.to(device) for t in samples.read(index))
+                with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+                    output = run(lent, x)
+                rows = class_scores(output, y)
+                if rows is None:
+                    return None
+                scores.append(rows.double().cpu())
+                labels.append(y.reshape(len(y)).long().cpu())
+                if features:
+                    for name, t in self.depths.take(x, output).items():
+                        found.setdefault(name, []).append(t.cpu())
+        y = torch.cat(labels)
+        joined = {name: torch.cat(parts) for name, parts in found.items()}
+        return Reading(y, of_labels(torch.cat(scores), y), scores[0].shape[1], joined)
+
+
+def of_labels(scores: Tensor, y: Tensor) -> Tensor:
+    """What scores (N, classes) say of the labels (N,): see :class:`Reading`."""
+    logs = scores.double().log_softmax(1).gather(1, y[:, None]).squeeze(1)
+    return torch.stack([(scores.argmax(1) == y).double(), logs.exp(), -logs])
+
+
+def class_scores(output: Tensor, y: Tensor) -> Tensor | None:
+    """Scores (N, classes); a logit of a yes is the score of the second of two classes. None of other outputs."""
+    if y.numel() != len(y):
+        return None
+    labels = y.reshape(len(y))
+    if output.dim() == 2 and output.shape[1] > 1 and not y.is_floating_point():
+        return output if bool(((labels >= 0) & (labels < output.shape[1])).all()) else None
+    if output.numel() == len(y) and bool(((labels == 0) | (labels == 1)).all()):
+        z = output.reshape(len(y), 1)
+        return torch.cat([torch.zeros_like(z), z], 1)
+    return None

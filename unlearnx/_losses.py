@@ -80,12 +80,10 @@ class SampleLoss:
         """
         n = count(y)
         output = _wide(rows(output, n))
-        if self._known is not None:
-            with self._naming_misfits(output, y):
-                losses = self._known(output, y)
-            if losses is not None:
-                return losses
-        value = self.value(output, y)
+        losses = self._in_closed_form(output, y)
+        if losses is not None:
+            return losses
+        value = self._returned(output, y, n)
         if n == 1 or (self._marked and value.dim() == 1):
             return _one_each(value, n)
         if value.dim() > 0:
@@ -105,7 +103,18 @@ class SampleLoss:
             ValueError: it returns something else, or does not take the labels with these outputs.
         """
         n = count(y)
-        value = self._call(rows(output, n), y)
+        output = rows(output, n)
+        losses = self._in_closed_form(output, y)
+        return self._returned(output, y, n) if losses is None else losses
+
+    def _in_closed_form(self, output: Any, y: Nest) -> Tensor | None:
+        if self._known is None:
+            return None
+        with self._naming_misfits(output, y):
+            return self._known(output, y)
+
+    def _returned(self, output: Any, y: Nest, n: int) -> Tensor:
+        value = self._call(output, y)
         if not isinstance(value, Tensor):
             raise ValueError(f"loss_fn: returned {type(value).__name__}, expected a tensor")
         if value.dim() > 0 and value.shape[0] != n:
@@ -186,7 +195,7 @@ def _compare_each(losses: Tensor, alone: Tensor, y: Nest) -> None:
     if wrong.any():
         bad = int(wrong.nonzero()[0])
         raise ValueError(
-            f"loss_fn: returned {float(losses[bad]):.6g} for sample {bad} of {len(losses)}{_label(y, bad)}, but "
+            f"loss_fn: returned {losses[bad].item():.6g} for sample {bad} of {len(losses)}{_label(y, bad)}, but "
             f"{float(alone[bad]):.6g} for that sample alone, expected a loss that does not depend on other samples"
         )
 

@@ -162,6 +162,6 @@ def mean_of_labelled(losses: Tensor, y: Tensor, ignore_index: int) -> Tensor:
     """The mean of each sample's losses (N, ...) over the positions that have a label; 0 where none has, (N,)."""
     if losses.dim() == 1:
         return losses
-    if y.shape != losses.shape or y.is_floating_point():
+    if y.shape != losses.shape:  # probabilities of classes
         return losses.flatten(1).mean(1)
     return losses.flatten(1).sum(1) / (y != ignore_index).flatten(1).sum(1).clamp(min=1)

@@ -142,7 +142,7 @@ def branching():
         def forward(self, first, second):
             return super().forward(first, second) if first.sum().item() < 1e9 else None
 
-    model, x, y, _ = tuples()
+    _, x, y, _ = tuples()
     return Branching(), x, y, lambda o, y: F.cross_entropy(o[0], y) if y.max() >= 0 else o[0].sum()
 
 

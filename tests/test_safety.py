@@ -313,7 +313,10 @@ class Complex(nn.Module):
         (lambda m, x, y: fisher_diagonal(None, F.cross_entropy, (x, y)), "^model is of type NoneType"),
         (lambda m, x, y: fisher_diagonal(m, lambda o, t: 1.0, (x, y)), "^loss_fn: returned float"),
         (lambda m, x, y: fisher_diagonal(m, F.cross_entropy, (x, y), batch_size="7"), "^batch_size is '7'"),
-        (lambda m, x, y: fisher_diagonal(Complex(), F.cross_entropy, (x, y)), "^model: parameter 'w' is of torch.complex64"),
+        (
+            lambda m, x, y: fisher_diagonal(Complex(), F.cross_entropy, (x, y)),
+            "^model: parameter 'w' is of torch.complex64",
+        ),
         (lambda m, x, y: SSD(autocast=torch.int8), "^autocast is torch.int8"),
         (lambda m, x, y: FineTune(epochs=1.5), "^epochs is 1.5, expected an integer"),
         (lambda m, x, y: SSD(loss_fn=None), "^loss_fn is None"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from unlearnx._batches import count, joined, take
 from unlearnx._checks import check_fraction
 from unlearnx._data import materialize
 from unlearnx.methods.base import Work
@@ -53,10 +54,11 @@ class BadTeacher(TrainedMethod):
             raise ValueError(f"temperature is {self.temperature}, expected a number > 0")
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (forgotten, _), (x, _) = materialize(work.request.forget_set), materialize(work.target)
-        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
-        x = torch.cat([forgotten, x[chosen[: round(self.retain_share * len(x))]]])
-        teacher = Teacher(work.model, x, self, self.temperature)
-        bad = Teacher(random_network(work.model, self.seed, self.factory), forgotten, self, self.temperature)
-        teacher.log_p[: len(forgotten)] = bad.log_p
-        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(len(x))), loss_fn=teacher.divergence)
+        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
+        chosen = torch.randperm(count(y), generator=torch.Generator().manual_seed(self.seed))
+        chosen = chosen[: round(self.retain_share * count(y))]
+        x, y = joined([forgotten, take(x, chosen)]), joined([old, take(y, chosen)])
+        teacher = Teacher(work.model, x, y, self, self.temperature)
+        bad = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self, self.temperature)
+        teacher.target[: count(old)] = bad.target
+        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=teacher.divergence)

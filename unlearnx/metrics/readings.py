@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unlearnx._batches import Nest, moved, scores
 from unlearnx._calls import run
 from unlearnx._checks import model_device
 from unlearnx._data import Data, Samples
@@ -50,37 +52,38 @@ class Reader:
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(samples), generator=generator)[:most].sort().values
         device = model_device(model)
-        scores: list[Tensor] = []
+        found_scores: list[Tensor] = []
         labels: list[Tensor] = []
         found: dict[str, list[Tensor]] = {}
         with evaluating(model) as lent, self.depths.watching(lent) if features else nullcontext():
             for index in chosen.split(self.batch_size or PASS):
-                x, y = (t.to(device) for t in samples.read(index))
+                x, y = (moved(part, device) for part in samples.read(index))
                 with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
                     output = run(lent, x)
                 rows = class_scores(output, y)
                 if rows is None:
                     return None
-                scores.append(rows.double().cpu())
+                found_scores.append(rows.double().cpu())
                 labels.append(y.reshape(len(y)).long().cpu())
                 if features:
-                    for name, t in self.depths.take(x, output).items():
+                    for name, t in self.depths.take(x, scores(output)).items():
                         found.setdefault(name, []).append(t.cpu())
         y = torch.cat(labels)
         joined = {name: torch.cat(parts) for name, parts in found.items()}
-        return Reading(y, of_labels(torch.cat(scores), y), scores[0].shape[1], joined)
+        return Reading(y, of_labels(torch.cat(found_scores), y), found_scores[0].shape[1], joined)
 
 
-def of_labels(scores: Tensor, y: Tensor) -> Tensor:
-    """What scores (N, classes) say of the labels (N,): see :class:`Reading`."""
-    logs = scores.double().log_softmax(1).gather(1, y[:, None]).squeeze(1)
-    return torch.stack([(scores.argmax(1) == y).double(), logs.exp(), -logs])
+def of_labels(values: Tensor, y: Tensor) -> Tensor:
+    """What scores `values` (N, classes) say of the labels (N,): see :class:`Reading`."""
+    logs = values.double().log_softmax(1).gather(1, y[:, None]).squeeze(1)
+    return torch.stack([(values.argmax(1) == y).double(), logs.exp(), -logs])
 
 
-def class_scores(output: Tensor, y: Tensor) -> Tensor | None:
+def class_scores(output: Any, y: Nest) -> Tensor | None:
     """Scores (N, classes); a logit of a yes is the score of the second of two classes. None of other outputs."""
-    if y.numel() != len(y):
+    if not isinstance(y, Tensor) or y.numel() != len(y):
         return None
+    output = scores(output)
     labels = y.reshape(len(y))
     if output.dim() == 2 and output.shape[1] > 1 and not y.is_floating_point():
         return output if bool(((labels >= 0) & (labels < output.shape[1])).all()) else None

@@ -142,7 +142,8 @@ MEMORISED = UnseenLevel(
 
 def _labels(data: Data) -> Tensor:
     """The labels that occur, each once."""
-    return torch.cat([y.reshape(-1).unique() for _, y in batches(data)]).unique().long().cpu()
+    found = [torch.as_tensor(y).reshape(-1).unique() for _, y in batches(data)]
+    return torch.cat(found).unique().long().cpu()
 
 
 def _measured(answer: Reading) -> UnseenLevel:

@@ -133,7 +133,7 @@ class SampleGradients:
                 with torch.no_grad():
                     return self.model(x)
             with tape:
-                return functional_call(self.model, self.frozen, (channels_last(x) if self.channels_last else x,))
+                return functional_call(self.model, self.frozen, (self._ordered(x),))
 
     def _backward(self, tape: Tape, objective: Tensor, *, keep: bool) -> set[str]:
         if tape.sources and objective.requires_grad:
@@ -174,11 +174,11 @@ class SampleGradients:
         """Compare weighted sums of a few per-sample gradients with autograd; trust the rules that agree.
 
         Autograd multiplies by the weights before the backward pass and the rules after it. Rounding commutes with
-        multiplication by powers of two, so that deep networks do not turn this into different gradients.
+        multiplication by powers of two, so that deep networks do not turn this into different gradients. Nor does the
+        order of memory, which both take alike: another one rounds otherwise, and a ReLU near zero may then be off.
         """
-        leaves = {name: self.frozen[name].clone().requires_grad_() for name in self.names}
-        with torch.enable_grad(), autocast(x, None):
-            output = functional_call(self.model, {**self.frozen, **leaves}, (x,))
+        with torch.no_grad(), autocast(x, None):
+            output = self.model(x)
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(x):
             what = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
@@ -193,24 +193,16 @@ class SampleGradients:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(output.shape, generator=generator).to(output.device)
         weight = torch.tensor([1.0, -2.0, 0.5])[: len(x)].to(output.device)
-        with torch.enable_grad():
-            objective = (output * noise * weight.view(-1, *[1] * (output.dim() - 1))).sum()
-            gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
-        expected = dict(zip(leaves, gradients, strict=True))
-        got: dict[str, Tensor] = {}
-
-        def on_contribution(name: str, contribution: Contribution) -> None:
-            got[name] = contribution.weighted_sum(weight)
-
-        tape = (
-            self._probe(x, noise, on_contribution, use_channels_last=True)
+        found = (
+            self._probe(x, noise, weight, use_channels_last=True)
             if x.device.type == "cpu" and ImageOrder(self.model).taken(x)
             else None
         )
-        tape = tape or self._probe(x, noise, on_contribution, use_channels_last=False)
-        if tape is None:
+        found = found or self._probe(x, noise, weight, use_channels_last=False)
+        if found is None:
             self.axes = {}
             return
+        tape, got, expected = found
         self.axes = tape.axes
         self.bytes_per_sample = max(1, tape.bytes // len(x))
         for name in tape.finish():
@@ -221,19 +213,28 @@ class SampleGradients:
                 self.trusted.add(name)
 
     def _probe(
-        self, x: Tensor, noise: Tensor, on_contribution: Callable[[str, Contribution], None], *, use_channels_last: bool
-    ) -> Tape | None:
-        """The tape of one pass, with images in channels-last memory order if asked for; None if the pass raises."""
+        self, x: Tensor, noise: Tensor, weight: Tensor, *, use_channels_last: bool
+    ) -> tuple[Tape, dict[str, Tensor], dict[str, Tensor]] | None:
+        """The tape of one pass, and weighted sums of gradients by the rules and by autograd; None if a pass raises.
+
+        Images are in channels-last memory order if asked for.
+        """
         given = self.frozen
         if use_channels_last:
             weights = {f"{n}.weight".removeprefix(".") for n, m in self.model.named_modules() if type(m) is nn.Conv2d}
             self.frozen = {name: channels_last(v) if name in weights else v for name, v in given.items()}
         self.channels_last = use_channels_last
+        got: dict[str, Tensor] = {}
+
+        def on_contribution(name: str, contribution: Contribution) -> None:
+            got[name] = contribution.weighted_sum(weight)
+
         tape = Tape({name: self.frozen[name] for name in self.names}, on_contribution, len(x))
         try:
             with torch.enable_grad():
                 objective = (self._forward(tape, x) * noise).sum()
             self._backward(tape, objective, keep=False)
+            expected = self._weighted_sums(x, noise * weight.view(-1, *[1] * (noise.dim() - 1)))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if not use_channels_last:
                 warnings.warn(
@@ -242,7 +243,19 @@ class SampleGradients:
                 )
             self.channels_last, self.frozen = False, given  # some models need contiguous inputs
             return None
-        return tape
+        return tape, got, expected
+
+    def _weighted_sums(self, x: Tensor, output_weights: Tensor) -> dict[str, Tensor]:
+        """Gradients of the weighted sum of all outputs, by autograd."""
+        leaves = {name: self.frozen[name].clone().requires_grad_() for name in self.names}
+        with torch.enable_grad(), autocast(x, None):
+            output = functional_call(self.model, {**self.frozen, **leaves}, (self._ordered(x),))
+            objective = (output * output_weights).sum()
+        gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, gradients, strict=True))
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        return channels_last(x) if self.channels_last else x
 
 
 def _gradients(

@@ -14,10 +14,12 @@ import torch
 from benchmarks import summary
 from benchmarks.comparison import Claims, Comparison, use_idle_cores
 from unlearnx import build_info
+from unlearnx._files import check_room
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "build" / "benchmarks.json"
+RESULTS_ROOM = 2**20  # bytes
 QUICK_RUN_SECONDS = 200  # after which the default run begins no further benchmark: it is to take under five minutes
 
 ENTRIES = pytest.StashKey[list]()
@@ -48,7 +50,11 @@ def pytest_configure(config):
         config.option.benchmark_quiet, config.option.reportchars = True, "fE"
         config.option.disable_warnings = True
     if not config.option.benchmark_json:
-        RESULTS.parent.mkdir(exist_ok=True)
+        try:
+            RESULTS.parent.mkdir(exist_ok=True)
+            check_room(RESULTS.parent, RESULTS_ROOM)
+        except OSError as error:  # now, not after the benchmarks
+            raise pytest.UsageError(f"no room for the results: {error}") from error
         config.option.benchmark_json = str(RESULTS)
     if not config.option.collectonly:
         use_idle_cores()

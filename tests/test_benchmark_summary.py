@@ -169,3 +169,16 @@ def test_exit_status(tmp_path, options, status):
     assert "Claims met: 0 of 1. Not met here:" in run.stdout
     machine = json.loads(file.read_text())["machine_info"]
     assert {"threads", "torch", "unlearnx", "cpu"} <= machine.keys()
+
+
+def test_results_without_room_are_found_before_the_benchmarks():
+    code = (
+        "import errno, os, pytest, sys\n"
+        "def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "os.posix_fallocate = full\n"
+        "sys.exit(pytest.main(['benchmarks', '-p', 'no:cacheprovider', '-k', 'nothing_of_this_name']))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "no room for the results: " in run.stderr
+    assert "MiB cannot be written there: No space left on device" in run.stderr

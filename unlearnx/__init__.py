@@ -1,6 +1,6 @@
 """unlearnx: make trained PyTorch models forget, fast, and prove with numbers that they did."""
 
-from unlearnx import attribution, curvature, methods, metrics, nn, ops
+from unlearnx import attribution, curvature, losses, methods, metrics, nn, ops
 from unlearnx._extension import __version__, build_info  # loads the compiled ops
 from unlearnx.methods import Outcome, Request
 
@@ -11,6 +11,7 @@ __all__ = [
     "attribution",
     "build_info",
     "curvature",
+    "losses",
     "methods",
     "metrics",
     "nn",

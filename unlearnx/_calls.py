@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from unlearnx._batches import Nest, call, changed, count, described, moved, rows
 from unlearnx._checks import check_deterministic, model_device
 from unlearnx._copies import lent
 from unlearnx._data import Data, Samples
@@ -20,30 +21,15 @@ from unlearnx._random import undisturbed
 PROBED = 3  # samples that a model is tried on
 
 
-def run(model: Callable[[Tensor], Any], x: Tensor, name: str = "data") -> Tensor:
-    """Outputs of a model, a row for each sample.
+def run(model: Callable[..., Any], x: Nest, name: str = "data") -> Any:
+    """What a model returns for samples, with a row for each.
 
     Raises:
         ValueError: the model does not take the samples, or returns something else; the message names the argument.
     """
-    with named(lambda: f"{name}: expected samples that the model takes, got x of {x.dtype} and shape {list(x.shape)}"):
-        output = model(x)
-    return rows(output, len(x))
-
-
-def rows(output: Any, samples: int) -> Tensor:
-    """`output` of a model for so many samples. Of a single one the first dimension may be missing, as after a squeeze.
-
-    Raises:
-        ValueError: it is not a tensor with a row for each.
-    """
-    if isinstance(output, Tensor):
-        if samples == 1 and output.shape[:1] != (1,):
-            return output.unsqueeze(0)
-        if output.dim() and len(output) == samples:
-            return output
-    what = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise ValueError(f"model: returned {what} for {samples} samples, expected a tensor with a row for each")
+    with named(lambda: f"{name}: expected samples that the model takes, got x of {described(x)}"):
+        output = call(model, x)
+    return rows(output, count(x))
 
 
 def check_call(
@@ -71,22 +57,23 @@ def check_call(
     if deterministic:
         check_deterministic(model)
     device = model_device(model)
-    x, y = (t.detach().to(device) for t in Samples(data).read(slice(0, PROBED)))
+    x, y = (moved(changed(t, Tensor.detach), device) for t in Samples(data).read(slice(0, PROBED)))
     twin = lent(model)
 
-    def call(x: Tensor, buffers: Buffers) -> Tensor:
-        return run(lambda x: functional_call(twin, buffers, (x,)), x, name).detach()
+    def output(x: Nest, buffers: Buffers) -> Any:
+        found = run(lambda *args, **named: functional_call(twin, buffers, args, named), x, name)
+        return changed(found, Tensor.detach)
 
     with torch.enable_grad(), undisturbed(device), modes_kept(twin):
         if deterministic:
-            first = check_repeatable(call, twin, x, device)
+            first = check_repeatable(output, twin, x, device)
         else:
             twin.eval()  # a BatchNorm in train mode may not take as few samples
-            first = call(x, {})
+            first = output(x, {})
     if loss is None:
         return
     with torch.enable_grad():
-        value = loss.each_or_all(first, y)
+        value = loss.value(first, y)
     if not penalty and _leaves(value) & {id(p) for p in model.parameters()}:
         raise ValueError(
             "loss_fn: depends on the model's parameters themselves, as a penalty on weights does, expected a function "

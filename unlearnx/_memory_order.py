@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from unlearnx._batches import Nest
 from unlearnx._checks import model_device
 from unlearnx._copies import lent
 from unlearnx._models import ROUNDING, alike
@@ -50,13 +51,13 @@ class ImageOrder:
         self._model = model
         self._taken: bool | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        images = x.dim() == 4 and x.device.type == "cpu"
+    def __call__(self, x: Nest) -> Nest:
+        images = isinstance(x, Tensor) and x.dim() == 4 and x.device.type == "cpu"
         return channels_last(x) if images and self.taken(x) else x
 
-    def taken(self, x: Tensor) -> bool:
+    def taken(self, x: Nest) -> bool:
         """Whether the model takes images such as `x`, in the other order."""
-        if x.dim() != 4 or len(x) == 0:
+        if not isinstance(x, Tensor) or x.dim() != 4 or len(x) == 0:
             return False
         if self._taken is None:
             device = model_device(self._model)

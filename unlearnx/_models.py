@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
+from unlearnx._batches import Nest, count, split_rows, take, tensors
 from unlearnx._checks import module_label
 from unlearnx._random import random_states
 
@@ -33,6 +33,7 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}, expected a torch.nn.Module")
+    check_gradients_possible()
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
@@ -46,6 +47,19 @@ def check_model(model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if is_lazy(buffer) or buffer.is_meta:
             raise ValueError(f"model: buffer {name!r} {_reason_unusable(buffer)}")
+
+
+def check_gradients_possible() -> None:
+    """Refuse calls inside of ``torch.inference_mode()``.
+
+    Raises:
+        ValueError: this is one.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "model: is called inside torch.inference_mode(), which rules out gradients, expected a call outside of it; "
+            "torch.no_grad() does no harm"
+        )
 
 
 def _reason_unusable(t: Tensor) -> str | None:
@@ -66,9 +80,7 @@ def _reason_unusable(t: Tensor) -> str | None:
     return None
 
 
-def check_repeatable(
-    call: Callable[[Tensor, Buffers], Tensor], model: nn.Module, x: Tensor, device: torch.device
-) -> Tensor:
+def check_repeatable(call: Callable[[Nest, Buffers], Any], model: nn.Module, x: Nest, device: torch.device) -> Any:
     """Refuse a model whose output for a sample depends on more than the sample and the parameters.
 
     Args:
@@ -105,7 +117,9 @@ def check_repeatable(
             f"model: writes to its buffer {changed[0]!r} when called, and gives other outputs the next time, expected "
             "the same; call model.eval() first, or let the forward pass only read the buffer in eval mode"
         )
-    if len(x) > 1 and not alike(call(x[:1], buffers()), first[:1], ROUNDING):
+    n, one = count(x), slice(0, 1)
+    alone = call(take(x, one), buffers()) if n > 1 else first
+    if n > 1 and not alike(split_rows(alone, 1)[0], [t[:1] for t in split_rows(first, n)[0]], ROUNDING):
         raise ValueError(
             "model: gave another output for a sample alone than together with others, expected one that depends on "
             "the sample only; call model.eval() first, and let no layer use statistics of the batch"
@@ -115,13 +129,13 @@ def check_repeatable(
 
 def alike(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:
     """Whether two outputs are the same but for rounding: tensors, or nests of the same number of them."""
-    first, second = ([t for t in tree_leaves(o) if isinstance(t, Tensor)] for o in (a, b))
+    first, second = list(tensors(a)), list(tensors(b))
     return len(first) == len(second) and all(_close(s, t, tolerance) for s, t in zip(first, second, strict=True))
 
 
 def all_finite(output: Any) -> bool:
     """Whether all numbers in a tensor or a nest of them are finite."""
-    return all(bool(t.isfinite().all()) for t in tree_leaves(output) if isinstance(t, Tensor))
+    return all(bool(t.isfinite().all()) for t in tensors(output))
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

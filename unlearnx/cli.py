@@ -149,10 +149,10 @@ def compare(
 @app.command()
 def unlearn(
     model: options.Model,
-    weights: options.WeightsFile,
     data: options.Data,
     method: Annotated[str, typer.Option(help=listed(METHODS, "or"))],
     out: options.ResultFolder,
+    weights: options.WeightsFile = None,
     forget: options.Forget = None,
     forget_class: options.ClassNumber = None,
     option: options.MethodOption = None,
@@ -183,9 +183,10 @@ def unlearn(
             how = arguments.build_method(
                 method, option or [], params=chosen, seed=seed, batch_size=batch_size, progress=progress
             )
+            build, file = arguments.model(model, weights)
             audit = run_unlearn(
-                model_factory=arguments.factory("--model", model),
-                weights=weights,
+                model_factory=build,
+                weights=file,
                 data=arguments.data("--data", data),
                 forget=None if forget is None else arguments.read_indices(forget),
                 forget_class=forget_class,

@@ -176,7 +176,7 @@ def test_loaders_of_some_samples_are_refused():
 def test_models_without_a_tensor_are_refused():
     class Named(torch.nn.Linear):
         def forward(self, x):
-            return {"logits": super().forward(x)}
+            return {"logits": super().forward(x).tolist()}
 
     _, x, y = build("mlp")
     model = Named(6, 3).double()

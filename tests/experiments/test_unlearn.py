@@ -253,6 +253,7 @@ def test_end_to_end(ending, indices, there, tmp_path):
     assert ("The checkpoint also held optimizer." in page) == (ending == "pt")
     assert "Not applied" not in page
     assert "SalUn: taken for unseen" in result.output
+    assert ("the weights are its entry 'state_dict'; not used: optimizer" in result.stderr) == (ending == "pt")
 
 
 def test_class_and_retraining(there, tmp_path):
@@ -370,6 +371,8 @@ def test_a_loader_counts_as_its_dataset(there, tmp_path):
         ([], {"data": "own_data:wide"}, "data: the model cannot read samples of shape [12]"),
         ([], {"data": "own_data:more_classes"}, "data: label 4 is out of range for the model's 3 classes"),
         ([], {"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
+        ([], {"weights": None}, "--weights is missing, expected the file of the model's weights"),
+        ([], {"model": "hf:nowhere", "weights": None}, "nowhere: holds no config.json"),
         ([], {"weights": "forget.npy"}, "forget.npy: is neither a safetensors file nor one that torch.save wrote"),
         ([], {"retrained": "nowhere.pt"}, "nowhere.pt: no such file"),
         ([], {"method": "sdd"}, "--method is 'sdd', expected one of "),

@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import io
+import json
 import os
 import pickle
 
@@ -58,6 +59,108 @@ def test_round_trip(name, nest, tmp_path):
     loaded = network()
     again.load_into(loaded)
     assert torch.equal(loaded[3].weight, other[3].weight)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"model.{name}",  # of Lightning
+        lambda name: name.replace(".", "._orig_mod."),  # submodules that were compiled
+        lambda name: f"_fsdp_wrapped_module.{name}",
+    ],
+)
+def test_names_of_wrapped_models(renamed, ending, tmp_path):
+    model, other = network(), network()
+    state = {renamed(name): t for name, t in model.state_dict().items()}
+    file = tmp_path / f"a.{ending}"
+    safetensors.save_file(state, file) if ending == "safetensors" else torch.save({"model_state_dict": state}, file)
+    weights = Weights.read(file)
+    weights.load_into(other)
+    assert all(torch.equal(t, model.state_dict()[key]) for key, t in other.state_dict().items())
+    assert any(
+        f"{new!r} is the model's {name!r}" in weights.described(other)
+        for new, name in zip(state, model.state_dict(), strict=True)
+    )
+    assert ("'model_state_dict'" in weights.described(other)) == (ending == "pt")
+    written = weights.write(other, tmp_path / "b")
+    assert Weights.read(written.file).tensors.keys() == state.keys()
+    weights.load_into(nn.DataParallel(network()))
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    plain = Weights.read(tmp_path / "plain.pt")
+    assert plain.described(model) is None
+    plain.load_into(nn.DataParallel(network()))
+    plain.load_into(torch.compile(network(), backend="eager"))
+
+
+def test_other_models_do_not_fit_by_their_last_names(tmp_path):
+    torch.save({"encoder.weight": torch.zeros(4, 6), "encoder.bias": torch.zeros(4)}, tmp_path / "a.pt")
+    model = nn.Module()
+    model.decoder = nn.Linear(6, 4)
+    with pytest.raises(ValueError, match=r"it lacks the weights: decoder\.weight, decoder\.bias"):
+        Weights.read(tmp_path / "a.pt").load_into(model)
+    torch.save({"a": torch.zeros(4), "_orig_mod.a": torch.zeros(4)}, tmp_path / "a.pt")
+    model = nn.Module()
+    model.a = nn.Parameter(torch.zeros(4))
+    with pytest.raises(ValueError, match="some of its weights have the same name"):
+        Weights.read(tmp_path / "a.pt").load_into(model)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "nest"),
+    [
+        ({"model_state_dict": 1, "state_dict": 1, "model": {}}, "model_state_dict"),
+        ({"epoch": 3, "state_dict": 1, "optimizer": {"state": {}, "param_groups": []}}, "state_dict"),
+        ({"epoch": 3, "net": 1}, "net"),
+    ],
+)
+def test_entries_of_checkpoints(checkpoint, nest, tmp_path):
+    model = network()
+    torch.save({k: model.state_dict() if v == 1 and k != "epoch" else v for k, v in checkpoint.items()}, tmp_path / "a")
+    weights = Weights.read(tmp_path / "a")
+    assert weights.nest == nest
+    assert set(weights.left_out) == checkpoint.keys() - {nest}
+    assert f"its entry {nest!r}" in weights.described(model)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("given", ["index", "folder"])
+def test_several_files_with_an_index(ending, given, tmp_path):
+    model, other, placed = network(), network(), {}
+    stem = "model" if ending == "safetensors" else "pytorch_model"
+    for k, name in enumerate(model.state_dict()):
+        placed[name] = f"{stem}-{k % 2 + 1:05}-of-00002.{ending}"
+    for file in set(placed.values()):
+        part = {name: model.state_dict()[name] for name in placed if placed[name] == file}
+        safetensors.save_file(part, tmp_path / file) if ending == "safetensors" else torch.save(part, tmp_path / file)
+    index = tmp_path / f"{stem}.{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    weights = Weights.read(tmp_path if given == "folder" else index)
+    weights.load_into(other)
+    assert all(torch.equal(t, model.state_dict()[key]) for key, t in other.state_dict().items())
+    digest = hashlib.sha256(index.read_bytes())
+    for file in sorted(set(placed.values())):
+        digest.update((tmp_path / file).read_bytes())
+    assert weights.sha256 == digest.hexdigest()
+    written = weights.write(other, tmp_path / "new")
+    assert tensor_hash(Weights.read(written.file).tensors) == tensor_hash(model.state_dict())
+    (tmp_path / placed["0.weight"]).unlink()
+    with pytest.raises(FileNotFoundError, match="00001-of-00002"):
+        Weights.read(index)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {"a": "../b"}}', '{"weight_map": {}}', "[1"])
+def test_wrong_indices(text, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json: is no index of weights: "):
+        Weights.read(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no weights, expected one of model\.safetensors"):
+        Weights.read(tmp_path)
 
 
 def test_metadata_stays(tmp_path):

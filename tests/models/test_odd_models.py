@@ -234,3 +234,12 @@ def test_threads_give_the_numbers_of_one():
     assert not wrong
     assert_unchanged(model, before)
     copy.deepcopy(model)
+
+
+def test_frozen_parameters_that_are_asked_for_are_trained_and_stay_frozen():
+    model = odd.network().eval().requires_grad_(False)
+    data = odd.samples(model)
+    result = FineTune(epochs=1, params="last:2", max_increase=9.0)(model, Request.remove(data, range(3))).model
+    assert not torch.equal(result[2].weight, model[2].weight)
+    assert torch.equal(result[0].weight, model[0].weight)
+    assert not any(p.requires_grad for p in result.parameters())

@@ -128,8 +128,11 @@ NoiseKind = Annotated[str | None, _word("what to spoil: labels or inputs (repair
 Recipe = Annotated[Path | None, _path("make one trial again: a file trials/seed-*/*.json of a forget-* run")]
 
 # Of `unlearn`.
-Model = Annotated[str, _word(FUNCTION_HELP + "builds the model")]
-WeightsFile = Annotated[Path, _path("file of its weights: safetensors, or a state dict by torch.save")]
+Model = Annotated[str, _word(FUNCTION_HELP + "builds the model; or hf:FOLDER, a HuggingFace model")]
+WeightsFile = Annotated[
+    Path | None,
+    _path("its weights: safetensors, a file by torch.save, or an index of several; by default those in hf:FOLDER"),
+]
 Data = Annotated[str, _word(FUNCTION_HELP + "returns training data: a Dataset, a DataLoader or (x, y)")]
 ResultFolder = Annotated[Path, _path("folder for the new weights, audit.json and audit.html")]
 Forget = Annotated[Path | None, _path("file of the indices to forget: .npy, or text with one on each line")]

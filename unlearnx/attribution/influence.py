@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from unlearnx._batches import arguments
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_at_least_one, check_finite, model_device
 from unlearnx._copies import lent
@@ -204,7 +205,7 @@ class _Objective:
         value = sum(float((g * (parameters[name] - self.origin[name])).sum()) for name, g in gradient.items()) / 2
         for x, y in batches(self._data, self._batch_size, model_device(self._model)):
             with torch.enable_grad():
-                total = self._loss.total(functional_call(self._model, {**self._rest, **leaves}, (x,)), y)
+                total = self._loss.total(functional_call(self._model, {**self._rest, **leaves}, *arguments(x)), y)
                 parts = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
             value += float(total.detach())
             for name, part in zip(leaves, parts, strict=True):
@@ -237,7 +238,7 @@ def _losses(model: nn.Module, loss_fn: Loss, data: Data, parameters: Vector, bat
     dtype = next(iter(parameters.values())).dtype
     with torch.no_grad():
         parts = [
-            loss.each(functional_call(model, {**rest, **values}, (x,)), y).to(dtype)
+            loss.each(functional_call(model, {**rest, **values}, *arguments(x)), y).to(dtype)
             for x, y in batches(data, batch_size, model_device(model))
         ]
     return torch.cat(parts)

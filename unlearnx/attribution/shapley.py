@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from unlearnx._batches import Nest, arguments, count, moved, take
 from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device, select_params
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
+from unlearnx._labels import labelled, predictions
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.attribution.permutations import Sampling, ShapleyResult, reproducible, stream_seed
 from unlearnx.curvature.per_sample import split_values
@@ -131,13 +133,14 @@ def gradient_shapley(
         raise ValueError(f"lr is {lr!r}, expected a finite number > 0")
     sampling = Sampling(permutations, tolerance, seed, workers, checkpoint, progress)
     device = model_device(model)
-    (x, y), (x_test, y_test) = ((t.to(device) for t in materialize(data)) for data in (train, test))
-    game = _SGDGame(lent(model), SampleLoss(loss_fn), (x, y), (x_test, y_test), lr, score or _accuracy)
-    return sampling.run(game, len(x), f"G-Shapley, lr {lr!r}")
+    own, held_out = (tuple(moved(nest, device) for nest in materialize(data)) for data in (train, test))
+    game = _SGDGame(lent(model), SampleLoss(loss_fn), own, held_out, lr, score or _accuracy)
+    return sampling.run(game, count(own[1]), f"G-Shapley, lr {lr!r}")
 
 
-def _accuracy(output: Tensor, y: Tensor) -> Tensor:
-    return (output.argmax(1) == y).double().mean()
+def _accuracy(output: Any, y: Any) -> Tensor:
+    counts = labelled(output, y)
+    return (predictions(output, y) == y)[counts].double().mean()
 
 
 def _finite(name: str, value: Any) -> float:
@@ -176,10 +179,10 @@ class _SGDGame:
 
     model: nn.Module
     loss: SampleLoss
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
+    train: tuple[Nest, Nest]
+    test: tuple[Nest, Nest]
     lr: float
-    score: Callable[[Tensor, Tensor], Tensor | float]
+    score: Callable[[Any, Any], Tensor | float]
 
     def __call__(self, order: Tensor) -> Tensor:
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
@@ -190,14 +193,15 @@ class _SGDGame:
 
         def current_score() -> float:
             with torch.no_grad():
-                return _finite("score", self.score(functional_call(self.model, everything, (x_test,)), y_test))
+                return _finite("score", self.score(functional_call(self.model, everything, *arguments(x_test)), y_test))
 
         contributions = torch.zeros(len(order), dtype=torch.float64)
         before = current_score()
         for sample in order.tolist():
             index = slice(sample, sample + 1)
             with torch.enable_grad():
-                total = self.loss.total(functional_call(self.model, everything, (x[index],)), y[index])
+                output = functional_call(self.model, everything, *arguments(take(x, index)))
+                total = self.loss.total(output, take(y, index))
             gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
             with torch.no_grad():
                 torch._foreach_add_(parameters, gradients, alpha=-self.lr)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from unlearnx._batches import Nest, arguments, count, rows, split_rows
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature.double_backward import TwiceDifferentiable
 from unlearnx.curvature.per_sample import split_values
@@ -74,8 +76,8 @@ class RecordedBatch(BatchCurvature):
         model: nn.Module,
         loss: SampleLoss,
         snapshot: Snapshot,
-        x: Tensor,
-        y: Tensor,
+        x: Nest,
+        y: Nest,
         samples: int,
         use_channels_last: bool,
     ):
@@ -85,16 +87,12 @@ class RecordedBatch(BatchCurvature):
         mode = TwiceDifferentiable(self.flags, use_channels_last=use_channels_last)
         with torch.enable_grad():
             with _differentiable_attention(), mode:
-                output = functional_call(model, (snapshot.leaves, snapshot.rest), (x,))
-            if not isinstance(output, Tensor):
-                raise ValueError(
-                    f"model: returned {type(output).__name__}, expected a tensor whose first dimension is the samples"
-                )
+                output = rows(functional_call(model, (snapshot.leaves, snapshot.rest), *arguments(x)), count(y))
             self.flags.recording = True
             with _differentiable_attention():
                 self._record(output, loss, y)
 
-    def _record(self, output: Tensor, loss: SampleLoss, y: Tensor) -> None:
+    def _record(self, output: Any, loss: SampleLoss, y: Nest) -> None:
         raise NotImplementedError
 
     def products(self, vectors: Sequence[Values], *, keep: bool) -> Iterator[Sequence[Tensor | None]]:
@@ -126,7 +124,7 @@ class RecordedBatch(BatchCurvature):
 class Hessian(RecordedBatch):
     """Hessian of the loss: the gradient is recorded, and a product differentiates it again."""
 
-    def _record(self, output: Tensor, loss: SampleLoss, y: Tensor) -> None:
+    def _record(self, output: Any, loss: SampleLoss, y: Nest) -> None:
         objective = loss.total(output, y) / self.samples
         self.gradient: Sequence[Tensor | None] = [None] * len(self.leaves)
         if objective.requires_grad:
@@ -146,29 +144,46 @@ class GaussNewton(RecordedBatch):
     u is the product ``J v``, without forward-mode differentiation.
     """
 
-    def _record(self, output: Tensor, loss: SampleLoss, y: Tensor) -> None:
-        self.output, self.u = output, torch.zeros_like(output, requires_grad=True)
+    def _record(self, output: Any, loss: SampleLoss, y: Nest) -> None:
+        given, output_of = split_rows(output, count(y))
+        floating = [i for i, t in enumerate(given) if t.is_floating_point()]
+        points = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
+        value = loss.total(output_of(points), y) / self.samples
+        inputs = [points[i] for i in floating]
+        gradients: Sequence[Tensor | None] = [None] * len(inputs)
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True)
+        # Of a model that returns several tensors, those that the loss reads.
+        used = [i for i, g in zip(floating, gradients, strict=True) if g is not None and given[i].requires_grad]
+        self.outputs, self.points = [given[i] for i in used], [points[i] for i in used]
+        self.output_gradients = [g for i, g in zip(floating, gradients, strict=True) if g is not None and i in used]
+        self.u = [torch.zeros_like(t, requires_grad=True) for t in self.outputs]
         self.transposed: Sequence[Tensor | None] = [None] * len(self.leaves)
-        if output.requires_grad:
+        if self.outputs:
             self.flags.values = False
-            self.transposed = torch.autograd.grad(output, self.leaves, self.u, create_graph=True, allow_unused=True)
-        self.point = output.detach().requires_grad_()
-        value = loss.total(self.point, y) / self.samples
-        (self.output_gradient,) = torch.autograd.grad(value, self.point, create_graph=True, materialize_grads=True)
+            self.transposed = torch.autograd.grad(
+                self.outputs, self.leaves, self.u, create_graph=True, allow_unused=True
+            )
 
     def product(self, v: Values, *, keep: bool) -> list[Tensor | None]:
         self.flags.tangents = True
-        (tangent,) = self._backward(self.transposed, [self.u], v, keep=keep)
+        tangents = self._backward(self.transposed, self.u, v, keep=keep)
         self.flags.tangents = False
-        if tangent is None:
+        if all(t is None for t in tangents):
             return [None] * len(self.leaves)
-        (curved,) = self._backward([self.output_gradient], [self.point], [tangent], keep=keep)
-        if curved is None:  # the loss is linear in the output
+        directions = [_filled(t, u) for t, u in zip(tangents, self.u, strict=True)]
+        curved = self._backward(self.output_gradients, self.points, directions, keep=keep)
+        if all(t is None for t in curved):  # the loss is linear in the output
             return [None] * len(self.leaves)
-        return list(self._backward([self.output], self.leaves, [curved], keep=keep))
+        directions = [_filled(t, u) for t, u in zip(curved, self.u, strict=True)]
+        return list(self._backward(self.outputs, self.leaves, directions, keep=keep))
 
     def roots(self) -> list[Tensor]:
-        return [t for t in (self.output, self.output_gradient, *self.transposed) if t is not None]
+        return [t for t in (*self.outputs, *self.output_gradients, *self.transposed) if t is not None]
+
+
+def _filled(t: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if t is None else t
 
 
 CURVATURE_KINDS: dict[str, type[RecordedBatch]] = {"hessian": Hessian, "ggn": GaussNewton}

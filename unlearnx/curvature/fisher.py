@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from unlearnx import _distributed as distributed
+from unlearnx._batches import Nest, arguments, count, rows, scores
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._copies import lent
@@ -96,7 +98,7 @@ def fisher_diagonal(
         batch_size = data.batch_size
     own = dict(model.named_parameters())
     total = {name: torch.zeros_like(own[name], dtype=compute_dtype_of(own[name])) for name in names}
-    add: Callable[[int, Tensor, Tensor], None]
+    add: Callable[[int, Nest, Nest], None]
     if fisher_type == "batch":
         add = partial(_add_batch_squares, lent(frozen_prefix.head), loss, total, compute_dtype)
     else:
@@ -109,15 +111,15 @@ def fisher_diagonal(
     with progress_bar("Fisher diagonal", n, progress) as advance, distributed.failing_together(device):
         for position, x, y in shared_batches(data, batch_size, device):
             add(position, frozen_prefix(x), y)
-            parts += 1 if fisher_type == "batch" else len(x)
-            advance(position + len(x) - seen)
-            seen = position + len(x)
-    count = torch.tensor(parts, dtype=torch.float64, device=device)
-    distributed.all_reduce_([*total.values(), count])
+            parts += 1 if fisher_type == "batch" else count(x)
+            advance(position + count(x) - seen)
+            seen = position + count(x)
+    counted = torch.tensor(parts, dtype=torch.float64, device=device)
+    distributed.all_reduce_([*total.values(), counted])
     check_finite("Fisher diagonal", total.items())
     if reduction == "mean":
         for t in total.values():
-            t /= count
+            t /= counted
     return total
 
 
@@ -127,14 +129,14 @@ def _add_batch_squares(
     total: dict[str, Tensor],
     dtype: torch.dtype | None,
     position: int,
-    x: Tensor,
-    y: Tensor,
+    x: Nest,
+    y: Nest,
 ) -> None:
     """Add the squares of the gradient of the batch's mean loss."""
     values, rest = split_values(model, list(total))
-    with torch.enable_grad(), autocast(x, dtype):
+    with torch.enable_grad(), autocast(model_device(model), dtype):
         leaves = {name: v.requires_grad_() for name, v in values.items()}
-        objective = loss.total(functional_call(model, (leaves, rest), (x,)), y) / len(x)
+        objective = loss.total(functional_call(model, (leaves, rest), *arguments(x)), y) / count(x)
         gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
     for name, gradient in zip(leaves, gradients, strict=True):
         total[name].addcmul_(gradient, gradient)
@@ -156,11 +158,11 @@ class _SampleSquares:
         fisher_type: str,
         uniforms: Tensor | None,
     ):
-        self.total, self.fisher_type, self.uniforms = total, fisher_type, uniforms
+        self.total, self.loss, self.fisher_type, self.uniforms = total, loss, fisher_type, uniforms
         self._prepare = partial(SampleGradients, model, loss, list(total), dtype=dtype)
         self._gradients: SampleGradients | None = None
 
-    def __call__(self, position: int, x: Tensor, y: Tensor) -> None:
+    def __call__(self, position: int, x: Nest, y: Nest) -> None:
         if self._gradients is None:
             self._gradients = self._prepare(x)
 
@@ -169,30 +171,30 @@ class _SampleSquares:
 
         for part_x, part_y in self._gradients.split(x, y):
             self._gradients.run(part_x, partial(self._targets, position, part_y), on_contribution)
-            position += len(part_x)
+            position += count(part_x)
 
-    def _targets(self, position: int, y: Tensor, output: Tensor) -> Iterator[Targets]:
+    def _targets(self, position: int, y: Nest, output: Any) -> Iterator[Targets]:
         """The labels for each backward pass, with the weights of the samples."""
         if self.fisher_type == "empirical":
             yield Targets(y)
             return
+        output = rows(scores(output), count(y))
         if output.dim() != 2 or output.shape[1] < 2:
             raise ValueError(
                 f'model: output has shape {list(output.shape)}, fisher_type="{self.fisher_type}" needs (N, classes) '
                 "with at least two classes"
             )
-        if y.dim() != 1 or y.is_floating_point():
-            raise ValueError(
-                f'data: y has shape {list(y.shape)} and dtype {y.dtype}, fisher_type="{self.fisher_type}" needs one '
-                "class number per sample"
-            )
+        if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+            what = f"shape {list(y.shape)} and dtype {y.dtype}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
+            raise ValueError(f'data: y has {what}, fisher_type="{self.fisher_type}" needs one class number per sample')
+        ignored = y == self.loss.ignore_index
         probabilities = output.softmax(1, dtype=torch.float64 if output.dtype == torch.float64 else torch.float32)
         if self.uniforms is not None:
             samples = torch.arange(position, position + len(y), device=output.device)
             uniforms = self.uniforms[samples % len(self.uniforms)]  # a DataLoader may repeat samples
             below = probabilities.double().cumsum(1)
             drawn = torch.searchsorted(below, (uniforms * below[:, -1])[:, None], right=True)
-            yield Targets(drawn.squeeze(1).clamp_(max=output.shape[1] - 1))
+            yield Targets(y.where(ignored, drawn.squeeze(1).clamp_(max=output.shape[1] - 1)))
             return
         for c in range(output.shape[1]):
-            yield Targets(torch.full_like(y, c), weight=probabilities[:, c])
+            yield Targets(y.where(ignored, c), weight=probabilities[:, c])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, RandomSampler
 
 from unlearnx import _distributed as distributed
-from unlearnx._calls import check_call, rows
+from unlearnx._batches import Nest, arguments, count, equal, rows
+from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._copies import lent
 from unlearnx._data import Data, batches, check_same_in_every_process, shared_batches, size
@@ -19,7 +21,7 @@ from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.per_sample import SampleGradients, Targets
 from unlearnx.curvature.prefix import FrozenPrefix
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Nest, Nest]
 
 
 def _pairs(
@@ -46,10 +48,6 @@ def _pairs(
     yield from zip(read(old), read(new), strict=True)
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and torch.equal(a, b))
-
-
 def grad_difference(
     model: nn.Module,
     loss_fn: Loss,
@@ -68,7 +66,7 @@ def grad_difference(
     Args:
         model: in eval mode, or without layers such as BatchNorm in which samples influence each other.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum; all give the same result.
-        old: samples (x, y) as they were: a pair of tensors, a Dataset or a DataLoader.
+        old: samples (x, y) as they were: batched tensors, a Dataset or a DataLoader (see :mod:`unlearnx.data`).
         new: the same samples corrected, in the same order.
         params: names of the parameters, ``"last:K"``, or None for all that require gradients. The part of the
             model before them runs without gradients.
@@ -106,10 +104,9 @@ def grad_difference(
     direct = [name for name in names if own[name].requires_grad]
     itself: list[Tensor] = [own[name] for name in direct]  # what a penalty in the loss depends on
 
-    def output(x: Tensor) -> Tensor:
-        return rows(
-            functional_call(head, {n: v for n, v in values.items() if n in head_names}, (frozen_prefix(x),)), len(x)
-        )
+    def output(x: Nest) -> Any:
+        used = {n: v for n, v in values.items() if n in head_names}
+        return rows(functional_call(head, used, *arguments(frozen_prefix(x))), count(x))
 
     with distributed.failing_together(model_device(model)):
         for (x, y), corrected in _pairs(model, old, new, batch_size, shared=True):
@@ -119,7 +116,7 @@ def grad_difference(
                     objective = loss.total(before, y)
                 else:
                     x_new, y_new = corrected
-                    after = before if _equal(x, x_new) else output(x_new)
+                    after = before if equal(x, x_new) else output(x_new)
                     objective = loss.total(after, y_new) - loss.total(before, y)
                 gradients = torch.autograd.grad(objective, chosen + itself, materialize_grads=True)
             for name, gradient in zip([*names, *direct], gradients, strict=True):
@@ -154,21 +151,21 @@ def per_sample_grad_difference(
     for (x, y), corrected in _pairs(model, old, new, None, shared=False):
         if gradients is None:
             gradients = SampleGradients(model, loss, names, x, None)
-        if corrected is None or _equal(x, corrected[0]):
+        if corrected is None or equal(x, corrected[0]):
             targets = Targets(y) if corrected is None else Targets(corrected[1], minus=y)
             before, after = _contributions(gradients, x, targets), None
         else:
             before = _contributions(gradients, x, Targets(y))
             after = _contributions(gradients, corrected[0], Targets(corrected[1]))
         for name in names:
-            zero = own[name].new_zeros(()).expand(len(x), *own[name].shape)
+            zero = own[name].new_zeros(()).expand(count(x), *own[name].shape)
             rows[name].append(_per_sample_gradients(before[name], None if after is None else after[name], zero))
     result = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in rows.items()}
     check_finite("gradient", result.items())
     return result
 
 
-def _contributions(gradients: SampleGradients, x: Tensor, targets: Targets) -> dict[str, list[Contribution]]:
+def _contributions(gradients: SampleGradients, x: Nest, targets: Targets) -> dict[str, list[Contribution]]:
     parts: dict[str, list[Contribution]] = {name: [] for name in gradients.names}
     gradients.run(x, lambda _: [targets], lambda name, contribution, _: parts[name].append(contribution))
     return parts

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
+from unlearnx._batches import Nest, moved
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_at_least_one, check_deterministic, model_device, select_params
 from unlearnx._copies import lent
@@ -20,6 +21,7 @@ from unlearnx._data import BATCH_SIZE, Data, Samples, check_same_in_every_proces
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._memory_order import ImageOrder
+from unlearnx._models import check_gradients_possible
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.batch_curvature import CURVATURE_KINDS, BatchCurvature, RecordedBatch, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -200,15 +202,17 @@ class CurvatureOperator:
     def samples_on_device(self) -> tuple[Tensor, Tensor] | None:
         """All samples on the device of the model, so that :meth:`of` gives products that do not wait for the host.
 
-        None where the samples are not tensors or take too much memory, where products have a closed form, or where
-        processes share the work.
+        None where the samples are not tensors or take too much memory, where products have a closed form, where
+        processes share the work, or where the loss has to be compared with those of single samples.
         """
         if self._shared.softmax or distributed.processes() > 1 or not self._samples.in_memory:
             return None
         device = self.layout.device
         pair = self._samples.read(self._indices(0, len(self)))
-        moved = sum(t.nbytes for t in pair if t.device != device)
-        if moved and moved > KEPT_MEMORY_FRACTION * free_bytes(device):
+        if not (self._shared.loss.exact and all(isinstance(t, Tensor) for t in pair)):
+            return None
+        bytes_moved = sum(t.nbytes for t in pair if t.device != device)
+        if bytes_moved and bytes_moved > KEPT_MEMORY_FRACTION * free_bytes(device):
             return None
         x, y = (t.detach().to(device) for t in pair)
         return x, y
@@ -348,6 +352,7 @@ class _SharedState:
         """A snapshot of the model as it is now; the same object as long as the model does not change."""
         if self._snapshot is not None and self.fixed:
             return self._snapshot
+        check_gradients_possible()
         check_deterministic(self.model)
         if self._prefix is not None and not self._prefix[1].is_current(self._prefix[0]):
             raise ValueError(
@@ -365,14 +370,14 @@ class _SharedState:
         return other
 
     def curvature_of_batch(
-        self, kind: type[RecordedBatch], snapshot: Snapshot, x: Tensor, y: Tensor, samples: int
+        self, kind: type[RecordedBatch], snapshot: Snapshot, x: Nest, y: Nest, samples: int
     ) -> BatchCurvature:
         device = model_device(self.model)
-        x, y = x.to(device), y.to(device)
+        x, y = moved(x, device), moved(y, device)
         closed_form = SoftmaxRegression.of(snapshot, x, y, samples) if self.softmax else None
         if closed_form is not None:
             return closed_form
-        if not (self._use_channels_last and x.device.type == "cpu" and self._image_order.taken(x)):
+        if not (self._use_channels_last and device.type == "cpu" and self._image_order.taken(x)):
             return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=False)
         try:
             return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=True)

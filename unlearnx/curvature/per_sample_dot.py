@@ -7,6 +7,7 @@ from collections import Counter
 from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
+from unlearnx._batches import Nest, count
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._data import Data, check_in_order, check_same_in_every_process, shared_batches, size
@@ -74,15 +75,15 @@ def per_sample_grad_dot(
             if gradients is None:
                 gradients = SampleGradients(frozen_prefix.head, loss, names, x, None)
             for part_x, part_y in gradients.split(x, y):
-                _add_products(gradients, part_x, part_y, directions, products[:, position : position + len(part_x)])
-                position += len(part_x)
+                _add_products(gradients, part_x, part_y, directions, products[:, position : position + count(part_x)])
+                position += count(part_x)
     distributed.all_reduce_([products])
     check_finite("products", [("v", products)])
     return products[0] if single else products
 
 
 def _add_products(
-    gradients: SampleGradients, x: Tensor, y: Tensor, directions: dict[str, Tensor], products: Tensor
+    gradients: SampleGradients, x: Nest, y: Nest, directions: dict[str, Tensor], products: Tensor
 ) -> None:
     """Add the inner products of one pass, parameter by parameter, to `products` (K, samples of the pass)."""
     seen: Counter[str] = Counter()  # samples so far, by parameter: they arrive in order, at once or in several parts

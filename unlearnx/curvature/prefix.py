@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.data import TensorDataset
 
+from unlearnx._batches import Nest, joined, tensors
 from unlearnx._checks import Params, model_device, select_params
 from unlearnx._copies import independent, lent
-from unlearnx._data import Data, batches
+from unlearnx._data import Data, batches, dataset_of
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import modes_kept
 
@@ -20,9 +20,9 @@ class FrozenPrefix:
     """A model split in two: ``prefix``, which depends on none of the chosen parameters, and ``head``, the rest.
 
     The split is found by tracing (``torch.fx``) and checked on samples of the data. The head keeps the parameter names
-    of the model and shares its parameters. There is no prefix, and the head is the model itself, where the model cannot
-    be traced, where more than one tensor goes from the first part to the second, or where the two parts do not give
-    the model's outputs. Results are the same then, only slower.
+    of the model and shares its parameters. There is no prefix, and the head is the model itself, where its input is
+    not one tensor or it cannot be traced, where more than one tensor goes from the first part to the second, or where
+    the two parts do not give the model's outputs. Results are the same then, only slower.
 
     Args:
         model: the model; it is not changed.
@@ -48,7 +48,7 @@ class FrozenPrefix:
                 self._frozen = lent(self.prefix).eval()
                 self._order = ImageOrder(self._frozen)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Nest) -> Nest:
         """The head's input for the model input `x`: `x` itself where there is no prefix."""
         if self.prefix is None:
             return x
@@ -67,18 +67,18 @@ class FrozenPrefix:
                 features in it.
 
         Returns:
-            A TensorDataset of (feature, y), on the device of the model.
+            A dataset of (feature, y) in memory, on the device of the model.
         """
         if self.prefix is None:
             return data
         prefix = self._frozen if dtype is None else independent(self._frozen).to(dtype)
         xs: list[Tensor] = []
-        ys: list[Tensor] = []
+        ys: list[Nest] = []
         with torch.no_grad():
             for x, y in batches(data, batch_size, model_device(self.head)):
                 xs.append(prefix(self._order(x).to(dtype if x.is_floating_point() else None)))
                 ys.append(y)
-        return TensorDataset(torch.cat(xs), torch.cat(ys))
+        return dataset_of(torch.cat(xs), joined(ys))
 
 
 class _OneInput(nn.Module):
@@ -128,6 +128,9 @@ def _copy_without_hooks(model: nn.Module) -> nn.Module:
 
 
 def _split_model(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Module, nn.Module] | None:
+    x = next(iter(batches(data, 2, model_device(model))))[0]
+    if not isinstance(x, Tensor):
+        return None
     try:
         copied = _copy_without_hooks(model)
         with _tracing:
@@ -146,7 +149,7 @@ def _split_model(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Modu
     boundary = [node for node in graph.nodes if node not in head and any(user in head for user in node.users)]
     if len(boundary) != 1 or boundary[0].op in ("placeholder", "get_attr"):
         return None
-    if not _gives_same_output(copied, *_parts(copied, graph, head, boundary[0]), data):
+    if not _gives_same_output(copied, *_parts(copied, graph, head, boundary[0]), x):
         return None
     parts = _parts(model, graph, head, boundary[0])
     # A chosen parameter that the output does not depend on is in neither part: then there is no split.
@@ -192,9 +195,8 @@ def _part(model: nn.Module, graph: fx.Graph, head: set[fx.Node], boundary: fx.No
     return module
 
 
-def _gives_same_output(model: nn.Module, prefix: nn.Module, head: nn.Module, data: Data) -> bool:
+def _gives_same_output(model: nn.Module, prefix: nn.Module, head: nn.Module, x: Tensor) -> bool:
     """Whether the parts give the model's output, on the first pass over the features and on a second one."""
-    x = next(iter(batches(data, 2, model_device(model))))[0]
     with torch.no_grad(), modes_kept(model):
         model.eval()
         expected, features = model(x.clone()), prefix(x.clone())
@@ -202,4 +204,12 @@ def _gives_same_output(model: nn.Module, prefix: nn.Module, head: nn.Module, dat
             return False
         kept = features.clone()
         passes = [head(features), head(features)]
-    return torch.equal(features, kept) and all(torch.allclose(p, expected, rtol=1e-4, atol=1e-5) for p in passes)
+    return torch.equal(features, kept) and all(_close(p, expected) for p in passes)
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Whether two outputs are made of the same tensors, up to rounding."""
+    pairs = list(zip(tensors(a), tensors(b), strict=False))
+    return type(a) is type(b) and all(
+        s.shape == t.shape and torch.allclose(s.to(t), t, rtol=1e-4, atol=1e-5) for s, t in pairs
+    )

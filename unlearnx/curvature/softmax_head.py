@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from unlearnx._batches import Nest
 from unlearnx._checks import qualified
-from unlearnx._losses import Loss
+from unlearnx._labels import IGNORED
+from unlearnx._losses import Loss, torch_loss
 from unlearnx.curvature.batch_curvature import BatchCurvature, Snapshot, Values
 from unlearnx.ops.softmax_linear import lissa_softmax_linear, softmax_linear_hvp
 
 SAMPLES_PER_PASS = 4096  # more than for other models, since no graph is kept per sample
 MAX_WORKSPACE_BYTES = 1 << 27  # of the ops' intermediate results; it limits how many vectors they take at once
-IGNORED_LABEL = -100  # the label that torch's cross entropy leaves out by default
 
 
 def is_softmax_regression(model: nn.Module, names: Sequence[str], loss_fn: Loss) -> bool:
@@ -62,14 +63,14 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _is_plain_cross_entropy(loss_fn: Loss) -> bool:
-    if loss_fn is F.cross_entropy:
-        return True
+    known = torch_loss(loss_fn)
+    if known is None or known[0] is not F.cross_entropy:
+        return False
+    settings = known[1]
     return (
-        isinstance(loss_fn, nn.CrossEntropyLoss)
-        and _is_plain(loss_fn, nn.CrossEntropyLoss)
-        and loss_fn.weight is None
-        and loss_fn.label_smoothing == 0
-        and loss_fn.ignore_index == IGNORED_LABEL
+        settings.get("weight") is None
+        and settings.get("label_smoothing", 0) == 0
+        and settings.get("ignore_index", IGNORED) == IGNORED
     )
 
 
@@ -85,19 +86,21 @@ class SoftmaxRegression(BatchCurvature):
             self.h = torch.cat([x, x.new_ones(len(x), 1)], 1) if self.has_bias else x.detach().contiguous()
 
     @classmethod
-    def of(cls, snapshot: Snapshot, x: Tensor, y: Tensor, samples: int) -> SoftmaxRegression | None:
+    def of(cls, snapshot: Snapshot, x: Nest, y: Nest, samples: int) -> SoftmaxRegression | None:
         """The batch (x, y); None where the ops do not cover its dtypes, shapes or labels, or these are wrong."""
         parameters = list(snapshot.leaves.values())
         classes, features = parameters[0].shape
         fits = (
-            x.dtype in (torch.float32, torch.float64)
+            isinstance(x, Tensor)
+            and isinstance(y, Tensor)
+            and x.dtype in (torch.float32, torch.float64)
             and all(p.dtype == x.dtype for p in parameters)
             and x.device.type in ("cpu", "cuda")
             and not torch.is_autocast_enabled(x.device.type)
             and x.shape == (len(y), features)
             and y.dtype == torch.int64
             and y.dim() == 1
-            and bool(((y >= 0) & (y < classes)).all())  # none is IGNORED_LABEL
+            and bool(((y >= 0) & (y < classes)).all())  # none is IGNORED
         )
         return cls(snapshot, x, samples) if fits else None
 

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearnx.experiments.hugging_face import folder_factory
 from unlearnx.methods import METHODS, Method
 
 PLAIN_TYPES = (bool, int, float, str)  # types that a word is read as, tried in this order
+HUGGING_FACE = "hf"  # hf:FOLDER is a model of HuggingFace's form
 BOOLEANS = {"true": True, "false": False}
 # Fields of methods that have command line options of their own.
 OWN_OPTIONS = {"params": "--params", "batch_size": "--batch-size", "seed": "--seed", "progress": "--progress"}
@@ -38,6 +40,10 @@ def factory(argument: str, value: str) -> Callable[[], Any]:
         ValueError: it is not of this form, there is no such module or function, or importing the module fails.
     """
     module_name, _, path = value.partition(":")
+    if module_name == HUGGING_FACE:
+        raise ValueError(
+            f"{argument} is {value!r}, expected module:function; {HUGGING_FACE}:FOLDER is for --model alone"
+        )
     if not module_name or not path:
         raise ValueError(f"{argument} is {value!r}, expected module:function, such as model:build")
     if os.getcwd() not in sys.path:
@@ -57,6 +63,25 @@ def factory(argument: str, value: str) -> Callable[[], Any]:
             raise _failure(argument, value, error) from error
 
     return call
+
+
+def model(value: str, weights: Path | None) -> tuple[Callable[[], Any], Path]:
+    """What builds the model that ``--model`` names, and where its weights are.
+
+    Args:
+        value: ``module:function``, or ``hf:FOLDER``, whose weights are those in the folder where no others are given.
+        weights: file of the weights, if given.
+
+    Raises:
+        ValueError: there is no such function or model, or the weights are missing.
+        OSError, ImportError: as for :func:`unlearnx.experiments.hugging_face.folder_factory`.
+    """
+    kind, _, folder = value.partition(":")
+    if kind == HUGGING_FACE and folder:
+        return folder_factory(Path(folder)), weights or Path(folder)
+    if weights is None:
+        raise ValueError("--weights is missing, expected the file of the model's weights")
+    return factory("--model", value), weights
 
 
 def data(argument: str, value: str) -> Any:

@@ -85,6 +85,9 @@ def unlearn(
         model = _built(model_factory, stored, where)
         other = None if retrained is None else Weights.read(Path(retrained))
         reference = None if other is None else _built(model_factory, other, where)
+        for read in (stored, other):
+            if read is not None and (said := read.described(model)):
+                log(said)
         x, y = _pair("data", data)
         request = _request(x, y, forget, forget_class)
         held_out = None if test is None else _pair("test", test)

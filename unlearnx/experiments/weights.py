@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from unlearnx._extras import extra
 from unlearnx._files import write_atomically
 
-WEIGHT_ENTRIES = ("state_dict", "model")  # where checkpoints keep their weights
+WEIGHT_ENTRIES = ("model_state_dict", "state_dict", "model")  # where checkpoints keep their weights
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # torch.compile, FSDP, checkpoints
+INDEX = ".index.json"  # ends the name of the index of a model that lies in several files
+IN_FOLDERS = (  # the names that HuggingFace gives the file of a model in its folder
+    *("model.safetensors", f"model.safetensors{INDEX}"),
+    *("pytorch_model.bin", f"pytorch_model.bin{INDEX}"),
+)
 MAX_LISTED_NAMES = 5  # in an error
 
 
@@ -29,7 +35,7 @@ class Weights:
         file: where they were read.
         tensors: by name, on the CPU.
         format: ``"safetensors"`` or ``"torch"``.
-        sha256: of the bytes of the file.
+        sha256: of the bytes of the file; of several files, of their index followed by them, in order of their names.
         nest: entry of the checkpoint that held the weights; None if the file held nothing else.
         left_out: the checkpoint's other entries, such as ``optimizer``. They are neither used nor written
             again, because they may hold information on the forget set.
@@ -46,7 +52,10 @@ class Weights:
 
     @classmethod
     def read(cls, file: Path) -> Weights:
-        """Read a safetensors file, or a state dict that ``torch.save`` wrote.
+        """Read a safetensors file, a state dict that ``torch.save`` wrote, or several files with an index.
+
+        A state dict may be the entry ``model_state_dict``, ``state_dict`` or ``model`` of a checkpoint, or the only
+        entry with tensors by name. Of a folder, the file is read that HuggingFace's libraries would read.
 
         No code in the file is run: pickles are read for tensors and plain values only
         (``torch.load(weights_only=True)``).
@@ -56,9 +65,13 @@ class Weights:
             ValueError: the file is neither of the two, is damaged, or holds something other than weights.
             ImportError: it is a safetensors file, and safetensors is not installed.
         """
+        if file.is_dir():
+            file = _file_in(file)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file")
         content = file.read_bytes()
+        if file.name.endswith(INDEX):
+            return cls._read_parts(file, content)
         sha256 = hashlib.sha256(content).hexdigest()
         if _is_safetensors(content):
             tensors, metadata = _read_safetensors(file, content)
@@ -70,28 +83,78 @@ class Weights:
             return cls(file, _checked(file, state), "torch", sha256, nest, left_out)
         raise ValueError(f"{file}: is neither a safetensors file nor one that torch.save wrote")
 
+    @classmethod
+    def _read_parts(cls, index: Path, content: bytes) -> Weights:
+        """Read the files that an index of HuggingFace's form names."""
+        try:
+            names = sorted(set(json.loads(content)["weight_map"].values()))
+            if not names or any(name != Path(name).name or name.endswith(INDEX) for name in names):
+                raise ValueError("it has to name files beside it")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: is no index of weights: {error}") from error
+        parts = [cls.read(index.with_name(name)) for name in names]
+        digest = hashlib.sha256(content)
+        for part in parts:
+            digest.update(part.file.read_bytes())
+        tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+        return replace(parts[0], file=index, tensors=tensors, sha256=digest.hexdigest())
+
+    def described(self, model: nn.Module) -> str | None:
+        """What was not as plain as weights of `model` by their names, in a sentence; None if everything was."""
+        names = self._names(state_tensors(model))
+        renamed = [name for name, known in names.items() if name != known]
+        said = [f"the weights are its entry {self.nest!r}"] if self.nest else []
+        if renamed:
+            said.append(f"{renamed[0]!r} is the model's {names[renamed[0]]!r}, and so on")
+        if self.left_out:
+            said.append(f"not used: {_listed(self.left_out)}")
+        return f"{self.file}: {'; '.join(said)}" if said else None
+
+    def _names(self, own: Mapping[str, Tensor]) -> dict[str, str]:
+        """The model's name for each of the file's: wrappers are taken off, and a prefix that all names share."""
+        known = {_unwrapped(name): name for name in own}
+        if all(name.startswith("module.") for name in known):  # the model is a DataParallel
+            known |= {name.removeprefix("module."): original for name, original in known.items()}
+        plain = {name: _unwrapped(name) for name in self.tensors}
+        best, most = plain, -1
+        for depth in range(1 + min(name.count(".") for name in plain.values())):
+            heads = {tuple(name.split(".")[:depth]) for name in plain.values()}
+            if len(heads) > 1:
+                break
+            shorter = {name: known.get(short := ".".join(p.split(".")[depth:]), short) for name, p in plain.items()}
+            fitting = sum(name in own for name in shorter.values())
+            if fitting > most:
+                best, most = shorter, fitting
+        return best if most else {name: name for name in self.tensors}
+
     def load_into(self, model: nn.Module) -> None:
         """Load the weights into `model`.
+
+        Names may begin with ``module.`` or another prefix that the model does not have, as ``DataParallel`` writes
+        them, and have ``_orig_mod.`` in them, as ``torch.compile`` does.
 
         Raises:
             ValueError: names, shapes or dtypes differ from those of the model.
         """
-        own = state_tensors(model)
+        own, names = state_tensors(model), self._names(state_tensors(model))
+        tensors = {known: self.tensors[name] for name, known in names.items()}
+        if len(tensors) < len(names):
+            raise ValueError(f"{self.file}: does not fit the model: some of its weights have the same name there")
         # Where tensors share their memory, a safetensors file holds only one of them.
-        held = {_place(own[name]) for name in self.tensors if name in own}
-        missing = [name for name, t in own.items() if name not in self.tensors and _place(t) not in held]
-        unexpected = [name for name in self.tensors if name not in own]
-        for names, what in ((missing, "it lacks the weights"), (unexpected, "the model has no weights")):
-            if names:
-                raise ValueError(f"{self.file}: does not fit the model: {what}: {_listed(names)}")
-        for name, tensor in self.tensors.items():
+        held = {_place(own[name]) for name in tensors if name in own}
+        missing = [name for name, t in own.items() if name not in tensors and _place(t) not in held]
+        unexpected = [name for name, known in names.items() if known not in own]
+        for wrong, what in ((missing, "it lacks the weights"), (unexpected, "the model has no weights")):
+            if wrong:
+                raise ValueError(f"{self.file}: does not fit the model: {what}: {_listed(wrong)}")
+        for name, tensor in tensors.items():
             found, expected = (f"{t.dtype} of shape {list(t.shape)}" for t in (tensor, own[name]))
             if found != expected:
                 raise ValueError(f"{self.file}: does not fit the model: {name!r} is {found}, expected {expected}")
-        model.load_state_dict(self.tensors, strict=False)
+        model.load_state_dict(tensors, strict=False)
 
     def write(self, model: nn.Module, stem: Path) -> Weights:
-        """Write the weights of `model` in the form of this file: the same format, names and nesting.
+        """Write the weights of `model` in the form of this file: the same format, names and nesting, as one file.
 
         Args:
             model: has weights of the same names.
@@ -102,7 +165,10 @@ class Weights:
         """
         own = state_tensors(model)
         # safetensors needs contiguous tensors that do not share their memory.
-        tensors = {name: own[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in self.tensors}
+        tensors = {
+            name: own[known].detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, known in self._names(own).items()
+        }
         if self.format == "safetensors":
             content = _safetensors().save(tensors, self.metadata)
         else:
@@ -179,7 +245,27 @@ def _unnested(content: Any) -> tuple[Any, str | None, tuple[str, ...]]:
         for nest in WEIGHT_ENTRIES:
             if isinstance(content.get(nest), Mapping):
                 return content[nest], nest, tuple(str(key) for key in content if key != nest)
+        states = [key for key, value in content.items() if isinstance(key, str) and _is_state(value)]
+        if len(states) == 1 and not any(isinstance(value, Tensor) for value in content.values()):
+            return content[states[0]], states[0], tuple(str(key) for key in content if key != states[0])
     return content, None, ()
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(t, Tensor) for t in value.values())
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _file_in(folder: Path) -> Path:
+    for name in IN_FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder}: holds no weights, expected one of {', '.join(IN_FOLDERS)}")
 
 
 def _checked(file: Path, state: Any) -> dict[str, Tensor]:

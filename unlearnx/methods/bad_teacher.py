@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from unlearnx._batches import count, joined, take
 from unlearnx._checks import check_fraction
 from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, random_network
 from unlearnx.methods.training_method import TrainedMethod
+from unlearnx.methods.untrained import Factory
 
 
 @dataclass
@@ -23,6 +25,8 @@ class BadTeacher(TrainedMethod):
         lr: peak learning rate.
         retain_share: part, from 0 to 1, of the corrected data, or of the retain set, that is trained on too.
         temperature: softmax temperature at which outputs are compared.
+        factory: returns an untrained model, whose outputs are imitated; None as for
+            :class:`unlearnx.methods.Retrain`.
 
     Raises:
         ValueError: ``retain_share`` is not in [0, 1], or a module of the model cannot be reset.
@@ -41,6 +45,7 @@ class BadTeacher(TrainedMethod):
     lr: float = 1e-3
     retain_share: float = 0.3
     temperature: float = 1.0
+    factory: Factory | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,10 +54,11 @@ class BadTeacher(TrainedMethod):
             raise ValueError(f"temperature is {self.temperature}, expected a number > 0")
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (forgotten, _), (x, _) = materialize(work.request.forget_set), materialize(work.target)
-        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
-        x = torch.cat([forgotten, x[chosen[: round(self.retain_share * len(x))]]])
-        teacher = Teacher(work.model, x, self, self.temperature)
-        bad = Teacher(random_network(work.model, self.seed), forgotten, self, self.temperature)
-        teacher.log_p[: len(forgotten)] = bad.log_p
-        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(len(x))), loss_fn=teacher.divergence)
+        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
+        chosen = torch.randperm(count(y), generator=torch.Generator().manual_seed(self.seed))
+        chosen = chosen[: round(self.retain_share * count(y))]
+        x, y = joined([forgotten, take(x, chosen)]), joined([old, take(y, chosen)])
+        teacher = Teacher(work.model, x, y, self, self.temperature)
+        bad = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self, self.temperature)
+        teacher.target[: count(old)] = bad.target
+        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=teacher.divergence)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
+from unlearnx._batches import Nest, call, moved, rows, take
 from unlearnx._calls import check_call
 from unlearnx._checks import (
     Params,
@@ -22,7 +22,8 @@ from unlearnx._checks import (
     select_params,
 )
 from unlearnx._copies import independent
-from unlearnx._data import materialize
+from unlearnx._data import Collated, dataset_of, materialize
+from unlearnx._labels import guessing_loss
 from unlearnx._losses import Loss
 from unlearnx._modes import evaluating
 from unlearnx._vectors import Vector
@@ -96,6 +97,7 @@ class Method:
     def _on_copy(self, model: nn.Module, request: Request, first_direction: FirstDirection | None) -> Outcome:
         start = time.perf_counter()
         check_call(model, self.loss_fn, request.dataset, name="request", deterministic=self._needs_eval)
+        request = _of_one_length(request)
         working = independent(model)
         names = self._names(working)
         frozen_prefix = FrozenPrefix(working, names, request.dataset)
@@ -139,6 +141,17 @@ class Method:
         return loss
 
 
+def _of_one_length(request: Request) -> Request:
+    """The request with samples in memory where batches are made by a function of the user's, which may pad them.
+
+    Its sets can then be joined.
+    """
+    if not isinstance(request.dataset, Collated):
+        return request
+    corrected = None if request.corrected is None else dataset_of(*materialize(request.corrected))
+    return replace(request, dataset=dataset_of(*materialize(request.dataset)), corrected=corrected)
+
+
 def allowed_increase(request: Request, max_increase: float | None) -> float:
     """The largest increase of the mean loss on ``request.target`` that is applied; see :class:`Method`."""
     if max_increase is not None:
@@ -178,7 +191,7 @@ class Work:
         self.method, self.model, self.request, self.names = method, model, request, names
         self.first_direction = first_direction
         self.gradient_evaluations = 0
-        self.target = TensorDataset(*materialize(request.target))
+        self.target = dataset_of(*materialize(request.target))
         self.initial_loss = self.corrected_loss()
 
     def corrected_loss(self) -> float:
@@ -192,10 +205,13 @@ class Work:
         )
 
 
-def chance_loss(work: Work, x: Tensor, y: Tensor) -> float | None:
+def chance_loss(work: Work, x: Nest, y: Nest) -> float | None:
     """Cross-entropy of uniform guessing, log(classes), in nats; None where the model does not give class scores."""
+    return guessing_loss(*first_output(work, x, y))
+
+
+def first_output(work: Work, x: Nest, y: Nest) -> tuple[Any, Nest]:
+    """What the model returns for the first sample, and its labels: these tell what the labels mean."""
+    device, one = model_device(work.model), slice(0, 1)
     with evaluating(work.model) as model:
-        output = model(x[:1].to(model_device(work.model)))
-    if y.is_floating_point() or output.dim() < 2 or output.shape[1] < 2:
-        return None
-    return math.log(output.shape[1])
+        return rows(call(model, moved(take(x, one), device)), 1), moved(take(y, one), device)

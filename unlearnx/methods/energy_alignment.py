@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlearnx._batches import moved as to_device
+from unlearnx._batches import scores, take
 from unlearnx._checks import Params, check_at_least_one, check_at_least_zero, model_device
 from unlearnx._data import batches, materialize
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
+from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work
 from unlearnx.methods.training_method import TrainedMethod
 
@@ -61,29 +64,37 @@ class EnergyAlignment(TrainedMethod):
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         x, y = materialize(work.target)
-        forgotten = materialize(work.request.forget_set)[0].to(x.device)
+        forgotten, _ = materialize(work.request.forget_set)
+        if not isinstance(x, Tensor) or not isinstance(forgotten, Tensor) or not forgotten.is_floating_point():
+            raise ValueError(
+                "request: EnergyAlignment moves the inputs of the last layers, expected one floating point tensor of "
+                "them; none was found for this model and params"
+            )
+        forgotten = forgotten.to(x.device)
         before, moved = [], []
         with evaluating(work.model) as model:
             for part, _ in batches((forgotten, forgotten), self.batch_size, model_device(work.model)):
                 before.append(free_energy(model, part))
                 moved.append(descend(model, part, self.steps, self.step))
             after = [free_energy(model, part) for part in moved]
-            labels = torch.cat([model(part) for part in moved]).softmax(1)
+            labels = torch.cat([scores(model(part)) for part in moved]).softmax(1)
         work.gradient_evaluations += self.steps * len(forgotten)
         info["energy"] = [float(torch.cat(energies).mean()) for energies in (before, after)]
         retained, device = len(x), labels.device
-        retained_labels = y.to(device)
+        retained_labels = to_device(y, device)
         loss = SampleLoss(self.loss_fn)
 
-        def loss_of_all(output: Tensor, index: Tensor) -> Tensor:
-            is_retained, is_moved = index < retained, index >= retained
-            total = output.new_zeros(())
-            if is_retained.any():
-                total = total + loss.total(output[is_retained], retained_labels[index[is_retained]])
-            if is_moved.any():
-                soft_labels = labels[index[is_moved] - retained]
-                total = total + F.cross_entropy(output[is_moved], soft_labels, reduction="sum")
-            return total / len(output)
+        @per_sample
+        def loss_of_all(output: Any, index: Tensor) -> Tensor:
+            kept, changed = (index < retained).nonzero().flatten(), (index >= retained).nonzero().flatten()
+            losses = scores(output).new_zeros(len(index))
+            if len(kept):
+                losses = losses.index_put((kept,), loss.each(take(output, kept), take(retained_labels, index[kept])))
+            if len(changed):
+                soft_labels = labels[index[changed] - retained]
+                soft = F.cross_entropy(scores(output)[changed], soft_labels.to(losses), reduction="none")
+                losses = losses.index_put((changed,), soft)
+            return losses
 
         data = (torch.cat([x, *(part.to(x.device) for part in moved)]), torch.arange(retained + len(forgotten)))
         self._train(work, info, self.epochs, self.lr, data=data, loss_fn=loss_of_all)
@@ -97,10 +108,10 @@ def free_energy(head: nn.Module, features: Tensor) -> Tensor:
 
     Source: Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, eq. 4.
     """
-    scores = head(features)
-    if scores.dim() != 2:
-        raise ValueError(f"model: returned an output of shape {list(scores.shape)}, expected class scores (N, classes)")
-    return -scores.logsumexp(1)
+    values = scores(head(features))
+    if values.dim() != 2 or values.shape[1] < 2:
+        raise ValueError(f"model: returned an output of shape {list(values.shape)}, expected class scores (N, classes)")
+    return -values.logsumexp(1)
 
 
 def descend(head: nn.Module, features: Tensor, steps: int, step: float) -> Tensor:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnx._batches import count
 from unlearnx._checks import check_at_least_one, check_at_least_zero
 from unlearnx._data import materialize, size
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import modes_kept
+from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work, chance_loss
 from unlearnx.methods.importance import check_importance, diagonal, mean_entry
 from unlearnx.methods.training_method import TrainedMethod
@@ -78,7 +80,7 @@ class EWCRepair(TrainedMethod):
             work.model.eval()
             fisher = diagonal(self, work, request.dataset, self.fisher_type, "mean")
         l2 = self.strength * mean_entry(fisher) if self.l2 is None else self.l2
-        scale = size(request.dataset) / size(data)
+        scale = size(request.dataset) / count(data[1])
         params = dict(work.model.named_parameters())
         penalised = [
             (params[name], params[name].detach().clone(), scale * (self.strength * fisher[name] + l2))
@@ -86,7 +88,8 @@ class EWCRepair(TrainedMethod):
         ]
         loss = SampleLoss(self.loss_fn)
 
-        def penalised_loss(output: Tensor, y: Tensor) -> Tensor:
+        @per_sample
+        def penalised_loss(output: Any, y: Any) -> Tensor:
             distance = sum(((p - initial).square() * weight).sum() for p, initial, weight in penalised)
             return distance / 2 - loss.each(output, y).clamp(max=bound)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.data import TensorDataset
 
-from unlearnx._data import Data, batches, materialize
+from unlearnx._batches import joined, moved
+from unlearnx._data import Data, as_dataset, batches, dataset_of, materialize
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.request import Request
 
@@ -29,14 +29,13 @@ def request_on_features(
     before = (
         frozen_prefix.features(request.dataset, batch_size=batch_size, dtype=dtype) if features is None else features
     )
-    assert isinstance(before, TensorDataset)
     correction = request.correction
     if request.corrected is None or correction is None:
-        return Request(before, request.forget)
-    x, _ = before.tensors
+        return Request(as_dataset(before), request.forget)
+    x, _ = materialize(before)
     if not request.labels_only:
         changed, _ = materialize(frozen_prefix.features(correction, batch_size=batch_size, dtype=dtype))
         x = x.clone()
         x[request.forget.to(x.device)] = changed
-    labels = torch.cat([y for _, y in batches(request.corrected)])
-    return Request(before, request.forget, TensorDataset(x, labels.to(x.device)), request.labels_only)
+    labels = joined([y for _, y in batches(request.corrected)])
+    return Request(as_dataset(before), request.forget, dataset_of(x, moved(labels, x.device)), request.labels_only)

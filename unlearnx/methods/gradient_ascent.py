@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnx._batches import count, joined, moved, take
 from unlearnx._checks import check_fraction, model_device
 from unlearnx._data import materialize
 from unlearnx._losses import SampleLoss
+from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work
 from unlearnx.methods.training_method import TrainedMethod
 
@@ -41,8 +43,9 @@ class GradientAscent(TrainedMethod):
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         loss = SampleLoss(self.loss_fn)
 
-        def negative_loss(output: Tensor, y: Tensor) -> Tensor:
-            return -loss.total(output, y) / len(output)
+        @per_sample
+        def negative_loss(output: Any, y: Any) -> Tensor:
+            return -loss.each(output, y)
 
         data = materialize(work.request.forget_set)
         self._train(work, info, self.epochs, self.lr, data=data, loss_fn=negative_loss, eval_mode=True)
@@ -79,19 +82,17 @@ class NegGrad(TrainedMethod):
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (x, y), (x_old, y_old) = materialize(work.target), materialize(work.request.forget_set)
-        labels = torch.cat([y, y_old]).to(model_device(work.model))
-        total, retained = len(x) + len(x_old), len(x)
+        labels = moved(joined([y, y_old]), model_device(work.model))
+        retained, forgotten = count(y), count(y_old)
+        total = retained + forgotten
         loss = SampleLoss(self.loss_fn)
 
-        def weighted_loss(output: Tensor, index: Tensor) -> Tensor:
-            result = output.new_zeros(())
-            for members, weight in (
-                (index < retained, self.weight * total / retained),
-                (index >= retained, (self.weight - 1) * total / len(x_old)),
-            ):
-                if members.any():
-                    result = result + weight * loss.total(output[members], labels[index[members]])
-            return result / len(output)
+        @per_sample
+        def weighted_loss(output: Any, index: Tensor) -> Tensor:
+            losses = loss.each(output, take(labels, index))
+            return losses * torch.where(
+                index < retained, self.weight * total / retained, (self.weight - 1) * total / forgotten
+            )
 
-        data = (torch.cat([x, x_old]), torch.arange(total))
+        data = (joined([x, x_old]), torch.arange(total))
         self._train(work, info, self.epochs, self.lr, data=data, loss_fn=weighted_loss)

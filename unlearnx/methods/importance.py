@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unlearnx._batches import scores
 from unlearnx._data import Data, size
 from unlearnx._losses import Loss
+from unlearnx._per_sample import per_sample
 from unlearnx._vectors import Vector
 from unlearnx.curvature.fisher import FISHER_TYPES, fisher_diagonal
 from unlearnx.methods.base import Method, Work
@@ -60,12 +63,14 @@ class Importance:
         return cls(_divided(forget, m), _divided(retain, n - m), _divided(full, n))
 
 
-def output_sqnorm(output: Tensor, _: Tensor) -> Tensor:
-    """Squared norm of each sample's output, (N,).
+@per_sample
+def output_sqnorm(output: Any, _: Any) -> Tensor:
+    """Squared norm of each sample's scores, (N,).
 
     Source: Aljundi et al., "Memory Aware Synapses", ECCV 2018; Foster et al., "Loss-Free Machine Unlearning", 2024.
     """
-    return output.square().flatten(1).sum(1)
+    values = scores(output)
+    return values.square().reshape(len(values), -1).sum(1)
 
 
 def mean_entry(vector: Vector) -> float:

@@ -7,10 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import Subset, TensorDataset
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
+from unlearnx._batches import take
 from unlearnx._checks import check_at_least_one, check_at_least_zero
-from unlearnx._data import Data, materialize, size
+from unlearnx._data import Data, dataset_of, materialize, picked, size
+from unlearnx._labels import is_causal
+from unlearnx._losses import SampleLoss
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import grad_difference
@@ -121,10 +125,11 @@ class InfluenceUpdate(Method):
         if self.forget_loss is not None:
             return self.forget_loss
         x, y = materialize(work.request.forget_set)
-        retained = work.target.tensors[1]
-        if y.is_floating_point() or torch.isin(y, retained.to(y.device)).any():
+        _, retained = materialize(work.target)
+        if not isinstance(y, Tensor) or y.is_floating_point():
             return None
-        return chance_loss(work, x, y)
+        given = y[y != SampleLoss(self.loss_fn).ignore_index]
+        return None if torch.isin(given, retained.to(y.device)).any() else chance_loss(work, x, y)
 
     def _find_direction(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
         difference = self._difference(work, generator, record)
@@ -141,27 +146,29 @@ class InfluenceUpdate(Method):
         return difference if new is not None else scaled(difference, -1.0)  # a removal has no new samples: 0 - grad
 
 
-def _some(data: TensorDataset, limit: int, generator: torch.Generator) -> TensorDataset:
+def _some(data: Dataset[Any], limit: int, generator: torch.Generator) -> Dataset[Any]:
     """At most so many samples, drawn at random."""
     chosen = torch.randperm(size(data), generator=generator)[:limit]
-    return TensorDataset(*data[chosen]) if len(chosen) < size(data) else data
+    return picked(data, chosen) if len(chosen) < size(data) else data
 
 
 def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:
     """The samples of one step, possibly none, as the model learned them and as corrected (None in a removal)."""
     request = work.request
-    x, y = work.target.tensors
-    # The prediction can replace the old label, but not old features, and not a continuous target.
-    if kind == "forget" or not request.labels_only or y.is_floating_point():
+    x, y = materialize(work.target)
+    ignore_index = SampleLoss(work.method.loss_fn).ignore_index
+    # The prediction can replace the old label, but not old features, a continuous target, or a token in a text.
+    classes = isinstance(y, Tensor) and not y.is_floating_point() and not is_causal(x, y, ignore_index)
+    if kind == "forget" or not request.labels_only or not classes:
         old, new = request.forget_set, request.correction
         if limit is None or limit >= size(old):
             return old, new
         chosen = torch.randperm(size(old), generator=generator)[:limit].tolist()
         return Subset(old, chosen), None if new is None else Subset(new, chosen)
     predicted = predict(work.model, work.target, batch_size=work.method.batch_size, autocast=work.method.autocast)
-    predicted = predicted.to(y.device)
+    predicted = predicted.to(y.device).where(y != ignore_index, y)
     wrong = (predicted != y).reshape(len(y), -1).any(1).nonzero().flatten()
     if limit is not None and limit < len(wrong):
         wrong = wrong[torch.randperm(len(wrong), generator=generator)[:limit].to(wrong.device)]
-    x, y, predicted = x[wrong], y[wrong], predicted[wrong]
-    return TensorDataset(x, predicted), TensorDataset(x, y)
+    x, y, predicted = take(x, wrong), y[wrong], predicted[wrong]
+    return dataset_of(x, predicted), dataset_of(x, y)

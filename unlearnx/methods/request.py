@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from unlearnx._data import Data, batches, materialize, size
+from unlearnx._batches import differing, joined
+from unlearnx._data import Collated, Data, as_dataset, batches, size
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Request:
         Raises:
             ValueError: no indices, all of them, indices out of range or given twice.
         """
-        data = _dataset(dataset)
+        data = as_dataset(dataset)
         n = size(data)
         forget = _integers("indices", indices).sort().values
         if len(forget) == 0:
@@ -69,10 +70,11 @@ class Request:
         Raises:
             ValueError: no sample or every sample has that label, or samples have several labels.
         """
-        data = _dataset(
-            dataset
-        )  # of a DataLoader, its dataset: the loader may shuffle, and indices refer to the dataset
-        labels = torch.cat([y for _, y in batches(data)])
+        # Of a DataLoader, its dataset: the loader may shuffle, and indices refer to the dataset.
+        data = as_dataset(dataset)
+        labels = joined([y for _, y in batches(data)])
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"dataset: has labels of type {type(labels).__name__}, expected one label per sample")
         if labels.dim() != 1:
             raise ValueError(f"dataset: has labels of shape {list(labels.shape)}, expected one label per sample")
         if not isinstance(c, (int, np.integer)) or isinstance(c, bool):
@@ -89,20 +91,13 @@ class Request:
         Raises:
             ValueError: sizes or shapes differ, or no sample differs.
         """
-        data, fixed = _dataset(dataset), _dataset(corrected)
+        data, fixed = as_dataset(dataset), as_dataset(corrected)
         if size(data) != size(fixed):
             raise ValueError(f"corrected: has {size(fixed)} samples, expected {size(data)} as dataset")
         labels_changed, features_changed = [], []
         for (x, y), (x_new, y_new) in zip(batches(data), batches(fixed), strict=True):
-            if x.shape != x_new.shape or y.shape != y_new.shape:
-                raise ValueError(
-                    f"corrected: has samples of shape {list(x_new.shape[1:])}, expected {list(x.shape[1:])} as dataset"
-                )
-            labels_changed.append((y != y_new).reshape(len(y), -1).any(1).cpu())
-            shared = x_new.data_ptr() == x.data_ptr() and x_new.stride() == x.stride()
-            features_changed.append(
-                torch.zeros(len(x), dtype=torch.bool) if shared else (x != x_new).reshape(len(x), -1).any(1).cpu()
-            )
+            features_changed.append(differing(x, x_new))
+            labels_changed.append(differing(y, y_new))
         changes_features = torch.cat(features_changed)
         forget = (torch.cat(labels_changed) | changes_features).nonzero().flatten()
         if len(forget) == 0:
@@ -122,7 +117,7 @@ class Request:
         Raises:
             ValueError: a set is empty, the sets share samples, or the correction has another size or shape.
         """
-        forgotten, retained = _dataset(forget), _dataset(retain)
+        forgotten, retained = as_dataset(forget), as_dataset(retain)
         n = size(forgotten)
         shared = _shared(forgotten, retained)
         if shared:
@@ -132,7 +127,7 @@ class Request:
             )
         if correction is None:
             return cls.remove(_joined(forgotten, retained), range(n))
-        fixed = _dataset(correction)
+        fixed = as_dataset(correction)
         if size(fixed) != n:
             raise ValueError(f"correction: has {size(fixed)} samples, expected {n} as forget")
         request = cls.correct(_joined(forgotten, retained), _joined(fixed, retained))
@@ -208,10 +203,6 @@ def _sample_hashes(data: TensorDataset) -> list[int]:
 def _joined(a: Dataset[Any], b: Dataset[Any]) -> Dataset[Any]:
     if type(a) is TensorDataset and type(b) is TensorDataset:
         return TensorDataset(*(torch.cat(pair) for pair in zip(a.tensors, b.tensors, strict=True)))
+    if isinstance(a, Collated) and isinstance(b, Collated):
+        return Collated(ConcatDataset([a.dataset, b.dataset]), a.collate)
     return ConcatDataset([a, b])
-
-
-def _dataset(data: Data) -> Dataset[Any]:
-    if isinstance(data, (tuple, list)):
-        return TensorDataset(*materialize(data))
-    return data.dataset if isinstance(data, DataLoader) else data

@@ -8,29 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from unlearnx._checks import model_device
-from unlearnx._random import forked_random
 from unlearnx.methods.base import Work
 from unlearnx.methods.training_method import TrainedMethod
-
-
-def reset_parameters(model: nn.Module) -> None:
-    """Initialise all parameters and statistics anew, by the modules' own ``reset_parameters()``.
-
-    Raises:
-        ValueError: a module has parameters and no such method.
-    """
-    for name, module in reversed(
-        list(model.named_modules())
-    ):  # children first: a parent may initialise its children in its own way
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        if callable(reset):
-            reset()
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise ValueError(
-                f"model: {type(module).__name__} {name!r} has parameters and no reset_parameters(); "
-                "give Retrain a factory that builds an untrained model"
-            )
+from unlearnx.methods.untrained import initialise_anew
 
 
 @dataclass
@@ -41,7 +21,8 @@ class Retrain(TrainedMethod):
         epochs: passes over the data.
         lr: peak learning rate of AdamW's one-cycle schedule.
         weight_decay: weight decay of AdamW.
-        factory: returns an untrained model; None initialises a copy of the given model anew.
+        factory: returns an untrained model; None builds one from the model's ``config``, as of HuggingFace, or
+            initialises a copy of it anew by its modules' ``reset_parameters()``.
 
     Raises:
         FloatingPointError: the training loss is not finite.
@@ -64,11 +45,7 @@ class Retrain(TrainedMethod):
         return [name for name, _ in model.named_parameters()]
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        with forked_random(model_device(work.model), seed=self.seed):
-            if self.factory is not None:
-                work.model.load_state_dict(self.factory().state_dict())
-            else:
-                reset_parameters(work.model)
+        initialise_anew(work.model, self.factory, self.seed)
         self._train(work, info, self.epochs, self.lr)
 
     def _final_loss(self, work: Work) -> float:

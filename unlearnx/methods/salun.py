@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_fraction, model_device
+from unlearnx._batches import Nest, joined, scores
+from unlearnx._checks import check_fraction
 from unlearnx._data import materialize
+from unlearnx._labels import class_axis, counted, is_binary
+from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
 from unlearnx.curvature.gradients import grad_difference
-from unlearnx.methods.base import Work
+from unlearnx.methods.base import Work, first_output
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -22,7 +25,9 @@ from unlearnx.methods.training_method import TrainedMethod
 class SalUn(TrainedMethod):
     """Train the salient weights on the retain set and on the forget set with random labels.
 
-    A weight is salient if its gradient of the forget set's loss is among the largest in magnitude. In a correction,
+    Labels that do not count stay as they are; answers of yes and no (0 and 1 for single logits, or for each of several)
+    become the other one; values of a regression are refused. A weight is salient if its gradient of the forget set's
+    loss is among the largest in magnitude. In a correction,
     the corrected labels are used instead of random ones.
 
     Args:
@@ -59,21 +64,36 @@ class SalUn(TrainedMethod):
         x, y = materialize(work.target)
         if work.request.corrected is None:
             forgotten, labels = materialize(work.request.forget_set)
-            x, y = torch.cat([x, forgotten]), torch.cat([y, self._other_labels(work, forgotten, labels)])
+            x, y = joined([x, forgotten]), joined([y, self._other_labels(work, forgotten, labels)])
         masks = self._salient(work)
         with _masked_gradients(work, masks):
             self._train(work, info, self.epochs, self.lr, data=(x, y))
         info["salient_share"] = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
-    def _other_labels(self, work: Work, x: Tensor, labels: Tensor) -> Tensor:
-        """For each sample, a random class other than its own."""
-        if labels.is_floating_point():
-            raise ValueError(f"request: has labels of dtype {labels.dtype}, expected class indices to relabel")
-        with evaluating(work.model) as model:
-            classes = model(x[:1].to(model_device(work.model))).shape[1]
+    def _other_labels(self, work: Work, x: Nest, labels: Nest) -> Tensor:
+        """For each label that counts, a random class other than its own, or the other answer of yes and no."""
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"request: has labels of type {type(labels).__name__}, expected class indices to relabel")
+        ignored = SampleLoss(self.loss_fn).ignore_index
+        output, first = first_output(work, x, labels)
+        axis = None if labels.is_floating_point() else class_axis(output, first)
+        if axis is None:
+            one_each = scores(output)[:1].expand(len(labels), *scores(output).shape[1:])
+            if not is_binary(one_each, labels, ignored):
+                raise ValueError(f"request: has labels of dtype {labels.dtype}, expected class indices to relabel")
+            return (1 - labels).where(labels != ignored, labels)
+        classes = scores(output).shape[axis]
+        has_label = counted(labels, classes, ignored)
+        own = labels.where(has_label, 0)
+        if 0 <= ignored < classes:  # a class that stands for none is not drawn
+            own, classes = own - (own > ignored).long(), classes - 1
+        if classes < 2:
+            raise ValueError(f"request: has {classes} class to choose from, expected at least two to relabel")
         shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(self.seed))
-        counted = (labels >= 0) & (labels < classes)  # an ignored position stays one
-        return torch.where(counted, (labels + shift.to(labels.device)) % classes, labels)
+        other = (own + shift.to(labels.device)) % classes
+        if 0 <= ignored <= classes:
+            other = other + (other >= ignored).long()
+        return other.where(has_label, labels)
 
     def _salient(self, work: Work) -> dict[str, Tensor]:
         """For each parameter, a mask that is True where the weight is salient."""

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnx._batches import count
 from unlearnx._checks import check_at_least_one, check_at_least_zero
 from unlearnx._data import materialize
+from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher
 from unlearnx.methods.training_method import TrainedMethod
@@ -54,17 +56,18 @@ class SCRUB(TrainedMethod):
         check_at_least_zero(max_epochs=self.max_epochs, alpha=self.alpha, gamma=self.gamma)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (forgotten, _), (x, y) = materialize(work.request.forget_set), materialize(work.target)
-        on_forgotten = Teacher(work.model, forgotten, self)
+        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
+        on_forgotten = Teacher(work.model, forgotten, old, self)
         retain_loss = labels_and_teacher(
-            work, y, Teacher(work.model, x, self), label_weight=self.gamma, teacher_weight=self.alpha
+            work, y, Teacher(work.model, x, y, self), label_weight=self.gamma, teacher_weight=self.alpha
         )
 
-        def forget_loss(output: Tensor, index: Tensor) -> Tensor:
+        @per_sample
+        def forget_loss(output: Any, index: Tensor) -> Tensor:
             return -on_forgotten.divergence(output, index)
 
         for epoch in range(self.epochs):
             if epoch < self.max_epochs:
-                data = (forgotten, torch.arange(len(forgotten)))
+                data = (forgotten, torch.arange(count(old)))
                 self._train(work, info, 1, self.max_lr, data=data, loss_fn=forget_loss, eval_mode=True)
-            self._train(work, info, 1, self.lr, data=(x, torch.arange(len(x))), loss_fn=retain_loss)
+            self._train(work, info, 1, self.lr, data=(x, torch.arange(count(y))), loss_fn=retain_loss)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one
 from unlearnx._copies import independent
-from unlearnx._data import materialize, size
+from unlearnx._data import dataset_of, materialize, picked, size
 from unlearnx._vectors import Vector, scaled
 from unlearnx._wrappers import rewrapped
 from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA
@@ -108,7 +108,7 @@ class SecondOrder(InfluenceUpdate):
         check_call(model, self.loss_fn, dataset, name="request")
         names = self._names(model)
         frozen_prefix = FrozenPrefix(model, names, dataset)
-        features = TensorDataset(*materialize(frozen_prefix.features(dataset, batch_size=self.batch_size)))
+        features = dataset_of(*materialize(frozen_prefix.features(dataset, batch_size=self.batch_size)))
         own = replace(self, params=names)  # the head has the same parameter names
         on_features = [
             request_on_features(request, frozen_prefix, features=features, batch_size=self.batch_size)
@@ -124,7 +124,7 @@ class SecondOrder(InfluenceUpdate):
             outcomes.append(outcome)
         return outcomes
 
-    def _first_directions(self, model: nn.Module, data: TensorDataset, requests: list[Request]) -> list[FirstDirection]:
+    def _first_directions(self, model: nn.Module, data: Dataset[Any], requests: list[Request]) -> list[FirstDirection]:
         """Functions that return the first directions of the requests, all solved with the curvature on `data`."""
         names = self._names(model)
         records: list[dict[str, Any]] = [{} for _ in requests]
@@ -154,11 +154,11 @@ class SecondOrder(InfluenceUpdate):
             for record, difference in zip(records, differences, strict=True)
         ]
 
-    def _operator(self, model: nn.Module, names: list[str], data: TensorDataset) -> CurvatureOperator:
+    def _operator(self, model: nn.Module, names: list[str], data: Dataset[Any]) -> CurvatureOperator:
         n = size(data)
         if self.curvature_samples is not None and self.curvature_samples < n:
             generator = torch.Generator().manual_seed(self.seed)
-            data = TensorDataset(*data[torch.randperm(n, generator=generator)[: self.curvature_samples]])
+            data = picked(data, torch.randperm(n, generator=generator)[: self.curvature_samples])
         return CurvatureOperator(
             model,
             self.loss_fn,

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from unlearnx._batches import count
 from unlearnx._checks import check_at_least_one, check_at_least_zero
 from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher, random_network
 from unlearnx.methods.training_method import TrainedMethod
+from unlearnx.methods.untrained import Factory
 
 
 @dataclass
@@ -26,6 +28,8 @@ class StochasticTeacher(TrainedMethod):
         erase_lr: peak learning rate of the first phase.
         epochs: passes over the data in the second phase; 0 skips it.
         lr: peak learning rate of the second phase.
+        factory: returns an untrained model, whose outputs are imitated; None as for
+            :class:`unlearnx.methods.Retrain`.
 
     Raises:
         ValueError: a number is out of range, or a module of the model has no ``reset_parameters()``.
@@ -44,6 +48,7 @@ class StochasticTeacher(TrainedMethod):
     erase_lr: float = 2e-3
     epochs: int = 2
     lr: float = 1e-3
+    factory: Factory | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,18 +56,18 @@ class StochasticTeacher(TrainedMethod):
         check_at_least_zero(alpha=self.alpha, epochs=self.epochs)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (forgotten, _), (x, y) = materialize(work.request.forget_set), materialize(work.target)
-        original = Teacher(work.model, x, self) if self.epochs else None
-        random_teacher = Teacher(random_network(work.model, self.seed), forgotten, self)
+        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
+        original = Teacher(work.model, x, y, self) if self.epochs else None
+        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self)
         self._train(
             work,
             info,
             self.erase_epochs,
             self.erase_lr,
-            data=(forgotten, torch.arange(len(forgotten))),
+            data=(forgotten, torch.arange(count(old))),
             loss_fn=random_teacher.divergence,
             eval_mode=True,
         )
         if original is not None:
             loss = labels_and_teacher(work, y, original, label_weight=1.0, teacher_weight=self.alpha)
-            self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(len(x))), loss_fn=loss)
+            self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=loss)

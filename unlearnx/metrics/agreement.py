@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unlearnx._batches import scores
 from unlearnx._data import Data, size
 from unlearnx.metrics.outputs import each_batch, log_probabilities
 
@@ -145,7 +147,8 @@ def _mean(
 ) -> float:
     """Mean over samples of ``compare(log_p_a, log_p_b)``, which returns (N,) for a batch of log-probabilities."""
 
-    def total(output_a: Tensor, output_b: Tensor, y: Tensor) -> Tensor:
+    def total(output_a: Any, output_b: Any, y: Any) -> Tensor:
+        output_a, output_b = scores(output_a), scores(output_b)
         if output_a.shape != output_b.shape:
             raise ValueError(
                 f"b: returned an output of shape {list(output_b.shape)}, expected {list(output_a.shape)} as from a"

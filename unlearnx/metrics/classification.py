@@ -1,27 +1,46 @@
 """Measures of a classifier on labelled data. The model runs in eval mode and returns to the mode it was in.
 
-Samples may have a label for each position: scores (N, classes, ...) and labels (N, ...). Each position then counts
-once.
+Samples may have a label for each position: scores (N, classes, ...) or (N, ..., classes), and labels (N, ...). Each
+position then counts once. Where both orders fit, classes come first in a tensor and last in an object with logits.
+Labels of 0 and 1 for single logits (N,) or (N, 1), or for each of several logits (N, labels), are yes-or-no answers: a
+logit above 0 is a yes, and each answer counts once. Labels of `ignore_index` count nowhere. Other labels that are no
+classes are refused, as are values of a regression. Where the labels of a mapping are its ``input_ids``, as causal
+language models take them, the scores at a position are compared with the next label.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unlearnx._batches import scores
 from unlearnx._data import Data, size
+from unlearnx._labels import IGNORED, class_axis, is_binary, labelled, predictions
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.metrics.outputs import each_batch
 
 
 def _predictions(
-    model: nn.Module, data: Data, batch_size: int | None, autocast: torch.dtype | None
+    model: nn.Module,
+    data: Data,
+    batch_size: int | None,
+    autocast: torch.dtype | None,
+    ignore_index: int = IGNORED,
 ) -> tuple[Tensor, Tensor]:
-    """Predicted classes and labels, in the order of the data."""
-    pairs = each_batch((model,), data, batch_size, autocast, lambda output, y: torch.stack([output.argmax(1), y]))
-    predicted, labels = torch.cat(pairs, 1)
+    """Predictions for the labels that count, and these labels, each in one dimension, in the order of the data."""
+
+    def pair(output: Any, y: Any) -> Tensor:
+        if not isinstance(y, Tensor):
+            raise ValueError(f"data: labels are a {type(y).__name__}, expected a tensor")
+        counts = labelled(output, y, ignore_index)
+        return torch.stack([predictions(output, y, ignore_index)[counts].long(), y[counts].long()])
+
+    predicted, labels = torch.cat(each_batch((model,), data, batch_size, autocast, pair, aligned=True), 1)
+    if not len(labels):
+        raise ValueError(f"data: every label is {ignore_index}, which is none, expected at least one that counts")
     return predicted, labels
 
 
@@ -31,8 +50,9 @@ def predict(
     """Predicted class of every sample, int64 (N,), or of each of its positions, (N, ...), on the model's device.
 
     Args:
-        model: maps x to class scores (N, classes) or (N, classes, ...).
-        data: pairs (x, y); the labels are not read.
+        model: maps x to class scores (N, classes), (N, classes, ...) or (N, ..., classes), or to logits of yes.
+        data: samples (x, y); of the labels, the shape tells what the scores mean, and for single logits whether
+            they are 0 and 1.
         batch_size: samples in one forward pass.
         autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
@@ -41,7 +61,16 @@ def predict(
         >>> predict(nn.Linear(4, 3), (x, y)).shape
         torch.Size([6])
     """
-    return torch.cat(each_batch((model,), data, batch_size, autocast, lambda output, y: output.argmax(1)))
+
+    def classes(output: Any, y: Any) -> Tensor:
+        values = scores(output)
+        axis = class_axis(output, y) if isinstance(y, Tensor) and not y.is_floating_point() else None
+        if axis is not None:
+            return values.argmax(axis)
+        unread = not is_binary(values, y) and values.dim() > 1 and values.shape[1] > 1
+        return values.argmax(1) if unread else predictions(output, y)
+
+    return torch.cat(each_batch((model,), data, batch_size, autocast, classes))
 
 
 def mean_loss(
@@ -63,23 +92,34 @@ def mean_loss(
     """
     loss = SampleLoss(loss_fn)
 
-    def total(output: Tensor, y: Tensor) -> Tensor:
-        return loss.total(output.float() if autocast else output, y).double()
+    def total(output: Any, y: Any) -> Tensor:
+        return loss.total(output, y).double()
 
     return float(sum(each_batch((model,), data, batch_size, autocast, total))) / size(data)
 
 
 def accuracy(
-    model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
+    model: nn.Module,
+    data: Data,
+    *,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+    ignore_index: int = IGNORED,
 ) -> float:
     """Share of the labels that are predicted correctly, in [0, 1]; arguments as for :func:`predict`.
+
+    Args:
+        ignore_index: the label of samples or positions that have none; they do not count.
+
+    Raises:
+        ValueError: no label counts, a label is out of range, or labels are the values of a regression.
 
     Example:
         >>> model, x = nn.Linear(4, 3), torch.randn(20, 4)
         >>> accuracy(model, (x, model(x).argmax(1)), batch_size=8)
         1.0
     """
-    predicted, labels = _predictions(model, data, batch_size, autocast)
+    predicted, labels = _predictions(model, data, batch_size, autocast, ignore_index)
     return (predicted == labels).double().mean().item()
 
 
@@ -90,11 +130,13 @@ def confusion_matrix(
     classes: int | None = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
+    ignore_index: int = IGNORED,
 ) -> Tensor:
     """Counts int64 (classes, classes): row = label, column = prediction; arguments as for :func:`predict`.
 
     Args:
         classes: number of classes; None for the largest label or prediction plus one.
+        ignore_index: as for :func:`accuracy`.
 
     Example:
         >>> x, y = torch.randn(20, 4), torch.arange(20) % 3
@@ -102,7 +144,7 @@ def confusion_matrix(
         >>> matrix.shape, matrix.sum(1)
         (torch.Size([3, 3]), tensor([7, 7, 6]))
     """
-    predicted, labels = (t.cpu().flatten() for t in _predictions(model, data, batch_size, autocast))
+    predicted, labels = (t.cpu() for t in _predictions(model, data, batch_size, autocast, ignore_index))
     k = classes or int(torch.stack([predicted.max(), labels.max()]).max()) + 1
     return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
 
@@ -139,6 +181,7 @@ def per_class_report(
     classes: int | None = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
+    ignore_index: int = IGNORED,
 ) -> ClassReport:
     """Precision, recall and F1 of every class; arguments as for :func:`confusion_matrix`.
 
@@ -149,7 +192,9 @@ def per_class_report(
         (torch.Size([3]), tensor([7, 7, 6]))
     """
     return ClassReport.from_confusion(
-        confusion_matrix(model, data, classes=classes, batch_size=batch_size, autocast=autocast)
+        confusion_matrix(
+            model, data, classes=classes, batch_size=batch_size, autocast=autocast, ignore_index=ignore_index
+        )
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 
 from unlearnx._data import Data
 from unlearnx._extras import extra
-from unlearnx.metrics.outputs import each_batch, log_probabilities, of_labels
+from unlearnx.metrics.outputs import answers, each_batch
 
 CROSS_VALIDATION_SPLITS = 10
 MIN_CROSS_VALIDATION_SAMPLES = 10  # in each set
 MAX_UNROUNDED_SAMPLES = 4000  # of more, confidences are rounded and equal ones merged: an SVM's time is quadratic
 ROUNDED_DECIMALS = 4  # of these confidences; the SVM's kernel is far too smooth for the others to matter
 
-Feature = Callable[[Tensor, Tensor], Tensor]  # log-probabilities (N, classes), labels (N,) -> (N,)
+Feature = Callable[[Tensor, Tensor], Tensor]  # log-probabilities (N, P, classes), labels (N, P) -> (N, P)
 
 
 def mia(
@@ -45,8 +46,10 @@ def mia(
       0.5, no better than guessing.
 
     Args:
-        model: maps x to class scores (N, classes).
-        forget: pairs (x, y) that the model should have forgotten.
+        model: maps x to class scores (N, classes), or to scores of each position; or to logits of yes with labels of 0
+            and 1, which are taken as two classes. The value of a sample with several labels is the mean over those
+            that count; samples without such a label are left out. Regression has no attack.
+        forget: samples (x, y) that the model should have forgotten.
         retain: pairs that it was trained on and should still know; ``"starter_kit"`` does not read them.
         test: pairs that it was never trained on. Where the forget set is a class, use test samples of that class for
             ``"starter_kit"``: otherwise the attack only tells the classes apart.
@@ -75,10 +78,14 @@ def mia(
     feature, attack = _PROTOCOLS[protocol]
 
     def read(name: str, data: Data) -> np.ndarray:
-        def measure(output: Tensor, y: Tensor) -> Tensor:
-            return feature(log_probabilities(output), y).cpu()
+        def measure(output: Any, y: Any) -> Tensor:
+            log_p, labels, counts = answers(output, y)
+            found, n = feature(log_p, labels).where(counts, 0).sum(1), counts.sum(1)
+            return (found / n)[n > 0].cpu()
 
-        values = torch.cat(each_batch((model,), data, batch_size, autocast, measure))
+        values = torch.cat(each_batch((model,), data, batch_size, autocast, measure, aligned=True))
+        if not len(values):
+            raise ValueError(f"{name}: has no label that counts, expected some")
         if not values.isfinite().all():
             raise ValueError(f"{name}: some labels have probability 0 and an infinite loss, expected finite losses")
         return values.numpy()[:, None]
@@ -87,16 +94,20 @@ def mia(
 
 
 def _confidence(log_p: Tensor, y: Tensor) -> Tensor:
-    return of_labels(log_p, y).exp()
+    return _of_labels(log_p, y).exp()
 
 
 def _entropy(log_p: Tensor, y: Tensor) -> Tensor:
     p = log_p.exp()
-    return -torch.where(p > 0, p * log_p, 0).sum(1)
+    return -torch.where(p > 0, p * log_p, 0).sum(-1)
 
 
 def _loss(log_p: Tensor, y: Tensor) -> Tensor:
-    return -of_labels(log_p, y)
+    return -_of_labels(log_p, y)
+
+
+def _of_labels(log_p: Tensor, y: Tensor) -> Tensor:
+    return log_p.gather(-1, y[..., None]).squeeze(-1)
 
 
 Read = Callable[[str, Data], np.ndarray]  # name and data of a set -> the feature of each of its samples, (N, 1)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from unlearnx._batches import Nest, moved, scores
 from unlearnx._calls import run
 from unlearnx._checks import model_device
 from unlearnx._data import Data, batches
+from unlearnx._labels import IGNORED, class_axis, counted, following, is_binary, is_causal
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
 
@@ -24,39 +27,73 @@ def each_batch(
     batch_size: int | None,
     autocast: torch.dtype | None,
     measure: Callable[..., T],
+    *,
+    aligned: bool = False,
 ) -> list[T]:
     """The results of ``measure(*outputs, y)`` for every batch, in one pass over the data for all models.
 
-    The models run in eval mode. Outputs and labels are on the device of the first model.
+    The models run in eval mode. Outputs and labels are on the device of the first model. Where labels are the input
+    tokens themselves, `aligned` gives each position the label of the next, which its scores predict.
     """
     device = model_device(models[0])
 
-    def output(model: nn.Module, order: ImageOrder, x: Tensor) -> Tensor:
+    def output(model: nn.Module, order: ImageOrder, x: Nest) -> Any:
         own = model_device(model)
         with torch.autocast(own.type, autocast, enabled=autocast is not None):
-            return run(model, order(x.to(own))).to(device)
+            return moved(run(model, order(moved(x, own))), device)
 
     with ExitStack() as modes:
         lent = [modes.enter_context(evaluating(model)) for model in models]
         ordered = [(model, ImageOrder(model)) for model in lent]
-        return [measure(*(output(*pair, x) for pair in ordered), y) for x, y in batches(data, batch_size, device)]
+        return [
+            measure(*(output(*pair, x) for pair in ordered), following(y) if aligned and is_causal(x, y) else y)
+            for x, y in batches(data, batch_size, device)
+        ]
 
 
-def log_probabilities(output: Tensor) -> Tensor:
-    """Logarithms of the softmax of scores (N, classes), float64; a score of -inf stands for probability 0.
+def log_probabilities(output: Any) -> Tensor:
+    """Logarithms of the softmax of a model's scores (N, classes), float64; a score of -inf stands for probability 0.
 
     Raises:
         ValueError: the output has the wrong shape, or scores are NaN or +inf.
     """
-    if output.dim() != 2 or output.shape[1] < 2:
+    given = scores(output)
+    if given.dim() != 2 or given.shape[1] < 2:
         raise ValueError(
-            f"model: returned an output of shape {list(output.shape)}, expected scores (N, classes), classes >= 2"
+            f"model: returned an output of shape {list(given.shape)}, expected scores (N, classes), classes >= 2"
         )
-    scores = output.double()
-    logs = scores.log_softmax(1)
+    logs = given.double().log_softmax(1)
     if logs.isnan().any():
         raise ValueError("model: returned scores that are NaN or infinite, expected finite scores")
     return logs
+
+
+def answers(output: Any, y: Nest, ignore_index: int = IGNORED) -> tuple[Tensor, Tensor, Tensor]:
+    """What a model says about each label: log-probabilities (N, P, K), labels (N, P), and which of them count (N, P).
+
+    A sample has P labels of K classes each: one, or one for each of its positions; or P yes-or-no answers (K = 2).
+    Labels that do not count are 0.
+
+    Raises:
+        ValueError: the labels are values, out of range or do not fit the scores, or scores are not finite.
+    """
+    if not isinstance(y, Tensor):
+        raise ValueError(f"data: labels are a {type(y).__name__}, expected a tensor of classes")
+    values, axis = scores(output), None if y.is_floating_point() else class_axis(output, y)
+    if axis is not None:
+        counts = counted(y, values.shape[axis], ignore_index).reshape(len(y), -1)
+        by_position = values.movedim(axis, -1).reshape(-1, values.shape[axis])
+        logs = log_probabilities(by_position).view(*counts.shape, -1)
+    elif is_binary(values, y, ignore_index):
+        counts = (y != ignore_index).reshape(len(y), -1)
+        logits = values.double().reshape(len(y), -1)
+        logs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+    else:
+        raise ValueError(
+            f"data: labels are {y.dtype} of shape {list(y.shape)} with scores of shape {list(values.shape)}, expected "
+            "class indices (N,) or one for each position, or 0 or 1 for each logit"
+        )
+    return logs, y.reshape(counts.shape).long().where(counts, 0), counts
 
 
 def of_labels(values: Tensor, y: Tensor) -> Tensor:
@@ -118,7 +155,7 @@ def logit_confidence(
         True
     """
 
-    def confidence(output: Tensor, y: Tensor) -> Tensor:
+    def confidence(output: Any, y: Tensor) -> Tensor:
         logs = log_probabilities(output)
         own = of_labels(logs, y)
         others = logs.scatter(1, y.long()[:, None], -torch.inf).logsumexp(1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlearnx._batches import Nest, call, count, moved, take
 from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._copies import independent
 from unlearnx._data import Data, materialize
@@ -115,7 +116,7 @@ def relearn_time(
 
 def _losses(
     model: nn.Module,
-    pair: tuple[Tensor, Tensor],
+    pair: tuple[Nest, Nest],
     lr: float,
     batch_size: int,
     max_steps: int,
@@ -135,12 +136,12 @@ def _losses(
         yield value
         if step == max_steps or not math.isfinite(value):
             return
-        epoch = epoch or list(torch.randperm(len(pair[0]), generator=generator).split(batch_size))
+        epoch = epoch or list(torch.randperm(count(pair[1]), generator=generator).split(batch_size))
         index = epoch.pop(0)
-        x, y = (t[index.to(t.device)].to(device) for t in pair)
+        x, y = (moved(take(nest, index), device) for nest in pair)
         with torch.enable_grad():
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                output = model(order(x))
+                output = call(model, order(x))
             optimizer.zero_grad(set_to_none=True)
-            (loss.total(output, y) / len(x)).backward()
+            loss.total(output, y).div(len(index)).backward()
         optimizer.step()

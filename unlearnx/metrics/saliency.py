@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearnx._batches import scores as scores_of
 from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._data import BATCH_SIZE
 from unlearnx._extras import extra
@@ -142,7 +143,7 @@ def _scores(model: nn.Module, targets: Tensor | None) -> Callable[[Tensor], Tens
     """Scores (N,) of the targets, or the highest, as a function of the images."""
 
     def scores(x: Tensor) -> Tensor:
-        output = model(x)
+        output = scores_of(model(x))
         if output.dim() != 2:
             raise ValueError(f"model: returned scores of shape {list(output.shape)}, expected (N, classes)")
         if targets is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlearnx._batches import Nest, call, count, moved, take, tensors
 from unlearnx._checks import Params, check_at_least_one, check_at_least_zero, model_device, select_params
 from unlearnx._data import Data, materialize
 from unlearnx._files import write_atomically
@@ -84,7 +85,7 @@ class Training:
         Args:
             model: the model, in the mode it should train in: call ``train()`` first if dropout and BatchNorm should be
                 on.
-            data: pairs (x, y); held in memory as tensors.
+            data: samples (x, y); held in memory as tensors.
             checkpoint: file that the state is saved to after each epoch, and resumed from if it exists.
 
         Returns:
@@ -102,8 +103,8 @@ class Training:
 class _Run:
     """A training in progress, with everything that a checkpoint has to save."""
 
-    def __init__(self, training: Training, model: nn.Module, x: Tensor, y: Tensor):
-        self.training, self.model, self.x, self.y = training, model, x, y
+    def __init__(self, training: Training, model: nn.Module, x: Nest, y: Nest):
+        self.training, self.model, self.x, self.y, self.n = training, model, x, y, count(y)
         self.device = model_device(model)
         self.order = ImageOrder(model)
         if self.order.taken(x):
@@ -114,7 +115,7 @@ class _Run:
         self.chosen = [own[name] for name in self.names]
         self.origin = [p.detach().clone() for p in self.chosen] if training.anchor else []
         self.optimizer = torch.optim.AdamW(self.chosen, lr=training.lr, weight_decay=training.weight_decay)
-        self.batches = -(-len(x) // training.batch_size)
+        self.batches = -(-self.n // training.batch_size)
         steps = max(2, self.batches * training.epochs)
         # OneCycleLR divides 0 by 0 where the warm-up is exactly one step.
         warmup = training.warmup if not math.isclose(training.warmup * steps, 1) else 2 / steps
@@ -123,16 +124,19 @@ class _Run:
         )
         self.epoch, self.seconds = 0, 0.0
         recipe = {k: v for k, v in vars(training).items() if k not in ("loss_fn", "params", "progress")}
-        labels = zlib.crc32(y.detach().cpu().contiguous().numpy().tobytes())
-        self.key = f"{recipe}, {len(x)} samples, labels {labels:08x}, parameters {', '.join(self.names)}"
+        labels = 0
+        for t in tensors(y):
+            labels = zlib.crc32(t.detach().cpu().contiguous().numpy().tobytes(), labels)
+        self.key = f"{recipe}, {self.n} samples, labels {labels:08x}, parameters {', '.join(self.names)}"
 
     def finish(self, checkpoint: Path | None) -> float:
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
         total = self.training.epochs * self.batches
         frozen = [p for n, p in self.model.named_parameters() if n not in set(self.names) and p.requires_grad]
-        for p in frozen:
-            p.requires_grad_(False)
+        woken = [p for p in self.chosen if not p.requires_grad]
+        for p in frozen + woken:
+            p.requires_grad_(not p.requires_grad)
         try:
             with progress_bar("training", total, self.training.progress) as advance:
                 advance(self.epoch * self.batches)
@@ -141,17 +145,17 @@ class _Run:
                     if checkpoint is not None:
                         write_atomically(checkpoint, lambda file: torch.save(self._state(), file))
         finally:
-            for p in frozen:
-                p.requires_grad_(True)
+            for p in frozen + woken:
+                p.requires_grad_(not p.requires_grad)
         return self.seconds
 
     def _run_epoch(self, advance) -> None:
         start = time.perf_counter()
-        order = torch.randperm(len(self.x))
+        order = torch.randperm(self.n)
         mean = torch.zeros((), device=self.device)
         for i in range(0, len(order), self.training.batch_size):
             index = order[i : i + self.training.batch_size]
-            mean += self._step(self.x[index].to(self.device), self.y[index].to(self.device))
+            mean += self._step(*(moved(take(nest, index), self.device) for nest in (self.x, self.y)))
             advance(1)
         self.optimizer.zero_grad(set_to_none=True)
         if not mean.isfinite():
@@ -161,12 +165,12 @@ class _Run:
         self.epoch += 1
         self.seconds += time.perf_counter() - start
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _step(self, x: Nest, y: Nest) -> Tensor:
         dtype = self.training.autocast
         with torch.enable_grad():
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                output = self.model(self.order(x))
-            mean = self.loss.total(output.float() if dtype else output, y) / len(x)
+                output = call(self.model, self.order(x))
+            mean = self.loss.total(output, y) / count(y)
             objective = mean
             for p, p0 in zip(self.chosen, self.origin, strict=False):
                 objective = objective + self.training.anchor / 2 * (p - p0).square().sum()

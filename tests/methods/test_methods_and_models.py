@@ -1,0 +1,126 @@
+"""Every method on every kind of model: it works, or refuses in a sentence of ours; the table in the docs says which."""
+
+import copy
+import re
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models import odd_models as odd
+from unlearnx import Request
+from unlearnx.methods import METHODS, BadTeacher, Retrain, StochasticTeacher
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+KINDS = {
+    "pair": odd.network,
+    "`.view`": odd.View,
+    "compiled": lambda: torch.compile(odd.network(), backend="aot_eager"),
+    "`DataParallel`": lambda: nn.DataParallel(odd.network()),
+    "old `weight_norm`": lambda: odd.used(odd.old_weight_norm()),
+}
+SETTINGS = {"fisher-masking": {"ratio": 0.1}}
+
+
+def result(method, kind):
+    """Whether the method works on the kind of model, or refuses it with an error of ours."""
+    torch.manual_seed(0)
+    model = KINDS[kind]().eval()
+    data = odd.samples(model)
+    before = copy.deepcopy(dict(model.state_dict()))
+    try:
+        outcome = METHODS[method](**SETTINGS.get(method, {}))(model, Request.remove(data, range(3)))
+    except (ValueError, TypeError) as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if "/unlearnx/" not in Path(raised_in).as_posix() or not re.match(r"[a-z_]+(:| is) ", str(error)):
+            raise
+        return "refuses"
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert list(outcome.model.state_dict()) == list(before)
+    assert type(outcome.model) is type(model)
+    moved = any(not torch.equal(p, before[name]) for name, p in outcome.model.named_parameters())
+    assert moved == outcome.applied
+    assert outcome.applied or outcome.reason
+    outcome.model(data[0])
+    return "works"
+
+
+def table():
+    head = ["method", *KINDS]
+    rows = [[METHODS[name].__name__, *(result(name, kind) for kind in KINDS)] for name in METHODS]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_table_in_the_docs_is_what_happens():
+    assert table() in PAGE.read_text()
+
+
+@pytest.mark.parametrize("method", [Retrain(epochs=1), BadTeacher(), StochasticTeacher()])
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, odd.compiled])
+def test_a_factory_builds_what_cannot_be_initialised(method, wrap):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = wrap(odd.used(odd.old_weight_norm()))
+        data = odd.samples(model)
+        with pytest.raises(ValueError, match=r"^model: parameter '.*0.weight_g' of Linear is not initialised.*factory"):
+            method(model, Request.remove(data, range(3)))
+        method = type(method)(**{**vars(method), "factory": odd.old_weight_norm, "max_increase": 9.0})
+        outcome = method(model, Request.remove(data, range(3)))
+    assert outcome.applied
+    assert list(outcome.model.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "message"),
+    [
+        (lambda: nn.Linear(6, 4), ValueError, "^factory: returned a model with no '0.weight', expected"),
+        (
+            lambda: nn.Sequential(nn.Linear(6, 9)),
+            ValueError,
+            r"with '0.weight' of shape \[9, 6\], expected .* \[8, 6\]",
+        ),
+        (lambda: 3, TypeError, "^factory: returned int"),
+        (3, TypeError, "^factory is 3, expected a function"),
+    ],
+)
+def test_factories_of_other_models_are_refused(factory, error, message):
+    model = odd.network().eval()
+    for kind in (Retrain, BadTeacher, StochasticTeacher):
+        with pytest.raises(error, match=message):
+            kind(factory=factory)(model, Request.remove(odd.samples(model), range(3)))
+
+
+def test_a_model_that_tells_how_it_was_built_is_built_anew():
+    class Configured(nn.Module):
+        """As those of HuggingFace."""
+
+        def __init__(self, config):
+            super().__init__()
+            self.config, self.weight = config, nn.Parameter(torch.randn(6, config["classes"]))
+
+        @classmethod
+        def _from_config(cls, config):
+            return cls(config)
+
+        def forward(self, x):
+            return x @ self.weight
+
+    model = Configured({"classes": 4}).eval()
+    data = odd.samples(odd.network())
+    for method in (Retrain(epochs=1), BadTeacher(max_increase=9.0), StochasticTeacher(max_increase=9.0)):
+        assert method(model, Request.remove(data, range(3))).applied
+
+
+def test_calls_inside_of_inference_mode_say_so():
+    model = odd.network().eval()
+    data = odd.samples(model)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"^model: is called inside torch.inference_mode"):
+        METHODS["ssd"]()(model, Request.remove(data, range(3)))
+    with torch.inference_mode():
+        data = tuple(t.clone() for t in data)
+    assert METHODS["fine-tune"](max_increase=9.0)(model, Request.remove(data, range(3))).applied

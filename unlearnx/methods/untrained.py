@@ -1,0 +1,100 @@
+"""A model as it was before training: initialised anew by its own modules, or built by a factory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from unlearnx._checks import model_device
+from unlearnx._random import forked_random
+from unlearnx._wrappers import Unwrapped, inner_name
+
+Factory = Callable[[], nn.Module]
+
+
+def initialise_anew(model: nn.Module, factory: Factory | None, seed: int) -> None:
+    """Give `model` the values of an untrained one, in place.
+
+    Args:
+        model: of one device.
+        factory: returns an untrained model; None takes ``type(model)._from_config(model.config)`` where the model has
+            that, as those of HuggingFace do, and else the modules' own ``reset_parameters()``.
+        seed: of the random values.
+
+    Raises:
+        TypeError: the factory is no function, or returns no module.
+        ValueError: a parameter is not initialised by any module, or the factory's model has others.
+    """
+    factory = factory or _own_factory(model)
+    if factory is not None and not callable(factory):
+        raise TypeError(f"factory is {factory!r}, expected a function that returns an untrained model, or None")
+    with forked_random(model_device(model), seed=seed):
+        if factory is None:
+            reset_parameters(model)
+        else:
+            _take_values(model, factory())
+
+
+def reset_parameters(model: nn.Module) -> None:
+    """Initialise all parameters and statistics anew, by the modules' own ``reset_parameters()``.
+
+    Raises:
+        ValueError: a parameter is not initialised by any of them.
+    """
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.fill_(torch.nan)  # what is left afterwards was not initialised
+    for module in reversed(list(model.modules())):  # children first: a parent may initialise them in its own way
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if callable(reset) and not isinstance(module, Unwrapped):
+            reset()
+    left = [name for name, p in model.named_parameters() if p.isnan().any()]
+    if left:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(before[name])
+        owner = model.get_submodule(left[0].rpartition(".")[0])
+        raise ValueError(
+            f"model: parameter {left[0]!r} of {type(owner).__name__} is not initialised by any reset_parameters(), "
+            "expected one that is; give the method a factory that builds an untrained model"
+        )
+
+
+def _own_factory(model: nn.Module) -> Factory | None:
+    """How the model tells that it was built."""
+    while isinstance(model, Unwrapped) or inner_name(model) is not None:
+        model = next(model.children())
+    build, config = getattr(type(model), "_from_config", None), getattr(model, "config", None)
+    return (lambda: build(config)) if callable(build) and config is not None else None
+
+
+def _take_values(model: nn.Module, source: nn.Module) -> None:
+    if not isinstance(source, nn.Module):
+        raise TypeError(f"factory: returned {type(source).__name__}, expected a torch.nn.Module")
+    own, other = _plain(model), _plain(source)
+    for name, t in own.items():
+        if name not in other or other[name].shape != t.shape:
+            came = f"{name!r} of shape {list(other[name].shape)}" if name in other else f"no {name!r}"
+            raise ValueError(
+                f"factory: returned a model with {came}, expected that of the model given, of shape {list(t.shape)}"
+            )
+    with torch.no_grad():
+        for name, t in own.items():
+            t.copy_(other[name])
+
+
+def _plain(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by the names they have without wrappers."""
+    inside = {
+        name: inner_name(m) or (m._entry if isinstance(m, Unwrapped) else None) for name, m in model.named_modules()
+    }
+    plain = {}
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        parts = name.split(".")
+        kept = [part for k, part in enumerate(parts) if inside.get(".".join(parts[:k])) != part]
+        plain[".".join(kept)] = t
+    return plain

@@ -293,7 +293,8 @@ class Pipeline {
 
   template <typename Reader>
   __device__ __forceinline__ void copy(Reader& reader, T* to) {
-#pragma unroll 4
+    // Wide copies one at a time: with two under way, sm_100 has no register left for an address and spills it.
+#pragma unroll(Count == 8 ? 1 : 4)
     for (int t = 0; t < kDepth; t += kTogether)
       if (kThreads / kLanes <= kDepth || own_position() < kDepth)
         reader.template copy<Count>(to + Product::slot(t + own_position(), own_column()));

@@ -1,11 +1,14 @@
 """The rules of per-sample gradients are found right where they are, whatever precision the model is to run in."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.gpu.precision import tf32
 from unlearnx._losses import SampleLoss
 from unlearnx._precision import exact_products
 from unlearnx.curvature.per_sample import SampleGradients
@@ -79,7 +82,7 @@ def calibrated(model, x):
     return model.eval()
 
 
-NETWORKS = {"ResNet-18": lambda: resnet(2, 2, 2, 2), "ResNet-34": lambda: resnet(3, 4, 6, 3), "VGG-16": vgg}
+NETWORKS = {"ResNet-18": partial(resnet, 2, 2, 2, 2), "ResNet-34": partial(resnet, 3, 4, 6, 3), "VGG-16": vgg}
 
 
 class TF32(TorchDispatchMode):
@@ -130,6 +133,32 @@ def test_rules_of_deep_networks_under_tf32(deep):
         assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("name", ["ResNet-18", "ResNet-34"])
+def test_rules_of_wide_networks(name):
+    """Among so many ReLUs some are so near zero that another order of memory, which rounds otherwise, switches them."""
+    torch.manual_seed(2)
+    x = torch.randn(32, 3, 32, 32)
+    assert untrusted(calibrated(NETWORKS[name](width=64), x), x[:3]) == []
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["ResNet-18", "ResNet-34"])
+def test_rules_of_deep_networks_under_tf32_of_a_gpu(name):
+    """At the published width, where the convolutions are worth a GPU's tensor cores."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("TF32 needs sm_80 or later")
+    x = torch.randn(32, 3, 32, 32, device="cuda")
+    model = calibrated(NETWORKS[name](width=64).cuda(), x)
+    with torch.no_grad(), tf32(False):
+        exact = model(x)
+    with torch.no_grad(), tf32(True):
+        rounded = model(x)
+    difference = (rounded - exact).norm() / exact.norm()
+    assert difference > 1e-5, "TF32 was not taken: what follows would show nothing"
+    with tf32(True):
+        assert untrusted(model, x[:3]) == []
 
 
 def precisions():

@@ -382,7 +382,7 @@ def test_retrain_with_a_factory(study):
         def forward(self, x):
             return self.layer(self.scale * x)
 
-    with pytest.raises(ValueError, match="Scaled '' has parameters and no reset_parameters"):
+    with pytest.raises(ValueError, match="parameter 'scale' of Scaled is not initialised by any reset_parameters"):
         Retrain(epochs=1)(Scaled(), request)
     assert accuracy(Retrain(epochs=20, lr=1e-2, factory=Scaled)(Scaled(), request).model, request.target) > 0.8
 

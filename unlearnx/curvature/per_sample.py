@@ -135,8 +135,7 @@ class SampleGradients:
                 with torch.no_grad():
                     return call(self.model, x)
             with tape:
-                given = channels_last(x) if self.channels_last else x
-                return functional_call(self.model, self.frozen, *arguments(given))
+                return functional_call(self.model, self.frozen, *arguments(self._ordered(x)))
 
     def _backward(self, tape: Tape, objective: Tensor, *, keep: bool) -> set[str]:
         if tape.sources and objective.requires_grad:
@@ -189,13 +188,12 @@ class SampleGradients:
         """Compare weighted sums of a few per-sample gradients with autograd; trust the rules that agree.
 
         Autograd multiplies by the weights before the backward pass and the rules after it. Rounding commutes with
-        multiplication by powers of two, so that deep networks do not turn this into different gradients.
+        multiplication by powers of two, so that deep networks do not turn this into different gradients. Both take
+        the same order of memory: another one rounds otherwise, which switches a ReLU near zero.
         """
         n = count(x)
-        leaves = {name: self.frozen[name].clone().requires_grad_() for name in self.names}
-        with torch.enable_grad(), autocast(self.device, None):
-            output = _floating_rows(functional_call(self.model, {**self.frozen, **leaves}, *arguments(x)), n)
         with torch.no_grad(), autocast(self.device, None):
+            output = _floating_rows(call(self.model, x), n)
             alone = _floating_rows(call(self.model, take(x, slice(0, 1))), 1)
         half = any(t.dtype in (torch.bfloat16, torch.float16) for t in output)
         tolerance = 1e-2 if half else 1e-3
@@ -207,25 +205,16 @@ class SampleGradients:
         generator = torch.Generator().manual_seed(0)
         noise = [torch.randn(t.shape, generator=generator).to(t.device) for t in output]
         weight = torch.tensor([1.0, -2.0, 0.5])[:n].to(self.device)
-        with torch.enable_grad():
-            weighted = [e * weight.view(-1, *[1] * (e.dim() - 1)) for e in noise]
-            objective = _products(output, weighted)
-            gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
-        expected = dict(zip(leaves, gradients, strict=True))
-        got: dict[str, Tensor] = {}
-
-        def on_contribution(name: str, contribution: Contribution) -> None:
-            got[name] = contribution.weighted_sum(weight)
-
-        tape = (
-            self._probe(x, noise, on_contribution, use_channels_last=True)
+        found = (
+            self._probe(x, noise, weight, use_channels_last=True)
             if self.device.type == "cpu" and ImageOrder(self.model).taken(x)
             else None
         )
-        tape = tape or self._probe(x, noise, on_contribution, use_channels_last=False)
-        if tape is None:
+        found = found or self._probe(x, noise, weight, use_channels_last=False)
+        if found is None:
             self.axes = {}
             return
+        tape, got, expected = found
         self.axes = tape.axes
         self.bytes_per_sample = max(1, tape.bytes // n)
         for name in tape.finish():
@@ -236,24 +225,28 @@ class SampleGradients:
                 self.trusted.add(name)
 
     def _probe(
-        self,
-        x: Nest,
-        noise: list[Tensor],
-        on_contribution: Callable[[str, Contribution], None],
-        *,
-        use_channels_last: bool,
-    ) -> Tape | None:
-        """The tape of one pass, with images in channels-last memory order if asked for; None if the pass raises."""
+        self, x: Nest, noise: list[Tensor], weight: Tensor, *, use_channels_last: bool
+    ) -> tuple[Tape, dict[str, Tensor], dict[str, Tensor]] | None:
+        """The tape of one pass, and weighted sums of gradients by the rules and by autograd; None if a pass raises.
+
+        Images are in channels-last memory order if asked for.
+        """
         given = self.frozen
         if use_channels_last:
             weights = {f"{n}.weight".removeprefix(".") for n, m in self.model.named_modules() if type(m) is nn.Conv2d}
             self.frozen = {name: channels_last(v) if name in weights else v for name, v in given.items()}
         self.channels_last = use_channels_last
+        got: dict[str, Tensor] = {}
+
+        def on_contribution(name: str, contribution: Contribution) -> None:
+            got[name] = contribution.weighted_sum(weight)
+
         tape = Tape({name: self.frozen[name] for name in self.names}, on_contribution, count(x))
         try:
             with torch.enable_grad():
                 objective = _products(_floating_rows(self._forward(tape, x), count(x)), noise)
             self._backward(tape, objective, keep=False)
+            expected = self._weighted_sums(x, [e * weight.view(-1, *[1] * (e.dim() - 1)) for e in noise])
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if not use_channels_last:
                 warnings.warn(
@@ -262,7 +255,20 @@ class SampleGradients:
                 )
             self.channels_last, self.frozen = False, given  # some models need contiguous inputs
             return None
-        return tape
+        return tape, got, expected
+
+    def _weighted_sums(self, x: Nest, factors: list[Tensor]) -> dict[str, Tensor]:
+        """Gradients of the sum of all outputs times their factors, by autograd."""
+        leaves = {name: self.frozen[name].clone().requires_grad_() for name in self.names}
+        with torch.enable_grad(), autocast(self.device, None):
+            given = {**self.frozen, **leaves}
+            output = _floating_rows(functional_call(self.model, given, *arguments(self._ordered(x))), count(x))
+            objective = _products(output, factors)
+        gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, gradients, strict=True))
+
+    def _ordered(self, x: Nest) -> Nest:
+        return channels_last(x) if self.channels_last else x
 
 
 def _floating_rows(output: Any, samples: int) -> list[Tensor]:

@@ -323,7 +323,7 @@ class Complex(nn.Module):
         (lambda m, x, y: metrics.accuracy(m, (x * torch.nan, y)), "^model: returned scores that are NaN"),
         (lambda m, x, y: metrics.interclass_confusion(m, (x, y), (1, 9)), r"^classes is \(1, 9\)"),
         (lambda m, x, y: metrics.confusion_matrix(m, (x, y), classes=2), "^classes is 2, expected more than"),
-        (lambda m, x, y: metrics.confusion_matrix(m, (x, y - 100)), "^data: expected labels from 0 on"),
+        (lambda m, x, y: metrics.confusion_matrix(m, (x, y - 100)), "^data: label -99 is out of range for 4 classes"),
     ],
 )
 def test_errors_name_the_argument(call, message):

@@ -161,8 +161,6 @@ def confusion_matrix(
     k = classes or highest + 1
     if highest >= k:
         raise ValueError(f"classes is {k}, expected more than the largest label or prediction, {highest}")
-    if labels.min() < 0:
-        raise ValueError(f"data: expected labels from 0 on, got {int(labels.min())}")
     return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
 
 

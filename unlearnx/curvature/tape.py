@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from unlearnx.curvature.contributions import Contribution, join
-from unlearnx.curvature.rules import RULES, Parts
+from unlearnx.curvature.rules.registry import Parts, parsed
 
 
 class Tape(TorchFunctionMode):
@@ -60,9 +60,10 @@ class Tape(TorchFunctionMode):
         used = frozenset(self._names[id(a)] for a in _tensors((*args, *kwargs.values())) if id(a) in self._names)
         if not used:
             return func(*args, **kwargs)
-        if func in RULES:
+        call = parsed(func, args, kwargs)
+        if call is not None:
             self._used = used
-            result = RULES[func](self, *args, **kwargs)
+            result = call.watched(self)
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)

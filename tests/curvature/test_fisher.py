@@ -257,7 +257,7 @@ class Conditional(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.ones(5))
 
     def forward(self, x):
-        return self.last(self.cells(x)[0][:, -1] * self.scale)
+        return self.last(F.prelu(self.cells(x)[0][:, -1], self.scale))
 
 
 def test_where_vmap_fails_samples_go_one_by_one():

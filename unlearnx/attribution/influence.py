@@ -20,13 +20,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unlearnx._batches import arguments
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_at_least_one, check_finite, model_device
 from unlearnx._copies import lent
 from unlearnx._data import Data, batches, check_in_order, materialize, size
+from unlearnx._functional import functional_call
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector

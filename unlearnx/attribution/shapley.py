@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unlearnx._batches import Nest, arguments, count, moved, take
 from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device, select_params
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
+from unlearnx._functional import functional_call
 from unlearnx._labels import labelled, predictions
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.attribution.permutations import Sampling, ShapleyResult, reproducible, stream_seed

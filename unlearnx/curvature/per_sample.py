@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unlearnx._batches import Nest, arguments, call, changed, count, take
 from unlearnx._checks import model_device
 from unlearnx._copies import lent
+from unlearnx._functional import functional_call
 from unlearnx._losses import SampleLoss
 from unlearnx._memory_order import channels_last
 from unlearnx._precision import autocast
@@ -54,7 +54,7 @@ class SampleGradients:
         # No parameter requires gradients in the passes, so autograd never computes weight gradients of the batch.
         self.frozen = split_values(self.model, [name for name, _ in model.named_parameters()])[0]
         found = checked(model, self.model, self.frozen, names, x)
-        self.axes, self.trusted, self.unused = found.axes, found.trusted, found.unused
+        self.places, self.trusted, self.unused = found.places, found.trusted, found.unused
         self.use_channels_last = found.use_channels_last
         if self.use_channels_last:
             self.frozen = weights_reordered(self.model, self.frozen)
@@ -90,7 +90,7 @@ class SampleGradients:
                 on_contribution(name, contribution, current.weight)
 
         x = changed(x, Tensor.detach)
-        tape = Tape({name: self.frozen[name] for name in self.names}, on_trusted, count(x), self.axes)
+        tape = Tape({name: self.frozen[name] for name in self.names}, on_trusted, count(x), self.places)
         output = self._forward(tape, x)
         pending = list(targets(changed(output, Tensor.detach)))
         for k, current in enumerate(pending):

@@ -150,7 +150,7 @@ class _Passes:
             for name, ok in zip(covariances, sizes.isfinite().tolist(), strict=True):
                 if not ok:
                     raise ValueError(
-                        f"covariances of {name!r}: NaN or infinite in the batch that starts at sample {position}"
+                        f"covariances of {name!r}: values are NaN or infinite in the batch that starts at sample {position}"
                     )
 
         names = [*(name for c in covariances.values() for name in c.layer.names), *diagonals]

@@ -21,16 +21,6 @@ class Preconditioner(Protocol):
         ...
 
 
-def check_preconditioner(preconditioner: Preconditioner | None) -> None:
-    """Refuse what has no factors.
-
-    Raises:
-        ValueError: it is neither None, nor Factors, nor what fits them.
-    """
-    if preconditioner is not None and not hasattr(preconditioner, "factors_for"):
-        raise ValueError(f"preconditioner is {preconditioner!r}, expected EKFAC(), KFAC(), Factors or None")
-
-
 class ApproximateInverse:
     """``P = (F + damping I)^-1`` of Kronecker factors F, applied to rows (K, P)."""
 

@@ -134,9 +134,9 @@ def test_noise_has_the_deviation_of_its_tensor(study):
     assert torch.equal(RandomPerturbation(1.0)(constant, request).model[2].weight, constant[2].weight)
 
 
-def test_automatic_alpha_is_the_published_percentile(study):
+def test_adaptive_alpha_is_the_published_percentile(study):
     model, request, _ = study
-    outcome = SSD(alpha="auto")(model, request)
+    outcome = SSD(alpha="adaptive")(model, request)
     info = outcome.info
     share = len(request.forget) / 400
     assert info["dampened_share"] == pytest.approx(math.log1p(100 * share) / 100, abs=1.5 / 836)

@@ -11,7 +11,6 @@ from unlearnx import Outcome, Request
 from unlearnx._data import materialize
 from unlearnx.curvature import ConjugateGradient, CurvatureOperator, Direct, LiSSA, fisher_diagonal, grad_difference
 from unlearnx.methods import SSD, FineTune, FirstOrder, NewtonRepair, Retrain, SecondOrder
-from unlearnx.methods.step_size import forgetting_step
 from unlearnx.metrics import accuracy, mean_loss, predict
 from unlearnx.models import Training
 
@@ -202,23 +201,6 @@ def test_forgetting_stops_short_of_harm(learned):
     before, after = outcome.loss_before, outcome.loss_after
     assert outcome.applied
     assert before < after < before + 0.05
-
-
-@pytest.mark.parametrize(
-    ("limit", "goal", "expected"),
-    [
-        (10.0, 4.0, 4.0),
-        (10.0, 0.3, 0.5),
-        (10.0, 1.0, 1.0),
-        (3.0, 100.0, 2.0),
-        (0.3, 100.0, 0.25),
-        (0.0, 1.0, 0.0),
-        (math.nan, 1.0, 0.0),
-    ],
-)
-def test_forgetting_step(limit, goal, expected):
-    """Both losses are the step itself."""
-    assert forgetting_step(float, float, 1.0, limit=limit, goal=goal) == expected
 
 
 def published_ssd(model, full, forget, alpha, lam):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,6 +12,7 @@ from unlearnx._checks import check_fraction
 from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, random_network
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 from unlearnx.methods.untrained import Factory
 
@@ -41,7 +42,9 @@ class BadTeacher(TrainedMethod):
         22
     """
 
-    epochs: int = 2
+    _nominal_epochs: ClassVar[int] = 2
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
     retain_share: float = 0.3
     temperature: float = 1.0
@@ -53,7 +56,7 @@ class BadTeacher(TrainedMethod):
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected a number > 0")
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
         chosen = torch.randperm(count(y), generator=torch.Generator().manual_seed(self.seed))
         chosen = chosen[: round(self.retain_share * count(y))]
@@ -61,4 +64,9 @@ class BadTeacher(TrainedMethod):
         teacher = Teacher(work.model, x, y, self, self.temperature)
         bad = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self, self.temperature)
         teacher.target[: count(old)] = bad.target
-        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=teacher.divergence)
+        data = (x, torch.arange(count(y)))
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=teacher.divergence)
+
+        return train

@@ -31,11 +31,14 @@ from unlearnx._modes import evaluating
 from unlearnx._vectors import Vector
 from unlearnx._wrappers import rewrapped
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.methods.chosen_parameters import ChosenParameters
 from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
+from unlearnx.methods.strength import AUTO, Gauge, greatest_strength, least_strength
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
+from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
 MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the loss's unit, where the user gives none
 
@@ -75,6 +78,7 @@ class Method:
     """
 
     _needs_eval: ClassVar[bool] = True
+    _strength: ClassVar[str | None] = None  # the field that is "auto" where the method finds its strength by itself
 
     loss_fn: Loss = F.cross_entropy
     params: Params = None
@@ -98,15 +102,38 @@ class Method:
             ValueError: an argument is out of range or does not fit the others, the model must be in eval mode, or
                 importances or gradients are not finite.
         """
-        outcome = self._on_copy(model, request, None)
+        start = time.perf_counter()
+        self._check(model, request)
+        level = self._level(model, request) if self._finds_strength else None
+        seconds = time.perf_counter() - start
+        outcome = self._on_copy(model, request, level)
+        outcome.seconds += seconds
+        level = self._level(model, request) if level is None else level
         outcome.forgotten, outcome.evidence = judge(
-            model, outcome.model, request, batch_size=self.batch_size, autocast=self.autocast
+            model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
         )
         return outcome
 
-    def _on_copy(self, model: nn.Module, request: Request, first_direction: FirstDirection | None) -> Outcome:
-        start = time.perf_counter()
+    @property
+    def _finds_strength(self) -> bool:
+        """Whether the method is to find its strength by itself."""
+        return self._strength is not None and getattr(self, self._strength) == AUTO
+
+    def _check(self, model: nn.Module, request: Request) -> None:
         check_call(model, self.loss_fn, request.dataset, name="request", deterministic=self._needs_eval)
+
+    def _level(self, model: nn.Module, request: Request) -> UnseenLevel:
+        return unseen_level(model, request, request.held_out, batch_size=self.batch_size, autocast=self.autocast)
+
+    def _on_copy(
+        self,
+        model: nn.Module,
+        request: Request,
+        level: UnseenLevel | None,
+        first_direction: FirstDirection | None = None,
+    ) -> Outcome:
+        """The outcome without a verdict. The strength is found where the level of an unseen model is given."""
+        start = time.perf_counter()
         request = _of_one_length(request)
         working = independent(model)
         names = self._names(working)
@@ -114,6 +141,8 @@ class Method:
         head = frozen_prefix.head
         on_features = request_on_features(request, frozen_prefix, batch_size=self.batch_size)
         work = Work(self, head, on_features, names, first_direction)
+        if level is not None and level.accuracy is not None and self._finds_strength:
+            work.aim_at(level.accuracy)
         before = {name: t.clone() for name, t in head.state_dict().items()}
         info: dict[str, Any] = {}
         applied, reason, loss = True, None, work.initial_loss
@@ -201,8 +230,64 @@ class Work:
         self.method, self.model, self.request, self.names = method, model, request, names
         self.first_direction = first_direction
         self.gradient_evaluations = 0
+        self.gauge: Gauge | None = None
         self.target = dataset_of(*materialize(request.target))
         self.initial_loss = self.corrected_loss()
+
+    def aim_at(self, level: Level) -> None:
+        """Have the method find the strength at which the forget set is at this level."""
+        self.gauge = Gauge(
+            self.model,
+            self.method.loss_fn,
+            self.request.forget_set,
+            self.target,
+            level,
+            allowed_increase(self.request, self.method.max_increase),
+            batch_size=self.method.batch_size,
+            autocast=self.method.autocast,
+            seed=self.method.seed,
+        )
+
+    def least_strength(
+        self, change: Callable[[float], Any], guess: float, info: dict[str, Any], *, most: float = math.inf
+    ) -> float:
+        """The least strength at which ``change(strength)`` makes the model forget; `guess` where nothing tells.
+
+        Where there was nothing to forget, it is `guess`, or as much less as leaves what stays as it was. The model is
+        as it was afterwards.
+
+        Args:
+            change: changes the chosen parameters in place.
+            guess: where to start.
+            info: gets ``"forgets"``, whether that strength is enough.
+            most: no strength is greater.
+
+        Raises:
+            NotApplied: every strength does more harm than is allowed.
+        """
+        if self.gauge is None:
+            return guess
+        gauge, parameters = self.gauge, ChosenParameters(self.model, self.names)
+        start = parameters.read()
+
+        def then(answer: Callable[[], bool]) -> Callable[[float], bool]:
+            def asked(strength: float) -> bool:
+                parameters.write(start, {}, 0.0)
+                change(strength)
+                return answer()
+
+            return asked
+
+        if gauge.nothing_to_forget:
+            gentle = then(gauge.gentle)
+            strength = guess if gentle(guess) else greatest_strength(gentle, guess)
+        else:
+            found = least_strength(then(gauge.forgotten), then(gauge.harmless), guess, most=most)
+            strength, info["forgets"] = found.strength, found.forgets
+        parameters.write(start, {}, 0.0)
+        if not strength:
+            raise NotApplied("every strength raises the loss on what stays by more than max_increase allows")
+        return strength
 
     def corrected_loss(self) -> float:
         """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal."""

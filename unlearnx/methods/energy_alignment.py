@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
 from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -51,7 +52,9 @@ class EnergyAlignment(TrainedMethod):
         True
     """
 
-    epochs: int = 2
+    _nominal_epochs: ClassVar[int] = 2
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
     steps: int = 10
     step: float = 0.05
@@ -62,7 +65,7 @@ class EnergyAlignment(TrainedMethod):
         check_at_least_one(steps=self.steps)
         check_at_least_zero(step=self.step)
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         x, y = materialize(work.target)
         forgotten, _ = materialize(work.request.forget_set)
         if not isinstance(x, Tensor) or not isinstance(forgotten, Tensor) or not forgotten.is_floating_point():
@@ -97,7 +100,11 @@ class EnergyAlignment(TrainedMethod):
             return losses
 
         data = (torch.cat([x, *(part.to(x.device) for part in moved)]), torch.arange(retained + len(forgotten)))
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=loss_of_all)
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=loss_of_all)
+
+        return train
 
 
 def free_energy(head: nn.Module, features: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from unlearnx._data import materialize
 from unlearnx._losses import SampleLoss
 from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -37,10 +38,13 @@ class GradientAscent(TrainedMethod):
         True
     """
 
-    epochs: int = 5
+    _nominal_epochs: ClassVar[int] = 5
+    _keeps: ClassVar[bool] = False
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         loss = SampleLoss(self.loss_fn)
 
         @per_sample
@@ -48,7 +52,11 @@ class GradientAscent(TrainedMethod):
             return -loss.each(output, y)
 
         data = materialize(work.request.forget_set)
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=negative_loss, eval_mode=True)
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=negative_loss, eval_mode=True)
+
+        return train
 
 
 @dataclass
@@ -72,7 +80,9 @@ class NegGrad(TrainedMethod):
         True
     """
 
-    epochs: int = 2
+    _nominal_epochs: ClassVar[int] = 2
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
     weight: float = 0.99
 
@@ -80,7 +90,7 @@ class NegGrad(TrainedMethod):
         super().__post_init__()
         check_fraction(weight=self.weight)
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         (x, y), (x_old, y_old) = materialize(work.target), materialize(work.request.forget_set)
         labels = moved(joined([y, y_old]), model_device(work.model))
         retained, forgotten = count(y), count(y_old)
@@ -95,4 +105,8 @@ class NegGrad(TrainedMethod):
             )
 
         data = (joined([x, x_old]), torch.arange(total))
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=weighted_loss)
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=weighted_loss)
+
+        return train

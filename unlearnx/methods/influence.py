@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,9 +20,11 @@ from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import grad_difference
 from unlearnx.methods.base import Method, NotApplied, Work, allowed_increase, chance_loss
-from unlearnx.methods.step_size import ChosenParameters, StepTaker
+from unlearnx.methods.chosen_parameters import ChosenParameters
+from unlearnx.methods.step_size import StepTaker
 from unlearnx.metrics import mean_loss, predict
 
+FORGOTTEN = "the forget set is forgotten"
 LINE_SEARCH_SAMPLES = 10_000  # most samples of the corrected data (or retain set) that a line search measures
 
 
@@ -64,8 +67,8 @@ class InfluenceUpdate(Method):
         taken, info["steps"] = 0, []
         with progress_bar(type(self).__name__, self.steps, self.progress) as advance:
             while taken < self.steps:
-                stopped = self._goal_reached(taker) if taken else None
-                stopped = stopped or self._step(work, taker, generator, info["steps"])
+                is_done = taken and taker.forgotten is not None and taker.forgotten()
+                stopped = FORGOTTEN if is_done else self._step(work, taker, generator, info["steps"])
                 if stopped is not None:
                     info["stopped"] = stopped
                     break
@@ -92,38 +95,40 @@ class InfluenceUpdate(Method):
             return str(reason)
         return None
 
-    def _goal_reached(self, taker: StepTaker) -> str | None:
-        """Where the forget set has the loss that it has to reach, a sentence that says so."""
-        if taker.goal is None or (loss := taker.forgotten()) < taker.goal:
-            return None
-        return f"the forget set has a loss of {loss:.6g}"
-
     def _step_taker(self, work: Work, generator: torch.Generator) -> StepTaker:
         removal = work.request.corrected is None
-        fixed, goal = self._fixed_step(), self._forget_loss_goal(work)
-        may_raise = goal is not None or (removal and fixed is not None)
+        fixed, forgotten = self._fixed_step(), self._forgotten(work)
+        may_raise = forgotten is not None or (removal and fixed is not None)
         return StepTaker(
             parameters=ChosenParameters(work.model, work.names),
             fixed=fixed,
             guess=self._first_guess(work),
             loss=work.initial_loss,
-            goal=goal,
+            forgotten=forgotten,
             limit=work.initial_loss + allowed_increase(work.request, self.max_increase) if may_raise else None,
             target="retain set" if removal else "corrected data",
             measure=work.corrected_loss,
             estimate=partial(self._mean_loss, work, _some(work.target, LINE_SEARCH_SAMPLES, generator)),
-            forgotten=partial(self._mean_loss, work, work.request.forget_set),
         )
 
     def _mean_loss(self, work: Work, data: Data) -> float:
         return mean_loss(work.model, self.loss_fn, data, batch_size=self.batch_size, autocast=self.autocast)
 
-    def _forget_loss_goal(self, work: Work) -> float | None:
-        """The loss that the forget set has to reach; None if steps are to lower the loss on the corrected data."""
+    @property
+    def _finds_strength(self) -> bool:
+        return self._fixed_step() is None and self.forget_loss is None
+
+    def _forgotten(self, work: Work) -> Callable[[], bool] | None:
+        """Says whether the forget set is forgotten; None if steps are to lower the loss on the corrected data."""
         if work.request.corrected is not None or self._fixed_step() is not None:
             return None
-        if self.forget_loss is not None:
-            return self.forget_loss
+        if work.gauge is not None and not work.gauge.nothing_to_forget:
+            return work.gauge.forgotten
+        goal = self.forget_loss if self.forget_loss is not None else self._loss_of_guessing(work)
+        return None if goal is None else lambda: self._mean_loss(work, work.request.forget_set) >= goal
+
+    def _loss_of_guessing(self, work: Work) -> float | None:
+        """Where no label of the forget set stays, as of a class, the loss of guessing."""
         x, y = materialize(work.request.forget_set)
         _, retained = materialize(work.target)
         if not isinstance(y, Tensor) or y.is_floating_point():

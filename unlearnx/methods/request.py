@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Request:
         forget: indices of the forget set, ascending, int64.
         corrected: the same data with the forget set corrected; None for a removal.
         labels_only: whether the correction changes labels only, no features.
+        held_out: samples of the kind that stays that the model has not seen; see :meth:`with_held_out`.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
@@ -40,6 +41,20 @@ class Request:
     forget: Tensor
     corrected: Dataset[Any] | None = None
     labels_only: bool = False
+    held_out: Dataset[Any] | None = None
+
+    def with_held_out(self, data: Data) -> Request:
+        """The same request with samples that the model has not seen, such as test data.
+
+        They tell what a model does on samples that it never saw, so that methods know better when to stop, and verdicts
+        say more. Nothing is trained on them.
+
+        Raises:
+            ValueError: there are none, or the data is not made of samples.
+        """
+        held_out = as_dataset(data)
+        size(held_out)
+        return replace(self, held_out=held_out)
 
     @classmethod
     def remove(cls, dataset: Data, indices: Collection[int] | Tensor) -> Request:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
 from unlearnx.curvature.gradients import grad_difference
 from unlearnx.methods.base import Work, first_output
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -47,7 +48,9 @@ class SalUn(TrainedMethod):
         8
     """
 
-    epochs: int = 3
+    _nominal_epochs: ClassVar[int] = 3
+
+    epochs: int | str = "auto"
     lr: float = 5e-4
     ratio: float = 0.5
     weight_decay: float = field(default=0.0, kw_only=True)
@@ -60,15 +63,19 @@ class SalUn(TrainedMethod):
                 f"weight_decay is {self.weight_decay}, expected 0: it would change weights that are not salient"
             )
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         x, y = materialize(work.target)
         if work.request.corrected is None:
             forgotten, labels = materialize(work.request.forget_set)
             x, y = joined([x, forgotten]), joined([y, self._other_labels(work, forgotten, labels)])
         masks = self._salient(work)
-        with _masked_gradients(work, masks):
-            self._train(work, info, self.epochs, self.lr, data=(x, y))
         info["salient_share"] = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+
+        def train(epochs: int, rate: float) -> None:
+            with _masked_gradients(work, masks):
+                self._train(work, info, epochs, rate * self.lr, data=(x, y))
+
+        return train
 
     def _other_labels(self, work: Work, x: Nest, labels: Nest) -> Tensor:
         """For each label that counts, a random class other than its own, or the other answer of yes and no."""

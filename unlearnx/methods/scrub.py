@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from unlearnx._data import materialize
 from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -43,7 +44,9 @@ class SCRUB(TrainedMethod):
         114
     """
 
-    epochs: int = 4
+    _nominal_epochs: ClassVar[int] = 4
+
+    epochs: int | str = "auto"
     max_epochs: int = 3
     lr: float = 1e-3
     max_lr: float = 2e-3
@@ -54,7 +57,7 @@ class SCRUB(TrainedMethod):
         super().__post_init__()
         check_at_least_zero(max_epochs=self.max_epochs, alpha=self.alpha, gamma=self.gamma)
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
         on_forgotten = Teacher(work.model, forgotten, old, self)
         retain_loss = labels_and_teacher(
@@ -65,8 +68,11 @@ class SCRUB(TrainedMethod):
         def forget_loss(output: Any, index: Tensor) -> Tensor:
             return -on_forgotten.divergence(output, index)
 
-        for epoch in range(self.epochs):
-            if epoch < self.max_epochs:
-                data = (forgotten, torch.arange(count(old)))
-                self._train(work, info, 1, self.max_lr, data=data, loss_fn=forget_loss, eval_mode=True)
-            self._train(work, info, 1, self.lr, data=(x, torch.arange(count(y))), loss_fn=retain_loss)
+        def train(epochs: int, rate: float) -> None:
+            for epoch in range(epochs):
+                if epoch < self.max_epochs:
+                    data = (forgotten, torch.arange(count(old)))
+                    self._train(work, info, 1, rate * self.max_lr, data=data, loss_fn=forget_loss, eval_mode=True)
+                self._train(work, info, 1, self.lr, data=(x, torch.arange(count(y))), loss_fn=retain_loss)
+
+        return train

@@ -118,9 +118,11 @@ class SecondOrder(InfluenceUpdate):
         outcomes = []
         directions = own._first_directions(frozen_prefix.head, features, on_features)
         for request, in_features, first_direction in zip(requests, on_features, directions, strict=True):
-            outcome = own._on_copy(frozen_prefix.head, in_features, first_direction)
+            level = own._level(model, request)
+            outcome = own._on_copy(frozen_prefix.head, in_features, level, first_direction)
             outcome.model = _with_parameters(model, outcome.model, names)
-            outcome.forgotten, outcome.evidence = judge(model, outcome.model, request, batch_size=self.batch_size)
+            verdict = judge(model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast)
+            outcome.forgotten, outcome.evidence = verdict
             outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
             outcomes.append(outcome)
         return outcomes

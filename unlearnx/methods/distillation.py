@@ -106,9 +106,13 @@ class _Logits:
 
 
 def random_network(model: nn.Module, seed: int, factory: Factory | None = None) -> nn.Module:
-    """A copy of `model` with new random parameters, in eval mode; see :func:`initialise_anew`."""
+    """A copy of `model` with new random parameters, in eval mode.
+
+    Any that knows nothing will do as a teacher, so parameters that no module initialises are drawn roughly; see
+    :func:`initialise_anew`.
+    """
     network = independent(model).cpu().eval()  # on the CPU, so that the random numbers do not depend on the device
-    initialise_anew(network, factory, seed)
+    initialise_anew(network, factory, seed, roughly=True)
     return network.to(model_device(model))
 
 

@@ -24,7 +24,8 @@ class SSD(Method):
 
     Args:
         alpha: a parameter is dampened if its importance to the forget set is more than ``alpha`` times that to the
-            training set. ``"auto"`` finds the largest one that forgets. ``"adaptive"`` takes the percentile
+            training set. ``"auto"`` finds the largest one that forgets; below 1, ``lam`` is multiplied by it, since
+            dampening grows no further otherwise. ``"adaptive"`` takes the percentile
             ``100 - ln(1 + 100 |forget| / |all|)`` of the ratios: the larger the forget set, the more parameters are
             dampened.
         lam: dampening constant.
@@ -66,13 +67,17 @@ class SSD(Method):
 
         @torch.no_grad()
         def dampen(alpha: float) -> Tensor:
-            return ssd_dampen_(chosen, full, forget, alpha, self.lam)
+            return ssd_dampen_(chosen, full, forget, alpha, lam(alpha))
+
+        def lam(alpha: float) -> float:
+            # Below 1, alpha alone changes nothing more: the parameters that it adds have factors of lam and above.
+            return self.lam * min(1.0, alpha) if self._finds_strength else self.lam
 
         alpha = adaptive_alpha(importance, work) if isinstance(self.alpha, str) else self.alpha
         if self._finds_strength:
             alpha = 1 / work.least_strength(lambda strength: dampen(1 / strength), 1 / alpha, info)
         counts = dampen(alpha)
-        info["alpha"] = alpha
+        info.update(alpha=alpha, lam=lam(alpha))
         if not counts.any():
             raise NotApplied(
                 f"no parameter is more than alpha={alpha} times as important to the forget set as to the training set"

@@ -61,7 +61,8 @@ class TrainedMethod(Method):
             gently(work.model, work.gauge, train, epochs)
         else:
             trained_on = work.target if self._keeps else work.request.forget_set
-            epochs = -(-STEPS * self.batch_size // size(trained_on))
+            steps_an_epoch = -(-size(trained_on) // self.batch_size)
+            epochs = -(-STEPS // steps_an_epoch)
             heal = partial(self._heal, work, info) if self._keeps else None
             Rounds(work.model, work.gauge, train, heal, epochs, info).run()
 

@@ -186,7 +186,7 @@ def test_removal_ends_at_the_loss_asked_for(learned, method):
     goal = mean_loss(model, F.cross_entropy, test)
     assert mean_loss(model, F.cross_entropy, removal.forget_set) < goal
     outcome = dataclasses.replace(method, forget_loss=goal, steps=3)(model, removal)
-    assert outcome.info["stopped"].startswith("the forget set has a loss of")
+    assert outcome.info["stopped"] == "the forget set is forgotten"
     (step,) = outcome.info["steps"]
     assert mean_loss(outcome.model, F.cross_entropy, removal.forget_set) >= goal
     half = {n: (p + q) / 2 for (n, p), q in zip(model.named_parameters(), outcome.model.parameters(), strict=True)}
@@ -376,7 +376,7 @@ def test_retrain_with_a_factory(study):
         (lambda: FirstOrder(steps=0), "steps is 0"),
         (lambda: FirstOrder(points="all"), "points is 'all', expected 'predicted' or 'forget'"),
         (lambda: SecondOrder(step=math.nan), "step is nan"),
-        (lambda: SSD(alpha="large"), "alpha is 'large', expected a finite number >= 0 or 'auto'"),
+        (lambda: SSD(alpha="large"), "alpha is 'large', expected a number or 'auto'"),
         (lambda: SSD(lam=-1.0), "lam is -1.0"),
         (lambda: SSD(fisher_type="true"), "fisher_type is 'true'"),
         (lambda: Training(0), "epochs is 0"),

@@ -69,8 +69,9 @@ class SCRUB(TrainedMethod):
             return -on_forgotten.divergence(output, index)
 
         def train(epochs: int, rate: float) -> None:
+            share = 1.0 if self._gives_epochs() else epochs / self._nominal_epochs
             for epoch in range(epochs):
-                if epoch < self.max_epochs:
+                if epoch < share * self.max_epochs:
                     data = (forgotten, torch.arange(count(old)))
                     self._train(work, info, 1, rate * self.max_lr, data=data, loss_fn=forget_loss, eval_mode=True)
                 self._train(work, info, 1, self.lr, data=(x, torch.arange(count(y))), loss_fn=retain_loss)

@@ -15,7 +15,7 @@ from unlearnx._data import Data, size
 from unlearnx._losses import Loss
 from unlearnx._modes import modes_kept
 from unlearnx.methods.base import Method, NotApplied, Work
-from unlearnx.methods.rounds import STEPS, Rounds, Train, gently
+from unlearnx.methods.rounds import FEW_STEPS, STEPS, Rounds, Train, gently
 from unlearnx.models.training import Training
 
 
@@ -62,7 +62,7 @@ class TrainedMethod(Method):
         else:
             trained_on = work.target if self._keeps else work.request.forget_set
             steps_an_epoch = -(-size(trained_on) // self.batch_size)
-            epochs = -(-STEPS // steps_an_epoch)
+            epochs = -(-(STEPS if self._keeps else FEW_STEPS) // steps_an_epoch)
             heal = partial(self._heal, work, info) if self._keeps else None
             Rounds(work.model, work.gauge, train, heal, epochs, info).run()
 

@@ -40,7 +40,7 @@ FORGETFUL = [
     GradientAscent(),
     NegGrad(),
     SalUn(),
-    SCRUB(),
+    SCRUB(epochs=4),
     BadTeacher(),
     StochasticTeacher(),
     Pipeline([RandomPerturbation(0.5), FineTune(epochs=4, lr=2e-3)]),

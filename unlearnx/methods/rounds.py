@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearnx.methods.base import NotApplied
 from unlearnx.methods.strength import BEARABLE, Gauge
 
 MOST_ROUNDS = 12  # of training, those that are undone included
@@ -47,7 +48,7 @@ class Rounds:
 
     def run(self) -> None:
         """Train until the forget set is forgotten, or no more rounds are left."""
-        best, least = _state(self.model), 1.0
+        best, least = None, self.gauge.accuracy()
         for _ in range(MOST_ROUNDS):
             self._forget()
             if self._heal is not None and self.gauge.forgotten():
@@ -59,6 +60,11 @@ class Rounds:
                 best, least = _state(self.model), reached
             if reached <= self.gauge.aim:
                 break
+        if best is None:
+            raise NotApplied(
+                "no round of training brought the forget set nearer to what a model would do that never saw it without "
+                "harm to what stays"
+            )
         _load(self.model, best)
 
     def _forget(self) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._batches import count
 from unlearnx._checks import check_at_least_zero
-from unlearnx._data import materialize, size
+from unlearnx._data import size
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import modes_kept
 from unlearnx._per_sample import per_sample
@@ -69,8 +68,7 @@ class EWCRepair(TrainedMethod):
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         request = work.request
-        data = materialize(request.forget_set)
-        bound = chance_loss(work, *data) if self.bound is None else self.bound
+        bound = chance_loss(work, request.forget_set) if self.bound is None else self.bound
         if bound is None:
             raise ValueError(
                 "bound: is None, which means log(classes), but the model returns no class scores; expected a number"
@@ -79,7 +77,7 @@ class EWCRepair(TrainedMethod):
             work.model.eval()
             fisher = diagonal(self, work, request.dataset, self.fisher_type, "mean")
         l2 = self.strength * mean_entry(fisher) if self.l2 is None else self.l2
-        scale = size(request.dataset) / count(data[1])
+        scale = size(request.dataset) / len(request.forget)
         params = dict(work.model.named_parameters())
         penalised = [
             (params[name], params[name].detach().clone(), scale * (self.strength * fisher[name] + l2))
@@ -92,5 +90,6 @@ class EWCRepair(TrainedMethod):
             distance = sum(((p - initial).square() * weight).sum() for p, initial, weight in penalised)
             return distance / 2 - loss.each(output, y).clamp(max=bound)
 
+        data = request.trained_forget_set
         self._train(work, info, self.epochs, self.lr, data=data, loss_fn=penalised_loss, eval_mode=True)
         info.update(bound=bound, l2=l2)

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
-from unlearnx._batches import count
 from unlearnx._checks import check_at_least_one, check_at_least_zero
-from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher, random_network
 from unlearnx.methods.training_method import TrainedMethod
@@ -58,18 +54,18 @@ class StochasticTeacher(TrainedMethod):
         check_at_least_zero(alpha=self.alpha)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
-        original = Teacher(work.model, x, y, self) if self.epochs else None
-        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self)
+        original = Teacher(work.model, self)
+        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), self)
         self._train(
             work,
             info,
             self.erase_epochs,
             self.erase_lr,
-            data=(forgotten, torch.arange(count(old))),
+            data=random_teacher.taught(work.request.trained_forget_set),
             loss_fn=random_teacher.divergence,
             eval_mode=True,
         )
-        if original is not None:
-            loss = labels_and_teacher(work, y, original, label_weight=1.0, teacher_weight=self.alpha)
-            self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=loss)
+        if self.epochs:
+            data = original.taught(work.request.trained_target)
+            loss = labels_and_teacher(self, original, label_weight=1.0, teacher_weight=self.alpha)
+            self._train(work, info, self.epochs, self.lr, data=data, loss_fn=loss)

@@ -22,11 +22,13 @@ class Layout:
         reference: the parameters.
 
     Attributes:
+        names: of the parameters.
         size: number of entries P.
         device, dtype: device and dtype of the rows.
     """
 
     def __init__(self, reference: Vector):
+        self.names = list(reference)
         self._shapes = {name: t.shape for name, t in reference.items()}
         self._dtypes = [t.dtype for t in reference.values()]
         self._sizes = [t.numel() for t in reference.values()]

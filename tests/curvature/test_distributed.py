@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from tests.curvature.zoo import build
 from unlearnx.curvature import (
+    EKFAC,
+    KFAC,
     ConjugateGradient,
     CurvatureOperator,
     LiSSA,
@@ -69,6 +71,13 @@ def fisher(fisher_type, data, batch_size, params=None):
     model, x, y = study("cnn")
     options = dict(fisher_type=fisher_type, batch_size=batch_size, params=params, generator=seeded())
     return fisher_diagonal(model, F.cross_entropy, DATA[data](x, y), **options)
+
+
+def factors(kind, fisher_type, data, batch_size, params=None):
+    model, x, y = study("cnn")
+    options = dict(fisher_type=fisher_type, batch_size=batch_size, params=params, generator=seeded())
+    fitted = kind().fit(model, F.cross_entropy, DATA[data](x, y), **options)
+    return {"diagonal": fitted.diagonal(), "trace": torch.tensor(fitted.trace(), dtype=torch.float64)}
 
 
 def difference(changed, data, batch_size, params=None):
@@ -157,6 +166,13 @@ CHECKS = {
         for size in (2, None)
     },
     **{f"fisher {kind} behind a prefix": partial(fisher, kind, "dataset", 2, "last:4") for kind in FISHER_TYPES},
+    **{
+        f"{kind.__name__} {fisher_type} of {data} by {size}": partial(factors, kind, fisher_type, data, size)
+        for kind, fisher_type in ((KFAC, "exact"), (EKFAC, "mc"))
+        for data in DATA
+        for size in (2, None)
+    },
+    "EKFAC behind a prefix": partial(factors, EKFAC, "empirical", "dataset", 2, "last:4"),
     **{
         f"difference of {changed} in {data} by {size}": partial(difference, changed, data, size)
         for changed in ("nothing", "labels", "features")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks.curvature_cases import MANY, RIVALS, SOLVERS, build_head, flat, like
 from tests.helpers import threads
+from unlearnx import curvature
 from unlearnx.curvature import CurvatureOperator, LiSSA
 from unlearnx.models import digits_cnn
 
@@ -144,3 +145,45 @@ def test_solutions(kind, name):
     solution = lissa.solve(operator, dict(zip(operator.names, v, strict=True)))
     assert solution.converged
     assert_close(list(solution.x.values()), exact, 1e-8)
+
+
+def factored(name):
+    """Small networks whose covariances have full rank, so that their eigenbases have no choice."""
+    torch.manual_seed(0)
+    x = {
+        "mlp": torch.randn(64, 6),
+        "sequence": torch.randn(64, 3, 6),
+        "cnn": torch.randn(64, 2, 6, 6),
+    }[name].double()
+    model = {
+        "mlp": nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)),
+        "sequence": nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Flatten(), nn.Linear(12, 4)),
+        "cnn": nn.Sequential(
+            nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(3, 3, 2), nn.Flatten(), nn.Linear(12, 4)
+        ),
+    }[name].double()
+    return model, x, torch.randint(4, (64,))
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+@pytest.mark.parametrize("fisher_type", ["empirical", "exact"])
+@pytest.mark.parametrize("kind", ["KFAC", "EKFAC"])
+@pytest.mark.parametrize("name", ["mlp", "sequence", "cnn"])
+def test_kronecker_factors(name, kind, fisher_type, approximation):
+    """The products are those of curvlinops with weight and bias together."""
+    curvlinops = pytest.importorskip("curvlinops")
+    model, x, y = factored(name)
+    ours_ = getattr(curvature, kind)(fisher_type=fisher_type, approximation=approximation)
+    factors = ours_.fit(model, F.cross_entropy, (x, y), batch_size=24)
+    theirs = getattr(curvlinops, f"{kind}LinearOperator")(
+        model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [(x, y)],
+        fisher_type={"empirical": "empirical", "exact": "type-2"}[fisher_type],
+        kfac_approx=approximation,
+        separate_weight_and_bias=False,
+    )
+    v = [torch.randn_like(p) for p in model.parameters()]
+    got = factors.matvec(dict(zip(dict(model.named_parameters()), v, strict=True)))
+    assert_close(list(got.values()), theirs @ v, 1e-8)

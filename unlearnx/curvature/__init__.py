@@ -2,6 +2,7 @@
 
 from unlearnx.curvature.fisher import fisher_diagonal
 from unlearnx.curvature.gradients import grad_difference, per_sample_grad_difference
+from unlearnx.curvature.kfac import EKFAC, KFAC, Factors
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.per_sample_dot import per_sample_grad_dot
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -9,9 +10,12 @@ from unlearnx.curvature.solvers import ConjugateGradient, Direct, IndefiniteSyst
 from unlearnx.curvature.spectrum import Spectrum
 
 __all__ = [
+    "EKFAC",
+    "KFAC",
     "ConjugateGradient",
     "CurvatureOperator",
     "Direct",
+    "Factors",
     "FrozenPrefix",
     "IndefiniteSystem",
     "LiSSA",

@@ -140,30 +140,30 @@ class ConvolutionWeight(Contribution):
     shape: torch.Size  # of the weight
     settings: dict[str, Any]
 
-    def _images(self) -> tuple[Tensor, Tensor]:
+    def images(self) -> tuple[Tensor, Tensor]:
         return (self.x, self.dy) if self.x.dim() == 4 else (self.x.unsqueeze(2), self.dy.unsqueeze(2))
 
-    def _window(self) -> tuple[int, int]:
+    def window(self) -> tuple[int, int]:
         return (1, *self.shape[2:])[-2:]
 
     def squares(self, weight: Tensor | None) -> Tensor:
-        return conv2d_grad_sq(*self._images(), self._window(), weight=weight, **self.settings).view(self.shape)
+        return conv2d_grad_sq(*self.images(), self.window(), weight=weight, **self.settings).view(self.shape)
 
     def weighted_sum(self, weight: Tensor) -> Tensor:
-        return conv2d_grad_diff(*self._images(), self._window(), weight=weight, **self.settings).view(self.shape)
+        return conv2d_grad_diff(*self.images(), self.window(), weight=weight, **self.settings).view(self.shape)
 
     def dots(self, v: Tensor) -> Tensor:
         if _storing_is_cheaper(self.x, self.dy[0, 0].numel(), v):
             return _dots_by_storing(self, v)
-        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in self._images())  # copied once
+        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in self.images())  # copied once
         images = v if self.x.dim() == 4 else v.unsqueeze(3)
         return torch.stack(
-            [conv2d_grad_dot(x, dy, self._window(), v=direction, **self.settings) for direction in images]
+            [conv2d_grad_dot(x, dy, self.window(), v=direction, **self.settings) for direction in images]
         )
 
     def per_sample(self, new: ConvolutionWeight | None = None) -> Tensor:
-        pair = (None, None) if new is None else new._images()
-        per_sample = conv2d_grad_diff(*self._images(), self._window(), *pair, reduction="none", **self.settings)
+        pair = (None, None) if new is None else new.images()
+        per_sample = conv2d_grad_diff(*self.images(), self.window(), *pair, reduction="none", **self.settings)
         return per_sample if self.x.dim() == 4 else per_sample.squeeze(3)
 
 

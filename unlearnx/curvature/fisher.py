@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from unlearnx import _distributed as distributed
-from unlearnx._batches import Nest, arguments, count, rows, scores
+from unlearnx._batches import Nest, arguments, count
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_autocast, check_finite, model_device, select_params
 from unlearnx._copies import lent
@@ -20,7 +19,8 @@ from unlearnx._data import Data, check_same_in_every_process, shared_batches, si
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
 from unlearnx.curvature.contributions import Contribution
-from unlearnx.curvature.per_sample import SampleGradients, Targets, autocast, split_values
+from unlearnx.curvature.fisher_labels import FisherLabels
+from unlearnx.curvature.per_sample import SampleGradients, autocast, split_values
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.ops._dtypes import compute_dtype as compute_dtype_of
 
@@ -103,11 +103,8 @@ def fisher_diagonal(
     if fisher_type == "batch":
         add = partial(_add_batch_squares, lent(frozen_prefix.head), loss, total, compute_dtype)
     else:
-        uniforms = None
-        if fisher_type == "mc":
-            drawn = torch.rand(n, dtype=torch.float64, generator=generator)
-            uniforms = distributed.broadcast_(drawn.to(device))
-        add = _SampleSquares(frozen_prefix.head, loss, total, compute_dtype, fisher_type, uniforms)
+        labels = FisherLabels(loss, fisher_type, n, device, generator)
+        add = _SampleSquares(frozen_prefix.head, loss, total, compute_dtype, labels)
     parts = seen = 0
     with progress_bar("Fisher diagonal", n, progress) as advance, distributed.failing_together(device):
         for position, x, y in shared_batches(data, batch_size, device):
@@ -144,11 +141,7 @@ def _add_batch_squares(
 
 
 class _SampleSquares:
-    """Adds the squares of per-sample gradients.
-
-    Args:
-        uniforms: for ``"mc"``, a number in [0, 1) for every sample; None otherwise.
-    """
+    """Adds the squares of per-sample gradients."""
 
     def __init__(
         self,
@@ -156,10 +149,9 @@ class _SampleSquares:
         loss: SampleLoss,
         total: dict[str, Tensor],
         dtype: torch.dtype | None,
-        fisher_type: str,
-        uniforms: Tensor | None,
+        labels: FisherLabels,
     ):
-        self.total, self.loss, self.fisher_type, self.uniforms = total, loss, fisher_type, uniforms
+        self.total, self._labels = total, labels
         self._prepare = partial(SampleGradients, model, loss, list(total), dtype=dtype)
         self._gradients: SampleGradients | None = None
 
@@ -171,31 +163,5 @@ class _SampleSquares:
             self.total[name] += contribution.squares(weight)
 
         for part_x, part_y in self._gradients.split(x, y):
-            self._gradients.run(part_x, partial(self._targets, position, part_y), on_contribution)
+            self._gradients.run(part_x, partial(self._labels, position, part_y), on_contribution)
             position += count(part_x)
-
-    def _targets(self, position: int, y: Nest, output: Any) -> Iterator[Targets]:
-        """The labels for each backward pass, with the weights of the samples."""
-        if self.fisher_type == "empirical":
-            yield Targets(y)
-            return
-        output = rows(scores(output), count(y))
-        if output.dim() != 2 or output.shape[1] < 2:
-            raise ValueError(
-                f'model: output has shape {list(output.shape)}, fisher_type="{self.fisher_type}" needs (N, classes) '
-                "with at least two classes"
-            )
-        if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
-            what = f"shape {list(y.shape)} and dtype {y.dtype}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
-            raise ValueError(f'data: y has {what}, fisher_type="{self.fisher_type}" needs one class number per sample')
-        ignored = y == self.loss.ignore_index
-        probabilities = output.softmax(1, dtype=torch.float64 if output.dtype == torch.float64 else torch.float32)
-        if self.uniforms is not None:
-            samples = torch.arange(position, position + len(y), device=output.device)
-            uniforms = self.uniforms[samples % len(self.uniforms)]  # a DataLoader may repeat samples
-            below = probabilities.double().cumsum(1)
-            drawn = torch.searchsorted(below, (uniforms * below[:, -1])[:, None], right=True)
-            yield Targets(y.where(ignored, drawn.squeeze(1).clamp_(max=output.shape[1] - 1)))
-            return
-        for c in range(output.shape[1]):
-            yield Targets(y.where(ignored, c), weight=probabilities[:, c])

@@ -1,0 +1,35 @@
+"""Eigenbases of covariances."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unlearnx import _distributed as distributed
+
+SMALL = 1024  # matrices up to this size are decomposed in float64, which costs little
+MOST_ERROR = 1e-3  # of the basis in float32, from orthonormal; beyond it float64 is used
+
+
+def eigenbasis(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n,), ascending and at least zero, and eigenvectors in columns (n, n), in the matrix's dtype.
+
+    Large matrices are decomposed in float32, and in float64 where that fails. The same in every process.
+    """
+    scale = covariance.diagonal().mean()
+    scaled = covariance / scale if scale > 0 else covariance  # squares of tiny values would vanish
+    scaled = (scaled + scaled.mT) / 2
+    found = None if len(scaled) <= SMALL else _decomposed(scaled)
+    values, basis = found or torch.linalg.eigh(scaled.double())
+    values, basis = (distributed.broadcast_(t.to(covariance).contiguous()) for t in (values, basis))
+    return values.clamp(min=0) * scale, basis
+
+
+def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    try:
+        values, basis = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        return None
+    error = basis.mT @ basis
+    error.diagonal().sub_(1)
+    return (values, basis) if bool(error.abs().max() <= MOST_ERROR) else None

@@ -1,0 +1,169 @@
+"""Kronecker factors of a model's Fisher information, fitted once and asked many times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnx._vectors import Layout, Vector
+from unlearnx.curvature.kfac.layers import Layer
+
+
+@dataclass
+class KroneckerBlock:
+    """The Fisher information of a layer, diagonal in the basis ``U_out (x) U_in``.
+
+    Args:
+        layer: the layer.
+        into: U_in (I, I), eigenvectors in columns; None for the identity.
+        out: U_out (O, O).
+        values: the diagonal, (O, I).
+    """
+
+    layer: Layer
+    into: Tensor | None
+    out: Tensor
+    values: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters of the block."""
+        return self.layer.names
+
+    def apply(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
+        """``U f(values) U^T v`` for K vectors, a tensor (K, *shape) for each parameter."""
+        m = self.out.mT @ self.layer.matrices(v)
+        m = m if self.into is None else m @ self.into
+        m = self.out @ m.mul_(function(self.values))
+        return self.layer.tensors(m if self.into is None else m @ self.into.mT)
+
+    def diagonal(self) -> Vector:
+        """The diagonal in the basis of the parameters."""
+        m = self.out.square() @ self.values
+        m = m if self.into is None else m @ self.into.mT.square()
+        return {name: t[0] for name, t in self.layer.tensors(m[None]).items()}
+
+
+@dataclass
+class DiagonalBlock:
+    """The exact diagonal of the Fisher information of a parameter without Kronecker factors."""
+
+    name: str
+    values: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameter."""
+        return (self.name,)
+
+    def apply(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
+        """``f(values) v`` for K vectors."""
+        return {self.name: function(self.values) * v[self.name]}
+
+    def diagonal(self) -> Vector:
+        """The diagonal."""
+        return {self.name: self.values}
+
+
+Block = KroneckerBlock | DiagonalBlock
+
+
+class Factors:
+    """The Fisher information ``F`` of the mean loss, block by block in Kronecker factors; made by ``EKFAC().fit(...)``.
+
+    Vectors are a tensor for each parameter, or K of them along a first dimension.
+
+    Attributes:
+        layout: the order of the parameters in rows (K, P).
+        blocks: of the layers, and of single parameters by their diagonals.
+        info: what the factors were fitted with: ``method``, ``fisher_type``, ``approximation``, ``samples``, and the
+            ``fingerprint`` of the model.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.arange(50) % 3
+        >>> factors = EKFAC().fit(model, nn.functional.cross_entropy, (x, y))
+        >>> v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+        >>> w = factors.solve(factors.matvec(v, damping=0.1), damping=0.1)
+        >>> torch.allclose(w["weight"], v["weight"], atol=1e-4)
+        True
+    """
+
+    def __init__(self, layout: Layout, blocks: list[Block], info: dict[str, Any]):
+        self.layout, self.blocks, self.info = layout, blocks, info
+
+    def matvec(self, v: Vector, damping: float = 0.0) -> Vector:
+        """``(F + damping I) v``."""
+        _check_damping(damping, positive=False)
+        return self._applied(lambda values: values + damping, v)
+
+    def solve(self, v: Vector, damping: float) -> Vector:
+        """``(F + damping I)^-1 v``.
+
+        Raises:
+            ValueError: the damping is not above zero; or keys or shapes of `v` are not those of the parameters.
+        """
+        _check_damping(damping)
+        return self._applied(lambda values: 1 / (values + damping), v)
+
+    def sqrt_solve(self, v: Vector, damping: float) -> Vector:
+        """``(F + damping I)^-1/2 v``; errors as for :meth:`solve`."""
+        _check_damping(damping)
+        return self._applied(lambda values: (values + damping).rsqrt(), v)
+
+    def diagonal(self) -> Vector:
+        """The diagonal of F in the basis of the parameters, like that of ``fisher_diagonal``."""
+        found = {name: t for block in self.blocks for name, t in block.diagonal().items()}
+        return {name: found[name].contiguous() for name in self.layout.names}
+
+    def trace(self) -> float:
+        """The trace of F."""
+        return math.fsum(float(block.values.sum(dtype=torch.float64)) for block in self.blocks)
+
+    def rows_applied(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """``U f(eigenvalues) U^T`` of the rows of a matrix (K, P)."""
+        v = self.layout.vector(rows, single=False, wide=True)
+        result = {name: t for block in self.blocks for name, t in block.apply(function, v).items()}
+        return self.layout.rows("v", {name: result[name] for name in v})[0]
+
+    def rows_solved(self, rows: Tensor, damping: float) -> Tensor:
+        """``(F + damping I)^-1`` of the rows of a matrix (K, P)."""
+        return self.rows_applied(lambda values: 1 / (values + damping), rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write the factors to a safetensors file, in one step; needs safetensors.
+
+        Raises:
+            ImportError: safetensors is not installed.
+            OSError: the file cannot be written.
+        """
+        from unlearnx.curvature.kfac.files import save_factors
+
+        save_factors(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> Factors:
+        """Read the factors that were fitted for `model`, as it is now.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ImportError: safetensors is not installed.
+            ValueError: the file holds no factors, or those of another model, or the model has changed since.
+        """
+        from unlearnx.curvature.kfac.files import load_factors
+
+        return load_factors(Path(path), model)
+
+    def _applied(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
+        rows, single = self.layout.rows("v", v)
+        return self.layout.vector(self.rows_applied(function, rows), single)
+
+
+def _check_damping(damping: float, *, positive: bool = True) -> None:
+    if not (0 <= damping < math.inf and (damping or not positive)):
+        raise ValueError(f"damping is {damping}, expected a finite number {'>' if positive else '>='} 0")

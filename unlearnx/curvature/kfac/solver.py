@@ -1,0 +1,121 @@
+"""EK-FAC and K-FAC: what fits factors, and solves or preconditions with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from unlearnx._checks import Params
+from unlearnx._data import Data
+from unlearnx._losses import Loss
+from unlearnx.curvature.kfac.factors import Factors
+from unlearnx.curvature.kfac.fit import fit_factors
+from unlearnx.curvature.kfac.statistics import APPROXIMATIONS
+
+FISHER_TYPES = ("mc", "exact", "empirical")
+
+
+@dataclass(kw_only=True)
+class KFAC:
+    """Kronecker factors of the Fisher information: of each layer ``E[dy dy^T] (x) E[x x^T]``.
+
+    One forward and backward pass over the data. Linear layers and convolutions without groups have factors, a bias
+    together with its weight, and so do embeddings, the projections of attention and the gates of recurrent layers; a
+    layer used several times has the positions of all uses. Everything else has its exact diagonal.
+
+    Args:
+        fisher_type: ``"mc"`` draws one label per sample from the model's softmax; ``"exact"`` takes the expectation
+            over all classes, with a backward pass for each; ``"empirical"`` takes the labels of the data.
+        approximation: for layers with several positions a sample: ``"expand"`` takes each position for a sample of its
+            own, ``"reduce"`` averages inputs and sums gradients over them. Embeddings are always expanded.
+
+    Source: Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML 2015;
+    convolutions: Grosse and Martens, ICML 2016; the two approximations: Eschenhagen et al., NeurIPS 2023.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.arange(50) % 3
+        >>> factors = KFAC().fit(model, nn.functional.cross_entropy, (x, y), fisher_type="exact")
+        >>> factors.trace() > 0
+        True
+    """
+
+    fisher_type: str = "mc"
+    approximation: str = "expand"
+    _corrected: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.fisher_type not in FISHER_TYPES:
+            raise ValueError(f"fisher_type is {self.fisher_type!r}, expected one of {', '.join(FISHER_TYPES)}")
+        if self.approximation not in APPROXIMATIONS:
+            raise ValueError(f"approximation is {self.approximation!r}, expected one of {', '.join(APPROXIMATIONS)}")
+
+    def fit(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        data: Data,
+        *,
+        params: Params = None,
+        fisher_type: str | None = None,
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Factors:
+        """Fit the factors of the mean loss.
+
+        Under ``torch.distributed`` every process must make the same calls with the same data; the batches are divided
+        among the processes, and all of them return the same factors.
+
+        Args:
+            model: in eval mode, or without layers such as BatchNorm in which samples influence each other.
+            loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
+            data: pairs (x, y): tensors, a Dataset or a DataLoader.
+            params: names of the parameters, ``"last:K"``, or None for all that require gradients.
+            fisher_type: None for the object's own.
+            batch_size: most samples per pass; the factors do not depend on it.
+            generator: CPU generator for ``"mc"``.
+            progress: show a progress bar (needs ``unlearnx[experiments]``).
+
+        Raises:
+            ValueError: an unknown option, empty data, a model in which samples influence each other, or covariances
+                that are not finite: the message names the layer and the batch.
+        """
+        chosen = self if fisher_type is None else type(self)(fisher_type=fisher_type, approximation=self.approximation)
+        return fit_factors(
+            model,
+            loss_fn,
+            data,
+            params=params,
+            fisher_type=chosen.fisher_type,
+            approximation=self.approximation,
+            corrected=self._corrected,
+            batch_size=batch_size,
+            generator=generator,
+            progress=progress,
+        )
+
+
+@dataclass(kw_only=True)
+class EKFAC(KFAC):
+    """K-FAC with corrected eigenvalues: the true second moments of the gradients in the eigenbasis of K-FAC.
+
+    Two forward and backward passes over the data; the second squares every sample's gradient in that basis, without
+    storing it. Of all matrices that are diagonal in the basis, the result is the nearest to the Fisher information.
+
+    Args:
+        fisher_type, approximation: as for :class:`KFAC`.
+
+    Source: George et al., "Fast approximate natural gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.arange(50) % 3
+        >>> factors = EKFAC().fit(model, nn.functional.cross_entropy, (x, y), fisher_type="empirical")
+        >>> fisher = fisher_diagonal(model, nn.functional.cross_entropy, (x, y))  # the same trace, exact
+        >>> bool(abs(factors.trace() / sum(t.sum() for t in fisher.values()) - 1) < 1e-4)
+        True
+    """
+
+    _corrected: ClassVar[bool] = True

@@ -23,7 +23,7 @@ from torch.utils.data import (
 from unlearnx import _distributed as distributed
 from unlearnx._batches import Nest, count, joined, moved, nbytes, take
 from unlearnx._checks import check_at_least_one
-from unlearnx._pairs import Pair, checked
+from unlearnx._pairs import Pair, checked, size
 from unlearnx._progress import passing
 from unlearnx._sources import Batched, Loaded, Samples, as_loaded
 
@@ -53,25 +53,6 @@ def picked(data: Data, index: Tensor) -> Dataset[Any]:
     chosen = Subset(as_dataset(data), index.tolist())
     bytes_each = nbytes(Samples(chosen).read(slice(0, 1)))
     return dataset_of(*materialize(chosen)) if bytes_each * len(index) <= KEPT_BYTES else chosen
-
-
-def size(data: Data) -> int:
-    """Number of samples.
-
-    Raises:
-        ValueError: there are none, or they cannot be counted.
-    """
-    source = data.dataset if isinstance(data, DataLoader) else data
-    batch = isinstance(source, (tuple, list, Mapping))
-    readable = batch or isinstance(source, Dataset) or hasattr(source, "__getitem__")
-    if not readable or isinstance(source, (Tensor, str)):
-        raise ValueError(f"data: expected a pair (x, y), a Dataset or a DataLoader, got {type(source).__name__}")
-    if not hasattr(source, "__len__"):
-        raise ValueError(f"data: {type(source).__name__} has no length, expected a Dataset with __len__")
-    n = count(checked(source)[1]) if batch else len(source)  # type: ignore[arg-type]
-    if n == 0:
-        raise ValueError("data: is empty, expected at least one sample")
-    return n
 
 
 def materialize(data: Data) -> Pair:

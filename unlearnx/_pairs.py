@@ -1,4 +1,4 @@
-"""Batches, whoever made them, as pairs (x, y) of nests: what is no such batch is refused."""
+"""Batches, whoever made them, as pairs (x, y) of nests, and how many samples there are in data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from unlearnx._batches import Nest, count, taken_apart
 
 Pair = tuple[Nest, Nest]
 
 LABELS = "labels"  # the entry of a mapping that goes to the loss, not to the model
+
+
+def size(data: Any) -> int:
+    """Number of samples.
+
+    Raises:
+        ValueError: there are none, or they cannot be counted.
+    """
+    source = data.dataset if isinstance(data, DataLoader) else data
+    batch = isinstance(source, (tuple, list, Mapping))
+    readable = batch or isinstance(source, Dataset) or hasattr(source, "__getitem__")
+    if not readable or isinstance(source, (Tensor, str)):
+        raise ValueError(f"data: expected a pair (x, y), a Dataset or a DataLoader, got {type(source).__name__}")
+    if not hasattr(source, "__len__"):
+        raise ValueError(f"data: {type(source).__name__} has no length, expected a Dataset with __len__")
+    n = count(checked(source)[1]) if batch else len(source)  # type: ignore[arg-type]
+    if n == 0:
+        raise ValueError("data: is empty, expected at least one sample")
+    return n
 
 
 def checked(batch: Any) -> Pair:

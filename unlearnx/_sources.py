@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from unlearnx._batches import Index, Nest, count, joined, one, take
-from unlearnx._pairs import Pair, checked
+from unlearnx._pairs import Pair, checked, size
 
 Collate = Callable[[list[Any]], Any]
 # What is made of a batch: from x, y and the indices of the samples.
@@ -87,6 +87,7 @@ class Samples:
     """Samples by index, read on demand; of a DataLoader, those of its dataset."""
 
     def __init__(self, data: Any):
+        size(data)  # refuses what has no samples
         self._source = _source(data)
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from unlearnx._batches import Nest, call, count, moved, rows, scores
 from unlearnx._checks import model_device
-from unlearnx._copies import independent
+from unlearnx._copies import independent, lent
 from unlearnx._data import KEPT_BYTES
 from unlearnx._labels import class_axis, following, is_binary, is_causal
 from unlearnx._losses import SampleLoss, torch_loss
@@ -37,7 +37,7 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, method: Method, temperature: float = 1.0):
-        self._model = independent(model).eval()
+        self._model = lent(independent(model)).eval()
         self._order = ImageOrder(self._model)
         self._autocast, self._loss_fn, self.temperature = method.autocast, method.loss_fn, temperature
         self._ignore_index = SampleLoss(method.loss_fn).ignore_index

@@ -1,4 +1,4 @@
-"""Products of float32 tensors in float32, for checks that compare two ways of computing the same."""
+"""Which precision products are taken in."""
 
 from __future__ import annotations
 
@@ -45,3 +45,10 @@ def _turn_off(restore: ExitStack, *switches: Any) -> None:
         if switch.fp32_precision in ("tf32", "bf16"):
             restore.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
             switch.fp32_precision = "ieee"
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to `dtype` on a device; does nothing for None, or on a CPU without bfloat16 instructions."""
+    if device.type == "cpu" and not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
+        dtype = None
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)

@@ -70,7 +70,7 @@ def test_losses(reduction):
 def test_passes_that_are_split(monkeypatch):
     """Parts of a batch, and the chunks of vmap(grad), are in the order of the samples."""
     monkeypatch.setattr("unlearnx.curvature.per_sample.KEPT_ACTIVATION_BYTES", 1)
-    monkeypatch.setattr("unlearnx.curvature.per_sample.VMAP_SAMPLES", 2)
+    monkeypatch.setattr("unlearnx.curvature.single_samples.VMAP_SAMPLES", 2)
     for name in ("unknown", "conv3d", "cnn"):
         model, x, y = build(name)
         v = random_like(model, 2)
@@ -90,6 +90,8 @@ def test_directions_share_the_passes():
     model, x, y = build("mlp")
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
+    per_sample_grad_dot(model, F.cross_entropy, (x, y), random_like(model))  # which checks the rules, too
+    calls.clear()
     per_sample_grad_dot(model, F.cross_entropy, (x, y), random_like(model))
     once = len(calls)
     calls.clear()

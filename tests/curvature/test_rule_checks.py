@@ -1,5 +1,6 @@
 """The rules of per-sample gradients are found right where they are, whatever precision the model is to run in."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -9,8 +10,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.precision import tf32
+from tests.curvature.test_fisher import assert_equal, empirical
 from unlearnx._losses import SampleLoss
 from unlearnx._precision import exact_products
+from unlearnx.curvature import fisher_diagonal, rule_check, single_samples
 from unlearnx.curvature.per_sample import SampleGradients
 
 
@@ -192,3 +195,131 @@ def test_switches_are_off_and_come_back(change):
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = given
         torch.backends.mkldnn.conv.fp32_precision = convolutions
+
+
+def random_network(seed):
+    """A deep network of convolutions, with strides, groups and normalisations as they come."""
+    g = torch.Generator().manual_seed(seed)
+
+    def drawn(*choices):
+        return choices[int(torch.randint(len(choices), (1,), generator=g))]
+
+    layers, channels = [], 3
+    for _ in range(drawn(6, 10, 14)):
+        outputs, groups = drawn(8, 16, 24, 32), drawn(1, 1, 1, 4) if channels % 4 == 0 else 1
+        layers.append(nn.Conv2d(channels, outputs, drawn(1, 3, 5), drawn(1, 1, 1, 2), 2, groups=groups))
+        layers += drawn([nn.BatchNorm2d(outputs)], [nn.GroupNorm(4, outputs)], [])
+        layers.append(drawn(nn.ReLU, nn.LeakyReLU, nn.GELU)())
+        channels = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 10))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_rules_of_random_networks(seed):
+    torch.manual_seed(seed)
+    x = torch.randn(8, 3, 24, 24)
+    assert untrusted(calibrated(random_network(seed), x), x[:3]) == []
+
+
+class Attention(nn.Module):
+    """The gradient of the bias of its keys is zero; what is computed is rounding."""
+
+    def __init__(self, width=32):
+        super().__init__()
+        self.q, self.k, self.v, self.last = (nn.Linear(width, width) for _ in range(4))
+        self.scale = nn.Parameter(torch.rand(width))
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(2, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return torch.sin(self.last(x) * self.scale.cumsum(0)).mean(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_that_are_zero_but_for_rounding(dtype):
+    assert untrusted(Attention().to(dtype), torch.randn(3, 16, 32, dtype=dtype)) == ["scale"]
+
+
+def test_tiny_gradients_are_no_zeros():
+    """Of a wrong rule for a layer whose gradients are far below those of the others."""
+    x = torch.randn(8, 4, dtype=torch.float64)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            first = F.linear(x, self.first.weight, self.first.bias)
+            return self.last(x) + 1e-9 * first[:, :3]
+
+    model = Model().double()
+    assert untrusted(model, x) == []
+    tiny = fisher_diagonal(model, F.cross_entropy, (x, torch.arange(8) % 3))
+    assert_equal(tiny, empirical(model, x, torch.arange(8) % 3))
+
+
+def count_checks(monkeypatch):
+    made, original = [], rule_check._Check.result
+    monkeypatch.setattr(rule_check._Check, "result", lambda self: made.append(1) or original(self))
+    return made
+
+
+def test_calls_on_a_model_share_the_check(monkeypatch):
+    made = count_checks(monkeypatch)
+    model, x, y = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(9, 4), torch.arange(9) % 3
+
+    def call(checks):
+        fisher_diagonal(model, F.cross_entropy, (x, y))
+        assert len(made) == checks
+
+    call(1)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    call(1)
+    model[1] = nn.Tanh()
+    call(2)
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
+    call(3)
+    model[0].weight = nn.Parameter(torch.ones(4, 4))
+    call(4)
+    model[1].factor = 3
+    call(5)
+    model.double()
+    x = x.double()
+    call(6)
+    call(6)
+
+
+def test_one_warning_names_what_has_no_rule():
+    model, x, y = Attention(), torch.randn(20, 16, 32), torch.arange(20) % 10
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fisher_diagonal(model, F.cross_entropy, (x, y), batch_size=6)
+    assert [str(w.message) for w in said] == [
+        "per-sample gradients of 1 of 9 parameters are computed sample by sample, which is slower: no rule covers what "
+        "the model does with 'scale'; unlearnx.curvature.register_rule adds one for a function"
+    ]
+    assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("vmap_is_faster", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 20])
+def test_what_has_no_rule_goes_the_faster_way(monkeypatch, vmap_is_faster, batch_size):
+    model, x, y = Attention().double(), torch.randn(20, 16, 32).double(), torch.arange(20) % 10
+    expected = empirical(model, x, y)
+    clock, ways, vmap = [0.0], [], single_samples.vmap
+
+    def passing():
+        clock[0] += 1
+        return clock[0]
+
+    def timed_vmap(*args, **kwargs):
+        ways.append("vmap")
+        clock[0] += 0 if vmap_is_faster else 100
+        return vmap(*args, **kwargs)
+
+    monkeypatch.setattr(single_samples, "perf_counter", passing)
+    monkeypatch.setattr(single_samples, "vmap", timed_vmap)
+    assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), batch_size=batch_size), expected, rtol=1e-7)
+    assert len(ways) > 1 if vmap_is_faster and batch_size > 1 else len(ways) == (batch_size > 1)

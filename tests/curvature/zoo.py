@@ -259,7 +259,6 @@ BY_VMAP = {
     },
     "tied weights": {"embedding.weight"},
     "unknown": {"scale"},
-    "unused": {"idle"},
 }
 
 

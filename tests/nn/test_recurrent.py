@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import unlearnx.nn
 from unlearnx.curvature import CurvatureOperator, fisher_diagonal
-from unlearnx.curvature.double_backward import _log_replacement
+from unlearnx.curvature.rules.recurrent import _log_replacement
 
 KINDS = [(nn.LSTM, unlearnx.nn.LSTM), (nn.GRU, unlearnx.nn.GRU)]
 SETTINGS = [{}, dict(num_layers=2, bidirectional=True), dict(batch_first=True, bias=False), dict(bidirectional=True)]

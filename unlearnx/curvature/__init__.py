@@ -6,6 +6,7 @@ from unlearnx.curvature.kfac import EKFAC, KFAC, Factors
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.per_sample_dot import per_sample_grad_dot
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.rules import register_rule
 from unlearnx.curvature.solvers import ConjugateGradient, Direct, IndefiniteSystem, LiSSA, NystromPCG, Solution, Solver
 from unlearnx.curvature.spectrum import Spectrum
 
@@ -27,4 +28,5 @@ __all__ = [
     "grad_difference",
     "per_sample_grad_difference",
     "per_sample_grad_dot",
+    "register_rule",
 ]

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from unlearnx._batches import Nest, arguments, count, rows, split_rows
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature.double_backward import TwiceDifferentiable
+from unlearnx.curvature.layers import Derivatives
 from unlearnx.curvature.per_sample import split_values
 from unlearnx.ops._recording import Recording
 
@@ -84,7 +85,7 @@ class RecordedBatch(BatchCurvature):
         super().__init__(snapshot, samples)
         self.leaves = list(snapshot.leaves.values())
         self.flags = Recording()
-        mode = TwiceDifferentiable(self.flags, use_channels_last=use_channels_last)
+        mode = TwiceDifferentiable(Derivatives(self.flags, use_channels_last))
         with torch.enable_grad():
             with _differentiable_attention(), mode:
                 output = rows(functional_call(model, (snapshot.leaves, snapshot.rest), *arguments(x)), count(y))

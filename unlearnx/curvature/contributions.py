@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops.conv2d_grad import conv2d_grad_diff, conv2d_grad_dot, conv2d_grad_sq
 from unlearnx.ops.embedding_grad import embedding_grad_diff, embedding_grad_dot, embedding_grad_sq
 from unlearnx.ops.linear_grad import linear_grad_diff, linear_grad_dot, linear_grad_sq
@@ -82,6 +83,12 @@ class StoredGradients(Contribution):
 
     def per_sample(self, new: StoredGradients | None = None) -> Tensor:
         return self.values if new is None else new.values - self.values
+
+
+def position_sums(dy: Tensor) -> Tensor:
+    """Sum (N, ..., O) over its positions to (N, O), in float32 or float64."""
+    wide = compute_dtype(dy)
+    return dy.to(wide) if dy.dim() == 2 else dy.sum(tuple(range(1, dy.dim() - 1)), dtype=wide)
 
 
 def _positions(t: Tensor) -> Tensor:

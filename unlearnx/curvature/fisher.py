@@ -17,10 +17,11 @@ from unlearnx._checks import Params, check_autocast, check_finite, model_device,
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_same_in_every_process, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
+from unlearnx._precision import autocast
 from unlearnx._progress import progress_bar
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.fisher_labels import FisherLabels
-from unlearnx.curvature.per_sample import SampleGradients, autocast, split_values
+from unlearnx.curvature.per_sample import SampleGradients, split_values
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.ops._dtypes import compute_dtype as compute_dtype_of
 
@@ -43,11 +44,11 @@ def fisher_diagonal(
     """Mean (or sum) over samples of the squared gradients of their losses.
 
     For linear, convolution, embedding, normalisation, attention, LSTM and GRU layers, fused kernels compute the squares
-    from the layers' inputs and output gradients. All other parameters go through ``torch.func.vmap(grad)``, which is
-    exact too. The functions called on each parameter are watched, not modules, so that layers called twice, tied
-    weights and functional code give the right result; this is checked against autograd on the first samples. Under
-    ``torch.distributed`` every process must make the same calls with the same data; the batches are divided among the
-    processes, and all of them return the same result.
+    from the layers' inputs and output gradients. All other parameters go through autograd sample by sample, which is
+    exact too; a warning names them. The functions called on each parameter are watched, not modules, so that layers
+    called twice, tied weights and functional code give the right result; this is checked against autograd on the first
+    samples, once for a model. Under ``torch.distributed`` every process must make the same calls with the same data;
+    the batches are divided among the processes, and all of them return the same result.
 
     Args:
         model: in eval mode, or without layers such as BatchNorm in which samples influence each other.

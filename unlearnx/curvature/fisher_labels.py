@@ -11,7 +11,7 @@ from torch import Tensor
 from unlearnx import _distributed as distributed
 from unlearnx._batches import Nest, count, rows, scores
 from unlearnx._losses import SampleLoss
-from unlearnx.curvature.per_sample import Targets
+from unlearnx.curvature.targets import Targets
 
 
 class FisherLabels:

@@ -18,8 +18,9 @@ from unlearnx._copies import lent
 from unlearnx._data import Data, batches, check_same_in_every_process, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.curvature.contributions import Contribution
-from unlearnx.curvature.per_sample import SampleGradients, Targets
+from unlearnx.curvature.per_sample import SampleGradients
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.targets import Targets
 
 Batch = tuple[Nest, Nest]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from unlearnx.curvature.contributions import Contribution, join
-from unlearnx.curvature.rules import RULES, Parts
+from unlearnx.curvature.rules.registry import Parts, parsed
 
 
 class Tape(TorchFunctionMode):
@@ -27,11 +27,14 @@ class Tape(TorchFunctionMode):
         on_contribution: called with the name and the contribution of a parameter.
         samples: number of samples N in the batch.
         axes: the :attr:`axes` that a first pass over a few samples found; None for that first pass.
+        on_scale: called for every use with the contribution of the absolute values of the output gradients, which tells
+            what is rounding in a sum that cancels.
 
     Attributes:
         sources: the tensors that require gradients, added to the watched outputs so that a backward pass reaches them.
         axes: for each set of parameters that a call uses, the sample dimension of the call's input; None where calls
             disagree or no dimension has size N.
+        seen: the parameters that functions were called with.
         ambiguous: parameters used in calls whose input has several dimensions of size N.
         bytes: memory of the outputs of watched calls.
     """
@@ -42,14 +45,17 @@ class Tape(TorchFunctionMode):
         on_contribution: Callable[[str, Contribution], None],
         samples: int,
         axes: dict[frozenset[str], int | None] | None = None,
+        on_scale: Callable[[str, Contribution], None] | None = None,
     ):
         super().__init__()
         self.sources: list[Tensor] = []
         self.axes: dict[frozenset[str], int | None] = {}
+        self.seen: set[str] = set()
         self.ambiguous: set[str] = set()
         self.bytes = 0
         self._names = {id(p): name for name, p in parameters.items()}
-        self._on_contribution, self.samples, self._known_axes = on_contribution, samples, axes
+        self._on_contribution, self._on_scale = on_contribution, on_scale
+        self.samples, self._known_axes = samples, axes
         self._expected: Counter[str] = Counter()
         self._collected: dict[str, list[Contribution]] = {}
         self._unknown: set[str] = set()
@@ -60,13 +66,16 @@ class Tape(TorchFunctionMode):
         used = frozenset(self._names[id(a)] for a in _tensors((*args, *kwargs.values())) if id(a) in self._names)
         if not used:
             return func(*args, **kwargs)
-        if func in RULES:
+        call = parsed(func, args, kwargs)
+        if call is not None:
             self._used = used
-            result = RULES[func](self, *args, **kwargs)
+            result = call.watched(self)
             if result is not NotImplemented:
+                self.seen |= used
                 return result
         result = func(*args, **kwargs)
         if next(_tensors((result,)), None) is not None:  # a result without tensors is a query, of a shape for example
+            self.seen |= used
             self._unknown |= used
         return result
 
@@ -86,10 +95,17 @@ class Tape(TorchFunctionMode):
         names = [self._names[id(p)] for p in parameters if p is not None and id(p) in self._names]
         self._expected.update(names)
 
-        def on_gradient(*dy: Tensor) -> None:
-            for parameter, contribution in contributions(*(g.detach() for g in dy)):
+        def named(*dy: Tensor) -> Iterator[tuple[str, Contribution]]:
+            for parameter, contribution in contributions(*dy):
                 if parameter is not None and id(parameter) in self._names:
-                    self._collect(self._names[id(parameter)], contribution)
+                    yield self._names[id(parameter)], contribution
+
+        def on_gradient(*dy: Tensor) -> None:
+            for name, contribution in named(*(g.detach() for g in dy)):
+                self._collect(name, contribution)
+            if self._on_scale is not None:
+                for name, contribution in named(*(g.detach().abs() for g in dy)):
+                    self._on_scale(name, contribution)
 
         return on_gradient
 
@@ -149,7 +165,7 @@ class _GradientTap(torch.autograd.Function):
         return None, None, None
 
 
-def _tensors(values: Iterable[Any]):
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value

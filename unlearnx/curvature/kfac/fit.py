@@ -13,9 +13,10 @@ from unlearnx import _distributed as distributed
 from unlearnx._batches import Nest, count, moved
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
-from unlearnx._data import Data, Samples, check_same_in_every_process, shared_batches, size
+from unlearnx._data import Data, check_same_in_every_process, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
+from unlearnx._sources import Samples
 from unlearnx._vectors import Layout
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.fisher_labels import FisherLabels
@@ -24,8 +25,10 @@ from unlearnx.curvature.kfac.factors import DiagonalBlock, Factors, KroneckerBlo
 from unlearnx.curvature.kfac.fingerprint import fingerprint
 from unlearnx.curvature.kfac.layers import EmbeddingLayer, Layer, is_its_bias, layer_of
 from unlearnx.curvature.kfac.statistics import Covariances, add_rotated_squares
-from unlearnx.curvature.per_sample import PROBE_SAMPLES, OnContribution, SampleGradients, Targets
+from unlearnx.curvature.per_sample import OnContribution, SampleGradients
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.rule_check import PROBE_SAMPLES
+from unlearnx.curvature.targets import Targets
 from unlearnx.ops._dtypes import compute_dtype
 
 

@@ -7,21 +7,24 @@ our own recurrences, because torch's functions do not return the gates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnx.curvature.contributions import LinearWeight, StoredGradients
+from unlearnx.curvature.layers import Derivatives, can_replace, inside_checkpoint
+from unlearnx.curvature.rules.linear import LinearLayer
+from unlearnx.curvature.rules.registry import Recorder, Rule, rule_of
 from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._stack import Call, Stack
-from unlearnx.ops.lstm import LSTMStack, plain_recurrence
-
-if TYPE_CHECKING:
-    from unlearnx.curvature.tape import Tape
+from unlearnx.ops.lstm import LSTMStack, lstm, packed_lstm, plain_recurrence, recorded_recurrence
 
 
 class _GRU(torch.autograd.Function):
@@ -72,7 +75,7 @@ class _GRU(torch.autograd.Function):
 class _WatchedLSTM(LSTMStack):
     """The tape watches the projected input: its gradients are those of the gates' inputs."""
 
-    tape: Tape
+    tape: Recorder
 
     def _direction(self, x, first, weights):
         w_ih, w_hh, b_ih, b_hh = self.named(weights)
@@ -97,7 +100,7 @@ class _WatchedLSTM(LSTMStack):
 class _WatchedGRU(GRUStack):
     """The recurrence is run by :class:`_GRU`, which passes on the gradients of both terms of the gates' inputs."""
 
-    tape: Tape
+    tape: Recorder
 
     def _direction(self, x, first, weights):
         w_ih, w_hh, b_ih, b_hh = self.named(weights)
@@ -121,7 +124,7 @@ class _WatchedRNN(Stack):
     """Layers without gates, as linear layers: every step is one more use of the recurrent weight."""
 
     kind, gates, states = "rnn", 1, 1
-    tape: Tape
+    tape: Recorder
     activation: Callable[[Tensor], Tensor]
 
     def _direction(self, x, first, weights):
@@ -141,43 +144,109 @@ class _WatchedReLU(_WatchedRNN):
     activation = staticmethod(torch.relu)
 
 
-def _stack_rule(kind: type[_WatchedLSTM] | type[_WatchedGRU] | type[_WatchedRNN]) -> Callable[..., Any]:
-    """The rule for one kind of layer as torch calls it, without packed sequences, projections and dropout."""
+class _Recurrent(Rule):
+    """A stack of recurrent layers as torch calls it: for padded sequences, or for a PackedSequence.
 
-    def rule(tape: Tape, *args: Any) -> Any:
-        call = Call.of(args)
+    Attributes:
+        watched_stack: runs the layers and tells the tape, without packed sequences, projections and dropout.
+        twice_stack: runs the layers in a form that can be differentiated twice; None where torch's own can be.
+    """
+
+    watched_stack: type[_WatchedLSTM] | type[_WatchedGRU] | type[_WatchedRNN]
+    twice_stack: type[LSTMStack] | type[GRUStack] | None = None
+
+    def __init__(self, *args: Any):
+        self.call = Call.of(args)
+
+    def watched(self, tape: Recorder) -> Any:
+        call = self.call
         if call.packed or call.projects:
             return NotImplemented
         (x,), (_, _, dropout, train, _, batch_first) = call.data, call.settings
         if (train and dropout > 0) or x.dim() != 3 or tape.samples != x.shape[0 if batch_first else 1]:
             return NotImplemented
-        stack = kind(call.weights, *call.settings)
+        stack = self.watched_stack(call.weights, *call.settings)
         stack.tape = tape
         return call.run(stack)
 
-    return rule
+    def twice(self, derivatives: Derivatives) -> Any:
+        call, kind = self.call, self.twice_stack
+        if kind is None or not torch.is_grad_enabled() or inside_checkpoint() or call.projects:
+            return NotImplemented
+        _log_replacement(kind.kind)
+        stack = kind(call.weights, *call.settings)
+        if can_replace(call.data[0], *call.weights):
+            stack.project = partial(derivatives.apply, LinearLayer())
+            if isinstance(stack, LSTMStack):
+                stack.recurrence = recorded_recurrence(derivatives.flags)
+        return call.run(stack)
 
 
-lstm = _stack_rule(_WatchedLSTM)
-gru = _stack_rule(_WatchedGRU)
-rnn_tanh = _stack_rule(_WatchedTanh)
-rnn_relu = _stack_rule(_WatchedReLU)
+@cache  # once per kind of layer
+def _log_replacement(kind: str) -> None:
+    logging.getLogger("unlearnx").info(
+        "the %s layers of the model run as those of unlearnx.nn, which can be differentiated twice", kind
+    )
 
 
-def lstm_cell(tape: Tape, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> Any:
+@rule_of(torch._VF.lstm, lstm, packed_lstm)
+class LSTM(_Recurrent):
+    """``nn.LSTM`` and ``unlearnx.nn.LSTM``."""
+
+    watched_stack, twice_stack = _WatchedLSTM, LSTMStack
+
+
+@rule_of(torch._VF.gru)
+class GRU(_Recurrent):
+    """``nn.GRU``."""
+
+    watched_stack, twice_stack = _WatchedGRU, GRUStack
+
+
+@rule_of(torch._VF.rnn_tanh)
+class TanhRNN(_Recurrent):
+    """``nn.RNN``."""
+
+    watched_stack = _WatchedTanh
+
+
+@rule_of(torch._VF.rnn_relu)
+class ReLURNN(_Recurrent):
+    """``nn.RNN`` with ``nonlinearity="relu"``."""
+
+    watched_stack = _WatchedReLU
+
+
+@dataclass
+class _Cell(Rule):
+    x: Tensor
+    state: Any
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+
+
+@rule_of(torch._VF.lstm_cell)
+class LSTMCell(_Cell):
     """``torch.lstm_cell`` in terms of linear layers: every step is one more use of the weights."""
-    h, c = hx
-    with tape:
-        a = F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)
-    i, f, g, o = a.chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
+
+    def watched(self, tape: Recorder) -> Any:
+        h, c = self.state
+        with tape:
+            a = F.linear(self.x, self.w_ih, self.b_ih) + F.linear(h, self.w_hh, self.b_hh)
+        i, f, g, o = a.chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
 
 
-def gru_cell(tape: Tape, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> Any:
+@rule_of(torch._VF.gru_cell)
+class GRUCell(_Cell):
     """``torch.gru_cell`` in terms of linear layers: every step is one more use of the weights."""
-    with tape:
-        inputs, hidden = F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh)
-    (r, z, new), (r_h, z_h, new_h) = inputs.chunk(3, -1), hidden.chunk(3, -1)
-    r, z = (r + r_h).sigmoid(), (z + z_h).sigmoid()
-    return torch.lerp((new + r * new_h).tanh(), h, z)
+
+    def watched(self, tape: Recorder) -> Any:
+        with tape:
+            inputs, hidden = F.linear(self.x, self.w_ih, self.b_ih), F.linear(self.state, self.w_hh, self.b_hh)
+        (r, z, new), (r_h, z_h, new_h) = inputs.chunk(3, -1), hidden.chunk(3, -1)
+        r, z = (r + r_h).sigmoid(), (z + z_h).sigmoid()
+        return torch.lerp((new + r * new_h).tanh(), self.state, z)

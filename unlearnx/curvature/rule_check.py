@@ -1,0 +1,268 @@
+"""Whether the rules give the gradients of a model: compared with autograd on the first samples, once for a model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unlearnx._batches import Nest, arguments, call, changed, count, rows, split_rows, take, taken_apart
+from unlearnx._memory_order import ImageOrder, channels_last
+from unlearnx._precision import exact_products
+from unlearnx._warnings import warn
+from unlearnx.curvature.contributions import Contribution
+from unlearnx.curvature.tape import Tape
+
+PROBE_SAMPLES = 3  # the sample dimension is found as the one of this size, so it is a size that is rare elsewhere
+WEIGHTS = (1.0, -2.0, 0.5)  # of the samples: powers of two, which rounding commutes with
+WHOLE_ENTRIES = 1 << 20  # of gradients that are compared entry by entry
+ROUNDING = 1e3  # times the dtype's epsilon: what is below that beside its own terms is a zero
+
+Axes = dict[frozenset[str], "int | None"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a model whose rules were checked.
+
+    Attributes:
+        trusted: parameters whose rules agree with autograd.
+        unused: parameters that no function was called with, and that the outputs do not depend on.
+        axes: sample dimensions by the parameters of a call, see :class:`~unlearnx.curvature.tape.Tape`; empty where
+            samples have to run alone.
+        bytes_per_sample: memory of the outputs that the tape watches.
+        use_channels_last: whether images are to be in that order of memory.
+    """
+
+    trusted: frozenset[str] = frozenset()
+    unused: frozenset[str] = frozenset()
+    axes: Axes | None = None
+    bytes_per_sample: int = 1
+    use_channels_last: bool = False
+
+
+def weights_reordered(model: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values of a model's parameters, weights of convolutions in channels-last order of memory."""
+    weights = {f"{n}.weight".removeprefix(".") for n, m in model.named_modules() if type(m) is nn.Conv2d}
+    return {name: channels_last(v) if name in weights else v for name, v in values.items()}
+
+
+_known: WeakKeyDictionary[nn.Module, dict[Any, Checked]] = WeakKeyDictionary()
+_lock = threading.Lock()
+MOST_KNOWN = 8  # kinds of calls that are remembered for a model
+
+
+def checked(model: nn.Module, twin: nn.Module, values: dict[str, Tensor], names: list[str], x: Nest) -> Checked:
+    """The check of the rules for `names` on the first samples of x.
+
+    It is made once for a model: another call on the same modules with the same settings and inputs of the same shapes
+    finds the answer. Values of parameters do not matter to it, which functions they go through does.
+
+    Args:
+        model: the user's model.
+        twin: the model to call.
+        values: of all parameters of the model.
+        names: parameters to be watched.
+        x: a batch.
+
+    Raises:
+        ValueError: the model returns no tensor with a row for each sample.
+    """
+    x = take(changed(x, Tensor.detach), slice(0, PROBE_SAMPLES))
+    key = (tuple(names), tuple(_form(leaf) for leaf in taken_apart(x)[0]), tuple(_settings(model)))
+    with _lock:
+        found = _known.get(model, {}).get(key)
+    if found is None:
+        with exact_products(), torch.autocast(values_device(values).type, enabled=False):
+            found = _Check(twin, values, names, x).result()
+        with _lock:
+            kept = _known.setdefault(model, {})
+            if len(kept) >= MOST_KNOWN:
+                kept.clear()
+            kept[key] = found
+    return found
+
+
+def values_device(values: dict[str, Tensor]) -> torch.device:
+    """The device of a model's parameters."""
+    return next(iter(values.values())).device
+
+
+def _form(leaf: Any) -> Any:
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else _simple(leaf)
+
+
+def _settings(model: nn.Module) -> Iterator[Any]:
+    """Everything about a model that decides which functions it calls, but what its own code looks up elsewhere."""
+    for name, module in model.named_modules():
+        yield name, type(module), id(module)
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers"):
+                yield attribute, *((n, id(t), t.shape, t.dtype, t.device) for n, t in value.items() if t is not None)
+            elif attribute.endswith("_hooks"):
+                yield attribute, *(id(hook) for hook in (value or {}).values())
+            elif attribute != "_modules":
+                yield attribute, _simple(value)
+                entries = vars(value) if hasattr(value, "__dict__") and not callable(value) else {}
+                yield from ((n, _simple(v)) for n, v in entries.items())  # of a configuration
+
+
+def _simple(value: Any) -> Any:
+    """A setting by its value, an object by what it is."""
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(_simple, value)
+    return id(value)
+
+
+class _Check:
+    """Compares weighted sums of a few per-sample gradients with autograd.
+
+    Autograd multiplies by the weights before the backward pass and the rules after it. Rounding commutes with
+    multiplication by powers of two, so that deep networks do not turn this into different gradients. Both take the
+    same order of memory: another one rounds otherwise, which switches a ReLU near zero.
+
+    A gradient may be zero in exact arithmetic, as that of a bias which is added to all keys of an attention. What is
+    computed then is rounding, on the scale of the terms that cancelled: their absolute values are summed too.
+    """
+
+    def __init__(self, model: nn.Module, values: dict[str, Tensor], names: list[str], x: Nest):
+        self.model, self.values, self.names, self.x = model, values, names, x
+        self.device, self.samples = values_device(values), count(x)
+        self.weight = torch.tensor(WEIGHTS, device=self.device)[: self.samples]
+        self.use_channels_last = False
+
+    def result(self) -> Checked:
+        with torch.no_grad():
+            output = _floating_rows(call(self.model, self.x), self.samples)
+            alone = _floating_rows(call(self.model, take(self.x, slice(0, 1))), 1)
+        half = any(t.dtype in (torch.bfloat16, torch.float16) for t in output)
+        tolerance = 1e-2 if half else 1e-3
+        if [t.shape for t in alone] != [t[:1].shape for t in output] or any(
+            (a - t[:1]).norm() > tolerance * a.norm() for a, t in zip(alone, output, strict=True)
+        ):
+            return Checked(axes={})  # outputs depend on other samples of the batch: run every sample alone
+        generator = torch.Generator().manual_seed(0)
+        self.noise = [torch.randn(t.shape, generator=generator).to(t.device) for t in output]
+        ordered = self.device.type == "cpu" and ImageOrder(self.model).taken(self.x)
+        found = self._passes(use_channels_last=True) if ordered else None
+        found = found or self._passes(use_channels_last=False)
+        if found is None:
+            return Checked(axes={})
+        tape, sums, expected = found
+        trusted, zeros = set(), []
+        for name in tape.finish():
+            true, got = expected.get(name), sums.get(name)
+            if true is None and got is None:
+                right = name not in tape.ambiguous
+            elif true is None or got is None:
+                right = False
+            else:
+                # Gradients of zero cannot confirm which of several equal dimensions holds the samples.
+                known = name not in tape.ambiguous
+                right = bool((got - true).norm() <= tolerance * true.norm()) and (known or bool(true.any()))
+                if not right and known:
+                    zeros.append(name)
+            if right:
+                trusted.add(name)
+        if zeros:
+            scales = self._scales(zeros)
+            for name in zeros:
+                zero = ROUNDING * torch.finfo(self.values[name].dtype).eps * scales[name]
+                if expected[name].norm() <= zero and sums[name].norm() <= zero:
+                    trusted.add(name)
+        unused = {name for name in self.names if name not in expected and name not in tape.seen}
+        size = max(1, tape.bytes // self.samples)
+        return Checked(frozenset(trusted), frozenset(unused), tape.axes, size, self.use_channels_last)
+
+    def _passes(self, *, use_channels_last: bool) -> tuple[Tape, dict[str, Tensor], dict[str, Tensor]] | None:
+        """The tape of one pass, and weighted sums of gradients by the rules and by autograd; None if a pass raises.
+
+        Autograd's are missing where the outputs do not depend on a parameter.
+        """
+        self.use_channels_last = use_channels_last
+        self.ordered = weights_reordered(self.model, self.values) if use_channels_last else self.values
+        sums: dict[str, Tensor] = {}
+
+        def on_contribution(name: str, contribution: Contribution) -> None:
+            sums[name] = _summary(contribution.weighted_sum(self.weight))
+
+        tape = Tape({name: self.ordered[name] for name in self.names}, on_contribution, self.samples)
+        try:
+            self._watch(tape)
+            return tape, sums, self._by_autograd()
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if not use_channels_last:  # else some models need contiguous inputs
+                warn(f"per-sample gradients are computed one by one, which is slower: the model raised {error!r}")
+            self.use_channels_last = False
+            return None
+
+    def _watch(self, tape: Tape) -> None:
+        with torch.enable_grad():
+            with tape:
+                output = self._output(self.ordered)
+            objective = _products(output, self.noise)
+        if tape.sources and objective.requires_grad:
+            torch.autograd.grad(objective, tape.sources, allow_unused=True)
+        tape.finish()
+
+    def _scales(self, names: list[str]) -> dict[str, Tensor]:
+        """For each parameter, the norm of what its weighted sum would be if nothing in it cancelled."""
+        scales = {name: torch.zeros((), device=self.device) for name in names}
+
+        def on_scale(name: str, contribution: Contribution) -> None:
+            scales[name] += _summary(contribution.weighted_sum(self.weight.abs())).norm()
+
+        self._watch(Tape({n: self.ordered[n] for n in names}, lambda *_: None, self.samples, on_scale=on_scale))
+        return scales
+
+    def _by_autograd(self) -> dict[str, Tensor]:
+        """Gradients of the weighted sum of all outputs times the noise, one parameter at a time in memory."""
+        sums: dict[str, Tensor] = {}
+        leaves = {name: self.ordered[name].detach().requires_grad_() for name in self.names}
+
+        def taken(name: str, leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            sums[name], leaf.grad = _summary(leaf.grad), None
+
+        for name, leaf in leaves.items():
+            leaf.register_post_accumulate_grad_hook(partial(taken, name))
+        factors = [e * self.weight.view(-1, *[1] * (e.dim() - 1)) for e in self.noise]
+        with torch.enable_grad():
+            objective = _products(self._output({**self.ordered, **leaves}), factors)
+        if objective.requires_grad:
+            torch.autograd.backward(objective, inputs=list(leaves.values()))
+        return sums
+
+    def _output(self, values: dict[str, Tensor]) -> list[Tensor]:
+        x = channels_last(self.x) if self.use_channels_last else self.x
+        return _floating_rows(functional_call(self.model, values, *arguments(x)), self.samples)
+
+
+def _summary(gradient: Tensor) -> Tensor:
+    """The gradient, or of a large one the products of its rows with a random vector, whose norm tells its own."""
+    if gradient.numel() <= WHOLE_ENTRIES:
+        return gradient.detach().clone()
+    rows = gradient.detach().flatten(1)
+    signs = torch.randint(2, rows.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return rows @ signs.to(rows)
+
+
+def _floating_rows(output: Any, samples: int) -> list[Tensor]:
+    """What can be differentiated of a model's output."""
+    return [t for t in split_rows(rows(output, samples), samples)[0] if t.is_floating_point()]
+
+
+def _products(outputs: list[Tensor], factors: list[Tensor]) -> Tensor:
+    """The sum of all products of two lists."""
+    return sum(
+        ((t * f).sum() for t, f in zip(outputs, factors, strict=True)), torch.zeros((), device=outputs[0].device)
+    )

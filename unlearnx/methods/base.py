@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unlearnx._batches import Nest, call, moved, rows, take
+from unlearnx._batches import Nest, call, moved, rows
 from unlearnx._calls import check_call
 from unlearnx._checks import (
     Params,
@@ -24,10 +24,12 @@ from unlearnx._checks import (
     select_params,
 )
 from unlearnx._copies import independent
-from unlearnx._data import Collated, dataset_of, materialize
+from unlearnx._data import Data
 from unlearnx._labels import guessing_loss
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._modes import evaluating
+from unlearnx._progress import showing_passes
+from unlearnx._sources import Samples
 from unlearnx._vectors import Vector
 from unlearnx._wrappers import rewrapped
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -103,15 +105,16 @@ class Method:
                 importances or gradients are not finite.
         """
         start = time.perf_counter()
-        self._check(model, request)
-        level = self._level(model, request) if self._finds_strength else None
-        seconds = time.perf_counter() - start
-        outcome = self._on_copy(model, request, level)
-        outcome.seconds += seconds
-        level = self._level(model, request) if level is None else level
-        outcome.forgotten, outcome.evidence = judge(
-            model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
-        )
+        with showing_passes(self.progress):
+            self._check(model, request)
+            level = self._level(model, request) if self._finds_strength else None
+            seconds = time.perf_counter() - start
+            outcome = self._on_copy(model, request, level)
+            outcome.seconds += seconds
+            level = self._level(model, request) if level is None else level
+            outcome.forgotten, outcome.evidence = judge(
+                model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
+            )
         return outcome
 
     @property
@@ -134,7 +137,6 @@ class Method:
     ) -> Outcome:
         """The outcome without a verdict. The strength is found where the level of an unseen model is given."""
         start = time.perf_counter()
-        request = _of_one_length(request)
         working = independent(model)
         names = self._names(working)
         frozen_prefix = FrozenPrefix(working, names, request.dataset)
@@ -180,17 +182,6 @@ class Method:
         return loss
 
 
-def _of_one_length(request: Request) -> Request:
-    """The request with samples in memory where batches are made by a function of the user's, which may pad them.
-
-    Its sets can then be joined.
-    """
-    if not isinstance(request.dataset, Collated):
-        return request
-    corrected = None if request.corrected is None else dataset_of(*materialize(request.corrected))
-    return replace(request, dataset=dataset_of(*materialize(request.dataset)), corrected=corrected)
-
-
 def allowed_increase(request: Request, max_increase: float | None) -> float:
     """The largest increase of the mean loss on ``request.target`` that is applied; see :class:`Method`."""
     if max_increase is not None:
@@ -231,7 +222,7 @@ class Work:
         self.first_direction = first_direction
         self.gradient_evaluations = 0
         self.gauge: Gauge | None = None
-        self.target = dataset_of(*materialize(request.target))
+        self.target = request.target
         self.initial_loss = self.corrected_loss()
 
     def aim_at(self, level: Level) -> None:
@@ -300,13 +291,14 @@ class Work:
         )
 
 
-def chance_loss(work: Work, x: Nest, y: Nest) -> float | None:
+def chance_loss(work: Work, data: Data) -> float | None:
     """Cross-entropy of uniform guessing, log(classes), in nats; None where the model does not give class scores."""
-    return guessing_loss(*first_output(work, x, y))
+    return guessing_loss(*first_output(work, data))
 
 
-def first_output(work: Work, x: Nest, y: Nest) -> tuple[Any, Nest]:
+def first_output(work: Work, data: Data) -> tuple[Any, Nest]:
     """What the model returns for the first sample, and its labels: these tell what the labels mean."""
-    device, one = model_device(work.model), slice(0, 1)
+    device = model_device(work.model)
+    x, y = (moved(nest, device) for nest in Samples(data).read(slice(0, 1)))
     with evaluating(work.model) as model:
-        return rows(call(model, moved(take(x, one), device)), 1), moved(take(y, one), device)
+        return rows(call(model, x), 1), y

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearnx._batches import count
 from unlearnx._checks import check_at_least_zero
-from unlearnx._data import materialize, size
+from unlearnx._data import size
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import modes_kept
 from unlearnx._per_sample import per_sample
@@ -73,8 +72,7 @@ class EWCRepair(TrainedMethod):
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         request = work.request
-        data = materialize(request.forget_set)
-        bound = chance_loss(work, *data) if self.bound is None else self.bound
+        bound = chance_loss(work, request.forget_set) if self.bound is None else self.bound
         if bound is None:
             raise ValueError(
                 "bound: is None, which means log(classes), but the model returns no class scores; expected a number"
@@ -83,7 +81,7 @@ class EWCRepair(TrainedMethod):
             work.model.eval()
             fisher = diagonal(self, work, request.dataset, self.fisher_type, "mean")
         l2 = self.strength * mean_entry(fisher) if self.l2 is None else self.l2
-        scale = size(request.dataset) / count(data[1])
+        scale = size(request.dataset) / len(request.forget)
         params = dict(work.model.named_parameters())
         penalised = [
             (params[name], params[name].detach().clone(), scale * (self.strength * fisher[name] + l2))
@@ -96,6 +94,7 @@ class EWCRepair(TrainedMethod):
             distance = sum(((p - initial).square() * weight).sum() for p, initial, weight in penalised)
             return distance / 2 - loss.each(output, y).clamp(max=bound)
 
+        data = request.trained_forget_set
         info.update(bound=bound, l2=l2)
 
         def train(epochs: int, rate: float) -> None:

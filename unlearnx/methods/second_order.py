@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one
 from unlearnx._copies import independent
-from unlearnx._data import dataset_of, materialize, picked, size
+from unlearnx._data import as_dataset, picked, size
 from unlearnx._vectors import Vector, scaled
 from unlearnx._wrappers import rewrapped
 from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA
@@ -27,7 +27,7 @@ from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.influence import InfluenceUpdate
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
-from unlearnx.methods.solving import check_solver, checked_direction, solved_direction
+from unlearnx.methods.solving import check_solver, checked_direction, curvature_batch, solved_direction
 from unlearnx.methods.step_size import check_size
 from unlearnx.methods.verdict import judge
 
@@ -109,7 +109,7 @@ class SecondOrder(InfluenceUpdate):
         check_call(model, self.loss_fn, dataset, name="request")
         names = self._names(model)
         frozen_prefix = FrozenPrefix(model, names, dataset)
-        features = dataset_of(*materialize(frozen_prefix.features(dataset, batch_size=self.batch_size)))
+        features = as_dataset(frozen_prefix.features(dataset, batch_size=self.batch_size))
         own = replace(self, params=names)  # the head has the same parameter names
         on_features = [
             request_on_features(request, frozen_prefix, features=features, batch_size=self.batch_size)
@@ -169,7 +169,7 @@ class SecondOrder(InfluenceUpdate):
             kind=self.kind,
             damping=self.damping,
             params=names,
-            batch_size=max(self.batch_size, 1024),
+            batch_size=curvature_batch(self, data),
         )
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
-from unlearnx._batches import count
 from unlearnx._checks import check_at_least_one, check_at_least_zero
-from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher, random_network
 from unlearnx.methods.rounds import Train
@@ -61,20 +57,16 @@ class StochasticTeacher(TrainedMethod):
         check_at_least_zero(alpha=self.alpha)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
-        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
-        original = Teacher(work.model, x, y, self) if self.epochs else None
-        reconstruct = (
-            None
-            if original is None
-            else labels_and_teacher(work, y, original, label_weight=1.0, teacher_weight=self.alpha)
-        )
-        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self)
-        to_erase = (forgotten, torch.arange(count(old)))
+        original = Teacher(work.model, self)
+        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), self)
+        to_erase = random_teacher.taught(work.request.trained_forget_set)
+        to_learn = original.taught(work.request.trained_target)
+        reconstruct = labels_and_teacher(self, original, label_weight=1.0, teacher_weight=self.alpha)
 
         def train(epochs: int, rate: float) -> None:
             lr, loss_fn = rate * self.erase_lr, random_teacher.divergence
             self._train(work, info, self.erase_epochs, lr, data=to_erase, loss_fn=loss_fn, eval_mode=True)
-            if reconstruct is not None:
-                self._train(work, info, epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=reconstruct)
+            if epochs:
+                self._train(work, info, epochs, self.lr, data=to_learn, loss_fn=reconstruct)
 
         return train

@@ -93,7 +93,7 @@ class TrainedMethod(Method):
             loss_fn: the loss; None for the method's own.
             eval_mode: train in eval mode. BatchNorm would otherwise add statistics of the forget set to its own.
         """
-        data = work.target if data is None else data
+        data = work.request.trained_target if data is None else data
         training = Training(
             epochs,
             lr,

@@ -49,7 +49,7 @@ def each_batch(
         ordered = [(model, ImageOrder(model)) for model in lent]
         return [
             measure(*(output(*pair, x) for pair in ordered), following(y) if aligned and is_causal(x, y) else y)
-            for x, y in batches(data, batch_size, device)
+            for x, y in batches(data, batch_size, device, title="measurement")
         ]
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from unlearnx._data import Data, batches
+from unlearnx._data import Data
+from unlearnx._known_labels import drawn_labels
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
 
@@ -126,7 +127,7 @@ def unseen_level(
     if request.labels_only:
         stays = reader.read(model, request.retain_set, READ)
         return UNKNOWN_KIND if stays is None else _corrected(stays)
-    absent = ~torch.isin(seen.y, _labels(request.target))
+    absent = ~torch.isin(seen.y, _labels(request.target, batch_size))
     if absent.all():
         return _never_given(seen.classes)
     fitted = reader.read(model, request.target, FITTED, features=True)
@@ -144,9 +145,9 @@ UNTOLD = UnseenLevel(
 )
 
 
-def _labels(data: Data) -> Tensor:
-    """The labels that occur, each once."""
-    found = [torch.as_tensor(y).reshape(-1).unique() for _, y in batches(data)]
+def _labels(data: Data, batch_size: int | None) -> Tensor:
+    """The labels that occur, each once; among some samples where reading all would take long."""
+    found = [y.reshape(-1).unique() for y in drawn_labels(data, batch_size)]
     return torch.cat(found).unique().long().cpu()
 
 

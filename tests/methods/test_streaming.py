@@ -108,7 +108,7 @@ def test_training_passes_read_augmented_samples_and_others_do_not(name, params):
     outcome = method_called(name, params=params)(network(), request)
     again = method_called(name, params=params)(network(), Request.remove((x, y), FORGET))
     assert outcome.loss_before == again.loss_before  # it is measured on the same
-    if not issubclass(METHODS[name], TrainedMethod):
+    if not issubclass(METHODS[name], TrainedMethod) and name != "auto":
         assert augmented.read.sum() == 0
     elif name == "fine-tune":
         assert augmented.read[list(FORGET)].sum() == 0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlearnx._batches import joined
 from unlearnx._data import Data, Samples, dataset_of
 from unlearnx._losses import Loss
 from unlearnx.metrics import mean_loss
@@ -73,7 +74,7 @@ class Gauge:
         self._model, self._loss_fn = model, loss_fn
         self._settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast}
         self._reader = Reader(batch_size, autocast, seed)
-        self._forget = some(forget, FORGET_TRIED, seed)
+        self._forget = some(forget, FORGET_TRIED, seed, batch_size)
         self._kept = Kept(stays, batch_size=batch_size, autocast=autocast, seed=seed)
         self.aim, self.floor = level.estimate + ABOVE, level.estimate - BELOW
         self.at_start = self.accuracy()
@@ -115,7 +116,7 @@ class Kept:
     """Samples that stay, drawn once, to see what a model has kept."""
 
     def __init__(self, stays: Data, *, batch_size: int, autocast: torch.dtype | None, seed: int):
-        self.samples = some(stays, STAYS_TRIED, seed)
+        self.samples = some(stays, STAYS_TRIED, seed, batch_size)
         self._reader = Reader(batch_size, autocast, seed)
 
     def accuracy(self, model: nn.Module) -> float:
@@ -128,11 +129,12 @@ def hits(reading: Reading | None) -> float:
     return 0.0 if reading is None else float(reading.of_labels[HIT].mean())
 
 
-def some(data: Data, most: int, seed: int) -> Data:
+def some(data: Data, most: int, seed: int, batch_size: int) -> Data:
     """At most so many samples, drawn at random, in memory."""
     samples = Samples(data)
     chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    return dataset_of(*samples.read(chosen))
+    parts = [samples.read(index) for index in chosen.split(batch_size)]
+    return dataset_of(*(joined(list(nests)) for nests in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Set
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from unlearnx._arguments import checked
 from unlearnx._batches import differing
+from unlearnx._checks import integers
 from unlearnx._data import Data, as_dataset, batches, size
 from unlearnx._known_labels import all_labels
 
@@ -78,7 +79,7 @@ class Request:
         """
         data, augmented = _measured_and_augmented("dataset", dataset, measure)
         n = size(data)
-        forget = _integers("indices", indices).sort().values
+        forget = integers("indices", indices).sort().values
         if len(forget) == 0:
             raise ValueError("indices: is empty, expected at least one sample to forget")
         if forget[0] < 0 or forget[-1] >= n:
@@ -92,6 +93,7 @@ class Request:
         return cls(data, forget, augmented=augmented)
 
     @classmethod
+    @checked
     def remove_class(cls, dataset: Data, c: int, *, measure: Data | None = None) -> Request:
         """Forget all samples with label `c`.
 
@@ -102,6 +104,7 @@ class Request:
             c: the label.
 
         Raises:
+            TypeError: `c` is no integer.
             ValueError: no sample or every sample has that label, or samples have several labels; and as for
                 :meth:`remove`.
         """
@@ -111,14 +114,13 @@ class Request:
             raise ValueError(f"dataset: has labels of type {type(labels).__name__}, expected one label per sample")
         if labels.dim() != 1:
             raise ValueError(f"dataset: has labels of shape {list(labels.shape)}, expected one label per sample")
-        if not isinstance(c, (int, np.integer)) or isinstance(c, bool):
-            raise ValueError(f"c: is {c!r}, expected an integer, the label of the class")
         members = (labels == int(c)).nonzero().flatten()
         if len(members) == 0:
             raise ValueError(f"c: no sample has label {c}; the labels are {sorted(labels.unique().tolist())}")
         return cls.remove(dataset, members, measure=measure)
 
     @classmethod
+    @checked
     def correct(cls, dataset: Data, corrected: Data, *, measure: Data | None = None) -> Request:
         """Replace the samples of `dataset` that differ from those of `corrected`, which has the same order.
 
@@ -146,6 +148,7 @@ class Request:
         return cls(data, forget, fixed, not bool(changes_features.any()), augmented)
 
     @classmethod
+    @checked
     def from_sets(cls, *, forget: Data, retain: Data, correction: Data | None = None) -> Request:
         """Forget the samples of one set and retain those of another; the dataset is both, the forget set first.
 
@@ -227,28 +230,6 @@ def _measured_and_augmented(name: str, dataset: Data, measure: Data | None) -> t
     return plain, data
 
 
-def _integers(name: str, given: Collection[int] | Tensor) -> Tensor:
-    """Whole numbers as int64 (N,) on the CPU. Numbers of another kind would name samples that nobody asked for.
-
-    Raises:
-        ValueError: `given` holds anything else, or is no collection.
-    """
-    if isinstance(given, (str, bytes, dict)) or not isinstance(given, (Collection, Tensor, np.ndarray)):
-        raise ValueError(
-            f"{name}: is of type {type(given).__name__}, expected integers: a list, a range, a set, a tensor"
-        )
-    values = list(given) if isinstance(given, Set) else given
-    try:
-        numbers = torch.as_tensor(values)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name}: expected integers, got {str(values)[:80]}") from error
-    if numbers.dtype == torch.bool:
-        raise ValueError(f"{name}: is a boolean mask, expected indices; pass mask.nonzero().flatten()")
-    if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex()):
-        raise ValueError(f"{name}: holds numbers of {numbers.dtype}, expected integers")
-    return numbers.long().flatten().cpu()
-
-
 def _shared(a: Dataset[Any], b: Dataset[Any]) -> int:
     """How many samples of `a` are also in `b`; 0 where that cannot be found without reading samples one by one."""
     if isinstance(a, Subset) and isinstance(b, Subset) and a.dataset is b.dataset:
@@ -267,4 +248,8 @@ def _sample_hashes(data: TensorDataset) -> list[int]:
 
 
 def _both(a: Dataset[Any], b: Dataset[Any]) -> Dataset[Any]:
+    if type(a) is TensorDataset and type(b) is TensorDataset:
+        shapes = [[list(t.shape[1:]) for t in data.tensors] for data in (a, b)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"forget: has samples (x, y) of shapes {shapes[0]}, expected {shapes[1]} as retain")
     return ConcatDataset([a, b])

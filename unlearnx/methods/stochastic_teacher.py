@@ -54,7 +54,7 @@ class StochasticTeacher(TrainedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(erase_epochs=self.erase_epochs)
-        check_at_least_zero(alpha=self.alpha)
+        check_at_least_zero(alpha=self.alpha, erase_lr=self.erase_lr)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         original = Teacher(work.model, self)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlearnx._arguments import checked
 from unlearnx._batches import call, moved
 from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._copies import independent
@@ -50,6 +51,7 @@ class RelearnTime:
         return self.steps / self.reference_steps
 
 
+@checked
 def relearn_time(
     model: nn.Module,
     original: nn.Module,
@@ -103,6 +105,9 @@ def relearn_time(
     for name, value in (("margin", margin), ("lr", lr)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} is {value}, expected a finite number >= 0")
+    for name, start in (("model", model), ("retrained", retrained)):
+        if not any(True for _ in start.parameters()):
+            raise ValueError(f"{name}: has no parameters, expected some to train")
     target = mean_loss(original, loss_fn, forget, autocast=autocast) + margin
     if not math.isfinite(target):
         raise ValueError(f"original: its loss on the forget set is {target - margin}, expected a finite number")

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from unlearnx._arguments import checked
-from unlearnx._batches import differing
+from unlearnx._batches import differing, tensors
 from unlearnx._checks import integers
 from unlearnx._data import Data, as_dataset, batches, size
 from unlearnx._known_labels import all_labels
+from unlearnx._sources import Samples
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Request:
     augmented: Dataset[Any] | None = None
     held_out: Dataset[Any] | None = None
 
+    @checked
     def with_held_out(self, data: Data) -> Request:
         """The same request with samples that the model has not seen, such as test data.
 
@@ -64,6 +66,7 @@ class Request:
         return replace(self, held_out=held_out)
 
     @classmethod
+    @checked
     def remove(cls, dataset: Data, indices: Collection[int] | Tensor, *, measure: Data | None = None) -> Request:
         """Forget the samples at `indices` of `dataset`.
 
@@ -227,6 +230,11 @@ def _measured_and_augmented(name: str, dataset: Data, measure: Data | None) -> t
     plain = as_dataset(measure)
     if size(plain) != size(data):
         raise ValueError(f"measure: has {size(plain)} samples, expected {size(data)} as {name}")
+    both = Samples(plain), Samples(data)
+    if all(samples.in_memory for samples in both):
+        shapes = [[list(t.shape[1:]) for t in tensors(samples.read(slice(0, 1)))] for samples in both]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"measure: has samples (x, y) of shapes {shapes[0]}, expected {shapes[1]} as {name}")
     return plain, data
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, moved
 from unlearnx._calls import check_call
-from unlearnx._checks import Params, check_at_least_one, check_deterministic, model_device, select_params
+from unlearnx._checks import (
+    Params,
+    check_at_least_one,
+    check_at_least_zero,
+    check_deterministic,
+    model_device,
+    select_params,
+)
 from unlearnx._copies import lent
 from unlearnx._data import BATCH_SIZE, Data, Samples, check_same_in_every_process, check_visits_all
 from unlearnx._losses import Loss, SampleLoss
@@ -36,8 +43,7 @@ def check_curvature(kind: str, damping: float) -> None:
     """Refuse an unknown kind of curvature, and a damping that is negative or not finite."""
     if kind not in CURVATURE_KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(CURVATURE_KINDS)}")
-    if not 0 <= damping < math.inf:
-        raise ValueError(f"damping is {damping}, expected a finite number >= 0")
+    check_at_least_zero(damping=damping)
 
 
 class CurvatureOperator:
@@ -83,6 +89,7 @@ class CurvatureOperator:
         torch.Size([2, 3])
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -121,6 +128,7 @@ class CurvatureOperator:
         """Number of samples in all products so far, including products of :meth:`minibatches`."""
         return self._shared.evaluations
 
+    @checked
     def matvec(self, v: Vector) -> Vector:
         """Product with `v`, a tensor for each parameter.
 
@@ -135,6 +143,7 @@ class CurvatureOperator:
             torch._foreach_add_(tensors, self.layout.split(rows[0], wide=True), alpha=self.damping)
         return self.layout.named(tensors)
 
+    @checked
     def matmat(self, v: Vector) -> Vector:
         """Products with K vectors at once: `v` and the result have a tensor (K, *shape) for each parameter.
 
@@ -272,6 +281,7 @@ class CurvatureOperator:
         drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
         return distributed.broadcast_(drawn).cpu()
 
+    @checked
     def spectrum(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
     ) -> Spectrum:
@@ -289,18 +299,21 @@ class CurvatureOperator:
         with self.fixed():
             return lanczos(lambda row: self.products(row[None])[0], start, iterations, tolerance)
 
+    @checked
     def top_eigenvalue(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
     ) -> float:
         """Largest eigenvalue, approached from below; arguments and errors as for :meth:`spectrum`."""
         return self.spectrum(iterations=iterations, tolerance=tolerance, generator=generator).largest
 
+    @checked
     def smallest_eigenvalue(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
     ) -> float:
         """Smallest eigenvalue, approached from above; arguments and errors as for :meth:`spectrum`."""
         return self.spectrum(iterations=iterations, tolerance=tolerance, generator=generator).smallest
 
+    @checked
     def trace(self, *, samples: int = 32, generator: torch.Generator | None = None) -> float:
         """Estimate of the trace, the mean of ``z . (C + damping I) z`` over vectors z of random signs.
 

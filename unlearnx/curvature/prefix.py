@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, joined, tensors
 from unlearnx._checks import Params, model_device, select_params
 from unlearnx._copies import independent, lent
@@ -37,6 +38,7 @@ class FrozenPrefix:
         torch.Size([10, 2])
     """
 
+    @checked
     def __init__(self, model: nn.Module, params: Params, data: Data):
         names = select_params(model, params)
         self.prefix: nn.Module | None = None

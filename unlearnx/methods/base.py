@@ -12,14 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from unlearnx._arguments import check_fields, checked
 from unlearnx._batches import Nest, call, moved, rows, take
 from unlearnx._calls import check_call
 from unlearnx._checks import (
     Params,
     check_at_least_one,
     check_at_least_zero,
-    check_autocast,
-    check_integer,
     model_device,
     select_params,
 )
@@ -85,12 +84,12 @@ class Method:
     max_increase: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least_one(batch_size=self.batch_size)
-        check_integer(seed=self.seed)
-        check_autocast(autocast=self.autocast)
         SampleLoss(self.loss_fn)  # refuses what is no function
         check_at_least_zero(max_increase=self.max_increase, unbounded=True)
 
+    @checked
     def __call__(self, model: nn.Module, request: Request) -> Outcome:
         """Apply the method to a copy of `model`.
 

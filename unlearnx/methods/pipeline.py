@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from unlearnx._arguments import check_fields
 from unlearnx._checks import check_at_least_zero
 from unlearnx._copies import independent
 from unlearnx._wrappers import rewrapped
@@ -48,6 +49,7 @@ class Pipeline:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.stages:
             raise ValueError("stages: is empty, expected at least one method")
         for stage in self.stages:

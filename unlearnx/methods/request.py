@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Set
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from unlearnx._arguments import checked
 from unlearnx._batches import differing, joined
+from unlearnx._checks import integers
 from unlearnx._data import Collated, Data, as_dataset, batches, size
 
 
@@ -42,6 +43,7 @@ class Request:
     labels_only: bool = False
 
     @classmethod
+    @checked
     def remove(cls, dataset: Data, indices: Collection[int] | Tensor) -> Request:
         """Forget the samples at `indices` of `dataset`.
 
@@ -50,7 +52,7 @@ class Request:
         """
         data = as_dataset(dataset)
         n = size(data)
-        forget = _integers("indices", indices).sort().values
+        forget = integers("indices", indices).sort().values
         if len(forget) == 0:
             raise ValueError("indices: is empty, expected at least one sample to forget")
         if forget[0] < 0 or forget[-1] >= n:
@@ -64,10 +66,12 @@ class Request:
         return cls(data, forget)
 
     @classmethod
+    @checked
     def remove_class(cls, dataset: Data, c: int) -> Request:
         """Forget all samples with label `c`.
 
         Raises:
+            TypeError: `c` is no integer.
             ValueError: no sample or every sample has that label, or samples have several labels.
         """
         # Of a DataLoader, its dataset: the loader may shuffle, and indices refer to the dataset.
@@ -77,14 +81,13 @@ class Request:
             raise ValueError(f"dataset: has labels of type {type(labels).__name__}, expected one label per sample")
         if labels.dim() != 1:
             raise ValueError(f"dataset: has labels of shape {list(labels.shape)}, expected one label per sample")
-        if not isinstance(c, (int, np.integer)) or isinstance(c, bool):
-            raise ValueError(f"c: is {c!r}, expected an integer, the label of the class")
         members = (labels == int(c)).nonzero().flatten()
         if len(members) == 0:
             raise ValueError(f"c: no sample has label {c}; the labels are {sorted(labels.unique().tolist())}")
         return cls.remove(data, members)
 
     @classmethod
+    @checked
     def correct(cls, dataset: Data, corrected: Data) -> Request:
         """Replace the samples of `dataset` that differ from those of `corrected`, which has the same order.
 
@@ -105,6 +108,7 @@ class Request:
         return cls(data, forget, fixed, labels_only=not bool(changes_features.any()))
 
     @classmethod
+    @checked
     def from_sets(cls, *, forget: Data, retain: Data, correction: Data | None = None) -> Request:
         """Forget the samples of one set and retain those of another; the dataset is both, the forget set first.
 
@@ -161,28 +165,6 @@ class Request:
         return self.retain_set if self.corrected is None else self.corrected
 
 
-def _integers(name: str, given: Collection[int] | Tensor) -> Tensor:
-    """Whole numbers as int64 (N,) on the CPU. Numbers of another kind would name samples that nobody asked for.
-
-    Raises:
-        ValueError: `given` holds anything else, or is no collection.
-    """
-    if isinstance(given, (str, bytes, dict)) or not isinstance(given, (Collection, Tensor, np.ndarray)):
-        raise ValueError(
-            f"{name}: is of type {type(given).__name__}, expected integers: a list, a range, a set, a tensor"
-        )
-    values = list(given) if isinstance(given, Set) else given
-    try:
-        numbers = torch.as_tensor(values)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name}: expected integers, got {str(values)[:80]}") from error
-    if numbers.dtype == torch.bool:
-        raise ValueError(f"{name}: is a boolean mask, expected indices; pass mask.nonzero().flatten()")
-    if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex()):
-        raise ValueError(f"{name}: holds numbers of {numbers.dtype}, expected integers")
-    return numbers.long().flatten().cpu()
-
-
 def _shared(a: Dataset[Any], b: Dataset[Any]) -> int:
     """How many samples of `a` are also in `b`; 0 where that cannot be found without reading samples one by one."""
     if isinstance(a, Subset) and isinstance(b, Subset) and a.dataset is b.dataset:
@@ -202,6 +184,9 @@ def _sample_hashes(data: TensorDataset) -> list[int]:
 
 def _joined(a: Dataset[Any], b: Dataset[Any]) -> Dataset[Any]:
     if type(a) is TensorDataset and type(b) is TensorDataset:
+        shapes = [[list(t.shape[1:]) for t in data.tensors] for data in (a, b)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"forget: has samples (x, y) of shapes {shapes[0]}, expected {shapes[1]} as retain")
         return TensorDataset(*(torch.cat(pair) for pair in zip(a.tensors, b.tensors, strict=True)))
     if isinstance(a, Collated) and isinstance(b, Collated):
         return Collated(ConcatDataset([a.dataset, b.dataset]), a.collate)

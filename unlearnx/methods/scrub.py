@@ -52,7 +52,7 @@ class SCRUB(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_zero(max_epochs=self.max_epochs, alpha=self.alpha, gamma=self.gamma)
+        check_at_least_zero(max_epochs=self.max_epochs, max_lr=self.max_lr, alpha=self.alpha, gamma=self.gamma)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)

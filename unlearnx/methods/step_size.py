@@ -42,7 +42,8 @@ class ChosenParameters:
         """Set the parameters to ``start - step * direction``."""
         for name, p in self.params.items():
             # For step 0, start itself: 0 * direction is NaN where the direction is infinite.
-            p.copy_(torch.add(start[name], direction[name], alpha=-step) if step else start[name])
+            alpha = -min(step, torch.finfo(torch.promote_types(p.dtype, torch.float32)).max)
+            p.copy_(torch.add(start[name], direction[name], alpha=alpha) if step else start[name])
 
     def loss_after(self, loss: Callable[[], float], start: Vector, direction: Vector, step: float) -> float:
         """The value of `loss` after a step."""

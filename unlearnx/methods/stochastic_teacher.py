@@ -55,7 +55,7 @@ class StochasticTeacher(TrainedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(erase_epochs=self.erase_epochs)
-        check_at_least_zero(alpha=self.alpha)
+        check_at_least_zero(alpha=self.alpha, erase_lr=self.erase_lr)
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)

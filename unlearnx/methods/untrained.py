@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from unlearnx._checks import model_device
+from unlearnx._checks import model_device, named
 from unlearnx._random import forked_random
 from unlearnx._wrappers import Unwrapped, inner_name
 
@@ -34,7 +35,17 @@ def initialise_anew(model: nn.Module, factory: Factory | None, seed: int) -> Non
         if factory is None:
             reset_parameters(model)
         else:
-            _take_values(model, factory())
+            _take_values(model, made_by(factory))
+
+
+def made_by(factory: Factory) -> Any:
+    """What a factory returns.
+
+    Raises:
+        ValueError: it cannot be called without arguments, or fails.
+    """
+    with named(lambda: "factory: expected a function without arguments that returns an untrained model"):
+        return factory()
 
 
 def reset_parameters(model: nn.Module) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlearnx._arguments import checked
+from unlearnx._checks import known_as
 from unlearnx._data import Data
 from unlearnx.methods.outcome import Verdict
 from unlearnx.methods.request import Request
@@ -18,6 +20,7 @@ READ = 2000  # most samples of the forget set that are looked at
 MEASURES = {"accuracy": HIT, "confidence": PROBABILITY, "loss": LOSS}
 
 
+@checked
 def judge(
     before: nn.Module,
     after: nn.Module,
@@ -55,9 +58,14 @@ def judge(
         >>> judge(model, other, request)[0]
         'yes'
     """
-    unseen = unseen_level(before, request, reference, batch_size=batch_size, autocast=autocast)
+    with known_as(model="before"):
+        unseen = unseen_level(before, request, reference, batch_size=batch_size, autocast=autocast)
     reader = Reader(batch_size, autocast, 0)
-    old, new = (_measures(reader.read(model, request.forget_set, READ)) for model in (before, after))
+    measured = []
+    for name, model in (("before", before), ("after", after)):
+        with known_as(model=name):
+            measured.append(_measures(reader.read(model, request.forget_set, READ)))
+    old, new = measured
     levels = {"accuracy": unseen.accuracy, "confidence": unseen.confidence, "loss": unseen.loss}
     evidence: dict[str, Any] = {
         "before": old,

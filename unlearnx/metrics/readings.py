@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unlearnx._batches import Nest, moved, scores
 from unlearnx._calls import run
-from unlearnx._checks import model_device
+from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._data import Data, Samples
 from unlearnx._modes import evaluating
 from unlearnx.metrics.depths import Depths
@@ -52,6 +52,9 @@ class Reader:
     autocast: torch.dtype | None
     seed: int
     depths: Depths = field(default_factory=Depths)
+
+    def __post_init__(self) -> None:
+        check_at_least_one(batch_size=self.batch_size)
 
     def read(self, model: nn.Module, data: Data, most: int, *, features: bool = False) -> Reading | None:
         """The outputs for at most so many samples, on the CPU; None where they are no scores of the labels."""

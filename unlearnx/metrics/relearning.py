@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, call, count, moved, take
 from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._copies import independent
@@ -49,6 +50,7 @@ class RelearnTime:
         return self.steps / self.reference_steps
 
 
+@checked
 def relearn_time(
     model: nn.Module,
     original: nn.Module,
@@ -102,6 +104,9 @@ def relearn_time(
     for name, value in (("margin", margin), ("lr", lr)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} is {value}, expected a finite number >= 0")
+    for name, start in (("model", model), ("retrained", retrained)):
+        if not any(True for _ in start.parameters()):
+            raise ValueError(f"{name}: has no parameters, expected some to train")
     pair = materialize(forget)
     target = mean_loss(original, loss_fn, pair, autocast=autocast) + margin
     if not math.isfinite(target):

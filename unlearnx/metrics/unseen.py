@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
+from unlearnx._checks import known_as
 from unlearnx._data import Data, batches
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
@@ -68,6 +70,7 @@ class UnseenLevel:
         return self.accuracy is not None
 
 
+@checked
 def unseen_level(
     model: nn.Module,
     request: Request,
@@ -118,7 +121,8 @@ def unseen_level(
     """
     reader, forget = Reader(batch_size, autocast, seed), request.forget_set
     if isinstance(reference, nn.Module):
-        answer = reader.read(reference, forget, READ)
+        with known_as(model="reference"):
+            answer = reader.read(reference, forget, READ)
         return UNKNOWN_KIND if answer is None else _measured(answer)
     seen = reader.read(model, forget, READ, features=True)
     if seen is None:
@@ -130,7 +134,8 @@ def unseen_level(
     if absent.all():
         return _never_given(seen.classes)
     fitted = reader.read(model, request.target, FITTED, features=True)
-    held = None if reference is None else reader.read(model, reference, READ, features=True)
+    with known_as(data="reference"):
+        held = None if reference is None else reader.read(model, reference, READ, features=True)
     if fitted is None or (held is None and reference is not None):
         return UNKNOWN_KIND
     return _from_features(fitted, seen, held, absent)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlearnx._arguments import check_fields, checked
 from unlearnx._batches import Nest, call, count, moved, take, tensors
+from unlearnx._calls import check_call
 from unlearnx._checks import (
     Params,
     check_at_least_one,
     check_at_least_zero,
-    check_autocast,
+    check_fraction,
     model_device,
     select_params,
 )
@@ -80,10 +82,12 @@ class Training:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        check_autocast(autocast=self.autocast)
+        check_fields(self)
         check_at_least_one(epochs=self.epochs, batch_size=self.batch_size)
+        check_fraction(warmup=self.warmup)
         check_at_least_zero(lr=self.lr, weight_decay=self.weight_decay, anchor=self.anchor)
 
+    @checked
     def run(self, model: nn.Module, data: Data, *, checkpoint: Path | None = None) -> float:
         """Train `model` in place.
 
@@ -104,6 +108,7 @@ class Training:
             FloatingPointError: the loss of an epoch is not finite.
         """
         x, y = materialize(data)
+        check_call(model, self.loss_fn, (x, y), deterministic=False, penalty=True)
         with forked_random(model_device(model), seed=self.seed):
             return _Run(self, model, x, y).finish(checkpoint)
 

@@ -20,9 +20,9 @@ from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
 if TYPE_CHECKING:
     from unlearnx.methods.request import Request
 
-FITTED = 3000  # most samples that a classifier is fitted on
+FITTED = 2000  # most samples that a classifier is fitted on
 MOST = 0.9  # share of right labels without which no loss is estimated
-READ = 2000  # most samples of the forget set, and of held-out data, that are read
+READ = 1000  # most samples of the forget set, and of held-out data, that are read
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def unseen_level(
             that stays, that `model` never saw.
         batch_size: samples in one forward pass.
         autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
-        seed: of the samples that are read where there are more than 3,000 that stay, or 2,000 of another set.
+        seed: of the samples that are read where there are more than 2,000 that stay, or 1,000 of another set.
 
     Returns:
         The level. It is unknown, with the reason, where outputs or labels are of another kind.

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from unlearnx._arguments import checked
 from unlearnx._checks import known_as
-from unlearnx._data import Data, batches
+from unlearnx._data import Data
+from unlearnx._known_labels import drawn_labels
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
 
 if TYPE_CHECKING:
     from unlearnx.methods.request import Request
 
-FITTED = 3000  # most samples that a classifier is fitted on
+FITTED = 2000  # most samples that a classifier is fitted on
 MOST = 0.9  # share of right labels without which no loss is estimated
-READ = 2000  # most samples of the forget set, and of held-out data, that are read
+READ = 1000  # most samples of the forget set, and of held-out data, that are read
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def unseen_level(
             that stays, that `model` never saw.
         batch_size: samples in one forward pass.
         autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
-        seed: of the samples that are read where there are more than 3,000 that stay, or 2,000 of another set.
+        seed: of the samples that are read where there are more than 2,000 that stay, or 1,000 of another set.
 
     Returns:
         The level. It is unknown, with the reason, where outputs or labels are of another kind.
@@ -130,7 +131,7 @@ def unseen_level(
     if request.labels_only:
         stays = reader.read(model, request.retain_set, READ)
         return UNKNOWN_KIND if stays is None else _corrected(stays)
-    absent = ~torch.isin(seen.y, _labels(request.target))
+    absent = ~torch.isin(seen.y, _labels(request.target, batch_size))
     if absent.all():
         return _never_given(seen.classes)
     fitted = reader.read(model, request.target, FITTED, features=True)
@@ -149,9 +150,9 @@ UNTOLD = UnseenLevel(
 )
 
 
-def _labels(data: Data) -> Tensor:
-    """The labels that occur, each once."""
-    found = [torch.as_tensor(y).reshape(-1).unique() for _, y in batches(data)]
+def _labels(data: Data, batch_size: int | None) -> Tensor:
+    """The labels that occur, each once; among some samples where reading all would take long."""
+    found = [y.reshape(-1).unique() for y in drawn_labels(data, batch_size)]
     return torch.cat(found).unique().long().cpu()
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from unlearnx._arguments import checked
 from unlearnx._calls import run
-from unlearnx._checks import check_at_least_one, model_device
+from unlearnx._checks import check_at_least_one, known_as, model_device
 from unlearnx._data import Data, batches, materialize, picked, size
 from unlearnx._losses import Loss, SampleLoss, named
 from unlearnx._models import check_model
@@ -128,12 +128,9 @@ def losses_of_subsets(
                     model = train(part)
                     check_model(model)
                     model.eval()
-                with torch.no_grad():
-                    parts = [
-                        loss.each(run(model, x, "queries"), y).cpu()
-                        for x, y in batches(pair, None, model_device(model))
-                    ]
-                total += torch.cat(parts)
+                asked = batches(pair, None, model_device(model))
+                with torch.no_grad(), known_as(data="queries"):
+                    total += torch.cat([loss.each(run(model, x), y).cpu() for x, y in asked])
                 advance(1)
             losses.append(total / repeats)
     return masks, torch.stack(losses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from unlearnx.curvature.kfac.factors import Factors
 
 
-@runtime_checkable
 class Preconditioner(Protocol):
     """What has, or fits, the factors of an operator: ``Factors``, ``EKFAC()`` or ``KFAC()``."""
 

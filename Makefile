@@ -11,7 +11,7 @@ OTHER ?= $(if $(filter 2.13.%,$(TORCH)),2.11.0,2.13.0)
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test slow lint format docs benchmarks bench nvcc wheel clean
+.PHONY: demo test slow emulate lint format docs benchmarks bench nvcc wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/unlearnx run poison-digits
@@ -23,6 +23,10 @@ test: $(VENV)/.built
 # Minutes or many gigabytes each: tensors of more than 2^31 values, a wheel built and installed.
 slow: $(VENV)/.built
 	$(BIN)/python -m pytest -m slow --durations 10
+
+# The CUDA kernels on the CPU, under AddressSanitizer, against float64, and the faults that the emulator must die of.
+emulate: $(VENV)/.built
+	$(BIN)/python -m pytest tests/emulator --durations 5
 
 # Five minutes: every method beside retraining, the ops beside their rivals.
 benchmarks: $(VENV)/.built

@@ -310,7 +310,7 @@ class Complex(nn.Module):
         (lambda m, x, y: fisher_diagonal(m, F.cross_entropy, (x, y + 9)), "^data: expected labels that loss_fn takes"),
         (lambda m, x, y: fisher_diagonal(m, F.cross_entropy, x), "^data: expected a pair"),
         (lambda m, x, y: fisher_diagonal(m, None, (x, y)), "^loss_fn is None, expected a function"),
-        (lambda m, x, y: fisher_diagonal(None, F.cross_entropy, (x, y)), "^model is of type NoneType"),
+        (lambda m, x, y: fisher_diagonal(None, F.cross_entropy, (x, y)), "^model is None, expected a torch.nn.Module"),
         (lambda m, x, y: fisher_diagonal(m, lambda o, t: 1.0, (x, y)), "^loss_fn: returned float"),
         (lambda m, x, y: fisher_diagonal(m, F.cross_entropy, (x, y), batch_size="7"), "^batch_size is '7'"),
         (

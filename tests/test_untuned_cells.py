@@ -6,6 +6,7 @@ import torch
 from benchmarks.untuned import CELLS, Missing, Sources
 from benchmarks.untuned.networks import resnet9
 from unlearnx.data import load_digits
+from unlearnx.metrics import unseen_level
 from unlearnx.models import Training, digits_cnn
 
 TRAINED_HERE = [name for name, cell in CELLS.items() if not cell.is_large]
@@ -16,13 +17,26 @@ def sources(tmp_path_factory):
     return Sources(store=tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize("name", TRAINED_HERE)
-def test_memorised_before_and_not_when_retrained(name, sources):
-    cell = CELLS[name]
+def built(name, sources):
     try:
-        case = cell.build(0, sources)
+        return CELLS[name].build(0, sources)
     except Missing as missing:
         pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("given", ["held-out data", "nothing"])
+@pytest.mark.parametrize("name", TRAINED_HERE)
+def test_unseen_level_is_near_that_of_the_retrained_model(name, given, sources):
+    case = built(name, sources)
+    level = unseen_level(case.model, case.request, case.held if given == "held-out data" else None)
+    truth = case.retrained_accuracy["forget"]
+    assert level.accuracy.low <= truth <= level.accuracy.high
+    assert abs(level.accuracy.estimate - truth) < 0.08
+
+
+@pytest.mark.parametrize("name", TRAINED_HERE)
+def test_memorised_before_and_not_when_retrained(name, sources):
+    cell, case = CELLS[name], built(name, sources)
     assert case.accuracy["forget"] >= cell.memorised
     assert case.retrained_accuracy["forget"] <= cell.unseen
     assert case.retrained_accuracy["forget"] <= case.accuracy["forget"]

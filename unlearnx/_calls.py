@@ -9,25 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._batches import Nest, call, changed, count, described, moved, rows
-from unlearnx._checks import check_deterministic, model_device
+from unlearnx._checks import check_deterministic, known_as, model_device, named
 from unlearnx._copies import lent
-from unlearnx._data import Data, Samples
+from unlearnx._data import Data
 from unlearnx._functional import functional_call
-from unlearnx._losses import Loss, SampleLoss, named
+from unlearnx._losses import Loss, SampleLoss
 from unlearnx._models import Buffers, check_model, check_repeatable
 from unlearnx._modes import modes_kept
 from unlearnx._random import undisturbed
+from unlearnx._sources import Samples
 
 PROBED = 3  # samples that a model is tried on
 
 
-def run(model: Callable[..., Any], x: Nest, name: str = "data") -> Any:
+def run(model: Callable[..., Any], x: Nest) -> Any:
     """What a model returns for samples, with a row for each.
 
     Raises:
         ValueError: the model does not take the samples, or returns something else; the message names the argument.
     """
-    with named(lambda: f"{name}: expected samples that the model takes, got x of {described(x)}"):
+    with named(lambda: f"data: expected samples that the model takes, got x of {described(x)}"):
         output = call(model, x)
     return rows(output, count(x))
 
@@ -57,11 +58,25 @@ def check_call(
     if deterministic:
         check_deterministic(model)
     device = model_device(model)
-    x, y = (moved(changed(t, Tensor.detach), device) for t in Samples(data).read(slice(0, PROBED)))
+    with known_as(data=name):
+        x, y = (moved(changed(t, Tensor.detach), device) for t in Samples(data).read(slice(0, PROBED)))
+        _try(model, loss, x, y, device, deterministic=deterministic, penalty=penalty)
+
+
+def _try(
+    model: nn.Module,
+    loss: SampleLoss | None,
+    x: Nest,
+    y: Nest,
+    device: torch.device,
+    *,
+    deterministic: bool,
+    penalty: bool,
+) -> None:
     twin = lent(model)
 
     def output(x: Nest, buffers: Buffers) -> Any:
-        found = run(lambda *args, **named: functional_call(twin, buffers, args, named), x, name)
+        found = run(lambda *args, **named: functional_call(twin, buffers, args, named), x)
         return changed(found, Tensor.detach)
 
     with torch.enable_grad(), undisturbed(device), modes_kept(twin):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+LARGEST = torch.finfo(torch.float32).max  # number that is finite in single precision
 Params = str | Sequence[str] | None
 
 
@@ -22,6 +26,8 @@ def select_params(model: nn.Module, params: Params) -> list[str]:
     Raises:
         ValueError: nothing is selected, a name is unknown, or K is out of range.
     """
+    if not (params is None or (isinstance(params, (str, Collection)) and not isinstance(params, (bytes, Tensor)))):
+        raise TypeError(f"params is {shown(params)}, expected 'last:K', a list of names or None")
     available = [name for name, _ in model.named_parameters()]
     if params is None:
         chosen = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -53,6 +59,73 @@ def is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def fits_64_bits(value: int) -> bool:
+    """Whether an integer is one of torch's."""
+    return -(2**63) <= value < 2**63
+
+
+def shown(value: object) -> str:
+    """A value in the words of messages: its type where the value itself would take lines."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+        return f"a tensor of layout {value.layout} on {value.device}"
+    short = value is None or isinstance(value, (str, bytes, numbers.Number, np.generic, torch.dtype, torch.device))
+    return repr(value)[:80] if short else f"of type {type(value).__name__}"
+
+
+def integers(name: str, given: object) -> Tensor:
+    """Whole numbers as int64 (N,) on the CPU. Numbers of another kind would name samples that nobody asked for.
+
+    Raises:
+        ValueError: `given` holds anything else, or is no collection.
+    """
+    if isinstance(given, (str, bytes, dict)) or not isinstance(given, (Collection, Tensor, np.ndarray)):
+        raise ValueError(f"{name}: is {shown(given)}, expected integers: a list, a range, a set, a tensor")
+    values = list(given) if isinstance(given, Set) else given
+    try:
+        found = torch.as_tensor(values)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: expected integers, got {str(values)[:80]}") from error
+    if found.dtype == torch.bool:
+        raise ValueError(f"{name}: is a boolean mask, expected indices; pass mask.nonzero().flatten()")
+    if found.numel() and (found.is_floating_point() or found.is_complex()):
+        raise ValueError(f"{name}: holds numbers of {found.dtype}, expected integers")
+    if found.is_meta or found.layout != torch.strided:
+        raise ValueError(
+            f"{name}: is a tensor on {found.device} of layout {found.layout}, expected a dense one with values"
+        )
+    return found.long().flatten().cpu()
+
+
+@contextmanager
+def known_as(**names: str) -> Iterator[None]:
+    """Errors that name arguments of an inner function name those of the caller: ``known_as(data="forget")``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        found = re.match(r"(\w+)\b", str(error))
+        name = names.get(found[1]) if found else None
+        if type(error) not in (TypeError, ValueError) or found is None or name in (None, found[1]):
+            raise
+        raise type(error)(str(name) + str(error)[found.end() :]) from error
+
+
+@contextmanager
+def named(describe: Callable[[], str]) -> Iterator[None]:
+    """What a function of the user's raises comes as a ValueError that starts with what `describe` says.
+
+    Memory that is not there is no fault of an argument.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{describe()}: it raised {type(error).__name__}: {said[:300]}") from error
+
+
 def check_integer(**values: object) -> None:
     """Refuse what is not an integer.
 
@@ -61,7 +134,9 @@ def check_integer(**values: object) -> None:
     """
     for name, value in values.items():
         if not is_integer(value):
-            raise TypeError(f"{name} is {value!r}, expected an integer")
+            raise TypeError(f"{name} is {shown(value)}, expected an integer")
+        if not fits_64_bits(value):  # type: ignore[arg-type]
+            raise ValueError(f"{name} is {shown(value)}, expected an integer of 64 bits")
 
 
 def check_at_least_one(**counts: int | None) -> None:
@@ -77,17 +152,6 @@ def check_at_least_one(**counts: int | None) -> None:
                 raise ValueError(f"{name} is {value}, expected at least 1")
 
 
-def check_autocast(**dtypes: torch.dtype | None) -> None:
-    """Refuse dtypes that layers cannot compute in; None stands for the model's own.
-
-    Raises:
-        ValueError: one is not a floating dtype; the message names the argument.
-    """
-    for name, value in dtypes.items():
-        if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
-            raise ValueError(f"{name} is {value!r}, expected torch.bfloat16, torch.float16, torch.float32 or None")
-
-
 def check_at_least_zero(*, unbounded: bool = False, **values: float | None) -> None:
     """Refuse negative numbers, NaN, and, unless `unbounded`, infinity; None stands for a default.
 
@@ -95,9 +159,9 @@ def check_at_least_zero(*, unbounded: bool = False, **values: float | None) -> N
         ValueError: the message names the argument.
     """
     for name, value in values.items():
-        if value is None or (unbounded and value == math.inf):
+        if value is None:
             continue
-        if not is_number(value) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value <= (math.inf if unbounded else LARGEST):
             raise ValueError(f"{name} is {value!r}, expected a {'' if unbounded else 'finite '}number >= 0")
 
 

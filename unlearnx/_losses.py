@@ -14,6 +14,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from unlearnx._batches import Nest, changed, count, described, rows, scores, split_rows, take, tensors
+from unlearnx._checks import named
 from unlearnx._labels import IGNORED
 from unlearnx._per_sample import is_per_sample
 from unlearnx.losses import mean_of_labelled
@@ -22,21 +23,6 @@ TOLERANCE = 1e-4  # relative, between a loss of a batch in single precision and 
 SHOWN_LABELS = 8  # labels of a batch that a message shows
 
 Loss = Callable[[Any, Any], Tensor]
-
-
-@contextmanager
-def named(describe: Callable[[], str]) -> Iterator[None]:
-    """What a function of the user's raises comes as a ValueError that starts with what `describe` says.
-
-    Memory that is not there is no fault of an argument.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{describe()}: it raised {type(error).__name__}: {said[:300]}") from error
 
 
 class SampleLoss:

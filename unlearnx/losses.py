@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, overload
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnx._batches import scores
+from unlearnx._checks import check_fraction, check_integer, known_as, named, shown
 from unlearnx._labels import IGNORED, class_axis
 from unlearnx._per_sample import per_sample
 
@@ -46,19 +48,24 @@ def cross_entropy(
         >>> cross_entropy(output, y)  # log 4, and 0 for the sample without a label
         tensor([1.3863, 1.3863, 0.0000])
     """
-    axis = class_axis(output, y)
-    values = scores(output)
+    check_integer(ignore_index=ignore_index)
+    check_fraction(label_smoothing=label_smoothing)
+    values, axis = _given(output, y), class_axis(output, y)
     if axis is None:
         raise ValueError(
-            f"data: labels have shape {list(y.shape)}, expected one class for each position of scores of shape "
+            f"y: has labels of shape {list(y.shape)}, expected one class for each position of scores of shape "
             f"{list(values.shape)}"
         )
+    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != values.shape[axis : axis + 1]):
+        what = f"of shape {list(weight.shape)}" if isinstance(weight, Tensor) else shown(weight)
+        raise ValueError(f"weight is {what}, expected a tensor of {values.shape[axis]}, one number for each class")
     values = values.movedim(axis, 1)
     if y.is_floating_point():
         y = y.movedim(axis, 1)
-    losses = F.cross_entropy(
-        values, y, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
-    )
+    with named(lambda: f"y: expected classes, 0 to {values.shape[1] - 1}, or their probabilities, got {y.dtype}"):
+        losses = F.cross_entropy(
+            values, y, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+        )
     return mean_of_labelled(losses, y, ignore_index)
 
 
@@ -96,10 +103,11 @@ def causal_lm(output: Any = None, y: Tensor | None = None, *, ignore_index: int 
         raise ValueError(f"per is {per!r}, expected one of {', '.join(map(repr, PER))}")
     if output is None or y is None:
         return partial(causal_lm, ignore_index=ignore_index, per=per)
-    values = scores(output)
+    check_integer(ignore_index=ignore_index)
+    values = _given(output, y)
     if values.dim() != 3 or y.shape != values.shape[:2] or y.is_floating_point():
         raise ValueError(
-            f"data: labels are {y.dtype} of shape {list(y.shape)} with scores of shape {list(values.shape)}, expected "
+            f"y: has labels of {y.dtype} and shape {list(y.shape)} with scores of shape {list(values.shape)}, expected "
             "tokens (N, length) and scores (N, length, tokens)"
         )
     following = y[:, 1:]
@@ -123,6 +131,7 @@ def binary_cross_entropy(output: Any, y: Tensor, *, ignore_index: int = IGNORED)
         >>> binary_cross_entropy(torch.zeros(2, 3), torch.tensor([[0, 1, 1], [1, -100, -100]]))  # log 2
         tensor([0.6931, 0.6931])
     """
+    check_integer(ignore_index=ignore_index)
     values, y = _matched(output, y)
     target = y.to(values.dtype).where(y != ignore_index, 0)
     losses = F.binary_cross_entropy_with_logits(values, target, reduction="none").where(y != ignore_index, 0)
@@ -148,12 +157,24 @@ def mse(output: Any, y: Tensor) -> Tensor:
     return (values - y.to(values.dtype)).square().reshape(len(y), -1).mean(1)
 
 
+def _given(output: Any, y: Any) -> Tensor:
+    """The scores of an output, where the labels are a tensor too."""
+    if not isinstance(y, Tensor) or y.layout != torch.strided or y.is_complex():
+        what = f"of {y.dtype} and layout {y.layout}" if isinstance(y, Tensor) else shown(y)
+        raise TypeError(f"y is {what}, expected a dense tensor of real numbers")
+    with known_as(model="output"):
+        found = scores(output)
+    if found.is_complex():
+        raise TypeError(f"output is of {found.dtype}, expected real numbers")
+    return found
+
+
 def _matched(output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
     """Scores and labels of one shape."""
-    values = scores(output)
+    values = _given(output, y)
     if values.shape[:1] != y.shape[:1] or values.numel() != y.numel():
         raise ValueError(
-            f"data: labels have shape {list(y.shape)} with outputs of shape {list(values.shape)}, expected as many"
+            f"y: has labels of shape {list(y.shape)} with outputs of shape {list(values.shape)}, expected as many"
         )
     return values, y.reshape(values.shape)
 

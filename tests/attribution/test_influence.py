@@ -147,8 +147,8 @@ def shuffled(x, y):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda t, f: ((t[0][:0], t[1][:0]), f), {}, "data: is empty"),
-        (lambda t, f: (t, (f[0][:0], f[1][:0])), {}, "data: is empty"),
+        (lambda t, f: ((t[0][:0], t[1][:0]), f), {}, "train: is empty"),
+        (lambda t, f: (t, (f[0][:0], f[1][:0])), {}, "failures: is empty"),
         (lambda t, f: (shuffled(*t), f), {}, "train: is a DataLoader that shuffles"),
         (lambda t, f: (t, f), {"damping": 0.0, "l2": 0.0}, "expected a finite number > 0"),
         (lambda t, f: (t, f), {"params": ["nope"]}, "no parameter 'nope'"),

@@ -446,6 +446,9 @@ def compare(got: Any, expected: Any, dtype: torch.dtype, scale: float) -> str | 
     if not expected.is_floating_point():
         return None if torch.equal(got, expected) else f"{got.tolist()}, expected {expected.tolist()}"
     worst = max(tolerance(dtype), tolerance(got.dtype))
+    overflows = expected.isfinite() & expected.to(got.dtype).isinf()
+    if overflows.any():
+        return "finite where it overflows" if bool(got[overflows].isfinite().any()) else None
     error = (got.double() - expected.double()).abs().masked_fill(got == expected, 0)  # of infinities too
     size = max(scale, float(expected.double().abs().max()) if expected.numel() else 0.0)
     if expected.numel() and not bool((error <= worst * (1 + size)).all()):

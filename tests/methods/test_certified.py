@@ -227,7 +227,7 @@ def test_data_that_does_not_fit(change, message):
         (lambda m: m.remove([3, 3]), "indices: 3 is given twice"),
         (lambda m: m.remove([0]), "indices: 0 was removed already"),
         (lambda m: m.remove(range(1, 400)), "contains all 399 rows that are left"),
-        (lambda m: m.remove(torch.zeros(400, dtype=torch.bool)), "expected integers"),
+        (lambda m: m.remove(torch.zeros(400, dtype=torch.bool)), "indices: is a boolean mask"),
         (lambda m: m.remove_features([1]), "columns: 1 was removed already"),
         (lambda m: m.remove_features([0, 2, 3, 4, 5, 6, 7]), "contains all 7 features that are left"),
         (lambda m: m.remove_features([0], steps=0), "steps is 0"),

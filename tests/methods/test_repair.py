@@ -196,8 +196,8 @@ def test_corrections(study):
         NewtonRepair(gamma=1e6),
         NewtonRepair(gamma=1e6, kind="diagonal"),
         NewtonRepair(solver=LiSSA(damping=0.0, scale=1e-4, recursion_depth=30, batch_size=None)),
-        EWCRepair(lr=1e3, strength=0.0),
-        EnergyAlignment(lr=1e20),
+        EWCRepair(epochs=10, lr=1e3, strength=0.0),
+        EnergyAlignment(epochs=2, lr=1e20),
     ],
     ids=["gamma", "gamma of the diagonal", "scale", "lr", "huge lr"],
 )
@@ -226,7 +226,7 @@ def test_harm_is_noticed_and_not_applied(study, method, params):
     ],
 )
 def test_refuses_arguments(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 

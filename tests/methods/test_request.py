@@ -66,7 +66,7 @@ def test_features_of_a_request():
         (lambda x, y: Request.remove((x, y), [4, 4]), "indices: sample 4 is given twice"),
         (lambda x, y: Request.remove((x, y), range(10)), "indices: contains all 10 samples"),
         (lambda x, y: Request.remove((x, y), y > 0), "indices: is a boolean mask"),
-        (lambda x, y: Request.remove((x[:0], y[:0]), [0]), "data: is empty"),
+        (lambda x, y: Request.remove((x[:0], y[:0]), [0]), "dataset: is empty"),
         (lambda x, y: Request.remove_class((x, y), 5), r"no sample has label 5; the labels are \[0, 1, 2\]"),
         (
             lambda x, y: Request.remove_class((x, y[:, None]), 1),
@@ -115,5 +115,5 @@ def test_what_is_no_collection_of_integers(indices):
 
 @pytest.mark.parametrize("c", ["1", [1, 2], 1.0, None, True])
 def test_what_is_no_class(c):
-    with pytest.raises(ValueError, match=r"^c: is .*, expected an integer, the label of the class$"):
+    with pytest.raises(TypeError, match=r"^c is .*, expected an integer$"):
         Request.remove_class((torch.zeros(6, 2), torch.arange(6)), c)

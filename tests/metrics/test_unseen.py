@@ -30,6 +30,18 @@ def test_left_out_predictions_are_those_of_a_fit_without_the_sample():
         torch.testing.assert_close(whole.left_out[i], scale * expected, rtol=1e-6, atol=1e-9)
 
 
+def test_leverage_is_that_of_a_fit_without_the_sample():
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    classifier = RidgeClassifier(x, torch.arange(40) % 2, 2)
+    z = (x - x.mean(0)) / x.std(0, correction=0)
+    penalty = PENALTY * len(x) * torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close(classifier.leverage(x), (z @ torch.linalg.inv(z.T @ z + penalty) * z).sum(1))
+    for i in range(0, 40, 9):
+        rest = z[torch.arange(40) != i]
+        own = z[i] @ torch.linalg.inv(rest.T @ rest + penalty) @ z[i]
+        torch.testing.assert_close(classifier.left_out_leverage[i], own)
+
+
 def test_constant_features_and_absent_classes():
     x = torch.cat([torch.randn(30, 2), torch.full((30, 1), 3.0)], 1)
     classifier = RidgeClassifier(x, torch.arange(30) % 2, 4)
@@ -133,7 +145,8 @@ def test_last_features_are_not_believed(digits):
 @pytest.fixture
 def small():
     torch.manual_seed(0)
-    return nn.Linear(8, 3), torch.randn(90, 8), torch.arange(90) % 3
+    y = torch.arange(90) % 3
+    return nn.Linear(8, 3), torch.randn(90, 8) + 3 * torch.eye(3, 8)[y], y
 
 
 def test_a_whole_class_is_never_given(small):

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.helpers import TOLERANCE, threads
 from unlearnx.ops import lstm
+from unlearnx.ops.lstm import LSTMStack, plain_recurrence
 from unlearnx.selftest.references import lstm as written_out
 
 OPTIONS = list(product((1, 2), (False, True), (True, False), (False, True)))  # layers, directions, biases, batch first
@@ -80,6 +81,44 @@ def test_half(dtype):
     assert all(t.dtype == dtype for t in got)
     assert_same(got, call(module)(*wide), **TOLERANCE[dtype])
     assert all(t.dtype == dtype for t in torch.autograd.grad(got[0].float().sum(), [*leaves, *weights]))
+
+
+def in_double(inputs, h, c, weight):
+    """The recurrence of one layer and direction, every step in plain torch in float64; states as the kernels return."""
+    hidden, cells = [h.double()], [c.double()]
+    for step in inputs.double():
+        i, f, g, o = (step + hidden[-1] @ weight.double().T).chunk(4, -1)
+        cells.append(f.sigmoid() * cells[-1] + i.sigmoid() * g.tanh())
+        hidden.append(o.sigmoid() * cells[-1].tanh())
+    return torch.stack(hidden).to(inputs.dtype), torch.stack(cells).to(inputs.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 1, 2, 2)])  # steps, rows, inputs, units
+def test_half_loses_in_torchs_products_only(sizes, dtype):
+    """A single unit in bfloat16 may be 30 % off where its terms cancel: W_ih x and the biases are rounded by torch.
+
+    With the same products but the recurrence in float64, outputs, gradients and gradients of gradients are the same.
+    """
+    steps, rows, inputs, units = sizes
+    shapes = [(steps, rows, inputs), *[(1, rows, units)] * 2, (4 * units, inputs), (4 * units, units)]
+    shapes += [(4 * units,)] * 2
+
+    def results(given, directions, recurrence):
+        x, h, c, *weights = leaves = [t.clone().requires_grad_() for t in given]
+        stack = LSTMStack(weights, True, 1, 0.0, False, False, False)
+        stack.recurrence = recurrence
+        output = stack.run(x, (h, c))[0]
+        gradients = torch.autograd.grad(output, leaves, directions[0], create_graph=True)
+        return [output, *gradients, *torch.autograd.grad(gradients, leaves, directions[1:])]
+
+    for seed in range(60):
+        torch.manual_seed(seed)
+        given = [(torch.randn(s) / s[-1] ** 0.5).to(dtype) for s in shapes]
+        directions = [torch.randn_like(t) for t in (given[0].new_empty(steps, rows, units), *given)]
+        pairs = (results(given, directions, recurrence) for recurrence in (plain_recurrence, in_double))
+        for got, expected in zip(*pairs, strict=True):
+            torch.testing.assert_close(got, expected, rtol=torch.finfo(dtype).eps, atol=1e-4)
 
 
 def test_transforms():

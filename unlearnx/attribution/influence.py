@@ -21,9 +21,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._batches import arguments
 from unlearnx._calls import check_call
-from unlearnx._checks import Params, check_at_least_one, check_finite, model_device
+from unlearnx._checks import Params, check_at_least_one, check_finite, known_as, model_device
 from unlearnx._copies import lent
 from unlearnx._data import Data, batches, check_in_order, materialize, size
 from unlearnx._functional import functional_call
@@ -36,6 +37,7 @@ from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.ops._dtypes import compute_dtype
 
 
+@checked
 def linear_influence(
     model: nn.Module,
     loss_fn: Loss,
@@ -81,11 +83,14 @@ def linear_influence(
     _check_positive(damping=damping)
     check_in_order("train", train)
     precision = _precision(model, loss_fn, train, 1.0, damping, params, batch_size, fisher_type)
-    failure_gradient = grad_difference(model, loss_fn, failures, params=params, batch_size=batch_size)
+    with known_as(old="failures"):
+        failure_gradient = grad_difference(model, loss_fn, failures, params=params, batch_size=batch_size)
     step = {name: -g / precision[name] for name, g in failure_gradient.items()}
-    return per_sample_grad_dot(model, loss_fn, train, step, params=params, batch_size=batch_size)
+    with known_as(data="train"):
+        return per_sample_grad_dot(model, loss_fn, train, step, params=params, batch_size=batch_size)
 
 
+@checked
 def ewc_influence(
     model: nn.Module,
     loss_fn: Loss,
@@ -160,15 +165,16 @@ def _precision(
     fisher_type: str,
 ) -> Vector:
     """``N (strength F + damping)`` for every parameter; damping None is `strength` times the mean entry of F."""
-    fisher = fisher_diagonal(
-        model,
-        loss_fn,
-        train,
-        params=params,
-        fisher_type=fisher_type,
-        batch_size=batch_size,
-        generator=torch.Generator().manual_seed(0),
-    )
+    with known_as(data="train"):
+        fisher = fisher_diagonal(
+            model,
+            loss_fn,
+            train,
+            params=params,
+            fisher_type=fisher_type,
+            batch_size=batch_size,
+            generator=torch.Generator().manual_seed(0),
+        )
     if damping is None:
         entries = sum(t.numel() for t in fisher.values())
         damping = strength * sum(float(t.sum(dtype=torch.float64)) for t in fisher.values()) / entries

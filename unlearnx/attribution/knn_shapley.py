@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unlearnx._arguments import checked
 from unlearnx._checks import check_at_least_one
 
 DISTANCES_AT_ONCE = 1 << 17  # distances computed at once: few enough that they stay in the CPU's caches
 
 
+@checked
 def knn_shapley(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, *, k: int = 5) -> Tensor:
     """Shapley value of each training sample for an unweighted k-nearest-neighbour classifier; higher = more valuable.
 

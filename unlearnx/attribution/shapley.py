@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, arguments, count, moved, take
 from unlearnx._calls import check_call
-from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device, select_params
+from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device, named, select_params, shown
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
 from unlearnx._functional import functional_call
@@ -30,6 +31,7 @@ Score = Callable[[Any], float]
 FULL_FIT_STREAM = 2**32 - 1  # random stream for the fit on all samples; permutation p uses stream p
 
 
+@checked
 def tmc_shapley(
     fit: Fit,
     score: Score,
@@ -80,12 +82,13 @@ def tmc_shapley(
     check_at_least_zero(truncation=truncation)
     sampling = Sampling(permutations, tolerance, seed, workers, checkpoint, progress)
     with reproducible(stream_seed(seed, FULL_FIT_STREAM)):
-        full = _finite("score", score(fit(torch.arange(n_points))))
+        full = _finite("score", _scored(fit, score, torch.arange(n_points)))
     game = _RefittingGame(fit, score, _finite("empty_score", empty_score), full, truncation)
     key = f"TMC-Shapley, from {empty_score!r} to {full!r}, truncation {truncation!r}"
     return sampling.run(game, n_points, key)
 
 
+@checked
 def gradient_shapley(
     model: nn.Module,
     loss_fn: Loss,
@@ -143,8 +146,18 @@ def _accuracy(output: Any, y: Any) -> Tensor:
     return (predictions(output, y) == y)[counts].double().mean()
 
 
+def _scored(fit: Fit, score: Score, indices: Tensor) -> Any:
+    with named(lambda: "fit: expected a function fit(indices) that returns a model"):
+        fitted = fit(indices)
+    with named(lambda: "score: expected a function score(fitted) that returns a number"):
+        return score(fitted)
+
+
 def _finite(name: str, value: Any) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: is {shown(value)}, expected a number") from error
     if not math.isfinite(number):
         raise ValueError(f"{name}: is {number}, expected a finite number")
     return number
@@ -167,7 +180,7 @@ class _RefittingGame:
             if abs(self.full - before) < self.truncation:
                 break
             last = m == len(order)
-            after = self.full if last else _finite("score", self.score(self.fit(order[:m].sort().values)))
+            after = self.full if last else _finite("score", _scored(self.fit, self.score, order[:m].sort().values))
             contributions[sample] = after - before
             before = after
         return contributions
@@ -193,7 +206,10 @@ class _SGDGame:
 
         def current_score() -> float:
             with torch.no_grad():
-                return _finite("score", self.score(functional_call(self.model, everything, *arguments(x_test)), y_test))
+                output = functional_call(self.model, everything, *arguments(x_test))
+                with named(lambda: "score: expected a function score(outputs, y)"):
+                    value = self.score(output, y_test)
+                return _finite("score", value)
 
         contributions = torch.zeros(len(order), dtype=torch.float64)
         before = current_score()

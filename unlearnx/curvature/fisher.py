@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from unlearnx import _distributed as distributed
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, arguments, count
 from unlearnx._calls import check_call
-from unlearnx._checks import Params, check_autocast, check_finite, model_device, select_params
+from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_same_in_every_process, shared_batches, size
 from unlearnx._functional import functional_call
@@ -28,6 +29,7 @@ from unlearnx.ops._dtypes import compute_dtype as compute_dtype_of
 FISHER_TYPES = ("empirical", "mc", "exact", "batch")
 
 
+@checked
 def fisher_diagonal(
     model: nn.Module,
     loss_fn: Loss,
@@ -89,7 +91,6 @@ def fisher_diagonal(
         raise ValueError(f"fisher_type is {fisher_type!r}, expected one of {', '.join(FISHER_TYPES)}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
-    check_autocast(compute_dtype=compute_dtype)
     check_call(model, loss_fn, data)
     names = select_params(model, params)
     check_same_in_every_process("data", data)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from unlearnx import _distributed as distributed
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, arguments, count, equal, rows
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
@@ -32,8 +33,8 @@ def _pairs(
 
     def read(data: Data) -> Iterator[Batch]:
         if not shared:
-            return batches(data, batch_size, device)
-        return ((x, y) for _, x, y in shared_batches(data, batch_size, device))
+            return batches(data, batch_size, device, title="gradients")
+        return ((x, y) for _, x, y in shared_batches(data, batch_size, device, title="gradients"))
 
     if new is None:
         for batch in read(old):
@@ -49,6 +50,13 @@ def _pairs(
     yield from zip(read(old), read(new), strict=True)
 
 
+def _check_new(model: nn.Module, loss_fn: Loss, new: Data | None) -> None:
+    """The samples of `new` too are some that the model and the loss take; that these are right is known by then."""
+    if new is not None:
+        check_call(model, loss_fn, new, name="new", deterministic=False, penalty=True)
+
+
+@checked
 def grad_difference(
     model: nn.Module,
     loss_fn: Loss,
@@ -89,6 +97,7 @@ def grad_difference(
         torch.Size([3, 4])
     """
     check_call(model, loss_fn, old, name="old", penalty=True)
+    _check_new(model, loss_fn, new)
     names = select_params(model, params)
     check_same_in_every_process("old", old)
     if new is not None:
@@ -127,6 +136,7 @@ def grad_difference(
     return total
 
 
+@checked
 def per_sample_grad_difference(
     model: nn.Module, loss_fn: Loss, old: Data, new: Data | None = None, *, params: Params = None
 ) -> dict[str, Tensor]:
@@ -144,6 +154,7 @@ def per_sample_grad_difference(
         torch.Size([20, 3, 4])
     """
     check_call(model, loss_fn, old, name="old")
+    _check_new(model, loss_fn, new)
     names = select_params(model, params)
     loss = SampleLoss(loss_fn)
     own = dict(model.named_parameters())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,15 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, moved
 from unlearnx._calls import check_call
-from unlearnx._checks import Params, check_at_least_one, check_deterministic, model_device, select_params
+from unlearnx._checks import (
+    Params,
+    check_at_least_one,
+    check_at_least_zero,
+    check_deterministic,
+    model_device,
+    select_params,
+)
 from unlearnx._copies import lent
-from unlearnx._data import BATCH_SIZE, Data, Samples, check_same_in_every_process, check_visits_all
+from unlearnx._data import BATCH_SIZE, Data, check_same_in_every_process, check_visits_all
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._memory_order import ImageOrder
 from unlearnx._models import check_gradients_possible
+from unlearnx._progress import passing
+from unlearnx._sources import Samples
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.batch_curvature import CURVATURE_KINDS, BatchCurvature, RecordedBatch, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -36,8 +45,7 @@ def check_curvature(kind: str, damping: float) -> None:
     """Refuse an unknown kind of curvature, and a damping that is negative or not finite."""
     if kind not in CURVATURE_KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(CURVATURE_KINDS)}")
-    if not 0 <= damping < math.inf:
-        raise ValueError(f"damping is {damping}, expected a finite number >= 0")
+    check_at_least_zero(damping=damping)
 
 
 class CurvatureOperator:
@@ -54,8 +62,9 @@ class CurvatureOperator:
             read at every product, so they may change; those of the part before the chosen parameters may not.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
         data: pairs (x, y): tensors, a Dataset or a DataLoader (whose dataset is read by index, `batch_size`
-            samples at a time). A Dataset may be larger than memory, unless `params` leaves out the first part of the
-            model: that part's outputs are kept in memory. Data must not be changed in place: it is not noticed.
+            samples at a time). A Dataset may be larger than memory; where `params` leaves out the first part of the
+            model, that part's outputs are kept, in memory or on disk (see :meth:`FrozenPrefix.features`). Data must
+            not be changed in place: it is not noticed.
         kind: ``"hessian"``, or ``"ggn"`` for the generalised Gauss-Newton matrix, which has no negative
             eigenvalues where the loss is convex in the output.
         damping: multiple of the identity to add, >= 0.
@@ -83,6 +92,7 @@ class CurvatureOperator:
         torch.Size([2, 3])
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -106,7 +116,8 @@ class CurvatureOperator:
         if frozen_prefix.prefix is not None:  # otherwise samples are read by index, the same in every process
             check_same_in_every_process("data", data)
         self.layout = Layout({name: own[name] for name in self.names})
-        self._samples = Samples(frozen_prefix.features(data, batch_size=batch_size))
+        self._data = frozen_prefix.features(data, batch_size=batch_size)
+        self._samples = Samples(self._data)
         self._order = torch.arange(len(self._samples))
         self._shared = _SharedState(self.model, frozen_prefix.prefix, self.names, loss_fn)
         self.batch_size = batch_size or (SAMPLES_PER_PASS if self._shared.softmax else BATCH_SIZE)
@@ -121,6 +132,11 @@ class CurvatureOperator:
         """Number of samples in all products so far, including products of :meth:`minibatches`."""
         return self._shared.evaluations
 
+    def problem(self) -> tuple[nn.Module, Loss, Data]:
+        """The part of the model with the chosen parameters, the loss, and the data as that part takes them."""
+        return self.model, self._shared.loss.loss_fn, self._data
+
+    @checked
     def matvec(self, v: Vector) -> Vector:
         """Product with `v`, a tensor for each parameter.
 
@@ -135,6 +151,7 @@ class CurvatureOperator:
             torch._foreach_add_(tensors, self.layout.split(rows[0], wide=True), alpha=self.damping)
         return self.layout.named(tensors)
 
+    @checked
     def matmat(self, v: Vector) -> Vector:
         """Products with K vectors at once: `v` and the result have a tensor (K, *shape) for each parameter.
 
@@ -160,16 +177,18 @@ class CurvatureOperator:
         snapshot = self._shared.snapshot()
         totals: list[list[Tensor]] = []
         mine = distributed.local_range(len(self))
-        for start in range(mine.start, mine.stop, self.batch_size):
-            stop = min(start + self.batch_size, mine.stop)
-            batch = self._batch(start, stop, snapshot)
-            products = batch.products(vectors, keep=self._kept.get((start, stop)) is batch)
-            for k, (v, tensors) in enumerate(zip(vectors, products, strict=True)):
-                product = self.layout.owned(tensors, v)
-                if len(totals) <= k:
-                    totals.append(product)
-                else:
-                    torch._foreach_add_(totals[k], product)
+        with passing("curvature product", len(mine)) as advance:
+            for start in range(mine.start, mine.stop, self.batch_size):
+                stop = min(start + self.batch_size, mine.stop)
+                batch = self._batch(start, stop, snapshot)
+                products = batch.products(vectors, keep=self._kept.get((start, stop)) is batch)
+                for k, (v, tensors) in enumerate(zip(vectors, products, strict=True)):
+                    product = self.layout.owned(tensors, v)
+                    if len(totals) <= k:
+                        totals.append(product)
+                    else:
+                        torch._foreach_add_(totals[k], product)
+                advance(stop - start)
         totals = totals or [self.layout.owned([None] * len(self.names), []) for _ in vectors]
         distributed.all_reduce_(t for total in totals for t in total)
         return totals
@@ -272,6 +291,7 @@ class CurvatureOperator:
         drawn = torch.randperm(len(self), generator=generator).to(self.layout.device)
         return distributed.broadcast_(drawn).cpu()
 
+    @checked
     def spectrum(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
     ) -> Spectrum:
@@ -289,18 +309,21 @@ class CurvatureOperator:
         with self.fixed():
             return lanczos(lambda row: self.products(row[None])[0], start, iterations, tolerance)
 
+    @checked
     def top_eigenvalue(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
     ) -> float:
         """Largest eigenvalue, approached from below; arguments and errors as for :meth:`spectrum`."""
         return self.spectrum(iterations=iterations, tolerance=tolerance, generator=generator).largest
 
+    @checked
     def smallest_eigenvalue(
         self, *, iterations: int = 50, tolerance: float = 1e-2, generator: torch.Generator | None = None
     ) -> float:
         """Smallest eigenvalue, approached from above; arguments and errors as for :meth:`spectrum`."""
         return self.spectrum(iterations=iterations, tolerance=tolerance, generator=generator).smallest
 
+    @checked
     def trace(self, *, samples: int = 32, generator: torch.Generator | None = None) -> float:
         """Estimate of the trace, the mean of ``z . (C + damping I) z`` over vectors z of random signs.
 

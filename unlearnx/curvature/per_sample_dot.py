@@ -7,6 +7,7 @@ from collections import Counter
 from torch import Tensor, nn
 
 from unlearnx import _distributed as distributed
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, count
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
@@ -19,6 +20,7 @@ from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.targets import Targets
 
 
+@checked
 def per_sample_grad_dot(
     model: nn.Module,
     loss_fn: Loss,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_at_least_one
+from unlearnx._arguments import check_fields, checked
+from unlearnx._checks import check_at_least_one, integers, shown
 from unlearnx.methods.design_matrix import Design, as_design
 from unlearnx.methods.logistic import Objective, Step, loss_of
 
@@ -138,6 +139,7 @@ class CertifiedRemoval:
     ledger: list[Entry] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("epsilon", "lam", "sigma"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -169,6 +171,7 @@ class CertifiedRemoval:
         objective, theta = self._trained(), self.theta[:, None]
         return float(objective.gradient(theta, objective.times(theta)).norm())
 
+    @checked
     def fit(self, x: Any, y: Any) -> CertifiedRemoval:
         """Train on rows x and their labels; replaces an earlier model and its ledger.
 
@@ -211,6 +214,7 @@ class CertifiedRemoval:
         )
         return self
 
+    @checked
     def predict(self, x: Any) -> Tensor:
         """The most probable label of each row of `x`, int64 (N,)."""
         objective, design = self._trained(), as_design(x)
@@ -220,6 +224,7 @@ class CertifiedRemoval:
         chosen = (probabilities[:, 0] > 0.5).long() if probabilities.shape[1] == 1 else probabilities.argmax(1)
         return self.classes[chosen]
 
+    @checked
     def remove(self, indices: Sequence[int] | Tensor) -> Entry:
         """Forget rows, given by their indices in the data that the model was fitted to.
 
@@ -238,6 +243,7 @@ class CertifiedRemoval:
         difference = self._gradient_of(removed, objective.y[removed])
         return self._newton_step("rows", len(removed), replace(objective, active=active), difference, start)
 
+    @checked
     def correct_labels(self, indices: Sequence[int] | Tensor, labels: Any) -> Entry:
         """Replace the labels of rows that are left; returns as :meth:`remove`.
 
@@ -246,7 +252,10 @@ class CertifiedRemoval:
         """
         start, objective = time.perf_counter(), self._trained()
         changed = self._rows(indices, ordered=True)
-        labels = torch.as_tensor(labels).flatten()
+        try:
+            labels = torch.as_tensor(labels).flatten()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"labels is {shown(labels)}, expected a class for each of the indices") from error
         if len(labels) != len(changed):
             raise ValueError(f"labels: has {len(labels)} labels, expected {len(changed)} as indices")
         known = labels[:, None] == self.classes
@@ -258,6 +267,7 @@ class CertifiedRemoval:
         difference = self._gradient_of(changed, objective.y[changed]) - self._gradient_of(changed, y[changed])
         return self._newton_step("labels", len(changed), replace(objective, y=y), difference, start)
 
+    @checked
     def remove_features(self, columns: Sequence[int] | Tensor, *, steps: int = 1) -> Entry:
         """Forget features: set their columns to zero in every row, and their parameters too.
 
@@ -275,6 +285,7 @@ class CertifiedRemoval:
         self._apply_or_retrain("features", len(chosen), changed, theta[:, 0], last, 0.0, start)
         return self.ledger[-1]
 
+    @checked
     def many_features(self, requests: Sequence[Sequence[int] | Tensor], *, steps: int = 1) -> list[FeatureRemoval]:
         """The models that K separate removals of features would give, solved for together; this model is not changed.
 
@@ -385,10 +396,7 @@ class CertifiedRemoval:
 
 def _checked_indices(name: str, indices: Sequence[int] | Tensor, left: Tensor, *, ordered: bool = False) -> Tensor:
     """Checked indices of rows or features that are left (weight 1): ascending, or in the given order if `ordered`."""
-    found = torch.as_tensor(indices)
-    if found.dtype == torch.bool or (found.is_floating_point() and found.numel()):
-        raise ValueError(f"{name}: is {found.dtype}, expected integers")
-    found = found.long().flatten()
+    found = integers(name, indices)
     if not len(found):
         raise ValueError(f"{name}: is empty, expected at least one")
     outside = (found < 0) | (found >= len(left))

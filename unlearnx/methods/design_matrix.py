@@ -200,6 +200,8 @@ def as_design(x: Any, name: str = "x") -> Design:
         raise TypeError(f"{name}: is {type(x).__name__}, expected a tensor, a NumPy array or a SciPy sparse matrix")
     if x.dim() != 2:
         raise ValueError(f"{name}: has shape {list(x.shape)}, expected two dimensions (samples, features)")
+    if x.is_meta:
+        raise ValueError(f"{name}: is on the meta device, expected values")
     x = x.detach().cpu()
     if x.layout == torch.strided:
         x = x.double()

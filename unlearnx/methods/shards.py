@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from unlearnx._files import write_atomically
 from unlearnx._random import forked_random
+from unlearnx.methods.untrained import Factory, made_by
 from unlearnx.models.training import Training
 
 MIN_TRAINING_SAMPLES = 2  # BatchNorm cannot be trained on a single sample
-
-Factory = Callable[[], nn.Module]
 
 
 def digests(x: Tensor, y: Tensor) -> list[bytes]:
@@ -110,7 +109,7 @@ def derived_seed(*parts: int | str) -> int:
 def build(factory: Factory, seed: int, device: torch.device | str | None) -> nn.Module:
     """A model of the factory, initialised with `seed` and moved to `device` (None: not moved)."""
     with forked_random(device, seed=seed):
-        model = factory()
+        model = made_by(factory)
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise ValueError(f"factory: returned {type(model).__name__}, expected a module with parameters")
     return model.to(device)

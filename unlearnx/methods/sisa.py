@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx import _distributed as distributed
+from unlearnx._arguments import check_fields, checked
 from unlearnx._checks import check_at_least_one, model_device
-from unlearnx._data import Data, Samples
+from unlearnx._data import Data
 from unlearnx._files import write_atomically
 from unlearnx._losses import Loss
 from unlearnx._progress import progress_bar
+from unlearnx._sources import Samples
 from unlearnx.methods.request import Request
 from unlearnx.methods.shards import (
     Factory,
@@ -168,6 +170,7 @@ class SISA:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least_one(shards=self.shards, slices=self.slices, workers=self.workers)
         if self.aggregate not in get_args(Aggregate):
             raise ValueError(f"aggregate is {self.aggregate!r}, expected one of {', '.join(get_args(Aggregate))}")
@@ -236,6 +239,7 @@ class SISA:
         sisa._finish()
         return sisa
 
+    @checked
     def fit(self, data: Data) -> SISAOutcome:
         """Train all constituents.
 
@@ -260,6 +264,7 @@ class SISA:
         self._commit(fitted)
         return self._outcome(self._finish(), start)
 
+    @checked
     def remove(self, indices: Sequence[int] | Tensor) -> SISAOutcome:
         """Forget samples, and retrain the slices that were trained on them.
 
@@ -282,6 +287,7 @@ class SISA:
         self._commit(after)
         return self._outcome(self._finish(), start)
 
+    @checked
     def cost(self, indices: Sequence[int] | Tensor) -> SISACost:
         """The cost of :meth:`remove` for these indices; raises the same errors."""
         before, after = self._fitted_data.shards, self._without(indices).shards
@@ -295,6 +301,7 @@ class SISA:
         """Indices of the samples removed so far, ascending."""
         return sorted(self._fitted_data.removed)
 
+    @checked
     def predict(self, x: Tensor) -> Tensor:
         """Class of each sample in `x`, int64 (N,), on the CPU.
 
@@ -306,6 +313,7 @@ class SISA:
         """
         return self._aggregate_outputs(x)[1].argmax(1)
 
+    @checked
     def probabilities(self, x: Tensor) -> Tensor:
         """Mean probabilities of the classes, or fractions of the votes, float64 (N, classes), on the CPU.
 

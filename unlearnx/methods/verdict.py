@@ -7,22 +7,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlearnx._arguments import checked
+from unlearnx._checks import known_as
 from unlearnx._data import Data
 from unlearnx.methods.outcome import Verdict
 from unlearnx.methods.request import Request
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading
-from unlearnx.metrics.unseen import Level, unseen_level
+from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
 NEAR = 0.05  # accuracy from the estimate, and twice as much from either end of its interval: forgotten
 READ = 2000  # most samples of the forget set that are looked at
 MEASURES = {"accuracy": HIT, "confidence": PROBABILITY, "loss": LOSS}
 
 
+@checked
 def judge(
     before: nn.Module,
     after: nn.Module,
     request: Request,
-    reference: nn.Module | Data | None = None,
+    reference: nn.Module | Data | UnseenLevel | None = None,
     *,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
@@ -38,7 +41,7 @@ def judge(
         before: the model before the change.
         after: the model to judge.
         request: what was to be forgotten.
-        reference: as for :func:`unlearnx.metrics.unseen_level`.
+        reference: as for :func:`unlearnx.metrics.unseen_level`, or what that has returned.
         batch_size: samples in one forward pass.
         autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
@@ -55,9 +58,17 @@ def judge(
         >>> judge(model, other, request)[0]
         'yes'
     """
-    unseen = unseen_level(before, request, reference, batch_size=batch_size, autocast=autocast)
+    settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast}
+    with known_as(model="before"):
+        unseen = (
+            reference if isinstance(reference, UnseenLevel) else unseen_level(before, request, reference, **settings)
+        )
     reader = Reader(batch_size, autocast, 0)
-    old, new = (_measures(reader.read(model, request.forget_set, READ)) for model in (before, after))
+    measured = []
+    for name, model in (("before", before), ("after", after)):
+        with known_as(model=name):
+            measured.append(_measures(reader.read(model, request.forget_set, READ)))
+    old, new = measured
     levels = {"accuracy": unseen.accuracy, "confidence": unseen.confidence, "loss": unseen.loss}
     evidence: dict[str, Any] = {
         "before": old,

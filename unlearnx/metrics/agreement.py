@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._batches import scores
+from unlearnx._checks import known_as
 from unlearnx._data import Data, size
 from unlearnx.metrics.outputs import each_batch, log_probabilities
 
 VARIANTS = ("standard", "bad_teacher")
 
 
+@checked
 def activation_distance(
     a: nn.Module, b: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> float:
@@ -46,6 +49,7 @@ def activation_distance(
     return _mean(a, b, data, batch_size, autocast, distance)
 
 
+@checked
 def js_divergence(
     a: nn.Module,
     b: nn.Module,
@@ -94,6 +98,7 @@ def js_divergence(
     return _mean(a, b, data, batch_size, autocast, standard if variant == "standard" else bad_teacher)
 
 
+@checked
 def zrf(
     model: nn.Module,
     random_model: nn.Module,
@@ -128,7 +133,8 @@ def zrf(
         >>> zrf(random_model, random_model, (x, y))
         1.0
     """
-    return 1 - js_divergence(model, random_model, forget, variant=variant, batch_size=batch_size, autocast=autocast)
+    with known_as(a="model", b="random_model"):
+        return 1 - js_divergence(model, random_model, forget, variant=variant, batch_size=batch_size, autocast=autocast)
 
 
 def _relative(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -153,6 +159,9 @@ def _mean(
             raise ValueError(
                 f"b: returned an output of shape {list(output_b.shape)}, expected {list(output_a.shape)} as from a"
             )
-        return compare(log_probabilities(output_a), log_probabilities(output_b)).sum()
+        with known_as(model="a"):
+            log_p = log_probabilities(output_a)
+        with known_as(model="b"):
+            return compare(log_p, log_probabilities(output_b)).sum()
 
-    return float(sum(each_batch((a, b), data, batch_size, autocast, total))) / size(data)
+    return float(sum(each_batch((a, b), data, batch_size, autocast, total, names=("a", "b")))) / size(data)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._batches import scores
 from unlearnx._checks import check_at_least_one, check_integer
 from unlearnx._data import Data, size
@@ -55,6 +56,7 @@ def _predictions(
     return predicted, labels
 
 
+@checked
 def predict(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> Tensor:
@@ -84,6 +86,7 @@ def predict(
     return torch.cat(each_batch((model,), data, batch_size, autocast, classes))
 
 
+@checked
 def mean_loss(
     model: nn.Module,
     loss_fn: Loss,
@@ -109,6 +112,7 @@ def mean_loss(
     return float(sum(each_batch((model,), data, batch_size, autocast, total))) / size(data)
 
 
+@checked
 def accuracy(
     model: nn.Module,
     data: Data,
@@ -134,6 +138,7 @@ def accuracy(
     return (predicted == labels).double().mean().item()
 
 
+@checked
 def confusion_matrix(
     model: nn.Module,
     data: Data,
@@ -189,6 +194,7 @@ class ClassReport:
         return cls(precision, recall, f1, labelled)
 
 
+@checked
 def per_class_report(
     model: nn.Module,
     data: Data,
@@ -213,6 +219,7 @@ def per_class_report(
     )
 
 
+@checked
 def interclass_confusion(
     model: nn.Module,
     data: Data,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from unlearnx._arguments import checked
+
 SETS = ("forget", "retain", "test")
 
 
+@checked
 def gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
     """Mean absolute difference between the measures of an unlearned and a retrained model, in their unit; 0 is ideal.
 
@@ -37,6 +40,7 @@ def gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float
     return sum(abs(unlearned[name] - retrained[name]) for name in unlearned) / len(unlearned)
 
 
+@checked
 def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
     """Tug of war (ToW): the product over three sets of ``1 - |accuracy_unlearned - accuracy_retrained|``; 1 is ideal.
 
@@ -63,6 +67,7 @@ def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -
     return math.prod(1 - abs(unlearned[name] - retrained[name]) for name in SETS)
 
 
+@checked
 def runtime_ratio(seconds: float, retraining_seconds: float) -> float:
     """Time of unlearning as a share of the time of retraining, ``seconds / retraining_seconds``: below 1 it was
     cheaper.

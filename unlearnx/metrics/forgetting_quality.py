@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlearnx._arguments import checked
+
 VARIANTS = ("exhaustive", "competition")
 CHUNK_SAMPLES = 256  # samples whose intervals are looked up together, which bounds the memory
 # From the competition's code:
@@ -56,6 +58,7 @@ class ForgettingQuality:
         return self.quality * (retain / retain_reference) * (test / test_reference)
 
 
+@checked
 def forgetting_quality(
     unlearned: Tensor, retrained: Tensor, *, delta: float = 1e-5, variant: str = "exhaustive"
 ) -> ForgettingQuality:

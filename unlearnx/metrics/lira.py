@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unlearnx._arguments import checked
 from unlearnx._checks import check_at_least_one
 from unlearnx._extras import extra
 
@@ -84,6 +85,7 @@ class LiRA:
         return Estimate(float(found.statistic), float(interval.low), float(interval.high))
 
 
+@checked
 def lira(
     confidence: Tensor,
     shadow_confidence: Tensor,

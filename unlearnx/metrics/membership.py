@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
+from unlearnx._checks import known_as
 from unlearnx._data import Data
 from unlearnx._extras import extra
 from unlearnx.metrics.outputs import answers, each_batch
@@ -21,6 +23,7 @@ ROUNDED_DECIMALS = 4  # of these confidences; the SVM's kernel is far too smooth
 Feature = Callable[[Tensor, Tensor], Tensor]  # log-probabilities (N, P, classes), labels (N, P) -> (N, P)
 
 
+@checked
 def mia(
     model: nn.Module,
     *,
@@ -83,7 +86,8 @@ def mia(
             found, n = feature(log_p, labels).where(counts, 0).sum(1), counts.sum(1)
             return (found / n)[n > 0].cpu()
 
-        values = torch.cat(each_batch((model,), data, batch_size, autocast, measure, aligned=True))
+        with known_as(data=name):
+            values = torch.cat(each_batch((model,), data, batch_size, autocast, measure, aligned=True))
         if not len(values):
             raise ValueError(f"{name}: has no label that counts, expected some")
         if not values.isfinite().all():

@@ -10,6 +10,7 @@ from typing import Protocol, cast, overload
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._modes import evaluating
 from unlearnx._progress import progress_bar
@@ -57,6 +58,7 @@ class CharacterModel(Protocol):
 def log_perplexity(model: nn.Module, prefix: str | Tensor, text: str, *, feed: str = "text") -> float: ...
 @overload
 def log_perplexity(model: nn.Module, prefix: str | Tensor, text: Tensor, *, feed: str = "text") -> Tensor: ...
+@checked
 def log_perplexity(model: nn.Module, prefix: str | Tensor, text: str | Tensor, *, feed: str = "text") -> float | Tensor:
     """Log-perplexity of `text` after `prefix`, in bits: ``-sum_j log2 p(text_j | prefix, text_<j)``.
 
@@ -96,6 +98,7 @@ def log_perplexity(model: nn.Module, prefix: str | Tensor, text: str | Tensor, *
     return bits.item() if isinstance(text, str) else bits
 
 
+@checked
 def complete(model: nn.Module, prefix: str | Tensor, length: int) -> str:
     """What the model writes after `prefix`: `length` characters, each the most likely one after those before it.
 
@@ -156,6 +159,7 @@ class Exposure:
         return max(0.0, self.space_bits - math.log2(max(1, math.floor(2 ** min(self.log_perplexity, self.space_bits)))))
 
 
+@checked
 def exposure(
     model: nn.Module,
     prefix: str | Tensor,

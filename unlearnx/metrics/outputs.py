@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unlearnx._arguments import checked
 from unlearnx._batches import Nest, moved, scores
 from unlearnx._calls import run
-from unlearnx._checks import check_at_least_one, check_autocast, model_device
+from unlearnx._checks import check_at_least_one, known_as, model_device
 from unlearnx._data import Data, batches
 from unlearnx._labels import IGNORED, class_axis, counted, following, is_binary, is_causal
 from unlearnx._memory_order import ImageOrder
@@ -29,27 +30,30 @@ def each_batch(
     measure: Callable[..., T],
     *,
     aligned: bool = False,
+    names: Sequence[str] = (),
 ) -> list[T]:
     """The results of ``measure(*outputs, y)`` for every batch, in one pass over the data for all models.
 
     The models run in eval mode. Outputs and labels are on the device of the first model. Where labels are the input
-    tokens themselves, `aligned` gives each position the label of the next, which its scores predict.
+    tokens themselves, `aligned` gives each position the label of the next, which its scores predict. `names` are those
+    that the caller has for the models.
     """
-    check_autocast(autocast=autocast)
     check_at_least_one(batch_size=batch_size)
     device = model_device(models[0])
 
-    def output(model: nn.Module, order: ImageOrder, x: Nest) -> Any:
+    def output(name: str, model: nn.Module, order: ImageOrder, x: Nest) -> Any:
         own = model_device(model)
-        with torch.autocast(own.type, autocast, enabled=autocast is not None):
+        with torch.autocast(own.type, autocast, enabled=autocast is not None), known_as(model=name):
             return moved(run(model, order(moved(x, own))), device)
 
     with ExitStack() as modes:
         lent = [modes.enter_context(evaluating(model)) for model in models]
-        ordered = [(model, ImageOrder(model)) for model in lent]
+        ordered = [
+            (name, model, ImageOrder(model)) for name, model in zip(names or ["model"] * len(lent), lent, strict=True)
+        ]
         return [
-            measure(*(output(*pair, x) for pair in ordered), following(y) if aligned and is_causal(x, y) else y)
-            for x, y in batches(data, batch_size, device)
+            measure(*(output(*own, x) for own in ordered), following(y) if aligned and is_causal(x, y) else y)
+            for x, y in batches(data, batch_size, device, title="measurement")
         ]
 
 
@@ -112,6 +116,7 @@ def of_labels(values: Tensor, y: Tensor) -> Tensor:
     return values.gather(1, y.long()[:, None]).squeeze(1)
 
 
+@checked
 def probabilities(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> Tensor:
@@ -136,6 +141,7 @@ def probabilities(
     )
 
 
+@checked
 def logit_confidence(
     model: nn.Module, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
 ) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._data import Data
 from unlearnx._extras import extra
 from unlearnx.metrics.outputs import each_batch
 
 
+@checked
 def over_forgetting(
     model: nn.Module,
     retrained: nn.Module,
@@ -54,7 +56,8 @@ def over_forgetting(
     def correct(own: Tensor, other: Tensor, y: Tensor) -> Tensor:
         return torch.stack([(output.argmax(1) == y).flatten() for output in (own, other)])
 
-    own, other = torch.cat(each_batch((model, retrained), forget, batch_size, autocast, correct), 1).cpu()
+    models, names = (model, retrained), ("model", "retrained")
+    own, other = torch.cat(each_batch(models, forget, batch_size, autocast, correct, names=names), 1).cpu()
     lost, won = int((other & ~own).sum()), int((own & ~other).sum())
     if lost == 0:
         return None

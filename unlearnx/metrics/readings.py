@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from unlearnx._batches import Nest, moved, scores
 from unlearnx._calls import run
-from unlearnx._checks import model_device
-from unlearnx._data import Data, Samples
+from unlearnx._checks import check_at_least_one, model_device
+from unlearnx._data import Data
 from unlearnx._modes import evaluating
+from unlearnx._sources import Samples
 from unlearnx.metrics.depths import Depths
 
 HIT, PROBABILITY, LOSS = range(3)  # rows of what is said of labels
@@ -27,14 +28,21 @@ class Reading:
     Attributes:
         y: labels (N,), int64.
         of_labels: float64 (3, N): whether the label is predicted, its probability, and its loss in nats.
+        of_others: the same of another label for each sample, which takes turns.
         classes: number of classes.
         features: features (N, D) by depth.
     """
 
     y: Tensor
     of_labels: Tensor
+    of_others: Tensor
     classes: int
     features: dict[str, Tensor]
+
+    def where(self, chosen: Tensor) -> Reading:
+        """Of the samples that are chosen, (N,) bool."""
+        features = {name: t[chosen] for name, t in self.features.items()}
+        return Reading(self.y[chosen], self.of_labels[:, chosen], self.of_others[:, chosen], self.classes, features)
 
 
 @dataclass
@@ -45,6 +53,9 @@ class Reader:
     autocast: torch.dtype | None
     seed: int
     depths: Depths = field(default_factory=Depths)
+
+    def __post_init__(self) -> None:
+        check_at_least_one(batch_size=self.batch_size)
 
     def read(self, model: nn.Module, data: Data, most: int, *, features: bool = False) -> Reading | None:
         """The outputs for at most so many samples, on the CPU; None where they are no scores of the labels."""
@@ -70,13 +81,19 @@ class Reader:
                         found.setdefault(name, []).append(t.cpu())
         y = torch.cat(labels)
         joined = {name: torch.cat(parts) for name, parts in found.items()}
-        return Reading(y, of_labels(torch.cat(found_scores), y), found_scores[0].shape[1], joined)
+        values = torch.cat(found_scores)
+        return Reading(y, of_labels(values, y), of_labels(values, others(y, values.shape[1])), values.shape[1], joined)
 
 
 def of_labels(values: Tensor, y: Tensor) -> Tensor:
     """What scores `values` (N, classes) say of the labels (N,): see :class:`Reading`."""
     logs = values.double().log_softmax(1).gather(1, y[:, None]).squeeze(1)
     return torch.stack([(values.argmax(1) == y).double(), logs.exp(), -logs])
+
+
+def others(y: Tensor, classes: int) -> Tensor:
+    """For each of the labels (N,) one that it is not, all others in turn."""
+    return (y + 1 + torch.arange(len(y), device=y.device) % (classes - 1)) % classes
 
 
 def class_scores(output: Any, y: Nest) -> Tensor | None:

@@ -23,6 +23,7 @@ class RidgeClassifier:
 
     Attributes:
         left_out: scores (N, classes) of each sample by a classifier fitted on all the others, float64.
+        left_out_leverage: :meth:`leverage` (N,) of each sample for such a classifier.
 
     Source: Hastie, Tibshirani and Friedman, "The Elements of Statistical Learning", section 7.10 (leave-one-out of a
     linear smoother).
@@ -45,11 +46,12 @@ class RidgeClassifier:
         self._prior = labels.mean(0)
         n = len(z)
         identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        factor = torch.linalg.cholesky(z.T @ z + PENALTY * n * identity)
-        self._weight = torch.cholesky_solve(z.T @ (labels - self._prior), factor)
-        leverage = torch.linalg.solve_triangular(factor, z.T, upper=False).square().sum(0) + 1 / n
+        self._factor = torch.linalg.cholesky(z.T @ z + PENALTY * n * identity)
+        self._weight = torch.cholesky_solve(z.T @ (labels - self._prior), self._factor)
+        leverage = self.leverage(x)
         residual = labels - self._prior - z @ self._weight
-        self.left_out = labels - residual / (1 - leverage.clamp(max=0.999))[:, None]
+        self.left_out = labels - residual / (1 - (leverage + 1 / n).clamp(max=0.999))[:, None]
+        self.left_out_leverage = leverage / (1 - leverage.clamp(max=0.999))
         losses = [F.cross_entropy(t * self.left_out, y.long()) for t in TEMPERATURES.tolist()]
         self._temperature = TEMPERATURES[int(torch.stack(losses).argmin())].item()
         self.left_out = self._temperature * self.left_out
@@ -57,6 +59,11 @@ class RidgeClassifier:
     def __call__(self, x: Tensor) -> Tensor:
         """Scores (M, classes) of features (M, D), float64."""
         return self._temperature * (self._standardised(x.double()) @ self._weight + self._prior)
+
+    def leverage(self, x: Tensor) -> Tensor:
+        """How far features (M, D) lie from those of the fit, by the metric in which it weighs them, (M,)."""
+        z = self._standardised(x.double())
+        return torch.linalg.solve_triangular(self._factor, z.T, upper=False).square().sum(0)
 
     def _standardised(self, x: Tensor) -> Tensor:
         return (x - self._mean) * self._scale

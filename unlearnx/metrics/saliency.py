@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._batches import scores as scores_of
 from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._data import BATCH_SIZE
@@ -21,6 +22,7 @@ ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU)
 UNUSED_LAYER_ERRORS = ("did not obtain any outputs", "appears to not have been used", "does not require grad")
 
 
+@checked
 def saliency(
     model: nn.Module,
     images: Tensor,

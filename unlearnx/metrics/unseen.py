@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from unlearnx._data import Data, batches
-from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels
-from unlearnx.metrics.ridge import RidgeClassifier
+from unlearnx._arguments import checked
+from unlearnx._checks import known_as
+from unlearnx._data import Data
+from unlearnx._known_labels import drawn_labels
+from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
+from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
 
 if TYPE_CHECKING:
     from unlearnx.methods.request import Request
 
-FITTED = 3000  # most samples that a classifier is fitted on
-READ = 2000  # most samples of the forget set, and of held-out data, that are read
-COMPARABLE = 1.5  # classifiers with up to so many times the best one's error tell how far estimates differ
-SYMPTOM = 0.01  # accuracy on left-out samples above that on held-out ones, beyond chance: the features memorised
-NORMAL_95 = 1.96
+FITTED = 2000  # most samples that a classifier is fitted on
+MOST = 0.9  # share of right labels without which no loss is estimated
+READ = 1000  # most samples of the forget set, and of held-out data, that are read
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class UnseenLevel:
     Attributes:
         accuracy: share of the forget set that such a model gives those labels, in [0, 1]; None where unknown.
         confidence: mean probability that it gives to those labels, in [0, 1]; None where unknown.
-        loss: mean cross-entropy in nats; None where unknown.
+        loss: mean cross-entropy in nats; None where unknown, and where more than a tenth of the labels may be wrong:
+            their loss depends on how sure a model is of its errors, which differs widely among models trained alike.
         basis: what these rest on, or why they are unknown: a sentence.
 
     Example:
@@ -69,6 +71,7 @@ class UnseenLevel:
         return self.accuracy is not None
 
 
+@checked
 def unseen_level(
     model: nn.Module,
     request: Request,
@@ -83,14 +86,19 @@ def unseen_level(
     - Labels that no sample that stays has, as of a whole class, are never given.
     - Of corrected labels, such a model has learned the new ones, as the model at hand has learned what stays.
     - For other samples, linear classifiers are fitted on features of what stays, at several depths of the model, and
-      read on the forget set. The last features have memorised the training data, the forget set included. A depth
-      whose classifier is better on left-out training samples than on held-out data is therefore left out, and of the
-      others the best on held-out data decides. What it lacks of the whole model's accuracy on held-out data is added.
+      read on the forget set. How often they find its labels, beside those of what stays and wrong ones, tells in what
+      share of it the labels are right. There such a model does as the model at hand does on held-out data, and
+      elsewhere as this one does with wrong labels.
 
-    The interval holds the spread over random choices of training, the error of the correction, and how far the
-    estimates of depths as good differ. Without held-out data nothing tells how much the features have memorised, nor
-    what a classifier lacks: only the first half of the depths is used, and the interval reaches from the classifier's
-    accuracy to that of a model without errors on what stays. On data that early features do not separate it is wide.
+    Features that the model made hold what it has memorised, the last ones most. How much is measured: a classifier on
+    them is better on left-out training samples than on held-out data. Where the forget set's features lie farther out
+    than those of what stays, at a depth whose input's do not, they have memorised it in particular; where the early
+    ones do, it is unlike what stays, such as one user's odd samples, and the interval reaches as far as the depths do.
+
+    The interval holds the error of all that, and the spread over random choices of training. Without held-out data
+    nothing tells how good such a model is, nor how much features hold: only the first half of the depths is used, the
+    estimate is the mean of what the best classifier does and what the model does on what stays, and the interval
+    reaches as far as both.
 
     Args:
         model: maps x to class scores (N, classes), or to logits of a yes (N,) or (N, 1).
@@ -99,7 +107,7 @@ def unseen_level(
             that stays, that `model` never saw.
         batch_size: samples in one forward pass.
         autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
-        seed: of the samples that are read where there are more than 3,000 that stay, or 2,000 of another set.
+        seed: of the samples that are read where there are more than 2,000 that stay, or 1,000 of another set.
 
     Returns:
         The level. It is unknown, with the reason, where outputs or labels are of another kind.
@@ -114,7 +122,8 @@ def unseen_level(
     """
     reader, forget = Reader(batch_size, autocast, seed), request.forget_set
     if isinstance(reference, nn.Module):
-        answer = reader.read(reference, forget, READ)
+        with known_as(model="reference"):
+            answer = reader.read(reference, forget, READ)
         return UNKNOWN_KIND if answer is None else _measured(answer)
     seen = reader.read(model, forget, READ, features=True)
     if seen is None:
@@ -122,11 +131,12 @@ def unseen_level(
     if request.labels_only:
         stays = reader.read(model, request.retain_set, READ)
         return UNKNOWN_KIND if stays is None else _corrected(stays)
-    absent = ~torch.isin(seen.y, _labels(request.target))
+    absent = ~torch.isin(seen.y, _labels(request.target, batch_size))
     if absent.all():
         return _never_given(seen.classes)
     fitted = reader.read(model, request.target, FITTED, features=True)
-    held = None if reference is None else reader.read(model, reference, READ, features=True)
+    with known_as(data="reference"):
+        held = None if reference is None else reader.read(model, reference, READ, features=True)
     if fitted is None or (held is None and reference is not None):
         return UNKNOWN_KIND
     return _from_features(fitted, seen, held, absent)
@@ -135,20 +145,24 @@ def unseen_level(
 UNKNOWN_KIND = UnseenLevel(
     None, None, None, "The model does not give one class score for each label of a sample, so nothing is estimated."
 )
-MEMORISED = UnseenLevel(
-    None, None, None, "At every depth the model's features have memorised its training data, so that none can tell."
+UNTOLD = UnseenLevel(
+    None, None, None, "At no depth do the model's features tell labels of what stays that it has not memorised."
 )
 
 
-def _labels(data: Data) -> Tensor:
-    """The labels that occur, each once."""
-    found = [torch.as_tensor(y).reshape(-1).unique() for _, y in batches(data)]
+def _labels(data: Data, batch_size: int | None) -> Tensor:
+    """The labels that occur, each once; among some samples where reading all would take long."""
+    found = [y.reshape(-1).unique() for y in drawn_labels(data, batch_size)]
     return torch.cat(found).unique().long().cpu()
 
 
 def _measured(answer: Reading) -> UnseenLevel:
+    p = answer.of_labels[PROBABILITY]
+    chance = float((p * (1 - p)).sum().sqrt()) / len(p)  # of other models that never saw it
+
     def level(row: int) -> Level:
-        return _interval(row, [float(answer.of_labels[row].mean())], _spread(answer.of_labels, row))
+        mean, error = mean_of(answer.of_labels[row])
+        return _interval(row, [mean], error if row == LOSS else chance)
 
     return UnseenLevel(
         level(HIT), level(PROBABILITY), level(LOSS), "A model that never saw the forget set was measured."
@@ -177,87 +191,62 @@ def _corrected(stays: Reading) -> UnseenLevel:
     )
 
 
-@dataclass(frozen=True)
-class _Depth:
-    """What the classifier on one depth's features says of labels, (3, N) each; `held` where there is held-out data."""
-
-    left_out: Tensor
-    forget: Tensor
-    held: Tensor | None
-
-    @property
-    def error(self) -> float:
-        """Share of wrong predictions on held-out data, or on samples left out of the fit."""
-        return 1 - float((self.left_out if self.held is None else self.held)[HIT].mean())
-
-    @property
-    def memorised(self) -> bool:
-        """Whether the features tell more of what the model was trained on than of what it was not."""
-        if self.held is None:
-            return False
-        seen, unseen = self.left_out[HIT], self.held[HIT]
-        return float(seen.mean() - unseen.mean()) > SYMPTOM + math.hypot(_error(seen), _error(unseen))
-
-
-def _depths(fitted: Reading, forget: Reading, held: Reading | None) -> list[_Depth]:
-    """In the model's order. Without held-out data the later half is left out: nothing tells what it has memorised."""
-    depths = []
-    names = list(fitted.features)
-    for name in names if held is not None else names[: max(1, len(names) // 2)]:
-        classifier = RidgeClassifier(fitted.features[name], fitted.y, fitted.classes)
-        depths.append(
-            _Depth(
-                of_labels(classifier.left_out, fitted.y),
-                of_labels(classifier(forget.features[name]), forget.y),
-                None if held is None else of_labels(classifier(held.features[name]), held.y),
-            )
-        )
-    return depths
-
-
 def _from_features(fitted: Reading, forget: Reading, held: Reading | None, absent: Tensor) -> UnseenLevel:
-    depths = sorted((d for d in _depths(fitted, forget, held) if not d.memorised), key=lambda d: d.error)
-    if not depths:
-        return MEMORISED
-    best = depths[0]
-    comparable = [d for d in depths if d.error <= COMPARABLE * best.error + 1 / len(fitted.y)]
-    present = (~absent).double()
+    present = forget.where(~absent)
+    found = share(fitted, present, held)
+    if found is None:
+        return UNTOLD
+    n, part = len(forget.y), len(present.y) / len(forget.y)
+    if held is not None:
+        ends = [_End(held.of_labels, held.of_others, as_often(held.y, fitted.y))]
+    else:
+        others_of = others(fitted.y, fitted.classes)
+        least = _End(of_labels(found.best, fitted.y), of_labels(found.best, others_of), torch.ones(len(fitted.y)))
+        ends = [least, _End(fitted.of_labels, fitted.of_others, torch.ones(len(fitted.y)))]
 
     def level(row: int) -> Level:
-        own = [float((present * d.forget[row]).mean()) for d in comparable]
-        spread = _spread(present * best.forget, row, best.error, fitted.classes)
-        if held is None:
-            lacks = float(present.mean() * (1 - best.left_out[row].mean()))
-            return _interval(row, [own[0] + lacks / 2, *own, own[0] + lacks], spread)
-        gains = [present.mean() * (held.of_labels[row] - d.held[row]) for d in comparable if d.held is not None]
-        corrected = [mine + float(gain.mean()) for mine, gain in zip(own, gains, strict=True)]
-        return _interval(row, [*corrected, max(own[0], corrected[0])], math.hypot(spread, _error(gains[0])))
+        estimate = sum(end.at(row, found.estimate) for end in ends) / len(ends)
+        reached = [end.at(row, share) for end in ends for share in (found.low, found.high)]
+        deviation = max(end.deviation(row, found.estimate, n) for end in ends)
+        return _interval(row, [part * value for value in (estimate, *reached)], deviation)
 
-    if held is None:
-        basis = "Classifiers on the first half of the model's depths, fitted on what stays; no held-out data was given."
-        return UnseenLevel(level(HIT), level(PROBABILITY), None, basis)
-    basis = "Classifiers on features that have not memorised, fitted on what stays, corrected on held-out data."
-    return UnseenLevel(level(HIT), level(PROBABILITY), None if absent.any() else level(LOSS), basis)
+    accuracy, confidence = level(HIT), level(PROBABILITY)
+    right = held is not None and not absent.any() and found.low >= MOST
+    loss = level(LOSS) if right else None  # of a wrong label it is as sure as a model is of its errors: any number
+    return UnseenLevel(accuracy, confidence, loss, _basis(held is not None, found.strange))
+
+
+@dataclass(frozen=True)
+class _End:
+    """What a model does that is as good as one may be: of the right labels of samples, and of wrong ones, (3, N)."""
+
+    right: Tensor
+    wrong: Tensor
+    weights: Tensor
+
+    def at(self, row: int, share: float) -> float:
+        """Mean over samples of which so many have labels that are right."""
+        (right, _), (wrong, _) = (mean_of(of[row], self.weights) for of in (self.right, self.wrong))
+        return share * right + (1 - share) * wrong
+
+    def deviation(self, row: int, share: float, n: int) -> float:
+        """Standard deviation of that mean over `n` samples, with the error of what it is taken from."""
+        (_, right), (_, wrong) = (mean_of(of[row], self.weights) for of in (self.right, self.wrong))
+        m = len(self.weights)
+        spread = m * (share * right**2 + (1 - share) * wrong**2) + 1 / m  # as if one more of them were otherwise
+        return math.sqrt(spread / n + (share * right) ** 2 + ((1 - share) * wrong) ** 2)
+
+
+def _basis(held: bool, strange: bool) -> str:
+    basis = "Classifiers on features of several depths of the model, fitted on what stays"
+    basis += ", and the model itself on held-out data." if held else "; no held-out data was given."
+    return f"{basis} The forget set is unlike what stays, where the depths differ." if strange else basis
 
 
 def _interval(row: int, estimates: Sequence[float], deviation: float) -> Level:
     """Of the first estimate, reaching as far as all of them, and further by chance."""
-    low, high = min(estimates) - NORMAL_95 * deviation, max(estimates) + NORMAL_95 * deviation
+    estimate, chance = estimates[0], NORMAL_95 * deviation
+    low = estimate - math.hypot(estimate - min(estimates), chance)
+    high = estimate + math.hypot(max(estimates) - estimate, chance)
     top = math.inf if row == LOSS else 1.0
-    return Level(*(min(top, max(0.0, value)) for value in (estimates[0], low, high)))
-
-
-def _spread(of_labels: Tensor, row: int, error: float = 0.0, classes: int = 2) -> float:
-    """Standard deviation of a mean over the samples among models trained alike, whose predictions are random.
-
-    No prediction is surer than a model is that errs in the share `error` of all, towards any of the classes.
-    """
-    if row == LOSS:
-        return _error(of_labels[row])
-    p = of_labels[PROBABILITY].clamp(error / classes, 1 - error)
-    return float((p * (1 - p)).sum().sqrt() / len(p))
-
-
-def _error(values: Tensor) -> float:
-    """Standard error of a mean."""
-    return float(values.std(correction=0)) / math.sqrt(len(values))
+    return Level(*(min(top, max(0.0, value)) for value in (estimate, low, high)))

@@ -7,6 +7,7 @@ from itertools import chain
 
 from torch import nn
 
+from unlearnx._arguments import check_kind
 from unlearnx.nn.gru import GRU
 from unlearnx.nn.lstm import LSTM
 
@@ -20,6 +21,7 @@ def twice_differentiable(model: nn.Module) -> nn.Module:
     other, and it has the same state dict. Layers of subclasses of ``nn.LSTM`` and ``nn.GRU`` are not replaced.
 
     Raises:
+        TypeError: the model is no module.
         ValueError: an LSTM has projections (``proj_size``), which are not supported.
 
     Example:
@@ -28,6 +30,7 @@ def twice_differentiable(model: nn.Module) -> nn.Module:
         >>> isinstance(converted, GRU), converted.weight_hh_l0 is model.weight_hh_l0
         (True, True)
     """
+    check_kind("model", model, "nn.Module", {})
     for name, module in model.named_modules():
         if type(module) is nn.LSTM and module.proj_size:
             layer = f"layer {name!r}" if name else "the LSTM"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnx._checks import shown
+
 KINDS: dict[str, tuple[type, ...]] = {"int": (int, torch.SymInt), "float": (int, float, torch.SymFloat), "str": (str,)}
 
 
@@ -33,11 +35,11 @@ def tensor_list(op: str, argument: str, value: Iterable[Tensor]) -> list[Tensor]
         TypeError: it is a single tensor, or holds anything else.
     """
     if isinstance(value, Tensor) or not isinstance(value, Iterable):
-        raise TypeError(f"{op}: {argument} is {_type(value)}, expected a list of tensors")
+        raise TypeError(f"{op}: {argument} is {shown(value)}, expected a list of tensors")
     tensors = list(value)
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):
-            raise TypeError(f"{op}: {argument}[{i}] is {_type(t)}, expected a tensor")
+            raise TypeError(f"{op}: {argument}[{i}] is {shown(t)}, expected a tensor")
     return tensors
 
 
@@ -87,7 +89,7 @@ def _refuse_arguments(schema, args: tuple[Any, ...], kwargs: dict[str, Any], err
     for name, kind, value in arguments:
         expected = _expected(kind, value)
         if expected is not None:
-            raise TypeError(f"{op}: {name} is {_type(value)}, expected {expected}") from error
+            raise TypeError(f"{op}: {name} is {shown(value)}, expected {expected}") from error
     for name, t in _tensors(arguments):
         if t.layout != torch.strided:
             raise ValueError(f"{op}: {name} has layout {t.layout}, expected a strided tensor") from error
@@ -112,7 +114,3 @@ def _expected(kind: str, value: Any) -> str | None:
     if kind == "int" and isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "an integer of 64 bits"
     return None
-
-
-def _type(value: Any) -> str:
-    return f"of type {type(value).__name__}" if isinstance(value, (Tensor, list, tuple, dict)) else repr(value)

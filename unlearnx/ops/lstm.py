@@ -61,7 +61,7 @@ def lstm(
     Returns:
         Outputs of the last layer (T, N, directions * H), or (N, T, ...) with ``batch_first``; the final h and the
         final c, each (layers * directions, N, H). In the dtype of ``input``; the recurrence is computed in float32
-        or better.
+        or better, from products with ``weight_ih`` that torch computes and rounds to the dtype.
 
     Raises:
         TypeError: a tensor is not float32, float64, bfloat16 or float16, or the dtypes differ.

@@ -13,9 +13,10 @@ from unlearnx import _distributed as distributed
 from unlearnx._batches import Nest, count, moved
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
-from unlearnx._data import Data, Samples, check_same_in_every_process, shared_batches, size
+from unlearnx._data import Data, check_same_in_every_process, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
+from unlearnx._sources import Samples
 from unlearnx._vectors import Layout
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.fisher_labels import FisherLabels
@@ -150,7 +151,7 @@ class _Passes:
             for name, ok in zip(covariances, sizes.isfinite().tolist(), strict=True):
                 if not ok:
                     raise ValueError(
-                        f"covariances of {name!r}: NaN or infinite in the batch that starts at sample {position}"
+                        f"covariances of {name!r}: values are NaN or infinite in the batch from sample {position} on"
                     )
 
         names = [*(name for c in covariances.values() for name in c.layer.names), *diagonals]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnx._arguments import check_fields
 from unlearnx._distributed import broadcast_
 from unlearnx._vectors import Vector
 from unlearnx.curvature.operators import CurvatureOperator
@@ -125,6 +126,7 @@ class Solver:
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}, expected a number between 0 and 1")
 

@@ -78,7 +78,14 @@ def rows(cells: list[Cell], seeds: int, sources: Sources) -> Iterator[dict[str, 
                 start = time.perf_counter()
                 level = unseen_level(case.model, case.request, reference)
                 seconds = time.perf_counter() - start
-                about = {"cell": cell.name, "seed": seed, "class": cell.is_class, "hard": cell in HARD, "given": given}
+                about = {
+                    "cell": cell.name,
+                    "what": cell.what,
+                    "seed": seed,
+                    "class": cell.is_class,
+                    "hard": cell in HARD,
+                    "given": given,
+                }
                 row = {**about, "retrained": expected, "unseen": estimated(level), "seconds": round(seconds, 2)}
                 print(described(row), flush=True)
                 yield row

@@ -80,15 +80,15 @@ def poison_cifar() -> str:
 
 FORGET_DIGITS = {
     "second-order": "`SecondOrder(ConjugateGradient(), damping=1e-2, ...)`",
-    "stochastic-teacher": "`StochasticTeacher()`",
-    "ssd": "`SSD()`",
-    "gradient-ascent": "`GradientAscent()`",
-    "fisher-masking": "`FisherMasking()`, with `FineTune` for the tenth",
-    "salun": "`SalUn()`",
-    "random-perturbation": "`RandomPerturbation()` and `FineTune(epochs=4)`",
-    "bad-teacher": "`BadTeacher()`",
-    "neg-grad": "`NegGrad()`",
-    "scrub": "`SCRUB()`",
+    "stochastic-teacher": "`StochasticTeacher(epochs=2)`",
+    "ssd": '`SSD(alpha="adaptive")`',
+    "gradient-ascent": "`GradientAscent(epochs=5)`",
+    "fisher-masking": "`FisherMasking(0.005)`, with `FineTune` for the tenth",
+    "salun": "`SalUn(epochs=3)`",
+    "random-perturbation": "`RandomPerturbation(0.5)` and `FineTune(epochs=4)`",
+    "bad-teacher": "`BadTeacher(epochs=2)`",
+    "neg-grad": "`NegGrad(epochs=2)`",
+    "scrub": "`SCRUB(epochs=4)`",
     "fine-tune": "`FineTune(epochs=5)`",
     "first-order": "`FirstOrder(...)`",
     "original": "untouched",
@@ -126,7 +126,7 @@ def forget_digits() -> str:
 FORGET_CIFAR = {
     "original": "untouched",
     "second-order": '`SecondOrder(ConjugateGradient(), damping=1e-2, step=1, params="last:2")`',
-    "ssd": "`SSD()`",
+    "ssd": '`SSD(alpha="adaptive")`',
     "fine-tune-anchored": "`FineTune(epochs=2, anchor=1e-2)`",
     "fine-tune": "`FineTune(epochs=2)`",
     "retrained": "retrained",
@@ -151,10 +151,10 @@ def forget_cifar() -> str:
 REPAIR = {
     "fine-tuning": "`FineTune(epochs=5, lr=5e-3, weight_decay=1)` without them",
     "relabelling": "the same, with the labels that the other networks propose",
-    "EWC repair, fine-tuning": "`EWCRepair()`, then the same",
+    "EWC repair, fine-tuning": "`EWCRepair(epochs=10)`, then the same",
     "Newton repair": '`NewtonRepair(params="last:4")`',
-    "EWC repair, energy alignment": "`EWCRepair()`, then `EnergyAlignment()`",
-    "EWC repair": "`EWCRepair()`",
+    "EWC repair, energy alignment": "`EWCRepair(epochs=10)`, then `EnergyAlignment(epochs=2)`",
+    "EWC repair": "`EWCRepair(epochs=10)`",
 }
 
 

@@ -2,7 +2,7 @@
 
 from unlearnx import attribution, curvature, losses, methods, metrics, nn, ops
 from unlearnx._extension import __version__, build_info  # loads the compiled ops
-from unlearnx.methods import Outcome, Request
+from unlearnx.methods import Outcome, Request, forget
 
 __all__ = [
     "Outcome",
@@ -11,6 +11,7 @@ __all__ = [
     "attribution",
     "build_info",
     "curvature",
+    "forget",
     "losses",
     "methods",
     "metrics",

@@ -72,6 +72,11 @@ def count(nest: Nest) -> int:
     return max((len(t) for t in tensors(nest) if t.dim()), default=0)
 
 
+def nbytes(nest: Nest) -> int:
+    """Memory in bytes that the tensors of a nest take."""
+    return sum(t.nbytes for t in tensors(nest))
+
+
 def has_rows(leaf: Any, samples: int) -> bool:
     """Whether a leaf of a batch is a tensor with a row for each sample, rather than the same for all."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == samples
@@ -105,6 +110,21 @@ def split_rows(nest: Nest, samples: int) -> tuple[list[Tensor], Rebuild]:
         return made(own)
 
     return [leaves[i] for i in places], rebuilt
+
+
+def replaced(nest: Nest, index: Index, rows: Nest) -> Nest:
+    """A copy of a batch with other samples at a slice, or at a tensor of indices.
+
+    Raises:
+        ValueError: these are of another form or shape.
+    """
+    (own, made), (other, _) = split_rows(nest, count(nest)), split_rows(rows, count(rows))
+    if [t.shape[1:] for t in own] != [t.shape[1:] for t in other]:
+        raise ValueError(f"data: expected samples of shape {_shapes(own)}, got {_shapes(other)}")
+    copies = [t.clone() for t in own]
+    for t, part in zip(copies, other, strict=True):
+        t[index if isinstance(index, slice) else index.to(t.device)] = part.to(t)
+    return made(copies)
 
 
 def moved(nest: Nest, device: torch.device | str | None) -> Nest:

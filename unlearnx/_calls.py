@@ -12,11 +12,12 @@ from torch.func import functional_call
 from unlearnx._batches import Nest, call, changed, count, described, moved, rows
 from unlearnx._checks import check_deterministic, known_as, model_device, named
 from unlearnx._copies import lent
-from unlearnx._data import Data, Samples
+from unlearnx._data import Data
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._models import Buffers, check_model, check_repeatable
 from unlearnx._modes import modes_kept
 from unlearnx._random import undisturbed
+from unlearnx._sources import Samples
 
 PROBED = 3  # samples that a model is tried on
 

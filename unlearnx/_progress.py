@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-FIRST_LINE_SECONDS = 5.0  # how long a task runs before the first line about it, where there is no terminal
+FIRST_SECONDS = 5.0  # how long a pass over data runs before its bar appears, or any task before its first line
 MAX_LINE_INTERVAL_SECONDS = 60.0  # between two lines; the interval doubles until it is this long
 REFRESHES_PER_SECOND = 4  # of the bars: enough to see them move, too few to slow down what is measured
 
+_passes_shown: ContextVar[bool] = ContextVar("passes_shown", default=False)
 _shown: Progress | None = None  # the bars on the screen: a terminal has room for one such display
 
 
@@ -63,6 +65,45 @@ def progress_bar(title: str, total: int | None, show: bool) -> Iterator[Callable
 
 
 @contextmanager
+def showing_passes(show: bool) -> Iterator[None]:
+    """While inside, passes over data show bars if `show` says so: see :func:`passing`."""
+    token = _passes_shown.set(show)
+    try:
+        yield
+    finally:
+        _passes_shown.reset(token)
+
+
+@contextmanager
+def passing(title: str | None, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for a pass over data, which appears once the pass has taken five seconds.
+
+    Args:
+        title: what the pass is for; None for a pass that shows nothing.
+        total: number of samples.
+    """
+    if title is None or not _passes_shown.get():
+        yield lambda steps: None
+        return
+    with ExitStack() as bar:
+        start, done = time.monotonic(), 0
+        advance: Callable[[int], None] | None = None
+        if not stderr_console().is_terminal:  # lines are late by themselves
+            advance = bar.enter_context(progress_bar(title, total, True))
+
+        def count(steps: int) -> None:
+            nonlocal advance, done
+            done += steps
+            if advance is not None:
+                advance(steps)
+            elif time.monotonic() - start >= FIRST_SECONDS and done < total:
+                advance = bar.enter_context(progress_bar(title, total, True))
+                advance(done)
+
+        yield count
+
+
+@contextmanager
 def _displayed() -> Iterator[Progress]:
     """The bars on the screen, or new ones, which leave it with the outermost task."""
     global _shown
@@ -97,7 +138,7 @@ class _Lines:
 
     def __init__(self, title: str, total: int | None):
         self.title, self.total, self.done = title, total, 0
-        self.start, self.due = time.monotonic(), FIRST_LINE_SECONDS
+        self.start, self.due = time.monotonic(), FIRST_SECONDS
 
     def advance(self, steps: int) -> None:
         self.done += steps

@@ -18,7 +18,7 @@ TREATMENTS = {
     "fine-tuning": Treatment(FineTune(epochs=4, lr=2e-3)),
     "relabelling": Treatment(FineTune(epochs=3), relabels=True),
     "Newton repair": Treatment(NewtonRepair(params="last:2")),
-    "refused <b>": Treatment(EWCRepair(lr=100.0, strength=0.0)),
+    "refused <b>": Treatment(EWCRepair(epochs=10, lr=100.0, strength=0.0)),
 }
 
 

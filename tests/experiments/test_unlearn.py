@@ -333,7 +333,7 @@ def test_not_applied(there, tmp_path):
 def test_too_few_points_for_an_attack(there, tmp_path):
     (tmp_path / "few.txt").write_text("7\n")
     result = run(tmp_path / "out", forget=tmp_path / "few.txt", test="own_data:test", method="first-order")
-    assert result.exit_code in (0, 1), result.output
+    assert result.exit_code in (0, 1, 3), result.output
     audit = audit_of(tmp_path / "out")
     assert audit["measures"]["before"]["mia_starter_kit"] is None
     assert any("starter_kit could not be run" in note for note in audit["notes"])

@@ -403,6 +403,7 @@ def calls(folder: str) -> dict[str, Any]:
         "Request.remove": of(Request.remove, lambda: {"dataset": data(), "indices": [1, 2]}),
         "Request.remove_class": of(Request.remove_class, lambda: {"dataset": data(), "c": 1}),
         "Request.correct": of(Request.correct, lambda: dict(zip(("corrected", "dataset"), pair(), strict=True))),
+        "Request.with_held_out": about(request, "with_held_out", lambda: {"data": data()}),
         "Request.from_sets": of(Request.from_sets, lambda: {"forget": data(), "retain": data()}),
         "fisher_diagonal": of(curvature.fisher_diagonal, trained(data=data)),
         "grad_difference": of(curvature.grad_difference, trained(old=data, new=data)),

@@ -11,7 +11,6 @@ from unlearnx import Outcome, Request
 from unlearnx._data import materialize
 from unlearnx.curvature import ConjugateGradient, CurvatureOperator, Direct, LiSSA, fisher_diagonal, grad_difference
 from unlearnx.methods import SSD, FineTune, FirstOrder, NewtonRepair, Retrain, SecondOrder
-from unlearnx.methods.step_size import forgetting_step
 from unlearnx.metrics import accuracy, mean_loss, predict
 from unlearnx.models import Training
 
@@ -187,7 +186,7 @@ def test_removal_ends_at_the_loss_asked_for(learned, method):
     goal = mean_loss(model, F.cross_entropy, test)
     assert mean_loss(model, F.cross_entropy, removal.forget_set) < goal
     outcome = dataclasses.replace(method, forget_loss=goal, steps=3)(model, removal)
-    assert outcome.info["stopped"].startswith("the forget set has a loss of")
+    assert outcome.info["stopped"] == "the forget set is forgotten"
     (step,) = outcome.info["steps"]
     assert mean_loss(outcome.model, F.cross_entropy, removal.forget_set) >= goal
     half = {n: (p + q) / 2 for (n, p), q in zip(model.named_parameters(), outcome.model.parameters(), strict=True)}
@@ -202,23 +201,6 @@ def test_forgetting_stops_short_of_harm(learned):
     before, after = outcome.loss_before, outcome.loss_after
     assert outcome.applied
     assert before < after < before + 0.05
-
-
-@pytest.mark.parametrize(
-    ("limit", "goal", "expected"),
-    [
-        (10.0, 4.0, 4.0),
-        (10.0, 0.3, 0.5),
-        (10.0, 1.0, 1.0),
-        (3.0, 100.0, 2.0),
-        (0.3, 100.0, 0.25),
-        (0.0, 1.0, 0.0),
-        (math.nan, 1.0, 0.0),
-    ],
-)
-def test_forgetting_step(limit, goal, expected):
-    """Both losses are the step itself."""
-    assert forgetting_step(float, float, 1.0, limit=limit, goal=goal) == expected
 
 
 def published_ssd(model, full, forget, alpha, lam):
@@ -394,7 +376,7 @@ def test_retrain_with_a_factory(study):
         (lambda: FirstOrder(steps=0), "steps is 0"),
         (lambda: FirstOrder(points="all"), "points is 'all', expected 'predicted' or 'forget'"),
         (lambda: SecondOrder(step=math.nan), "step is nan"),
-        (lambda: SSD(alpha="large"), "alpha is 'large', expected a finite number >= 0 or 'auto'"),
+        (lambda: SSD(alpha="large"), "alpha is 'large', expected a number or 'auto'"),
         (lambda: SSD(lam=-1.0), "lam is -1.0"),
         (lambda: SSD(fisher_type="true"), "fisher_type is 'true'"),
         (lambda: Training(0), "epochs is 0"),

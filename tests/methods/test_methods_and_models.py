@@ -60,15 +60,17 @@ def test_the_table_in_the_docs_is_what_happens():
     assert table() in PAGE.read_text()
 
 
-@pytest.mark.parametrize("method", [Retrain(epochs=1), BadTeacher(), StochasticTeacher()])
+@pytest.mark.parametrize("method", [Retrain(epochs=1), BadTeacher(epochs=1), StochasticTeacher(epochs=1)])
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, odd.compiled])
 def test_a_factory_builds_what_cannot_be_initialised(method, wrap):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = wrap(odd.used(odd.old_weight_norm()))
         data = odd.samples(model)
-        with pytest.raises(ValueError, match=r"^model: parameter '.*0.weight_g' of Linear is not initialised.*factory"):
-            method(model, Request.remove(data, range(3)))
+        if isinstance(method, Retrain):  # any network that knows nothing will do as a teacher
+            message = r"^model: parameter '.*0.weight_g' of Linear is not initialised.*factory"
+            with pytest.raises(ValueError, match=message):
+                method(model, Request.remove(data, range(3)))
         method = type(method)(**{**vars(method), "factory": odd.old_weight_norm, "max_increase": 9.0})
         outcome = method(model, Request.remove(data, range(3)))
     assert outcome.applied

@@ -196,8 +196,8 @@ def test_corrections(study):
         NewtonRepair(gamma=1e6),
         NewtonRepair(gamma=1e6, kind="diagonal"),
         NewtonRepair(solver=LiSSA(damping=0.0, scale=1e-4, recursion_depth=30, batch_size=None)),
-        EWCRepair(lr=1e3, strength=0.0),
-        EnergyAlignment(lr=1e20),
+        EWCRepair(epochs=10, lr=1e3, strength=0.0),
+        EnergyAlignment(epochs=2, lr=1e20),
     ],
     ids=["gamma", "gamma of the diagonal", "scale", "lr", "huge lr"],
 )

@@ -33,8 +33,8 @@ def _pairs(
 
     def read(data: Data) -> Iterator[Batch]:
         if not shared:
-            return batches(data, batch_size, device)
-        return ((x, y) for _, x, y in shared_batches(data, batch_size, device))
+            return batches(data, batch_size, device, title="gradients")
+        return ((x, y) for _, x, y in shared_batches(data, batch_size, device, title="gradients"))
 
     if new is None:
         for batch in read(old):

@@ -24,11 +24,13 @@ from unlearnx._checks import (
     select_params,
 )
 from unlearnx._copies import lent
-from unlearnx._data import BATCH_SIZE, Data, Samples, check_same_in_every_process, check_visits_all
+from unlearnx._data import BATCH_SIZE, Data, check_same_in_every_process, check_visits_all
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._memory_order import ImageOrder
 from unlearnx._models import check_gradients_possible
+from unlearnx._progress import passing
+from unlearnx._sources import Samples
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.batch_curvature import CURVATURE_KINDS, BatchCurvature, RecordedBatch, Snapshot, Values
 from unlearnx.curvature.prefix import FrozenPrefix
@@ -60,8 +62,9 @@ class CurvatureOperator:
             read at every product, so they may change; those of the part before the chosen parameters may not.
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
         data: pairs (x, y): tensors, a Dataset or a DataLoader (whose dataset is read by index, `batch_size`
-            samples at a time). A Dataset may be larger than memory, unless `params` leaves out the first part of the
-            model: that part's outputs are kept in memory. Data must not be changed in place: it is not noticed.
+            samples at a time). A Dataset may be larger than memory; where `params` leaves out the first part of the
+            model, that part's outputs are kept, in memory or on disk (see :meth:`FrozenPrefix.features`). Data must
+            not be changed in place: it is not noticed.
         kind: ``"hessian"``, or ``"ggn"`` for the generalised Gauss-Newton matrix, which has no negative
             eigenvalues where the loss is convex in the output.
         damping: multiple of the identity to add, >= 0.
@@ -169,16 +172,18 @@ class CurvatureOperator:
         snapshot = self._shared.snapshot()
         totals: list[list[Tensor]] = []
         mine = distributed.local_range(len(self))
-        for start in range(mine.start, mine.stop, self.batch_size):
-            stop = min(start + self.batch_size, mine.stop)
-            batch = self._batch(start, stop, snapshot)
-            products = batch.products(vectors, keep=self._kept.get((start, stop)) is batch)
-            for k, (v, tensors) in enumerate(zip(vectors, products, strict=True)):
-                product = self.layout.owned(tensors, v)
-                if len(totals) <= k:
-                    totals.append(product)
-                else:
-                    torch._foreach_add_(totals[k], product)
+        with passing("curvature product", len(mine)) as advance:
+            for start in range(mine.start, mine.stop, self.batch_size):
+                stop = min(start + self.batch_size, mine.stop)
+                batch = self._batch(start, stop, snapshot)
+                products = batch.products(vectors, keep=self._kept.get((start, stop)) is batch)
+                for k, (v, tensors) in enumerate(zip(vectors, products, strict=True)):
+                    product = self.layout.owned(tensors, v)
+                    if len(totals) <= k:
+                        totals.append(product)
+                    else:
+                        torch._foreach_add_(totals[k], product)
+                advance(stop - start)
         totals = totals or [self.layout.owned([None] * len(self.names), []) for _ in vectors]
         distributed.all_reduce_(t for total in totals for t in total)
         return totals

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
 
 from unlearnx._arguments import checked
-from unlearnx._batches import Nest, joined, tensors
+from unlearnx._batches import Nest, joined, moved, tensors
 from unlearnx._checks import Params, model_device, select_params
 from unlearnx._copies import independent, lent
-from unlearnx._data import Data, batches, dataset_of
+from unlearnx._data import Data, as_dataset, batches, dataset_of, size
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import modes_kept
+from unlearnx._rows import Rows
+from unlearnx._sources import Changed
 
 
 class FrozenPrefix:
@@ -69,18 +72,32 @@ class FrozenPrefix:
                 features in it.
 
         Returns:
-            A dataset of (feature, y) in memory, on the device of the model.
+            A dataset of (feature, y): in memory, on the device of the model, where the features take at most 512 MiB,
+            and in a temporary file beyond. Where samples of different lengths give features of different shapes, they
+            are not kept, and the prefix runs whenever they are read.
         """
         if self.prefix is None:
             return data
         prefix = self._frozen if dtype is None else independent(self._frozen).to(dtype)
-        xs: list[Tensor] = []
+        rows, device = Rows(size(data)), model_device(self.head)
         ys: list[Nest] = []
-        with torch.no_grad():
-            for x, y in batches(data, batch_size, model_device(self.head)):
-                xs.append(prefix(self._order(x).to(dtype if x.is_floating_point() else None)))
-                ys.append(y)
-        return dataset_of(torch.cat(xs), joined(ys))
+
+        def features(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return prefix(self._order(x).to(dtype if x.is_floating_point() else None))
+
+        for x, y in batches(data, batch_size, device, title="features"):
+            part = features(x)
+            if not rows.fits(part):
+                return Changed(as_dataset(data), lambda x, y, _: (features(x.to(device)), y))
+            rows.add(part)
+            ys.append(y)
+        return dataset_of(rows.joined(), joined(ys))
+
+    def live(self, dataset: Dataset[Any]) -> Dataset[Any]:
+        """The samples of a dataset with the head's inputs made anew whenever they are read, for data that change."""
+        device = model_device(self.head)
+        return dataset if self.prefix is None else Changed(dataset, lambda x, y, _: (self(moved(x, device)), y))
 
 
 class _OneInput(nn.Module):

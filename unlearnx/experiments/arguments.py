@@ -200,11 +200,20 @@ def _kinds(method: type[Method]) -> dict[str, tuple[type, ...]]:
 def _read(option: str, word: str, kinds: tuple[type, ...]) -> Any:
     if type(None) in kinds and word.lower() == "none":
         return None
+    numbers = {int, float} & set(kinds)
     for kind in PLAIN_TYPES:
-        if kind in kinds:
+        if kind in kinds and not (kind is str and numbers and _is_number(word)):
             try:
                 return BOOLEANS[word.lower()] if kind is bool else kind(word)
             except (KeyError, ValueError):
                 continue
     names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
     raise ValueError(f"--option {option}: expected {names}")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -277,7 +277,7 @@ def _published_methods(context: int) -> dict[str, Method]:
             curvature_samples=None,
             loss_fn=last,
         ),
-        "fine-tuning": FineTune(loss_fn=last),
+        "fine-tuning": FineTune(epochs=1, loss_fn=last),
     }
 
 

@@ -435,7 +435,7 @@ def _study_of(recipe: Recipe, root: Path | None) -> ForgetStudy:
 
 def _digits_methods(forget_class: int | None) -> Methods:
     """The methods with their arguments for a class, or for a random share (None); chosen with the seeds 0 and 1."""
-    masking = FisherMasking() if forget_class is not None else FisherMasking(0.005, max_increase=math.inf)
+    masking = FisherMasking(0.005) if forget_class is not None else FisherMasking(0.005, max_increase=math.inf)
     gradient, newton = FirstOrder(params="last:2"), SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2")
     if forget_class is None:  # no weights of the last layer represent a random share of the images
         gradient = FirstOrder(tau=3e-3, steps=20)
@@ -443,35 +443,37 @@ def _digits_methods(forget_class: int | None) -> Methods:
             newton, solver=ConjugateGradient(iterations=10), params=None, step=10.0, steps=1, curvature_samples=500
         )
     return {
-        "ssd": SSD(),
+        "ssd": SSD(alpha="adaptive"),
         "fisher-masking": masking if forget_class is not None else Pipeline([masking, FineTune(epochs=2)]),
         "fine-tune": FineTune(epochs=5, lr=2e-3),
         "first-order": gradient,
         "second-order": newton,
-        "gradient-ascent": GradientAscent() if forget_class is not None else GradientAscent(epochs=2),
-        "neg-grad": NegGrad() if forget_class is not None else NegGrad(weight=0.9),
-        "random-perturbation": Pipeline([RandomPerturbation(), FineTune(epochs=4, lr=2e-3)]),
-        "stochastic-teacher": StochasticTeacher(),
-        "bad-teacher": BadTeacher(),
-        "scrub": SCRUB(),
-        "salun": SalUn(),
+        "gradient-ascent": GradientAscent(epochs=5) if forget_class is not None else GradientAscent(epochs=2),
+        "neg-grad": NegGrad(epochs=2, weight=0.99 if forget_class is not None else 0.9),
+        "random-perturbation": Pipeline([RandomPerturbation(0.5), FineTune(epochs=4, lr=2e-3)]),
+        "stochastic-teacher": StochasticTeacher(epochs=2),
+        "bad-teacher": BadTeacher(epochs=2),
+        "scrub": SCRUB(epochs=4),
+        "salun": SalUn(epochs=3),
     }
 
 
 def _cifar_methods(forget_class: int | None) -> Methods:
     """The methods with their arguments for a class, or for a random share (None)."""
     fast = fast_dtype(default_device())
-    masking = FisherMasking(max_increase=math.inf, autocast=fast)
+    masking = FisherMasking(0.005, max_increase=math.inf, autocast=fast)
     return {
-        "ssd": SSD(autocast=fast),
-        "fisher-masking": Pipeline([masking, FineTune(autocast=fast)]),
+        "ssd": SSD(alpha="adaptive", autocast=fast),
+        "fisher-masking": Pipeline([masking, FineTune(epochs=1, autocast=fast)]),
         "fine-tune": FineTune(epochs=2, lr=2e-3, batch_size=128, autocast=fast),
         "fine-tune-anchored": FineTune(epochs=2, lr=2e-3, anchor=1e-2, batch_size=128, autocast=fast),
         "first-order": FirstOrder(params="last:2"),
         "second-order": SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2", step=1.0, steps=1),
         "gradient-ascent": GradientAscent(epochs=1, lr=1e-4, autocast=fast),
         "neg-grad": NegGrad(epochs=1, batch_size=128, autocast=fast),
-        "random-perturbation": Pipeline([RandomPerturbation(0.2), FineTune(lr=2e-3, batch_size=128, autocast=fast)]),
+        "random-perturbation": Pipeline(
+            [RandomPerturbation(0.2), FineTune(epochs=1, lr=2e-3, batch_size=128, autocast=fast)]
+        ),
         "stochastic-teacher": StochasticTeacher(erase_epochs=1, epochs=1, batch_size=128, autocast=fast),
         "bad-teacher": BadTeacher(epochs=1, batch_size=128, autocast=fast),
         "scrub": SCRUB(epochs=2, max_epochs=1, batch_size=128, autocast=fast),

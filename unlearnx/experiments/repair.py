@@ -345,14 +345,14 @@ def repair_mnist(
         raise ValueError(f"preset is {preset!r}, repair-mnist has only 'default'")
     # Weight decay removes what was memorised from the weights; without it, further training hardly changes them.
     tune = FineTune(epochs=5, lr=5e-3, batch_size=128, weight_decay=1.0)
-    newton, ewc = NewtonRepair(params="last:4"), EWCRepair()
+    newton, ewc = NewtonRepair(params="last:4"), EWCRepair(epochs=10)
     treatments = {
         "fine-tuning": Treatment(tune),
         "relabelling": Treatment(tune, relabels=True),
         "Newton repair": Treatment(newton),
         "EWC repair": Treatment(ewc),
         "EWC repair, fine-tuning": Treatment(Pipeline([ewc, tune])),
-        "EWC repair, energy alignment": Treatment(Pipeline([ewc, EnergyAlignment()])),
+        "EWC repair, energy alignment": Treatment(Pipeline([ewc, EnergyAlignment(epochs=2)])),
     }
     training = Training(20 if epochs is None else epochs, lr=2e-3)
     return RepairStudy(

@@ -1,5 +1,6 @@
 """Unlearning methods: small dataclasses, called as ``method(model, request) -> Outcome``."""
 
+from unlearnx.methods.automatic import Automatic, forget
 from unlearnx.methods.bad_teacher import BadTeacher
 from unlearnx.methods.base import Method
 from unlearnx.methods.certified import CertifiedRemoval
@@ -24,6 +25,7 @@ from unlearnx.methods.stochastic_teacher import StochasticTeacher
 from unlearnx.methods.verdict import judge
 
 METHODS: dict[str, type[Method]] = {
+    "auto": Automatic,
     "bad-teacher": BadTeacher,
     "energy-alignment": EnergyAlignment,
     "ewc-repair": EWCRepair,
@@ -48,6 +50,7 @@ __all__ = [
     "SCRUB",
     "SISA",
     "SSD",
+    "Automatic",
     "BadTeacher",
     "CertifiedRemoval",
     "EWCRepair",
@@ -69,5 +72,6 @@ __all__ = [
     "SalUn",
     "SecondOrder",
     "StochasticTeacher",
+    "forget",
     "judge",
 ]

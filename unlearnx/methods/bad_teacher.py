@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from unlearnx._batches import count, joined, take
+from unlearnx._batches import Nest, take
 from unlearnx._checks import check_fraction
-from unlearnx._data import materialize
+from unlearnx._data import size
 from unlearnx.methods.base import Work
-from unlearnx.methods.distillation import Teacher, random_network
+from unlearnx.methods.distillation import Teacher, lessons, random_network
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 from unlearnx.methods.untrained import Factory
 
@@ -41,7 +44,9 @@ class BadTeacher(TrainedMethod):
         22
     """
 
-    epochs: int = 2
+    _nominal_epochs: ClassVar[int] = 2
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
     retain_share: float = 0.3
     temperature: float = 1.0
@@ -53,12 +58,24 @@ class BadTeacher(TrainedMethod):
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected a number > 0")
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
-        chosen = torch.randperm(count(y), generator=torch.Generator().manual_seed(self.seed))
-        chosen = chosen[: round(self.retain_share * count(y))]
-        x, y = joined([forgotten, take(x, chosen)]), joined([old, take(y, chosen)])
-        teacher = Teacher(work.model, x, y, self, self.temperature)
-        bad = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self, self.temperature)
-        teacher.target[: count(old)] = bad.target
-        self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=teacher.divergence)
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        forget, target = work.request.trained_forget_set, work.request.trained_target
+        n, forgotten = size(target), len(work.request.forget)
+        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: round(self.retain_share * n)]
+        good = Teacher(work.model, self, self.temperature)
+        bad = Teacher(random_network(work.model, self.seed, self.factory), self, self.temperature)
+
+        def targets(x: Nest, y: Nest, index: Tensor) -> Tensor:
+            outputs = good.targets(x, y)
+            forgets = (index < forgotten).nonzero().flatten()
+            if len(forgets):
+                outputs[forgets.to(outputs.device)] = bad.targets(take(x, forgets), take(y, forgets))
+            return outputs
+
+        both: Dataset[Any] = ConcatDataset([forget, Subset(target, chosen.tolist())])
+        data = lessons(both, good, targets)
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=good.divergence)
+
+        return train

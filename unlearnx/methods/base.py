@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unlearnx._arguments import check_fields, checked
-from unlearnx._batches import Nest, call, moved, rows, take
+from unlearnx._batches import Nest, call, moved, rows
 from unlearnx._calls import check_call
 from unlearnx._checks import (
     Params,
@@ -23,18 +23,23 @@ from unlearnx._checks import (
     select_params,
 )
 from unlearnx._copies import independent
-from unlearnx._data import Collated, dataset_of, materialize
+from unlearnx._data import Data
 from unlearnx._labels import guessing_loss
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._modes import evaluating
+from unlearnx._progress import showing_passes
+from unlearnx._sources import Samples
 from unlearnx._vectors import Vector
 from unlearnx._wrappers import rewrapped
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.methods.chosen_parameters import ChosenParameters
 from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
+from unlearnx.methods.strength import AUTO, Gauge, greatest_strength, least_strength
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
+from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
 MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the loss's unit, where the user gives none
 
@@ -74,6 +79,7 @@ class Method:
     """
 
     _needs_eval: ClassVar[bool] = True
+    _strength: ClassVar[str | None] = None  # the field that is "auto" where the method finds its strength by itself
 
     loss_fn: Loss = F.cross_entropy
     params: Params = None
@@ -97,22 +103,47 @@ class Method:
             ValueError: an argument is out of range or does not fit the others, the model must be in eval mode, or
                 importances or gradients are not finite.
         """
-        outcome = self._on_copy(model, request, None)
-        outcome.forgotten, outcome.evidence = judge(
-            model, outcome.model, request, batch_size=self.batch_size, autocast=self.autocast
-        )
+        start = time.perf_counter()
+        with showing_passes(self.progress):
+            self._check(model, request)
+            level = self._level(model, request) if self._finds_strength else None
+            seconds = time.perf_counter() - start
+            outcome = self._on_copy(model, request, level)
+            outcome.seconds += seconds
+            level = self._level(model, request) if level is None else level
+            outcome.forgotten, outcome.evidence = judge(
+                model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
+            )
         return outcome
 
-    def _on_copy(self, model: nn.Module, request: Request, first_direction: FirstDirection | None) -> Outcome:
-        start = time.perf_counter()
+    @property
+    def _finds_strength(self) -> bool:
+        """Whether the method is to find its strength by itself."""
+        return self._strength is not None and getattr(self, self._strength) == AUTO
+
+    def _check(self, model: nn.Module, request: Request) -> None:
         check_call(model, self.loss_fn, request.dataset, name="request", deterministic=self._needs_eval)
-        request = _of_one_length(request)
+
+    def _level(self, model: nn.Module, request: Request) -> UnseenLevel:
+        return unseen_level(model, request, request.held_out, batch_size=self.batch_size, autocast=self.autocast)
+
+    def _on_copy(
+        self,
+        model: nn.Module,
+        request: Request,
+        level: UnseenLevel | None,
+        first_direction: FirstDirection | None = None,
+    ) -> Outcome:
+        """The outcome without a verdict. The strength is found where the level of an unseen model is given."""
+        start = time.perf_counter()
         working = independent(model)
         names = self._names(working)
         frozen_prefix = FrozenPrefix(working, names, request.dataset)
         head = frozen_prefix.head
         on_features = request_on_features(request, frozen_prefix, batch_size=self.batch_size)
         work = Work(self, head, on_features, names, first_direction)
+        if level is not None and level.accuracy is not None and self._finds_strength:
+            work.aim_at(level.accuracy)
         before = {name: t.clone() for name, t in head.state_dict().items()}
         info: dict[str, Any] = {}
         applied, reason, loss = True, None, work.initial_loss
@@ -148,17 +179,6 @@ class Method:
         loss = work.corrected_loss()
         refuse_harm(work.request, work.initial_loss, loss, self.max_increase)
         return loss
-
-
-def _of_one_length(request: Request) -> Request:
-    """The request with samples in memory where batches are made by a function of the user's, which may pad them.
-
-    Its sets can then be joined.
-    """
-    if not isinstance(request.dataset, Collated):
-        return request
-    corrected = None if request.corrected is None else dataset_of(*materialize(request.corrected))
-    return replace(request, dataset=dataset_of(*materialize(request.dataset)), corrected=corrected)
 
 
 def allowed_increase(request: Request, max_increase: float | None) -> float:
@@ -200,8 +220,64 @@ class Work:
         self.method, self.model, self.request, self.names = method, model, request, names
         self.first_direction = first_direction
         self.gradient_evaluations = 0
-        self.target = dataset_of(*materialize(request.target))
+        self.gauge: Gauge | None = None
+        self.target = request.target
         self.initial_loss = self.corrected_loss()
+
+    def aim_at(self, level: Level) -> None:
+        """Have the method find the strength at which the forget set is at this level."""
+        self.gauge = Gauge(
+            self.model,
+            self.method.loss_fn,
+            self.request.forget_set,
+            self.target,
+            level,
+            allowed_increase(self.request, self.method.max_increase),
+            batch_size=self.method.batch_size,
+            autocast=self.method.autocast,
+            seed=self.method.seed,
+        )
+
+    def least_strength(
+        self, change: Callable[[float], Any], guess: float, info: dict[str, Any], *, most: float = math.inf
+    ) -> float:
+        """The least strength at which ``change(strength)`` makes the model forget; `guess` where nothing tells.
+
+        Where there was nothing to forget, it is `guess`, or as much less as leaves what stays as it was. The model is
+        as it was afterwards.
+
+        Args:
+            change: changes the chosen parameters in place.
+            guess: where to start.
+            info: gets ``"forgets"``, whether that strength is enough.
+            most: no strength is greater.
+
+        Raises:
+            NotApplied: every strength does more harm than is allowed.
+        """
+        if self.gauge is None:
+            return guess
+        gauge, parameters = self.gauge, ChosenParameters(self.model, self.names)
+        start = parameters.read()
+
+        def then(answer: Callable[[], bool]) -> Callable[[float], bool]:
+            def asked(strength: float) -> bool:
+                parameters.write(start, {}, 0.0)
+                change(strength)
+                return answer()
+
+            return asked
+
+        if gauge.nothing_to_forget:
+            gentle = then(gauge.gentle)
+            strength = guess if gentle(guess) else greatest_strength(gentle, guess)
+        else:
+            found = least_strength(then(gauge.forgotten), then(gauge.harmless), guess, most=most)
+            strength, info["forgets"] = found.strength, found.forgets
+        parameters.write(start, {}, 0.0)
+        if not strength:
+            raise NotApplied("every strength raises the loss on what stays by more than max_increase allows")
+        return strength
 
     def corrected_loss(self) -> float:
         """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal."""
@@ -214,13 +290,14 @@ class Work:
         )
 
 
-def chance_loss(work: Work, x: Nest, y: Nest) -> float | None:
+def chance_loss(work: Work, data: Data) -> float | None:
     """Cross-entropy of uniform guessing, log(classes), in nats; None where the model does not give class scores."""
-    return guessing_loss(*first_output(work, x, y))
+    return guessing_loss(*first_output(work, data))
 
 
-def first_output(work: Work, x: Nest, y: Nest) -> tuple[Any, Nest]:
+def first_output(work: Work, data: Data) -> tuple[Any, Nest]:
     """What the model returns for the first sample, and its labels: these tell what the labels mean."""
-    device, one = model_device(work.model), slice(0, 1)
+    device = model_device(work.model)
+    x, y = (moved(nest, device) for nest in Samples(data).read(slice(0, 1)))
     with evaluating(work.model) as model:
-        return rows(call(model, moved(take(x, one), device)), 1), moved(take(y, one), device)
+        return rows(call(model, x), 1), y

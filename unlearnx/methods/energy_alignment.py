@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import ConcatDataset, Dataset
 
-from unlearnx._batches import moved as to_device
-from unlearnx._batches import scores, take
+from unlearnx._batches import Nest, joined, scores, take
 from unlearnx._checks import Params, check_at_least_one, check_at_least_zero, model_device
-from unlearnx._data import batches, materialize
+from unlearnx._data import batches, dataset_of, size
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
 from unlearnx._per_sample import per_sample
+from unlearnx._rows import Rows
+from unlearnx._sources import Changed
 from unlearnx.methods.base import Work
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -51,7 +54,9 @@ class EnergyAlignment(TrainedMethod):
         True
     """
 
-    epochs: int = 2
+    _nominal_epochs: ClassVar[int] = 2
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
     steps: int = 10
     step: float = 0.05
@@ -62,42 +67,49 @@ class EnergyAlignment(TrainedMethod):
         check_at_least_one(steps=self.steps)
         check_at_least_zero(step=self.step)
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        x, y = materialize(work.target)
-        forgotten, _ = materialize(work.request.forget_set)
-        if not isinstance(x, Tensor) or not isinstance(forgotten, Tensor) or not forgotten.is_floating_point():
-            raise ValueError(
-                "request: EnergyAlignment moves the inputs of the last layers, expected one floating point tensor of "
-                "them; none was found for this model and params"
-            )
-        forgotten = forgotten.to(x.device)
-        before, moved = [], []
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        before, after, soft_labels, given = [], [], [], []
+        forgotten = len(work.request.forget)
+        moved = Rows(forgotten)
         with evaluating(work.model) as model:
-            for part, _ in batches((forgotten, forgotten), self.batch_size, model_device(work.model)):
-                before.append(free_energy(model, part))
-                moved.append(descend(model, part, self.steps, self.step))
-            after = [free_energy(model, part) for part in moved]
-            labels = torch.cat([scores(model(part)) for part in moved]).softmax(1)
-        work.gradient_evaluations += self.steps * len(forgotten)
+            for x, y in batches(work.request.forget_set, self.batch_size, model_device(work.model)):
+                if not isinstance(x, Tensor) or not x.is_floating_point():
+                    raise ValueError(
+                        "request: EnergyAlignment moves the inputs of the last layers, expected one floating point "
+                        "tensor of them; none was found for this model and params"
+                    )
+                before.append(free_energy(model, x))
+                part = descend(model, x, self.steps, self.step)
+                after.append(free_energy(model, part))
+                soft_labels.append(scores(model(part)).softmax(1))
+                given.append(y)
+                moved.add(part)
+        work.gradient_evaluations += self.steps * forgotten
         info["energy"] = [float(torch.cat(energies).mean()) for energies in (before, after)]
-        retained, device = len(x), labels.device
-        retained_labels = to_device(y, device)
+        target = work.request.trained_target
+        labels, retained = torch.cat(soft_labels), size(target)
         loss = SampleLoss(self.loss_fn)
 
         @per_sample
-        def loss_of_all(output: Any, index: Tensor) -> Tensor:
+        def loss_of_all(output: Any, y: tuple[Nest, Tensor]) -> Tensor:
+            index = y[1]
             kept, changed = (index < retained).nonzero().flatten(), (index >= retained).nonzero().flatten()
             losses = scores(output).new_zeros(len(index))
             if len(kept):
-                losses = losses.index_put((kept,), loss.each(take(output, kept), take(retained_labels, index[kept])))
+                losses = losses.index_put((kept,), loss.each(take(output, kept), take(y[0], kept)))
             if len(changed):
-                soft_labels = labels[index[changed] - retained]
-                soft = F.cross_entropy(scores(output)[changed], soft_labels.to(losses), reduction="none")
+                own = labels[index[changed] - retained]
+                soft = F.cross_entropy(scores(output)[changed], own.to(losses), reduction="none")
                 losses = losses.index_put((changed,), soft)
             return losses
 
-        data = (torch.cat([x, *(part.to(x.device) for part in moved)]), torch.arange(retained + len(forgotten)))
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=loss_of_all)
+        both: Dataset[Any] = ConcatDataset([target, dataset_of(moved.joined(), joined(given))])
+        data = Changed(both, lambda x, y, index: (x, (y, index)))
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=loss_of_all)
+
+        return train
 
 
 def free_energy(head: nn.Module, features: Tensor) -> Tensor:

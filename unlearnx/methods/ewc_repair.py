@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unlearnx._batches import count
 from unlearnx._checks import check_at_least_zero
-from unlearnx._data import materialize, size
+from unlearnx._data import size
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import modes_kept
 from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work, chance_loss
 from unlearnx.methods.importance import check_importance, diagonal, mean_entry
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -54,7 +54,10 @@ class EWCRepair(TrainedMethod):
         1.099
     """
 
-    epochs: int = 10
+    _nominal_epochs: ClassVar[int] = 10
+    _keeps: ClassVar[bool] = False
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
     strength: float = 1.0
     l2: float | None = None
@@ -67,10 +70,9 @@ class EWCRepair(TrainedMethod):
         check_at_least_zero(strength=self.strength, l2=self.l2, bound=self.bound)
         check_importance(self.fisher_type)
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         request = work.request
-        data = materialize(request.forget_set)
-        bound = chance_loss(work, *data) if self.bound is None else self.bound
+        bound = chance_loss(work, request.forget_set) if self.bound is None else self.bound
         if bound is None:
             raise ValueError(
                 "bound: is None, which means log(classes), but the model returns no class scores; expected a number"
@@ -79,7 +81,7 @@ class EWCRepair(TrainedMethod):
             work.model.eval()
             fisher = diagonal(self, work, request.dataset, self.fisher_type, "mean")
         l2 = self.strength * mean_entry(fisher) if self.l2 is None else self.l2
-        scale = size(request.dataset) / count(data[1])
+        scale = size(request.dataset) / len(request.forget)
         params = dict(work.model.named_parameters())
         penalised = [
             (params[name], params[name].detach().clone(), scale * (self.strength * fisher[name] + l2))
@@ -92,5 +94,10 @@ class EWCRepair(TrainedMethod):
             distance = sum(((p - initial).square() * weight).sum() for p, initial, weight in penalised)
             return distance / 2 - loss.each(output, y).clamp(max=bound)
 
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=penalised_loss, eval_mode=True)
+        data = request.trained_forget_set
         info.update(bound=bound, l2=l2)
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=penalised_loss, eval_mode=True)
+
+        return train

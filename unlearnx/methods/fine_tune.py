@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearnx.methods.base import Work
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -30,9 +31,12 @@ class FineTune(TrainedMethod):
         (True, False)
     """
 
-    epochs: int = 1
+    epochs: int | str = "auto"
     lr: float = 1e-3
     anchor: float = 0.0
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        self._train(work, info, self.epochs, self.lr, anchor=self.anchor)
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, anchor=self.anchor)
+
+        return train

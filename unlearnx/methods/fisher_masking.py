@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from unlearnx._checks import check_fraction
 from unlearnx.methods.base import Method, NotApplied, Work
 from unlearnx.methods.importance import Importance, check_importance
+from unlearnx.methods.strength import given
 from unlearnx.ops.fisher_mask import fisher_mask_
+
+RATIO = 0.005  # where nothing tells how much is to be forgotten, and where the search begins
 
 
 @dataclass
@@ -19,6 +23,7 @@ class FisherMasking(Method):
 
     Args:
         ratio: fraction of the chosen parameters to set to zero: those with the largest difference of mean importances.
+            ``"auto"`` finds the smallest one that forgets.
         fisher_type: importance measure, as for :class:`unlearnx.methods.SSD`.
 
     Masking should be followed by training: ``Pipeline([FisherMasking(), FineTune()])``.
@@ -35,27 +40,34 @@ class FisherMasking(Method):
         6
     """
 
-    ratio: float = 0.005
+    _strength: ClassVar[str | None] = "ratio"
+
+    ratio: float | str = "auto"
     fisher_type: str = "empirical"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction(ratio=self.ratio)
+        ratio = given("ratio", self.ratio)
+        if ratio is not None:
+            check_fraction(ratio=ratio)
         check_importance(self.fisher_type)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         importance = Importance.measure(self, work, self.fisher_type)
         params = dict(work.model.named_parameters())
         chosen = [params[name] for name in work.names]
-        with torch.no_grad():
-            counts = fisher_mask_(
-                chosen,
-                [importance.forget[name] for name in work.names],
-                [importance.retain[name] for name in work.names],
-                self.ratio,
-            )
+        forget, retain = ([by[name] for name in work.names] for by in (importance.forget, importance.retain))
+
+        @torch.no_grad()
+        def mask(ratio: float) -> Tensor:
+            return fisher_mask_(chosen, forget, retain, ratio)
+
+        ratio = given("ratio", self.ratio)
+        ratio = work.least_strength(mask, RATIO, info, most=1.0) if ratio is None else ratio
+        counts = mask(ratio)
+        info["ratio"] = ratio
         if not counts.any():
             raise NotApplied(
-                f"ratio={self.ratio} of {sum(p.numel() for p in chosen)} parameters is less than one parameter"
+                f"ratio={ratio:g} of {sum(p.numel() for p in chosen)} parameters is less than one parameter"
             )
         info["masked"] = dict(zip(work.names, counts.tolist(), strict=True))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from unlearnx._batches import joined, moved
-from unlearnx._data import Data, as_dataset, batches, dataset_of, materialize
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from unlearnx._batches import joined, replaced
+from unlearnx._data import Data, as_dataset, batches, dataset_of, materialize, size
+from unlearnx._sources import Samples
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.request import Request
 
@@ -29,13 +33,18 @@ def request_on_features(
     before = (
         frozen_prefix.features(request.dataset, batch_size=batch_size, dtype=dtype) if features is None else features
     )
+    known = as_dataset(before)
+    augmented = None if request.augmented is None else frozen_prefix.live(request.augmented)
     correction = request.correction
-    if request.corrected is None or correction is None:
-        return Request(as_dataset(before), request.forget)
-    x, _ = materialize(before)
-    if not request.labels_only:
-        changed, _ = materialize(frozen_prefix.features(correction, batch_size=batch_size, dtype=dtype))
-        x = x.clone()
-        x[request.forget.to(x.device)] = changed
-    labels = joined([y for _, y in batches(request.corrected)])
-    return Request(as_dataset(before), request.forget, dataset_of(x, moved(labels, x.device)), request.labels_only)
+    if correction is None:
+        return Request(known, request.forget, augmented=augmented)
+    corrected: Dataset[Any]
+    if request.labels_only and Samples(known).in_memory:
+        x, y = materialize(known)
+        corrected = dataset_of(x, replaced(y, request.forget, joined([label for _, label in batches(correction)])))
+    else:
+        changed = frozen_prefix.features(correction, batch_size=batch_size, dtype=dtype)
+        n, chosen = size(known), torch.arange(size(known))
+        chosen[request.forget] = n + torch.arange(len(request.forget))
+        corrected = Subset(ConcatDataset([known, as_dataset(changed)]), chosen.tolist())
+    return Request(known, request.forget, corrected, request.labels_only, augmented)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 
-from unlearnx._batches import count, joined, moved, take
-from unlearnx._checks import check_fraction, model_device
-from unlearnx._data import materialize
+from unlearnx._batches import Nest
+from unlearnx._checks import check_fraction
+from unlearnx._data import size
 from unlearnx._losses import SampleLoss
+from unlearnx._pairs import Pair
 from unlearnx._per_sample import per_sample
+from unlearnx._sources import Changed
 from unlearnx.methods.base import Work
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -37,18 +41,25 @@ class GradientAscent(TrainedMethod):
         True
     """
 
-    epochs: int = 5
+    _nominal_epochs: ClassVar[int] = 5
+    _keeps: ClassVar[bool] = False
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         loss = SampleLoss(self.loss_fn)
 
         @per_sample
         def negative_loss(output: Any, y: Any) -> Tensor:
             return -loss.each(output, y)
 
-        data = materialize(work.request.forget_set)
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=negative_loss, eval_mode=True)
+        data = work.request.trained_forget_set
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=negative_loss, eval_mode=True)
+
+        return train
 
 
 @dataclass
@@ -72,7 +83,9 @@ class NegGrad(TrainedMethod):
         True
     """
 
-    epochs: int = 2
+    _nominal_epochs: ClassVar[int] = 2
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
     weight: float = 0.99
 
@@ -80,19 +93,23 @@ class NegGrad(TrainedMethod):
         super().__post_init__()
         check_fraction(weight=self.weight)
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (x, y), (x_old, y_old) = materialize(work.target), materialize(work.request.forget_set)
-        labels = moved(joined([y, y_old]), model_device(work.model))
-        retained, forgotten = count(y), count(y_old)
-        total = retained + forgotten
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        both: Dataset[Any] = ConcatDataset([work.request.trained_target, work.request.trained_forget_set])
+        total, forgotten = size(both), len(work.request.forget)
+        retained = total - forgotten
         loss = SampleLoss(self.loss_fn)
 
-        @per_sample
-        def weighted_loss(output: Any, index: Tensor) -> Tensor:
-            losses = loss.each(output, take(labels, index))
-            return losses * torch.where(
-                index < retained, self.weight * total / retained, (self.weight - 1) * total / forgotten
-            )
+        def weighted(x: Nest, y: Nest, index: Tensor) -> Pair:
+            up, down = self.weight * total / retained, (self.weight - 1) * total / forgotten
+            return x, (y, torch.where(index < retained, up, down))
 
-        data = (joined([x, x_old]), torch.arange(total))
-        self._train(work, info, self.epochs, self.lr, data=data, loss_fn=weighted_loss)
+        @per_sample
+        def weighted_loss(output: Any, y: tuple[Nest, Tensor]) -> Tensor:
+            return loss.each(output, y[0]) * y[1]
+
+        data = Changed(both, weighted)
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=weighted_loss)
+
+        return train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,18 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from unlearnx._batches import take
+from unlearnx._batches import joined
 from unlearnx._checks import check_at_least_one, check_at_least_zero
-from unlearnx._data import Data, dataset_of, materialize, picked, size
-from unlearnx._labels import is_causal
+from unlearnx._data import Data, picked, size
+from unlearnx._known_labels import drawn_labels
+from unlearnx._labels import is_causal, predictions
 from unlearnx._losses import SampleLoss
 from unlearnx._progress import progress_bar
+from unlearnx._sources import Samples, relabelled
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import grad_difference
 from unlearnx.methods.base import Method, NotApplied, Work, allowed_increase, chance_loss
-from unlearnx.methods.step_size import ChosenParameters, StepTaker
-from unlearnx.metrics import mean_loss, predict
+from unlearnx.methods.chosen_parameters import ChosenParameters
+from unlearnx.methods.step_size import StepTaker
+from unlearnx.metrics import mean_loss
+from unlearnx.metrics.outputs import each_batch
 
+FORGOTTEN = "the forget set is forgotten"
 LINE_SEARCH_SAMPLES = 10_000  # most samples of the corrected data (or retain set) that a line search measures
 
 
@@ -64,8 +70,8 @@ class InfluenceUpdate(Method):
         taken, info["steps"] = 0, []
         with progress_bar(type(self).__name__, self.steps, self.progress) as advance:
             while taken < self.steps:
-                stopped = self._goal_reached(taker) if taken else None
-                stopped = stopped or self._step(work, taker, generator, info["steps"])
+                is_done = taken and taker.forgotten is not None and taker.forgotten()
+                stopped = FORGOTTEN if is_done else self._step(work, taker, generator, info["steps"])
                 if stopped is not None:
                     info["stopped"] = stopped
                     break
@@ -92,44 +98,45 @@ class InfluenceUpdate(Method):
             return str(reason)
         return None
 
-    def _goal_reached(self, taker: StepTaker) -> str | None:
-        """Where the forget set has the loss that it has to reach, a sentence that says so."""
-        if taker.goal is None or (loss := taker.forgotten()) < taker.goal:
-            return None
-        return f"the forget set has a loss of {loss:.6g}"
-
     def _step_taker(self, work: Work, generator: torch.Generator) -> StepTaker:
         removal = work.request.corrected is None
-        fixed, goal = self._fixed_step(), self._forget_loss_goal(work)
-        may_raise = goal is not None or (removal and fixed is not None)
+        fixed, forgotten = self._fixed_step(), self._forgotten(work)
+        may_raise = forgotten is not None or (removal and fixed is not None)
         return StepTaker(
             parameters=ChosenParameters(work.model, work.names),
             fixed=fixed,
             guess=self._first_guess(work),
             loss=work.initial_loss,
-            goal=goal,
+            forgotten=forgotten,
             limit=work.initial_loss + allowed_increase(work.request, self.max_increase) if may_raise else None,
             target="retain set" if removal else "corrected data",
             measure=work.corrected_loss,
             estimate=partial(self._mean_loss, work, _some(work.target, LINE_SEARCH_SAMPLES, generator)),
-            forgotten=partial(self._mean_loss, work, work.request.forget_set),
         )
 
     def _mean_loss(self, work: Work, data: Data) -> float:
         return mean_loss(work.model, self.loss_fn, data, batch_size=self.batch_size, autocast=self.autocast)
 
-    def _forget_loss_goal(self, work: Work) -> float | None:
-        """The loss that the forget set has to reach; None if steps are to lower the loss on the corrected data."""
+    @property
+    def _finds_strength(self) -> bool:
+        return self._fixed_step() is None and self.forget_loss is None
+
+    def _forgotten(self, work: Work) -> Callable[[], bool] | None:
+        """Says whether the forget set is forgotten; None if steps are to lower the loss on the corrected data."""
         if work.request.corrected is not None or self._fixed_step() is not None:
             return None
-        if self.forget_loss is not None:
-            return self.forget_loss
-        x, y = materialize(work.request.forget_set)
-        _, retained = materialize(work.target)
-        if not isinstance(y, Tensor) or y.is_floating_point():
+        if work.gauge is not None and not work.gauge.nothing_to_forget:
+            return work.gauge.forgotten
+        goal = self.forget_loss if self.forget_loss is not None else self._loss_of_guessing(work)
+        return None if goal is None else lambda: self._mean_loss(work, work.request.forget_set) >= goal
+
+    def _loss_of_guessing(self, work: Work) -> float | None:
+        """Where no label of the forget set stays, as of a class, the loss of guessing."""
+        forgotten, retained = (_classes(data, self.batch_size) for data in (work.request.forget_set, work.target))
+        if forgotten is None or retained is None:
             return None
-        given = y[y != SampleLoss(self.loss_fn).ignore_index]
-        return None if torch.isin(given, retained.to(y.device)).any() else chance_loss(work, x, y)
+        given = forgotten[forgotten != SampleLoss(self.loss_fn).ignore_index]
+        return None if torch.isin(given, retained).any() else chance_loss(work, work.request.forget_set)
 
     def _find_direction(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
         difference = self._difference(work, generator, record)
@@ -146,6 +153,14 @@ class InfluenceUpdate(Method):
         return difference if new is not None else scaled(difference, -1.0)  # a removal has no new samples: 0 - grad
 
 
+def _classes(data: Data, batch_size: int) -> Tensor | None:
+    """The labels that occur, each once; None where they are no classes."""
+    found = drawn_labels(data, batch_size)
+    if not all(isinstance(y, Tensor) and not y.is_floating_point() for y in found):
+        return None
+    return torch.cat([y.reshape(-1).unique().cpu() for y in found]).unique()
+
+
 def _some(data: Dataset[Any], limit: int, generator: torch.Generator) -> Dataset[Any]:
     """At most so many samples, drawn at random."""
     chosen = torch.randperm(size(data), generator=generator)[:limit]
@@ -155,7 +170,7 @@ def _some(data: Dataset[Any], limit: int, generator: torch.Generator) -> Dataset
 def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:
     """The samples of one step, possibly none, as the model learned them and as corrected (None in a removal)."""
     request = work.request
-    x, y = materialize(work.target)
+    x, y = Samples(work.target).read(slice(0, work.method.batch_size))
     ignore_index = SampleLoss(work.method.loss_fn).ignore_index
     # The prediction can replace the old label, but not old features, a continuous target, or a token in a text.
     classes = isinstance(y, Tensor) and not y.is_floating_point() and not is_causal(x, y, ignore_index)
@@ -165,10 +180,21 @@ def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.
             return old, new
         chosen = torch.randperm(size(old), generator=generator)[:limit].tolist()
         return Subset(old, chosen), None if new is None else Subset(new, chosen)
-    predicted = predict(work.model, work.target, batch_size=work.method.batch_size, autocast=work.method.autocast)
-    predicted = predicted.to(y.device).where(y != ignore_index, y)
-    wrong = (predicted != y).reshape(len(y), -1).any(1).nonzero().flatten()
+    wrong, predicted = _mistakes(work, ignore_index)
     if limit is not None and limit < len(wrong):
-        wrong = wrong[torch.randperm(len(wrong), generator=generator)[:limit].to(wrong.device)]
-    x, y, predicted = take(x, wrong), y[wrong], predicted[wrong]
-    return dataset_of(x, predicted), dataset_of(x, y)
+        some = torch.randperm(len(wrong), generator=generator)[:limit]
+        wrong, predicted = wrong[some], predicted[some]
+    corrected = Subset(work.target, wrong.tolist())
+    return relabelled(corrected, predicted), corrected
+
+
+def _mistakes(work: Work, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """The samples of the target that the model gives another label than theirs: their indices, and these labels."""
+
+    def mistakes(output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+        predicted = predictions(output, y, ignore_index).where(y != ignore_index, y)
+        wrong = (predicted != y).reshape(len(y), -1).any(1)
+        return wrong.cpu(), predicted[wrong].cpu()
+
+    found = each_batch((work.model,), work.target, work.method.batch_size, work.method.autocast, mistakes)
+    return torch.cat([wrong for wrong, _ in found]).nonzero().flatten(), joined([labels for _, labels in found])

@@ -14,7 +14,7 @@ from unlearnx.curvature.solvers import Solver
 from unlearnx.methods.base import Work
 from unlearnx.methods.importance import diagonal, mean_entry
 from unlearnx.methods.influence import InfluenceUpdate
-from unlearnx.methods.solving import check_solver, solved_direction
+from unlearnx.methods.solving import check_solver, curvature_batch, solved_direction
 from unlearnx.methods.step_size import check_size
 
 DIAGONAL = "diagonal"
@@ -87,6 +87,6 @@ class NewtonRepair(InfluenceUpdate):
             kind=self.kind,
             damping=self.damping or 0.0,
             params=work.names,
-            batch_size=max(self.batch_size, 1024),
+            batch_size=curvature_batch(self, data),
         )
         return solved_direction(self.solver, operator, difference, work, record)

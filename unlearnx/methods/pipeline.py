@@ -66,9 +66,11 @@ class Pipeline:
         common: dict[str, Any] = {"max_increase": math.inf, "progress": self.progress}
         if self.seed is not None:
             common["seed"] = self.seed
-        current, outcomes = model, []
-        for stage in self.stages:
-            outcomes.append(replace(stage, **common)._on_copy(current, request, None))
+        current, outcomes, level = model, [], None
+        for stage in (replace(stage, **common) for stage in self.stages):
+            stage._check(current, request)
+            level = stage._level(model, request) if level is None else level
+            outcomes.append(stage._on_copy(current, request, level))
             current = outcomes[-1].model
         before, after = outcomes[0].loss_before, outcomes[-1].loss_after
         applied, reason = True, None
@@ -79,7 +81,7 @@ class Pipeline:
         except NotApplied as found:
             current, applied = rewrapped(independent(model), model), False
             reason, after = str(found), before
-        forgotten, evidence = judge(model, current, request, batch_size=self.stages[0].batch_size)
+        forgotten, evidence = judge(model, current, request, level, batch_size=self.stages[0].batch_size)
         return Outcome(
             model=current,
             applied=applied,

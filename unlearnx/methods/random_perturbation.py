@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from unlearnx._checks import check_at_least_zero
 from unlearnx.methods.base import Method, Work
+from unlearnx.methods.strength import given
+
+BETA = 0.5  # where nothing tells how much is to be forgotten, and where the search begins
 
 
 @dataclass
@@ -20,7 +23,8 @@ class RandomPerturbation(Method):
     ``Pipeline([RandomPerturbation(), FineTune()])``. For the same reason, the result is applied for any loss.
 
     Args:
-        beta: standard deviation of the noise, relative to that of the tensor's values.
+        beta: standard deviation of the noise, relative to that of the tensor's values. ``"auto"`` finds the smallest
+            one that forgets.
 
     Raises:
         ValueError: ``beta`` is negative or not finite.
@@ -33,18 +37,26 @@ class RandomPerturbation(Method):
         tensor(True)
     """
 
-    beta: float = 0.5
+    _strength: ClassVar[str | None] = "beta"
+
+    beta: float | str = "auto"
     max_increase: float | None = field(default=math.inf, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_zero(beta=self.beta)
+        check_at_least_zero(beta=given("beta", self.beta))
 
-    @torch.no_grad()
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
         params = dict(work.model.named_parameters())
-        for name in work.names:
-            p = params[name]
-            noise = torch.randn(p.shape, dtype=p.dtype, generator=generator).to(p.device)
-            p.add_(self.beta * p.std(correction=0) * noise)
+
+        @torch.no_grad()
+        def perturb(beta: float) -> None:
+            generator = torch.Generator().manual_seed(self.seed)
+            for name in work.names:
+                p = params[name]
+                noise = torch.randn(p.shape, dtype=p.dtype, generator=generator).to(p.device)
+                p.add_(beta * p.std(correction=0) * noise)
+
+        beta = given("beta", self.beta)
+        info["beta"] = beta = work.least_strength(perturb, BETA, info) if beta is None else beta
+        perturb(beta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from unlearnx._arguments import checked
-from unlearnx._batches import differing, joined
+from unlearnx._batches import differing, tensors
 from unlearnx._checks import integers
-from unlearnx._data import Collated, Data, as_dataset, batches, size
+from unlearnx._data import Data, as_dataset, batches, size
+from unlearnx._known_labels import all_labels
+from unlearnx._sources import Samples
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,16 @@ class Request:
 
     Create one by :meth:`remove`, :meth:`remove_class`, :meth:`correct` or :meth:`from_sets`.
 
+    Samples are read a batch at a time when they are needed, so that the data may be larger than memory.
+
     Attributes:
-        dataset: the data that the model was trained on.
+        dataset: the data that the model was trained on, as they are measured: without augmentation.
         forget: indices of the forget set, ascending, int64.
         corrected: the same data with the forget set corrected; None for a removal.
         labels_only: whether the correction changes labels only, no features.
+        held_out: samples of the kind that stays that the model has not seen; see :meth:`with_held_out`.
+        augmented: what training passes read in the place of `dataset`, or in a correction of `corrected`; None for
+            the same.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
@@ -41,16 +48,39 @@ class Request:
     forget: Tensor
     corrected: Dataset[Any] | None = None
     labels_only: bool = False
+    augmented: Dataset[Any] | None = None
+    held_out: Dataset[Any] | None = None
+
+    @checked
+    def with_held_out(self, data: Data) -> Request:
+        """The same request with samples that the model has not seen, such as test data.
+
+        They tell what a model does on samples that it never saw, so that methods know better when to stop, and verdicts
+        say more. Nothing is trained on them.
+
+        Raises:
+            ValueError: there are none, or the data is not made of samples.
+        """
+        held_out = as_dataset(data)
+        size(held_out)
+        return replace(self, held_out=held_out)
 
     @classmethod
     @checked
-    def remove(cls, dataset: Data, indices: Collection[int] | Tensor) -> Request:
+    def remove(cls, dataset: Data, indices: Collection[int] | Tensor, *, measure: Data | None = None) -> Request:
         """Forget the samples at `indices` of `dataset`.
 
+        Args:
+            dataset: the data that the model was trained on: batched tensors, a Dataset, or a DataLoader, which stands
+                for its dataset, read by its workers.
+            indices: of the samples to forget.
+            measure: the same samples without augmentation, where those of `dataset` come augmented, another time each
+                time they are read. Training passes then read `dataset`, and all others `measure`.
+
         Raises:
-            ValueError: no indices, all of them, indices out of range or given twice.
+            ValueError: no indices, all of them, indices out of range or given twice; or `measure` has another size.
         """
-        data = as_dataset(dataset)
+        data, augmented = _measured_and_augmented("dataset", dataset, measure)
         n = size(data)
         forget = integers("indices", indices).sort().values
         if len(forget) == 0:
@@ -63,20 +93,26 @@ class Request:
             raise ValueError(f"indices: sample {int(forget[repeated[0]])} is given twice")
         if len(forget) == n:
             raise ValueError(f"indices: contains all {n} samples, expected fewer: the retain set would be empty")
-        return cls(data, forget)
+        return cls(data, forget, augmented=augmented)
 
     @classmethod
     @checked
-    def remove_class(cls, dataset: Data, c: int) -> Request:
+    def remove_class(cls, dataset: Data, c: int, *, measure: Data | None = None) -> Request:
         """Forget all samples with label `c`.
+
+        Where the dataset has its labels as ``targets`` or ``labels``, as those of torchvision, no sample is read.
+
+        Args:
+            dataset, measure: as for :meth:`remove`.
+            c: the label.
 
         Raises:
             TypeError: `c` is no integer.
-            ValueError: no sample or every sample has that label, or samples have several labels.
+            ValueError: no sample or every sample has that label, or samples have several labels; and as for
+                :meth:`remove`.
         """
         # Of a DataLoader, its dataset: the loader may shuffle, and indices refer to the dataset.
-        data = as_dataset(dataset)
-        labels = joined([y for _, y in batches(data)])
+        labels = all_labels(as_dataset(dataset if measure is None else measure))
         if not isinstance(labels, Tensor):
             raise ValueError(f"dataset: has labels of type {type(labels).__name__}, expected one label per sample")
         if labels.dim() != 1:
@@ -84,28 +120,35 @@ class Request:
         members = (labels == int(c)).nonzero().flatten()
         if len(members) == 0:
             raise ValueError(f"c: no sample has label {c}; the labels are {sorted(labels.unique().tolist())}")
-        return cls.remove(data, members)
+        return cls.remove(dataset, members, measure=measure)
 
     @classmethod
     @checked
-    def correct(cls, dataset: Data, corrected: Data) -> Request:
+    def correct(cls, dataset: Data, corrected: Data, *, measure: Data | None = None) -> Request:
         """Replace the samples of `dataset` that differ from those of `corrected`, which has the same order.
+
+        Args:
+            dataset: the data that the model was trained on, without augmentation.
+            corrected: the same data with some samples corrected.
+            measure: the same samples as those of `corrected` without augmentation, where these come augmented. Training
+                passes then read `corrected`, and all others `measure`, which also tells what differs.
 
         Raises:
             ValueError: sizes or shapes differ, or no sample differs.
         """
-        data, fixed = as_dataset(dataset), as_dataset(corrected)
+        data = as_dataset(dataset)
+        fixed, augmented = _measured_and_augmented("corrected", corrected, measure)
         if size(data) != size(fixed):
             raise ValueError(f"corrected: has {size(fixed)} samples, expected {size(data)} as dataset")
         labels_changed, features_changed = [], []
-        for (x, y), (x_new, y_new) in zip(batches(data), batches(fixed), strict=True):
+        for (x, y), (x_new, y_new) in zip(batches(data, title="comparison"), batches(fixed), strict=True):
             features_changed.append(differing(x, x_new))
             labels_changed.append(differing(y, y_new))
         changes_features = torch.cat(features_changed)
         forget = (torch.cat(labels_changed) | changes_features).nonzero().flatten()
         if len(forget) == 0:
             raise ValueError("corrected: equals dataset, expected at least one sample that differs")
-        return cls(data, forget, fixed, labels_only=not bool(changes_features.any()))
+        return cls(data, forget, fixed, not bool(changes_features.any()), augmented)
 
     @classmethod
     @checked
@@ -130,12 +173,12 @@ class Request:
                 "of which only some are to be forgotten, use Request.remove(dataset, indices)"
             )
         if correction is None:
-            return cls.remove(_joined(forgotten, retained), range(n))
+            return cls.remove(_both(forgotten, retained), range(n))
         fixed = as_dataset(correction)
         if size(fixed) != n:
             raise ValueError(f"correction: has {size(fixed)} samples, expected {n} as forget")
-        request = cls.correct(_joined(forgotten, retained), _joined(fixed, retained))
-        return cls(request.dataset, torch.arange(n), request.corrected, request.labels_only)
+        labels_only = cls.correct(forgotten, fixed).labels_only
+        return cls(_both(forgotten, retained), torch.arange(n), _both(fixed, retained), labels_only)
 
     @property
     def retain(self) -> Tensor:
@@ -164,6 +207,36 @@ class Request:
         """The data that retraining would use: the corrected data, or the retain set."""
         return self.retain_set if self.corrected is None else self.corrected
 
+    @property
+    def trained_target(self) -> Dataset[Any]:
+        """The same as training passes read it: augmented, where the request knows how."""
+        if self.augmented is None:
+            return self.target
+        return Subset(self.augmented, self.retain.tolist()) if self.corrected is None else self.augmented
+
+    @property
+    def trained_forget_set(self) -> Dataset[Any]:
+        """The forget set, as the model was trained on it, as training passes read it."""
+        if self.augmented is None or self.corrected is not None:
+            return self.forget_set
+        return Subset(self.augmented, self.forget.tolist())
+
+
+def _measured_and_augmented(name: str, dataset: Data, measure: Data | None) -> tuple[Dataset[Any], Dataset[Any] | None]:
+    """What to measure on, and what to train on where that is something else."""
+    data = as_dataset(dataset)
+    if measure is None:
+        return data, None
+    plain = as_dataset(measure)
+    if size(plain) != size(data):
+        raise ValueError(f"measure: has {size(plain)} samples, expected {size(data)} as {name}")
+    both = Samples(plain), Samples(data)
+    if all(samples.in_memory for samples in both):
+        shapes = [[list(t.shape[1:]) for t in tensors(samples.read(slice(0, 1)))] for samples in both]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"measure: has samples (x, y) of shapes {shapes[0]}, expected {shapes[1]} as {name}")
+    return plain, data
+
 
 def _shared(a: Dataset[Any], b: Dataset[Any]) -> int:
     """How many samples of `a` are also in `b`; 0 where that cannot be found without reading samples one by one."""
@@ -182,12 +255,9 @@ def _sample_hashes(data: TensorDataset) -> list[int]:
     return [hash(tuple(t.numpy().tobytes() for t in sample)) for sample in samples]
 
 
-def _joined(a: Dataset[Any], b: Dataset[Any]) -> Dataset[Any]:
+def _both(a: Dataset[Any], b: Dataset[Any]) -> Dataset[Any]:
     if type(a) is TensorDataset and type(b) is TensorDataset:
         shapes = [[list(t.shape[1:]) for t in data.tensors] for data in (a, b)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"forget: has samples (x, y) of shapes {shapes[0]}, expected {shapes[1]} as retain")
-        return TensorDataset(*(torch.cat(pair) for pair in zip(a.tensors, b.tensors, strict=True)))
-    if isinstance(a, Collated) and isinstance(b, Collated):
-        return Collated(ConcatDataset([a.dataset, b.dataset]), a.collate)
     return ConcatDataset([a, b])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -33,6 +33,8 @@ class Retrain(TrainedMethod):
         >>> outcome.gradient_evaluations  # 3 epochs of the 54 other samples
         162
     """
+
+    _strength: ClassVar[str | None] = None
 
     epochs: int = 30
     lr: float = 2e-3

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 
-from unlearnx._batches import Nest, joined, scores
+from unlearnx._batches import Nest, replaced, scores, take
 from unlearnx._checks import check_fraction
-from unlearnx._data import materialize
+from unlearnx._data import size
 from unlearnx._labels import class_axis, counted, is_binary
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
+from unlearnx._pairs import Pair
+from unlearnx._sources import Changed
 from unlearnx.curvature.gradients import grad_difference
 from unlearnx.methods.base import Work, first_output
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -47,7 +51,9 @@ class SalUn(TrainedMethod):
         8
     """
 
-    epochs: int = 3
+    _nominal_epochs: ClassVar[int] = 3
+
+    epochs: int | str = "auto"
     lr: float = 5e-4
     ratio: float = 0.5
     weight_decay: float = field(default=0.0, kw_only=True)
@@ -60,22 +66,44 @@ class SalUn(TrainedMethod):
                 f"weight_decay is {self.weight_decay}, expected 0: it would change weights that are not salient"
             )
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        x, y = materialize(work.target)
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        data = work.request.trained_target
         if work.request.corrected is None:
-            forgotten, labels = materialize(work.request.forget_set)
-            x, y = joined([x, forgotten]), joined([y, self._other_labels(work, forgotten, labels)])
+            data = self._relabelled(work, data, work.request.trained_forget_set)
         masks = self._salient(work)
-        with _masked_gradients(work, masks):
-            self._train(work, info, self.epochs, self.lr, data=(x, y))
         info["salient_share"] = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
-    def _other_labels(self, work: Work, x: Nest, labels: Nest) -> Tensor:
-        """For each label that counts, a random class other than its own, or the other answer of yes and no."""
+        def train(epochs: int, rate: float) -> None:
+            with _masked_gradients(work, masks):
+                self._train(work, info, epochs, rate * self.lr, data=data)
+
+        return train
+
+    def _relabelled(self, work: Work, retain: Dataset[Any], forget: Dataset[Any]) -> Dataset[Any]:
+        """Both sets, the second with other labels, the same ones in each epoch."""
+        output, first = first_output(work, forget)
+        retained = size(retain)
+
+        def change(x: Nest, y: Nest, index: Tensor) -> Pair:
+            forgets = (index >= retained).nonzero().flatten()
+            if not len(forgets):
+                return x, y
+            return x, replaced(y, forgets, self._other_labels(output, first, take(y, forgets), index[forgets]))
+
+        self._other_labels(output, first, first, torch.zeros(1, dtype=torch.int64))  # refuses before any training
+        return Changed(ConcatDataset([retain, forget]), change)
+
+    def _other_labels(self, output: Any, first: Nest, labels: Nest, index: Tensor) -> Tensor:
+        """For each label that counts, a random class other than its own, or the other answer of yes and no.
+
+        Args:
+            output, first: what the model returns for a sample, and its labels, which tell what labels mean.
+            labels: those of some samples.
+            index: numbers of these samples, on which alone the random classes depend.
+        """
         if not isinstance(labels, Tensor):
             raise ValueError(f"request: has labels of type {type(labels).__name__}, expected class indices to relabel")
         ignored = SampleLoss(self.loss_fn).ignore_index
-        output, first = first_output(work, x, labels)
         axis = None if labels.is_floating_point() else class_axis(output, first)
         if axis is None:
             one_each = scores(output)[:1].expand(len(labels), *scores(output).shape[1:])
@@ -89,7 +117,9 @@ class SalUn(TrainedMethod):
             own, classes = own - (own > ignored).long(), classes - 1
         if classes < 2:
             raise ValueError(f"request: has {classes} class to choose from, expected at least two to relabel")
-        shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(self.seed))
+        shift = torch.empty(labels.shape, dtype=torch.int64)
+        for row, i in zip(shift, index.tolist(), strict=True):
+            row.random_(1, classes, generator=torch.Generator().manual_seed(hash((self.seed, i)) % 2**63))
         other = (own + shift.to(labels.device)) % classes
         if 0 <= ignored <= classes:
             other = other + (other >= ignored).long()

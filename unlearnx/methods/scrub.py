@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from unlearnx._batches import count
 from unlearnx._checks import check_at_least_zero
-from unlearnx._data import materialize
 from unlearnx._per_sample import per_sample
 from unlearnx.methods.base import Work
-from unlearnx.methods.distillation import Teacher, labels_and_teacher
+from unlearnx.methods.distillation import Lesson, Teacher, labels_and_teacher
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
 
@@ -43,7 +41,9 @@ class SCRUB(TrainedMethod):
         114
     """
 
-    epochs: int = 4
+    _nominal_epochs: ClassVar[int] = 4
+
+    epochs: int | str = "auto"
     max_epochs: int = 3
     lr: float = 1e-3
     max_lr: float = 2e-3
@@ -54,19 +54,22 @@ class SCRUB(TrainedMethod):
         super().__post_init__()
         check_at_least_zero(max_epochs=self.max_epochs, max_lr=self.max_lr, alpha=self.alpha, gamma=self.gamma)
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
-        on_forgotten = Teacher(work.model, forgotten, old, self)
-        retain_loss = labels_and_teacher(
-            work, y, Teacher(work.model, x, y, self), label_weight=self.gamma, teacher_weight=self.alpha
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        original = Teacher(work.model, self)
+        forget, retain = (
+            original.taught(data) for data in (work.request.trained_forget_set, work.request.trained_target)
         )
+        retain_loss = labels_and_teacher(self, original, label_weight=self.gamma, teacher_weight=self.alpha)
 
         @per_sample
-        def forget_loss(output: Any, index: Tensor) -> Tensor:
-            return -on_forgotten.divergence(output, index)
+        def forget_loss(output: Any, lesson: Lesson) -> Tensor:
+            return -original.divergence(output, lesson)
 
-        for epoch in range(self.epochs):
-            if epoch < self.max_epochs:
-                data = (forgotten, torch.arange(count(old)))
-                self._train(work, info, 1, self.max_lr, data=data, loss_fn=forget_loss, eval_mode=True)
-            self._train(work, info, 1, self.lr, data=(x, torch.arange(count(y))), loss_fn=retain_loss)
+        def train(epochs: int, rate: float) -> None:
+            share = 1.0 if self._gives_epochs() else epochs / self._nominal_epochs
+            for epoch in range(epochs):
+                if epoch < share * self.max_epochs:
+                    self._train(work, info, 1, rate * self.max_lr, data=forget, loss_fn=forget_loss, eval_mode=True)
+                self._train(work, info, 1, self.lr, data=retain, loss_fn=retain_loss)
+
+        return train

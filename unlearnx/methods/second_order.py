@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one
 from unlearnx._copies import independent
-from unlearnx._data import dataset_of, materialize, picked, size
+from unlearnx._data import as_dataset, picked, size
 from unlearnx._vectors import Vector, scaled
 from unlearnx._wrappers import rewrapped
 from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA
@@ -27,7 +27,7 @@ from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.influence import InfluenceUpdate
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
-from unlearnx.methods.solving import check_solver, checked_direction, solved_direction
+from unlearnx.methods.solving import check_solver, checked_direction, curvature_batch, solved_direction
 from unlearnx.methods.step_size import check_size
 from unlearnx.methods.verdict import judge
 
@@ -109,7 +109,7 @@ class SecondOrder(InfluenceUpdate):
         check_call(model, self.loss_fn, dataset, name="request")
         names = self._names(model)
         frozen_prefix = FrozenPrefix(model, names, dataset)
-        features = dataset_of(*materialize(frozen_prefix.features(dataset, batch_size=self.batch_size)))
+        features = as_dataset(frozen_prefix.features(dataset, batch_size=self.batch_size))
         own = replace(self, params=names)  # the head has the same parameter names
         on_features = [
             request_on_features(request, frozen_prefix, features=features, batch_size=self.batch_size)
@@ -118,9 +118,11 @@ class SecondOrder(InfluenceUpdate):
         outcomes = []
         directions = own._first_directions(frozen_prefix.head, features, on_features)
         for request, in_features, first_direction in zip(requests, on_features, directions, strict=True):
-            outcome = own._on_copy(frozen_prefix.head, in_features, first_direction)
+            level = own._level(model, request)
+            outcome = own._on_copy(frozen_prefix.head, in_features, level, first_direction)
             outcome.model = _with_parameters(model, outcome.model, names)
-            outcome.forgotten, outcome.evidence = judge(model, outcome.model, request, batch_size=self.batch_size)
+            verdict = judge(model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast)
+            outcome.forgotten, outcome.evidence = verdict
             outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
             outcomes.append(outcome)
         return outcomes
@@ -167,7 +169,7 @@ class SecondOrder(InfluenceUpdate):
             kind=self.kind,
             damping=self.damping,
             params=names,
-            batch_size=max(self.batch_size, 1024),
+            batch_size=curvature_batch(self, data),
         )
 
 

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from unlearnx import _distributed as distributed
 from unlearnx._arguments import check_fields, checked
 from unlearnx._checks import check_at_least_one, model_device
-from unlearnx._data import Data, Samples
+from unlearnx._data import Data
 from unlearnx._files import write_atomically
 from unlearnx._losses import Loss
 from unlearnx._progress import progress_bar
+from unlearnx._sources import Samples
 from unlearnx.methods.request import Request
 from unlearnx.methods.shards import (
     Factory,

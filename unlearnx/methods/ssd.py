@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from unlearnx._checks import check_at_least_zero
 from unlearnx.methods.base import Method, NotApplied, Work
 from unlearnx.methods.importance import Importance, check_importance
+from unlearnx.methods.strength import given
 from unlearnx.ops.ssd_dampen import ssd_dampen_
+
+ADAPTIVE = "adaptive"
 
 
 @dataclass
@@ -20,8 +24,10 @@ class SSD(Method):
 
     Args:
         alpha: a parameter is dampened if its importance to the forget set is more than ``alpha`` times that to the
-            training set. ``"auto"`` takes the percentile ``100 - ln(1 + 100 |forget| / |all|)`` of the ratios: the
-            larger the forget set, the more parameters are dampened.
+            training set. ``"auto"`` finds the largest one that forgets; below 1, ``lam`` is multiplied by it, since
+            dampening grows no further otherwise. ``"adaptive"`` takes the percentile
+            ``100 - ln(1 + 100 |forget| / |all|)`` of the ratios: the larger the forget set, the more parameters are
+            dampened.
         lam: dampening constant.
         fisher_type: importance measure, as in :func:`unlearnx.curvature.fisher_diagonal`; ``"batch"`` is that of the
             published code, and depends on ``batch_size``; ``"label_free"`` is the squared gradient of the squared norm
@@ -30,7 +36,7 @@ class SSD(Method):
     Raises:
         ValueError: a number is negative or not finite, or ``fisher_type`` is unknown.
 
-    Source: Foster, Schoepf and Brintrup, AAAI 2024; ``alpha="auto"``: Schoepf, Foster and Brintrup, "Parameter-Tuning-
+    Source: Foster, Schoepf and Brintrup, AAAI 2024; ``"adaptive"``: Schoepf, Foster and Brintrup, "Parameter-Tuning-
     Free Data Entry Error Unlearning with Adaptive Selective Synaptic Dampening", 2024; ``"label_free"``: Foster et al.,
     "Loss-Free Machine Unlearning", 2024, which averages absolute gradients instead of their squares.
 
@@ -42,31 +48,36 @@ class SSD(Method):
         (True, ['0.weight', '0.bias'])
     """
 
+    _strength: ClassVar[str | None] = "alpha"
+
     alpha: float | str = "auto"
     lam: float = 1.0
     fisher_type: str = "empirical"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.alpha, str) and self.alpha != "auto":
-            raise ValueError(f"alpha is {self.alpha!r}, expected a finite number >= 0 or 'auto'")
-        check_at_least_zero(alpha=None if isinstance(self.alpha, str) else self.alpha, lam=self.lam)
+        check_at_least_zero(alpha=None if self.alpha == ADAPTIVE else given("alpha", self.alpha), lam=self.lam)
         check_importance(self.fisher_type)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         importance = Importance.measure(self, work, self.fisher_type)
-        alpha = self.alpha if not isinstance(self.alpha, str) else automatic_alpha(importance, work)
-        info["alpha"] = alpha
         params = dict(work.model.named_parameters())
         chosen = [params[name] for name in work.names]
-        with torch.no_grad():
-            counts = ssd_dampen_(
-                chosen,
-                [importance.full[name] for name in work.names],
-                [importance.forget[name] for name in work.names],
-                alpha,
-                self.lam,
-            )
+        full, forget = ([by[name] for name in work.names] for by in (importance.full, importance.forget))
+
+        @torch.no_grad()
+        def dampen(alpha: float) -> Tensor:
+            return ssd_dampen_(chosen, full, forget, alpha, lam(alpha))
+
+        def lam(alpha: float) -> float:
+            # Below 1, alpha alone changes nothing more: the parameters that it adds have factors of lam and above.
+            return self.lam * min(1.0, alpha) if self._finds_strength else self.lam
+
+        alpha = adaptive_alpha(importance, work) if isinstance(self.alpha, str) else self.alpha
+        if self._finds_strength:
+            alpha = 1 / work.least_strength(lambda strength: dampen(1 / strength), 1 / alpha, info)
+        counts = dampen(alpha)
+        info.update(alpha=alpha, lam=lam(alpha))
         if not counts.any():
             raise NotApplied(
                 f"no parameter is more than alpha={alpha} times as important to the forget set as to the training set"
@@ -75,7 +86,7 @@ class SSD(Method):
         info["dampened_share"] = int(counts.sum()) / sum(p.numel() for p in chosen)
 
 
-def automatic_alpha(importance: Importance, work: Work) -> float:
+def adaptive_alpha(importance: Importance, work: Work) -> float:
     """The threshold of adaptive SSD: a percentile of the ratios of the importances, see :class:`SSD`."""
     ratios = torch.cat([(importance.forget[name] / importance.full[name]).flatten() for name in work.names])
     ratios = ratios[ratios.isfinite()]
@@ -83,4 +94,4 @@ def automatic_alpha(importance: Importance, work: Work) -> float:
         raise NotApplied("all importances to the training set are 0 or not finite, so their ratios have no percentile")
     fraction = len(work.request.forget) / len(work.request.dataset)  # type: ignore[arg-type]
     above = int(len(ratios) * math.log1p(100 * fraction) / 100)
-    return float(ratios.kthvalue(max(1, len(ratios) - above)).values)
+    return float(ratios.kthvalue(max(1, len(ratios) - above)).values.clamp(min=torch.finfo(torch.float32).tiny))

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
-from unlearnx._batches import count
 from unlearnx._checks import check_at_least_one, check_at_least_zero
-from unlearnx._data import materialize
 from unlearnx.methods.base import Work
 from unlearnx.methods.distillation import Teacher, labels_and_teacher, random_network
+from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 from unlearnx.methods.untrained import Factory
 
@@ -48,7 +45,9 @@ class StochasticTeacher(TrainedMethod):
     alpha: float = 1.0
     erase_epochs: int = 4
     erase_lr: float = 2e-3
-    epochs: int = 2
+    _nominal_epochs: ClassVar[int] = 2
+
+    epochs: int | str = "auto"
     lr: float = 1e-3
     factory: Factory | None = None
 
@@ -57,19 +56,17 @@ class StochasticTeacher(TrainedMethod):
         check_at_least_one(erase_epochs=self.erase_epochs)
         check_at_least_zero(alpha=self.alpha, erase_lr=self.erase_lr)
 
-    def _fit(self, work: Work, info: dict[str, Any]) -> None:
-        (forgotten, old), (x, y) = materialize(work.request.forget_set), materialize(work.target)
-        original = Teacher(work.model, x, y, self) if self.epochs else None
-        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), forgotten, old, self)
-        self._train(
-            work,
-            info,
-            self.erase_epochs,
-            self.erase_lr,
-            data=(forgotten, torch.arange(count(old))),
-            loss_fn=random_teacher.divergence,
-            eval_mode=True,
-        )
-        if original is not None:
-            loss = labels_and_teacher(work, y, original, label_weight=1.0, teacher_weight=self.alpha)
-            self._train(work, info, self.epochs, self.lr, data=(x, torch.arange(count(y))), loss_fn=loss)
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        original = Teacher(work.model, self)
+        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), self)
+        to_erase = random_teacher.taught(work.request.trained_forget_set)
+        to_learn = original.taught(work.request.trained_target)
+        reconstruct = labels_and_teacher(self, original, label_weight=1.0, teacher_weight=self.alpha)
+
+        def train(epochs: int, rate: float) -> None:
+            lr, loss_fn = rate * self.erase_lr, random_teacher.divergence
+            self._train(work, info, self.erase_epochs, lr, data=to_erase, loss_fn=loss_fn, eval_mode=True)
+            if epochs:
+                self._train(work, info, epochs, self.lr, data=to_learn, loss_fn=reconstruct)
+
+        return train

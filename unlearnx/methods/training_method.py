@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -14,6 +15,7 @@ from unlearnx._data import Data, size
 from unlearnx._losses import Loss
 from unlearnx._modes import modes_kept
 from unlearnx.methods.base import Method, NotApplied, Work
+from unlearnx.methods.rounds import FEW_STEPS, STEPS, Rounds, Train, gently
 from unlearnx.models.training import Training
 
 
@@ -26,7 +28,10 @@ class TrainedMethod(Method):
     """
 
     _needs_eval: ClassVar[bool] = False
+    _strength: ClassVar[str | None] = "epochs"
     _fewest_epochs: ClassVar[int] = 1
+    _nominal_epochs: ClassVar[int] = 1  # where nothing tells how much is to be forgotten
+    _keeps: ClassVar[bool] = True  # whether training teaches what stays as well
 
     weight_decay: float = 1e-4
 
@@ -34,8 +39,11 @@ class TrainedMethod(Method):
         super().__post_init__()
         given = vars(self)  # most methods have these
         check_at_least = check_at_least_one if self._fewest_epochs == 1 else check_at_least_zero
-        check_at_least(**{name: given[name] for name in ("epochs",) if name in given})
+        check_at_least(**{name: given[name] for name in ("epochs",) if self._gives_epochs()})
         check_at_least_zero(**{name: given[name] for name in ("lr", "weight_decay") if name in given})
+
+    def _gives_epochs(self) -> bool:
+        return "epochs" in vars(self) and not self._finds_strength
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         try:
@@ -45,6 +53,25 @@ class TrainedMethod(Method):
 
     def _fit(self, work: Work, info: dict[str, Any]) -> None:
         """Train ``work.model``; where this raises FloatingPointError, the method is reported as not applied."""
+        train = self._trainer(work, info)
+        epochs = vars(self)["epochs"] if self._gives_epochs() else self._nominal_epochs
+        if work.gauge is None:
+            train(epochs, 1.0)
+        elif work.gauge.nothing_to_forget:
+            gently(work.model, work.gauge, train, epochs)
+        else:
+            trained_on = work.target if self._keeps else work.request.forget_set
+            steps_an_epoch = -(-size(trained_on) // self.batch_size)
+            epochs = -(-(STEPS if self._keeps else FEW_STEPS) // steps_an_epoch)
+            heal = partial(self._heal, work, info) if self._keeps else None
+            Rounds(work.model, work.gauge, train, heal, epochs, info).run()
+
+    def _heal(self, work: Work, info: dict[str, Any], epochs: int, rate: float) -> None:
+        """Train on what stays."""
+        self._train(work, info, epochs, rate * vars(self)["lr"])
+
+    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        """Prepare the training, of ``train(epochs, rate)``, with `rate` times the method's learning rates."""
         raise NotImplementedError
 
     def _train(
@@ -66,7 +93,7 @@ class TrainedMethod(Method):
             loss_fn: the loss; None for the method's own.
             eval_mode: train in eval mode. BatchNorm would otherwise add statistics of the forget set to its own.
         """
-        data = work.target if data is None else data
+        data = work.request.trained_target if data is None else data
         training = Training(
             epochs,
             lr,

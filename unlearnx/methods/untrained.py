@@ -15,7 +15,7 @@ from unlearnx._wrappers import Unwrapped, inner_name
 Factory = Callable[[], nn.Module]
 
 
-def initialise_anew(model: nn.Module, factory: Factory | None, seed: int) -> None:
+def initialise_anew(model: nn.Module, factory: Factory | None, seed: int, *, roughly: bool = False) -> None:
     """Give `model` the values of an untrained one, in place.
 
     Args:
@@ -23,6 +23,7 @@ def initialise_anew(model: nn.Module, factory: Factory | None, seed: int) -> Non
         factory: returns an untrained model; None takes ``type(model)._from_config(model.config)`` where the model has
             that, as those of HuggingFace do, and else the modules' own ``reset_parameters()``.
         seed: of the random values.
+        roughly: as for :func:`reset_parameters`.
 
     Raises:
         TypeError: the factory is no function, or returns no module.
@@ -33,7 +34,7 @@ def initialise_anew(model: nn.Module, factory: Factory | None, seed: int) -> Non
         raise TypeError(f"factory is {factory!r}, expected a function that returns an untrained model, or None")
     with forked_random(model_device(model), seed=seed):
         if factory is None:
-            reset_parameters(model)
+            reset_parameters(model, roughly=roughly)
         else:
             _take_values(model, made_by(factory))
 
@@ -48,8 +49,12 @@ def made_by(factory: Factory) -> Any:
         return factory()
 
 
-def reset_parameters(model: nn.Module) -> None:
+def reset_parameters(model: nn.Module, *, roughly: bool = False) -> None:
     """Initialise all parameters and statistics anew, by the modules' own ``reset_parameters()``.
+
+    Args:
+        roughly: draw a parameter that none of them initialises from a Gaussian with the mean and deviation of its
+            values.
 
     Raises:
         ValueError: a parameter is not initialised by any of them.
@@ -64,6 +69,12 @@ def reset_parameters(model: nn.Module) -> None:
         if callable(reset) and not isinstance(module, Unwrapped):
             reset()
     left = [name for name, p in model.named_parameters() if p.isnan().any()]
+    if roughly:
+        with torch.no_grad():
+            for name in left:
+                deviation, mean = torch.std_mean(before[name], correction=0)
+                model.get_parameter(name).copy_(mean + deviation * torch.randn_like(before[name]))
+        return
     if left:
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ from unlearnx._data import Data
 from unlearnx.methods.outcome import Verdict
 from unlearnx.methods.request import Request
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading
-from unlearnx.metrics.unseen import Level, unseen_level
+from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
 NEAR = 0.05  # accuracy from the estimate, and twice as much from either end of its interval: forgotten
 READ = 2000  # most samples of the forget set that are looked at
@@ -25,7 +25,7 @@ def judge(
     before: nn.Module,
     after: nn.Module,
     request: Request,
-    reference: nn.Module | Data | None = None,
+    reference: nn.Module | Data | UnseenLevel | None = None,
     *,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
@@ -41,7 +41,7 @@ def judge(
         before: the model before the change.
         after: the model to judge.
         request: what was to be forgotten.
-        reference: as for :func:`unlearnx.metrics.unseen_level`.
+        reference: as for :func:`unlearnx.metrics.unseen_level`, or what that has returned.
         batch_size: samples in one forward pass.
         autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
@@ -58,8 +58,11 @@ def judge(
         >>> judge(model, other, request)[0]
         'yes'
     """
+    settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast}
     with known_as(model="before"):
-        unseen = unseen_level(before, request, reference, batch_size=batch_size, autocast=autocast)
+        unseen = (
+            reference if isinstance(reference, UnseenLevel) else unseen_level(before, request, reference, **settings)
+        )
     reader = Reader(batch_size, autocast, 0)
     measured = []
     for name, model in (("before", before), ("after", after)):

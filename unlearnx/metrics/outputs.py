@@ -53,7 +53,7 @@ def each_batch(
         ]
         return [
             measure(*(output(*own, x) for own in ordered), following(y) if aligned and is_causal(x, y) else y)
-            for x, y in batches(data, batch_size, device)
+            for x, y in batches(data, batch_size, device, title="measurement")
         ]
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from unlearnx._batches import Nest, moved, scores
 from unlearnx._calls import run
 from unlearnx._checks import check_at_least_one, model_device
-from unlearnx._data import Data, Samples
+from unlearnx._data import Data
 from unlearnx._modes import evaluating
+from unlearnx._sources import Samples
 from unlearnx.metrics.depths import Depths
 
 HIT, PROBABILITY, LOSS = range(3)  # rows of what is said of labels

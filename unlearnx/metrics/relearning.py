@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._arguments import checked
-from unlearnx._batches import Nest, call, count, moved, take
+from unlearnx._batches import call, moved
 from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._copies import independent
-from unlearnx._data import Data, materialize
+from unlearnx._data import Data
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory_order import ImageOrder
+from unlearnx._sources import Samples
 from unlearnx.metrics.classification import mean_loss
 
 
@@ -107,13 +108,12 @@ def relearn_time(
     for name, start in (("model", model), ("retrained", retrained)):
         if not any(True for _ in start.parameters()):
             raise ValueError(f"{name}: has no parameters, expected some to train")
-    pair = materialize(forget)
-    target = mean_loss(original, loss_fn, pair, autocast=autocast) + margin
+    target = mean_loss(original, loss_fn, forget, autocast=autocast) + margin
     if not math.isfinite(target):
         raise ValueError(f"original: its loss on the forget set is {target - margin}, expected a finite number")
 
     def steps(start: nn.Module) -> float:
-        losses = _losses(start, pair, lr, batch_size, max_steps, loss_fn, seed, autocast)
+        losses = _losses(start, forget, lr, batch_size, max_steps, loss_fn, seed, autocast)
         return next((float(n) for n, loss in enumerate(losses) if loss <= target), math.inf)
 
     return RelearnTime(steps(model), steps(retrained))
@@ -121,7 +121,7 @@ def relearn_time(
 
 def _losses(
     model: nn.Module,
-    pair: tuple[Nest, Nest],
+    forget: Data,
     lr: float,
     batch_size: int,
     max_steps: int,
@@ -129,21 +129,21 @@ def _losses(
     seed: int,
     autocast: torch.dtype | None,
 ) -> Iterator[float]:
-    """Train a copy; yields its mean loss on all pairs before the first step and after each, until it is not finite."""
+    """Train a copy; yields its mean loss on all samples before the first step and after each, until it is infinite."""
     model = independent(model).eval().requires_grad_(True)
     device, order = model_device(model), ImageOrder(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(seed)
-    loss = SampleLoss(loss_fn)
+    loss, samples = SampleLoss(loss_fn), Samples(forget)
     epoch: list[Tensor] = []
     for step in range(max_steps + 1):
-        value = mean_loss(model, loss_fn, pair, autocast=autocast)
+        value = mean_loss(model, loss_fn, forget, autocast=autocast)
         yield value
         if step == max_steps or not math.isfinite(value):
             return
-        epoch = epoch or list(torch.randperm(count(pair[1]), generator=generator).split(batch_size))
+        epoch = epoch or list(torch.randperm(len(samples), generator=generator).split(batch_size))
         index = epoch.pop(0)
-        x, y = (moved(take(nest, index), device) for nest in pair)
+        x, y = (moved(nest, device) for nest in samples.read(index))
         with torch.enable_grad():
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 output = call(model, order(x))

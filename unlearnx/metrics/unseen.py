@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from unlearnx._arguments import checked
 from unlearnx._checks import known_as
-from unlearnx._data import Data, batches, size
+from unlearnx._data import Data, size
+from unlearnx._known_labels import drawn_labels
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
 
@@ -130,7 +131,7 @@ def unseen_level(
     if request.labels_only:
         stays = reader.read(model, request.retain_set, READ)
         return UNKNOWN_KIND if stays is None else _corrected(stays)
-    absent = ~torch.isin(seen.y, _labels(request.target))
+    absent = ~torch.isin(seen.y, _labels(request.target, batch_size))
     if absent.all():
         return _never_given(seen.classes)
     fitted = reader.read(model, request.target, FITTED, features=True)
@@ -150,9 +151,9 @@ UNTOLD = UnseenLevel(
 )
 
 
-def _labels(data: Data) -> Tensor:
-    """The labels that occur, each once."""
-    found = [torch.as_tensor(y).reshape(-1).unique() for _, y in batches(data)]
+def _labels(data: Data, batch_size: int | None) -> Tensor:
+    """The labels that occur, each once; among some samples where reading all would take long."""
+    found = [y.reshape(-1).unique() for y in drawn_labels(data, batch_size)]
     return torch.cat(found).unique().long().cpu()
 
 

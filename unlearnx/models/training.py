@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._arguments import check_fields, checked
-from unlearnx._batches import Nest, call, count, moved, take, tensors
+from unlearnx._batches import Nest, call, count, moved, tensors
 from unlearnx._calls import check_call
 from unlearnx._checks import (
     Params,
@@ -23,12 +23,14 @@ from unlearnx._checks import (
     model_device,
     select_params,
 )
-from unlearnx._data import Data, materialize
+from unlearnx._data import Data, check_visits_all, size
 from unlearnx._files import write_atomically
+from unlearnx._known_labels import all_labels
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._progress import progress_bar
 from unlearnx._random import forked_random
+from unlearnx._sources import Samples
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype | None:
@@ -97,7 +99,8 @@ class Training:
         Args:
             model: the model, in the mode it should train in: call ``train()`` first if dropout and BatchNorm should be
                 on.
-            data: samples (x, y); held in memory as tensors.
+            data: samples (x, y), read anew in every epoch, so that augmentation is alive. Of a DataLoader the dataset
+                is read, by its workers, in an order and in batches of this training's.
             checkpoint: file that the state is saved to after each epoch, and resumed from if it exists.
 
         Returns:
@@ -107,20 +110,23 @@ class Training:
             ValueError: the checkpoint is of a training with other settings or data.
             FloatingPointError: the loss of an epoch is not finite.
         """
-        x, y = materialize(data)
-        check_call(model, self.loss_fn, (x, y), deterministic=False, penalty=True)
+        size(data)
+        check_visits_all(data)
+        check_call(model, self.loss_fn, data, deterministic=False, penalty=True)
         with forked_random(model_device(model), seed=self.seed):
-            return _Run(self, model, x, y).finish(checkpoint)
+            return _Run(self, model, data, checkpoint).finish()
 
 
 class _Run:
     """A training in progress, with everything that a checkpoint has to save."""
 
-    def __init__(self, training: Training, model: nn.Module, x: Nest, y: Nest):
-        self.training, self.model, self.x, self.y, self.n = training, model, x, y, count(y)
+    def __init__(self, training: Training, model: nn.Module, data: Data, checkpoint: Path | None):
+        self.training, self.model, self.checkpoint = training, model, checkpoint
+        self.samples = Samples(data)
+        self.n = len(self.samples)
         self.device = model_device(model)
         self.order = ImageOrder(model)
-        if self.order.taken(x):
+        if self.order.taken(self.samples.read(slice(0, 2))[0]):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = SampleLoss(training.loss_fn)
         own = dict(model.named_parameters())
@@ -136,13 +142,18 @@ class _Run:
             self.optimizer, training.lr, total_steps=steps, pct_start=warmup
         )
         self.epoch, self.seconds = 0, 0.0
-        recipe = {k: v for k, v in vars(training).items() if k not in ("loss_fn", "params", "progress")}
-        labels = 0
-        for t in tensors(y):
-            labels = zlib.crc32(t.detach().cpu().contiguous().numpy().tobytes(), labels)
-        self.key = f"{recipe}, {self.n} samples, labels {labels:08x}, parameters {', '.join(self.names)}"
+        self.key = "" if checkpoint is None else self._key(data)
 
-    def finish(self, checkpoint: Path | None) -> float:
+    def _key(self, data: Data) -> str:
+        """What a checkpoint has to be of, to be resumed from."""
+        recipe = {k: v for k, v in vars(self.training).items() if k not in ("loss_fn", "params", "progress")}
+        labels = 0
+        for t in tensors(all_labels(data)):
+            labels = zlib.crc32(t.detach().cpu().contiguous().numpy().tobytes(), labels)
+        return f"{recipe}, {self.n} samples, labels {labels:08x}, parameters {', '.join(self.names)}"
+
+    def finish(self) -> float:
+        checkpoint = self.checkpoint
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
         total = self.training.epochs * self.batches
@@ -164,11 +175,11 @@ class _Run:
 
     def _run_epoch(self, advance) -> None:
         start = time.perf_counter()
-        order = torch.randperm(self.n)
+        order = torch.randperm(self.n).split(self.training.batch_size)
+        seed = hash((self.training.seed, self.epoch)) % 2**63  # of the workers; drawn, it would change later numbers
         mean = torch.zeros((), device=self.device)
-        for i in range(0, len(order), self.training.batch_size):
-            index = order[i : i + self.training.batch_size]
-            mean += self._step(*(moved(take(nest, index), self.device) for nest in (self.x, self.y)))
+        for x, y in self.samples.batches(order, seed):
+            mean += self._step(moved(x, self.device), moved(y, self.device))
             advance(1)
         self.optimizer.zero_grad(set_to_none=True)
         if not mean.isfinite():

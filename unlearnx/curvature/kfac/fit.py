@@ -13,9 +13,10 @@ from unlearnx import _distributed as distributed
 from unlearnx._batches import Nest, count, moved
 from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
-from unlearnx._data import Data, Samples, check_same_in_every_process, shared_batches, size
+from unlearnx._data import Data, check_same_in_every_process, shared_batches, size
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
+from unlearnx._sources import Samples
 from unlearnx._vectors import Layout
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.fisher_labels import FisherLabels

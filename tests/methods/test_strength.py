@@ -1,0 +1,144 @@
+"""Methods find the least strength that forgets by themselves."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from unlearnx import Request
+from unlearnx.data import load_digits
+from unlearnx.methods import (
+    SCRUB,
+    SSD,
+    BadTeacher,
+    EnergyAlignment,
+    EWCRepair,
+    FineTune,
+    FirstOrder,
+    FisherMasking,
+    GradientAscent,
+    NegGrad,
+    NewtonRepair,
+    RandomPerturbation,
+    SalUn,
+    SecondOrder,
+    StochasticTeacher,
+)
+from unlearnx.methods.strength import FACTOR, HALVINGS, greatest_strength, least_strength
+from unlearnx.metrics import accuracy
+from unlearnx.models import Training, digits_cnn
+
+RESOLUTION = FACTOR ** (1 / 2**HALVINGS)
+ONE_SHOT = [SSD(), FisherMasking(), FirstOrder(), NewtonRepair(), SecondOrder()]
+TRAINED = [NegGrad(), SCRUB(), SalUn(), FineTune(), StochasticTeacher(), BadTeacher(), GradientAscent(), EWCRepair()]
+
+
+def named(method):
+    return type(method).__name__
+
+
+@pytest.mark.parametrize("guess", [1e-3, 0.9, 2.0, 700.0])
+@pytest.mark.parametrize("threshold", [0.03, 1.7, 40.0])
+def test_least_strength_is_the_threshold(guess, threshold):
+    found = least_strength(lambda s: s >= threshold, lambda s: True, guess)
+    assert found.forgets
+    assert threshold <= found.strength <= RESOLUTION * threshold
+
+
+@pytest.mark.parametrize("guess", [1e-3, 0.9, 5.0, 700.0])
+def test_where_forgetting_does_harm_the_strength_is_the_greatest_that_does_none(guess):
+    found = least_strength(lambda s: s >= 50.0, lambda s: s <= 3.0, guess)
+    assert not found.forgets
+    assert 3.0 / RESOLUTION <= found.strength <= 3.0
+
+
+def test_bounds_of_the_strength():
+    assert least_strength(lambda s: s >= 0.9, lambda s: True, 0.5, most=1.0).strength <= 1.0
+    assert least_strength(lambda s: False, lambda s: True, 0.5, most=1.0).strength == 1.0
+    assert least_strength(lambda s: True, lambda s: False, 1.0).strength == 0.0
+    assert greatest_strength(lambda s: not math.isnan(s) and s < 0.1, 7.0) == pytest.approx(0.1, rel=RESOLUTION - 1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+def trained(x, y, epochs):
+    torch.manual_seed(0)
+    model = digits_cnn().train()
+    Training(epochs, lr=2e-3).run(model, (x, y))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def a_class(digits):
+    model = trained(digits.train_x, digits.train_y, 15)
+    return model, Request.remove_class((digits.train_x, digits.train_y), 7)
+
+
+@pytest.fixture(scope="module")
+def wrong_labels(digits):
+    """A hundred of the digits have wrong labels, which the network has learned by heart."""
+    x, y = digits.train_x, digits.train_y.clone()
+    y[:100] = (y[:100] + 1 + torch.arange(100) % 9) % 10
+    model = trained(x, y, 90)
+    assert accuracy(model, (x[:100], y[:100])) > 0.95
+    return model, Request.remove((x, y), range(100))
+
+
+@pytest.mark.parametrize("method", [*ONE_SHOT, *TRAINED], ids=named)
+def test_a_class_is_forgotten_with_nothing_tuned(a_class, method):
+    model, request = a_class
+    outcome = method(model, request)
+    assert outcome.forgotten == "yes"
+    assert accuracy(outcome.model, request.forget_set) <= 0.03
+    assert accuracy(outcome.model, request.retain_set) >= 0.95
+    assert outcome.info.get("forgets", True)
+
+
+@pytest.mark.parametrize("method", [NegGrad(), SCRUB(), SalUn(), FineTune()], ids=named)
+def test_wrong_labels_are_forgotten_and_the_right_ones_come_back(digits, wrong_labels, method):
+    model, request = wrong_labels
+    outcome = method(model, request)
+    assert accuracy(outcome.model, request.forget_set) <= 0.05
+    before, after = (accuracy(m, (digits.test_x, digits.test_y)) for m in (model, outcome.model))
+    assert after >= before - 0.01
+    assert outcome.forgotten == "yes"
+
+
+@pytest.mark.parametrize(
+    "method", [SSD(), FisherMasking(), RandomPerturbation(), NegGrad(), EWCRepair(), EnergyAlignment()], ids=named
+)
+def test_where_there_is_nothing_to_forget_little_changes(digits, a_class, method):
+    model, _ = a_class
+    request = Request.remove((digits.train_x, digits.train_y), range(0, 1000, 10))
+    outcome = method(model, request)
+    assert accuracy(outcome.model, request.forget_set) >= accuracy(model, request.forget_set) - 0.05
+    assert accuracy(outcome.model, request.retain_set) >= 0.98
+
+
+def test_a_strength_that_is_given_is_taken(a_class):
+    model, request = a_class
+    assert SSD(alpha=30.0)(model, request).info["alpha"] == 30.0
+    assert FisherMasking(ratio=1e-4)(model, request).info["ratio"] == 1e-4
+    assert RandomPerturbation(0.125)(model, request).info["beta"] == 0.125
+    assert "rates" not in FineTune(epochs=1)(model, request).info
+
+
+@pytest.mark.parametrize("method", [SSD, FisherMasking, RandomPerturbation, FirstOrder, SecondOrder, NewtonRepair])
+def test_words_other_than_auto_are_refused(method):
+    knob = method._strength or next(name for name in ("tau", "step", "gamma") if hasattr(method(), name))
+    with pytest.raises(ValueError, match=f"{knob} is 'strong', expected a number"):
+        replace(method(), **{knob: "strong"})
+
+
+def test_unknown_levels_leave_the_nominal_strength():
+    """Of a regression nothing tells what a model would do that never saw the samples."""
+    x = torch.randn(60, 8)
+    request = Request.remove((x, x.sum(1, keepdim=True)), range(6))
+    outcome = FineTune(loss_fn=nn.functional.mse_loss)(nn.Linear(8, 1), request)
+    assert outcome.gradient_evaluations == 54
+    assert outcome.forgotten == "unknown"

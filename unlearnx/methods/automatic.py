@@ -1,0 +1,177 @@
+"""Forgetting with nothing chosen: methods are tried from cheap to dear until one has forgotten."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from torch import nn
+
+from unlearnx._checks import check_at_least_zero
+from unlearnx._data import Data
+from unlearnx.methods.base import FirstDirection, Method, Work
+from unlearnx.methods.fine_tune import FineTune
+from unlearnx.methods.fisher_masking import FisherMasking
+from unlearnx.methods.gradient_ascent import NegGrad
+from unlearnx.methods.outcome import Outcome
+from unlearnx.methods.request import Request
+from unlearnx.methods.salun import SalUn
+from unlearnx.methods.scrub import SCRUB
+from unlearnx.methods.ssd import SSD
+from unlearnx.methods.strength import Kept
+from unlearnx.methods.verdict import judge
+from unlearnx.metrics.unseen import UnseenLevel, unseen_level
+
+CHEAP = 0.02  # accuracy on what stays that may be lost where the first method that forgets is to be the last one tried
+Rank = tuple[bool, bool, int, float]
+ORDER = ("yes", "partly", "unknown", "no")  # of verdicts, the best first
+
+
+@dataclass
+class Automatic(Method):
+    """Try methods in turn, each at the strength that it finds, until one has forgotten at little cost.
+
+    Of a whole class, dampening and masking come first, which only read the data once. Samples whose kind stays need
+    training. Corrections begin with training on the corrected data. Where no method forgets, the outcome is that of the
+    one that came nearest.
+
+    The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
+    ``seconds``, and ``cost``, the accuracy on what stays that it lost.
+
+    Args:
+        seconds: once so many have passed, no further method is begun; None for no limit.
+        reference: a model that never saw the forget set, or held-out data, as for
+            :func:`unlearnx.metrics.unseen_level`.
+
+    Raises:
+        ValueError: `seconds` is negative, and as for the methods.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = Automatic()(nn.Linear(8, 3), Request.remove_class((x, y), 2))
+        >>> outcome.info["tried"][0]["method"]
+        'SSD'
+    """
+
+    seconds: float | None = None
+    reference: nn.Module | Data | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_zero(seconds=self.seconds)
+
+    @property
+    def _finds_strength(self) -> bool:
+        return True
+
+    def _on_copy(
+        self,
+        model: nn.Module,
+        request: Request,
+        level: UnseenLevel | None,
+        first_direction: FirstDirection | None = None,
+    ) -> Outcome:
+        start = time.perf_counter()
+        assert level is not None, "the strength is found, so the level is known"
+        kept = Kept(request.target, batch_size=self.batch_size, autocast=self.autocast, seed=self.seed)
+        before, gradients = kept.accuracy(model), 0
+        best: tuple[Rank, str, Outcome] | None = None
+        tried: list[dict[str, Any]] = []
+        for method in self._methods(request, level):
+            if tried and self.seconds is not None and time.perf_counter() - start > self.seconds:
+                break
+            outcome = method._on_copy(model, request, level)
+            outcome.forgotten, outcome.evidence = judge(
+                model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
+            )
+            cost = max(0.0, before - kept.accuracy(outcome.model))
+            gradients += outcome.gradient_evaluations
+            tried.append(_line(method, outcome, cost))
+            rank = _rank(outcome, cost)
+            if best is None or rank < best[0]:
+                best = rank, type(method).__name__, outcome
+            if outcome.applied and outcome.forgotten == "yes" and cost <= CHEAP:
+                break
+        assert best is not None
+        _, name, outcome = best
+        info = {**outcome.info, "method": name, "tried": tried}
+        return replace(outcome, seconds=time.perf_counter() - start, gradient_evaluations=gradients, info=info)
+
+    def _level(self, model: nn.Module, request: Request) -> UnseenLevel:
+        if self.reference is None:
+            return super()._level(model, request)
+        return unseen_level(model, request, self.reference, batch_size=self.batch_size, autocast=self.autocast)
+
+    def _methods(self, request: Request, level: UnseenLevel) -> Iterator[Method]:
+        """The methods in the order in which they are tried."""
+        never_given = level.accuracy is not None and level.accuracy.high == 0
+        kinds: list[type[Method]] = [NegGrad, SCRUB, SalUn, FineTune]
+        if request.corrected is not None:
+            kinds = [FineTune, NegGrad, SCRUB]
+        elif never_given:
+            kinds = [SSD, FisherMasking, *kinds]
+        common = {f.name: getattr(self, f.name) for f in fields(Method)}
+        return (kind(**common) for kind in kinds)
+
+    def _apply(self, work: Work, info: dict[str, Any]) -> None:
+        raise NotImplementedError("the methods that are tried do this")
+
+
+def _line(method: Method, outcome: Outcome, cost: float) -> dict[str, Any]:
+    return {
+        "method": type(method).__name__,
+        "forgotten": outcome.forgotten,
+        "applied": outcome.applied,
+        "reason": outcome.reason,
+        "seconds": outcome.seconds,
+        "cost": cost,
+    }
+
+
+def _rank(outcome: Outcome, cost: float) -> Rank:
+    """The least is best: applied, bearable, forgotten, cheap."""
+    return not outcome.applied, cost > CHEAP and outcome.forgotten != "yes", ORDER.index(outcome.forgotten), cost
+
+
+def forget(
+    model: nn.Module,
+    request: Request | Data,
+    *,
+    retain: Data | None = None,
+    reference: nn.Module | Data | None = None,
+    seconds: float | None = None,
+    **settings: Any,
+) -> Outcome:
+    """Make a model forget, with the methods and strengths that do it best on this model.
+
+    Args:
+        model: the trained model; it is left as it was.
+        request: what to forget; or the samples to forget, with those to `retain`.
+        retain: samples that stay, where `request` is the samples to forget.
+        reference: a model that never saw the samples to forget, or held-out data; either tells what to expect.
+        seconds: once so many have passed, no further method is begun.
+        settings: of every method: ``loss_fn``, ``params``, ``batch_size``, ``autocast``, ``seed``, ``progress``.
+
+    Returns:
+        The outcome of the method that forgot, or came nearest: ``outcome.model``, ``outcome.forgotten``; what was tried
+        is in ``outcome.info["tried"]``; see :class:`unlearnx.methods.Automatic`.
+
+    Raises:
+        ValueError: `retain` is missing, or given with a request, and as for the methods.
+
+    Example:
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> outcome = forget(nn.Linear(8, 3), Request.remove_class((x, y), 2))
+        >>> outcome.forgotten in ("yes", "partly", "no", "unknown")
+        True
+    """
+    if isinstance(request, Request):
+        if retain is not None:
+            raise ValueError("retain: is given with a Request, which knows what stays; expected None")
+    elif retain is None:
+        raise ValueError("retain: is None, expected the samples that stay beside the samples to forget")
+    else:
+        request = Request.from_sets(forget=request, retain=retain)
+    return Automatic(seconds, reference=reference, **settings)(model, request)

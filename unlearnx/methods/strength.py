@@ -1,0 +1,218 @@
+"""The least strength at which a method makes a model forget, found by trying."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlearnx._batches import joined
+from unlearnx._data import Data, Samples, dataset_of
+from unlearnx._losses import Loss
+from unlearnx.metrics import mean_loss
+from unlearnx.metrics.readings import HIT, Reader, Reading
+from unlearnx.metrics.unseen import Level
+
+AUTO = "auto"
+FORGET_TRIED = 512  # most samples of the forget set that a trial looks at
+STAYS_TRIED = 1024  # most samples of what stays
+ABOVE = 0.01  # accuracy above the estimate at which the forget set counts as forgotten
+BELOW = 0.02  # accuracy below it at which it is avoided rather than forgotten
+BEARABLE = 0.005  # accuracy on what stays that may be lost without anything being done about it
+FACTOR = 4.0  # between trials until one forgets and one does not
+MOST_TRIALS = 8  # in one direction
+HALVINGS = 4  # of the logarithm of that factor
+
+
+def given(name: str, value: float | str) -> float | None:
+    """The strength that the user gives; None for "auto".
+
+    Raises:
+        ValueError: it is neither a number nor "auto".
+    """
+    if value == AUTO:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {value!r}, expected a number or 'auto'")
+    return float(value)
+
+
+class Gauge:
+    """Says of a model as it is now whether it has forgotten, and whether what stays has come to harm.
+
+    Both are read on samples drawn once: a trial is a pass over some hundred samples.
+
+    Args:
+        model: the model that a method changes in place.
+        loss_fn: the method's loss.
+        forget: the forget set.
+        stays: the corrected data, or the retain set.
+        level: the accuracy that a model has on the forget set that never saw it.
+        allowed: how much the mean loss on what stays may increase.
+        batch_size: samples in one pass.
+        autocast: dtype of autocast.
+        seed: of the samples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        forget: Data,
+        stays: Data,
+        level: Level,
+        allowed: float,
+        *,
+        batch_size: int,
+        autocast: torch.dtype | None,
+        seed: int,
+    ):
+        self._model, self._loss_fn = model, loss_fn
+        self._settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast}
+        self._reader = Reader(batch_size, autocast, seed)
+        self._forget = some(forget, FORGET_TRIED, seed, batch_size)
+        self._kept = Kept(stays, batch_size=batch_size, autocast=autocast, seed=seed)
+        self.aim, self.floor = level.estimate + ABOVE, level.estimate - BELOW
+        self.at_start = self.accuracy()
+        self._kept_at_start = self._kept.accuracy(model)
+        self.limit = self.loss() + allowed
+
+    @property
+    def nothing_to_forget(self) -> bool:
+        """Whether the forget set was at that level from the beginning."""
+        return self.at_start <= self.aim
+
+    def accuracy(self) -> float:
+        """Accuracy on the forget set, with the labels that are to be forgotten, in [0, 1]."""
+        return hits(self._reader.read(self._model, self._forget, FORGET_TRIED))
+
+    def cost(self) -> float:
+        """How much of the accuracy on what stays is lost, in [0, 1]."""
+        return max(0.0, self._kept_at_start - self._kept.accuracy(self._model))
+
+    def loss(self) -> float:
+        """Mean loss on what stays."""
+        return mean_loss(self._model, self._loss_fn, self._kept.samples, **self._settings)
+
+    def forgotten(self) -> bool:
+        """Whether the forget set is at the level of a model that never saw it."""
+        return self.accuracy() <= self.aim
+
+    def gentle(self) -> bool:
+        """Whether the forget set is not avoided, and what stays is as it was."""
+        return self.accuracy() >= min(self.floor, self.at_start - BELOW) and self.cost() <= BEARABLE and self.harmless()
+
+    def harmless(self) -> bool:
+        """Whether what stays has come to no more harm than is allowed."""
+        loss = self.loss()
+        return math.isfinite(loss) and loss <= self.limit
+
+
+class Kept:
+    """Samples that stay, drawn once, to see what a model has kept."""
+
+    def __init__(self, stays: Data, *, batch_size: int, autocast: torch.dtype | None, seed: int):
+        self.samples = some(stays, STAYS_TRIED, seed, batch_size)
+        self._reader = Reader(batch_size, autocast, seed)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Accuracy in [0, 1]; 0 of outputs that are no class scores."""
+        return hits(self._reader.read(model, self.samples, STAYS_TRIED))
+
+
+def hits(reading: Reading | None) -> float:
+    """The share of labels that are predicted."""
+    return 0.0 if reading is None else float(reading.of_labels[HIT].mean())
+
+
+def some(data: Data, most: int, seed: int, batch_size: int) -> Data:
+    """At most so many samples, drawn at random, in memory."""
+    samples = Samples(data)
+    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    parts = [samples.read(index) for index in chosen.split(batch_size)]
+    return dataset_of(*(joined(list(nests)) for nests in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A strength; 0 where none is harmless. `forgets` says whether it is enough, `trials` how many were tried."""
+
+    strength: float
+    forgets: bool
+    trials: int
+
+
+def least_strength(
+    forgets: Callable[[float], bool], harmless: Callable[[float], bool], guess: float, *, most: float = math.inf
+) -> Found:
+    """The least strength that forgets, or, where that does harm, the greatest that does none.
+
+    The strength is found by factors of four from `guess`, and then by bisection of its logarithm.
+
+    Args:
+        forgets: whether a strength is enough.
+        harmless: whether a strength does no more harm than is allowed.
+        guess: where to start.
+        most: no strength is greater.
+    """
+    tried: dict[float, bool] = {}
+
+    def enough(strength: float) -> bool:
+        if strength not in tried:
+            tried[strength] = forgets(strength)
+        return tried[strength]
+
+    low, high = _bracket(enough, harmless, min(guess, most), most)
+    if high is not None:
+        high = _bisected(enough, low, high)
+        if harmless(high):
+            return Found(high, True, len(tried))
+    if high is None and harmless(low):
+        return Found(low, False, len(tried))
+    return Found(greatest_strength(harmless, low if high is None else high), False, len(tried))
+
+
+def greatest_strength(harmless: Callable[[float], bool], too_much: float) -> float:
+    """The greatest strength below `too_much` that is harmless; 0 where none is found."""
+    for _ in range(MOST_TRIALS):
+        too_much /= FACTOR
+        if harmless(too_much):
+            return _bisected(lambda strength: not harmless(strength), too_much, too_much * FACTOR, lower=True)
+    return 0.0
+
+
+def _bracket(
+    enough: Callable[[float], bool], harmless: Callable[[float], bool], guess: float, most: float
+) -> tuple[float, float | None]:
+    """A strength that is not enough, and one that is; None where none was found before it did harm."""
+    if enough(guess):
+        high = guess
+        for _ in range(MOST_TRIALS):
+            if not enough(high / FACTOR):
+                return high / FACTOR, high
+            high /= FACTOR
+        return high / FACTOR, high
+    low = guess
+    for _ in range(MOST_TRIALS):
+        if low >= most or not harmless(low):
+            break
+        high = min(low * FACTOR, most)
+        if enough(high):
+            return low, high
+        low = high
+    return low, None
+
+
+def _bisected(is_high: Callable[[float], bool], low: float, high: float, *, lower: bool = False) -> float:
+    """The upper end of a narrower bracket, or its lower end."""
+    for _ in range(HALVINGS):
+        middle = math.sqrt(low * high)
+        if is_high(middle):
+            high = middle
+        else:
+            low = middle
+    return low if lower else high

@@ -22,14 +22,14 @@ class Layout:
         reference: the parameters.
 
     Attributes:
-        names: of the parameters.
+        names, shapes: of the parameters.
         size: number of entries P.
         device, dtype: device and dtype of the rows.
     """
 
     def __init__(self, reference: Vector):
         self.names = list(reference)
-        self._shapes = {name: t.shape for name, t in reference.items()}
+        self.shapes = {name: t.shape for name, t in reference.items()}
         self._dtypes = [t.dtype for t in reference.values()]
         self._sizes = [t.numel() for t in reference.values()]
         self.size = sum(self._sizes)
@@ -42,14 +42,14 @@ class Layout:
 
     def split(self, row: Tensor, *, wide: bool = False) -> list[Tensor]:
         """One tensor per parameter from (P,): in the parameters' dtypes, or, if `wide`, views in the row's dtype."""
-        parts = zip(row.split(self._sizes), self._shapes.values(), self._dtypes, strict=True)
+        parts = zip(row.split(self._sizes), self.shapes.values(), self._dtypes, strict=True)
         return [part.view(shape) if wide else part.view(shape).to(dtype) for part, shape, dtype in parts]
 
     def owned(self, tensors: Sequence[Tensor | None], others: Sequence[Tensor]) -> list[Tensor]:
         """Tensors that may be written to, in the rows' dtype: zeros for None; copies of those that share memory."""
         taken = {t.untyped_storage().data_ptr() for t in others}
         result = []
-        for t, shape in zip(tensors, self._shapes.values(), strict=True):
+        for t, shape in zip(tensors, self.shapes.values(), strict=True):
             if t is None:
                 t = torch.zeros(shape, dtype=self.dtype, device=self.device)
             elif t.dtype != self.dtype:
@@ -62,7 +62,7 @@ class Layout:
 
     def named(self, tensors: Sequence[Tensor]) -> Vector:
         """A vector from one tensor per parameter, in the parameters' dtypes."""
-        parts = zip(self._shapes, tensors, self._dtypes, strict=True)
+        parts = zip(self.shapes, tensors, self._dtypes, strict=True)
         return {name: t.to(dtype).contiguous() for name, t, dtype in parts}
 
     def rows(self, what: str, v: Vector) -> tuple[Tensor, bool]:
@@ -71,11 +71,11 @@ class Layout:
         Raises:
             ValueError: keys or shapes are not those of the parameters; the message starts with `what`.
         """
-        if v.keys() != self._shapes.keys():
-            raise ValueError(f"{what}: has keys {sorted(v)}, expected {sorted(self._shapes)}")
-        single = all(v[name].dim() == len(shape) for name, shape in self._shapes.items())
+        if v.keys() != self.shapes.keys():
+            raise ValueError(f"{what}: has keys {sorted(v)}, expected {sorted(self.shapes)}")
+        single = all(v[name].dim() == len(shape) for name, shape in self.shapes.items())
         count = 1 if single else next(iter(v.values())).shape[0] if next(iter(v.values())).dim() else 0
-        for name, shape in self._shapes.items():
+        for name, shape in self.shapes.items():
             expected = shape if single else (count, *shape)
             if v[name].shape != expected:
                 several = ", ".join(map(str, ("K", *shape)))
@@ -85,12 +85,12 @@ class Layout:
                 )
         if count == 0:
             raise ValueError(f"{what}: holds no vectors, expected at least one")
-        parts = [v[name].to(self.device, self.dtype).reshape(count, -1) for name in self._shapes]
+        parts = [v[name].to(self.device, self.dtype).reshape(count, -1) for name in self.shapes]
         return torch.cat(parts, 1), single
 
     def vector(self, rows: Tensor, single: bool, *, wide: bool = False) -> Vector:
         """The vector of a single row, or K vectors stacked, in the parameters' dtypes or, if `wide`, the rows'."""
-        parts = zip(self._shapes.items(), rows.split(self._sizes, 1), self._dtypes, strict=True)
+        parts = zip(self.shapes.items(), rows.split(self._sizes, 1), self._dtypes, strict=True)
         return {
             name: part.reshape(shape if single else (len(rows), *shape)).to(rows.dtype if wide else dtype)
             for (name, shape), part, dtype in parts

@@ -145,7 +145,7 @@ def test_scale_that_grows(monkeypatch):
 
     def problem():
         operator, v = zoo("mlp")
-        operator._samples._pair[0][4] *= 30
+        operator._samples.read(slice(4, 5))[0].mul_(30)  # a view of the samples in memory
         return operator, v
 
     compare(LiSSA(damping=0.05, batch_size=1, recursion_depth=60, patience=200), problem, monkeypatch)

@@ -2,6 +2,7 @@
 valuable).
 """
 
+from unlearnx.attribution.ekfac import ekfac_influence, ekfac_self_influence
 from unlearnx.attribution.influence import ewc_influence, linear_influence
 from unlearnx.attribution.knn_shapley import knn_shapley
 from unlearnx.attribution.permutations import ShapleyResult
@@ -9,6 +10,8 @@ from unlearnx.attribution.shapley import gradient_shapley, tmc_shapley
 
 __all__ = [
     "ShapleyResult",
+    "ekfac_influence",
+    "ekfac_self_influence",
     "ewc_influence",
     "gradient_shapley",
     "knn_shapley",

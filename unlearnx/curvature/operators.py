@@ -116,7 +116,8 @@ class CurvatureOperator:
         if frozen_prefix.prefix is not None:  # otherwise samples are read by index, the same in every process
             check_same_in_every_process("data", data)
         self.layout = Layout({name: own[name] for name in self.names})
-        self._samples = Samples(frozen_prefix.features(data, batch_size=batch_size))
+        self._data = frozen_prefix.features(data, batch_size=batch_size)
+        self._samples = Samples(self._data)
         self._order = torch.arange(len(self._samples))
         self._shared = _SharedState(self.model, frozen_prefix.prefix, self.names, loss_fn)
         self.batch_size = batch_size or (SAMPLES_PER_PASS if self._shared.softmax else BATCH_SIZE)
@@ -130,6 +131,10 @@ class CurvatureOperator:
     def evaluations(self) -> int:
         """Number of samples in all products so far, including products of :meth:`minibatches`."""
         return self._shared.evaluations
+
+    def problem(self) -> tuple[nn.Module, Loss, Data]:
+        """The part of the model with the chosen parameters, the loss, and the data as that part takes them."""
+        return self.model, self._shared.loss.loss_fn, self._data
 
     @checked
     def matvec(self, v: Vector) -> Vector:

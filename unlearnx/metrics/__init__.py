@@ -11,6 +11,7 @@ from unlearnx.metrics.classification import (
     predict,
 )
 from unlearnx.metrics.comparison import gap, runtime_ratio, tug_of_war
+from unlearnx.metrics.datamodelling import lds, losses_of_subsets
 from unlearnx.metrics.forgetting_quality import ForgettingQuality, forgetting_quality
 from unlearnx.metrics.lira import Estimate, LiRA, lira
 from unlearnx.metrics.membership import mia
@@ -42,9 +43,11 @@ __all__ = [
     "gap",
     "interclass_confusion",
     "js_divergence",
+    "lds",
     "lira",
     "log_perplexity",
     "logit_confidence",
+    "losses_of_subsets",
     "mean_loss",
     "mia",
     "over_forgetting",

@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.kfac.layers import Layer
+
+if TYPE_CHECKING:
+    from unlearnx.curvature.operators import CurvatureOperator
 
 
 @dataclass
@@ -131,9 +134,14 @@ class Factors:
         result = {name: t for block in self.blocks for name, t in block.apply(function, v).items()}
         return self.layout.rows("v", {name: result[name] for name in v})[0]
 
-    def rows_solved(self, rows: Tensor, damping: float) -> Tensor:
-        """``(F + damping I)^-1`` of the rows of a matrix (K, P)."""
-        return self.rows_applied(lambda values: 1 / (values + damping), rows)
+    def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
+        """These factors, where they are of the operator's parameters; no passes over the data."""
+        if self.layout.shapes != operator.layout.shapes:
+            raise ValueError(
+                f"preconditioner: the factors are those of {', '.join(self.layout.names)}, expected those of "
+                f"{', '.join(operator.names)}"
+            )
+        return self, 0
 
     def save(self, path: str | Path) -> None:
         """Write the factors to a safetensors file, in one step; needs safetensors.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnx._checks import Params
 from unlearnx._data import Data
@@ -14,23 +14,32 @@ from unlearnx._losses import Loss
 from unlearnx.curvature.kfac.factors import Factors
 from unlearnx.curvature.kfac.fit import fit_factors
 from unlearnx.curvature.kfac.statistics import APPROXIMATIONS
+from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.solvers.preconditioner import approximate_inverse
+from unlearnx.curvature.solvers.solution import Solver, _LinearSystem
 
 FISHER_TYPES = ("mc", "exact", "empirical")
 
 
 @dataclass(kw_only=True)
-class KFAC:
+class KFAC(Solver):
     """Kronecker factors of the Fisher information: of each layer ``E[dy dy^T] (x) E[x x^T]``.
 
     One forward and backward pass over the data. Linear layers and convolutions without groups have factors, a bias
     together with its weight, and so do embeddings, the projections of attention and the gates of recurrent layers; a
     layer used several times has the positions of all uses. Everything else has its exact diagonal.
 
+    As a solver, it fits the factors of the operator's own model and data and applies their damped inverse, times the
+    factor with which the residual is smallest; the operator must have a damping > 0. As ``preconditioner=`` of
+    :class:`ConjugateGradient` or :class:`LiSSA` it makes an approximate inverse of the matrix that these iterate with.
+
     Args:
         fisher_type: ``"mc"`` draws one label per sample from the model's softmax; ``"exact"`` takes the expectation
             over all classes, with a backward pass for each; ``"empirical"`` takes the labels of the data.
         approximation: for layers with several positions a sample: ``"expand"`` takes each position for a sample of its
             own, ``"reduce"`` averages inputs and sums gradients over them. Embeddings are always expanded.
+        tolerance: residual at which a solution counts as converged.
+        seed: of the labels that ``"mc"`` draws as a solver or preconditioner.
 
     Source: Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML 2015;
     convolutions: Grosse and Martens, ICML 2016; the two approximations: Eschenhagen et al., NeurIPS 2023.
@@ -44,9 +53,11 @@ class KFAC:
 
     fisher_type: str = "mc"
     approximation: str = "expand"
+    seed: int = 0
     _corrected: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fisher_type not in FISHER_TYPES:
             raise ValueError(f"fisher_type is {self.fisher_type!r}, expected one of {', '.join(FISHER_TYPES)}")
         if self.approximation not in APPROXIMATIONS:
@@ -83,7 +94,7 @@ class KFAC:
             ValueError: an unknown option, empty data, a model in which samples influence each other, or covariances
                 that are not finite: the message names the layer and the batch.
         """
-        chosen = self if fisher_type is None else type(self)(fisher_type=fisher_type, approximation=self.approximation)
+        chosen = self if fisher_type is None else replace(self, fisher_type=fisher_type)
         return fit_factors(
             model,
             loss_fn,
@@ -97,6 +108,29 @@ class KFAC:
             progress=progress,
         )
 
+    def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
+        """Factors of an operator's model and data, and the passes over the data that they took."""
+        model, loss_fn, data = operator.problem()
+        factors = self.fit(
+            model,
+            loss_fn,
+            data,
+            params=operator.names,
+            batch_size=operator.batch_size,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        return factors, 1 + self._corrected
+
+    def _solve(self, system: _LinearSystem) -> Tensor | None:
+        if not system.norms.any():
+            return None
+        solved = approximate_inverse(self, type(self).__name__, system)(system.v)
+        images = system.products(solved)
+        factors = (images * system.v).sum(1, keepdim=True) / images.square().sum(1, keepdim=True).clamp(min=1e-300)
+        system.x = solved.mul_(factors)
+        system.stopped = "solved with the factors"
+        return system.relative_norms(images.mul_(factors).sub_(system.v))
+
 
 @dataclass(kw_only=True)
 class EKFAC(KFAC):
@@ -106,7 +140,7 @@ class EKFAC(KFAC):
     storing it. Of all matrices that are diagonal in the basis, the result is the nearest to the Fisher information.
 
     Args:
-        fisher_type, approximation: as for :class:`KFAC`.
+        fisher_type, approximation, tolerance, seed: as for :class:`KFAC`.
 
     Source: George et al., "Fast approximate natural gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018.
 

@@ -10,38 +10,19 @@ from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import broadcast_
+from unlearnx.curvature.solvers.preconditioner import Preconditioner, approximate_inverse, check_preconditioner
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
 
 
 @dataclass(kw_only=True)
-class ConjugateGradient(Solver):
-    """Block conjugate gradients: K right-hand sides share their search directions.
-
-    Linearly dependent directions are left out, so that right-hand sides may be equal, or converge at different times.
-
-    Args:
-        iterations: most iterations, each with one product per right-hand side that has not converged.
-        tolerance: relative residual to stop at.
-
-    Source: O'Leary, "The block conjugate gradient algorithm and related methods", 1980; in the form of Ji and Li,
-    "A breakdown-free block conjugate gradient method", BIT 2017.
-
-    Example:
-        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
-        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1)
-        >>> v = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
-        >>> ConjugateGradient(tolerance=1e-3).solve(operator, v).converged
-        True
-    """
+class _BlockIteration(Solver):
+    """What conjugate gradients with and without a preconditioner share."""
 
     iterations: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(iterations=self.iterations)
-
-    def _solve(self, system: _LinearSystem) -> None:
-        self._iterate(system, lambda rows: rows)
 
     def _iterate(self, system: _LinearSystem, precondition: Callable[[Tensor], Tensor]) -> None:
         residuals = system.v.clone()
@@ -81,6 +62,42 @@ class ConjugateGradient(Solver):
         raise IndefiniteSystem(self, system.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
 
 
+@dataclass(kw_only=True)
+class ConjugateGradient(_BlockIteration):
+    """Block conjugate gradients: K right-hand sides share their search directions.
+
+    Linearly dependent directions are left out, so that right-hand sides may be equal, or converge at different times.
+
+    Args:
+        iterations: most iterations, each with one product per right-hand side that has not converged.
+        tolerance: relative residual to stop at.
+        preconditioner: ``EKFAC()`` or ``KFAC()``, fitted on the operator's own data, or ``Factors`` fitted before,
+            possibly on other data or of the model as it was: an approximate inverse of the matrix, with which fewer
+            iterations are needed. The operator must have a damping > 0. None for none.
+
+    Source: O'Leary, "The block conjugate gradient algorithm and related methods", 1980; in the form of Ji and Li,
+    "A breakdown-free block conjugate gradient method", BIT 2017.
+
+    Example:
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(20, 4), torch.arange(20) % 3
+        >>> operator = CurvatureOperator(model, nn.functional.cross_entropy, (x, y), damping=0.1)
+        >>> v = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+        >>> ConjugateGradient(tolerance=1e-3).solve(operator, v).converged
+        True
+    """
+
+    preconditioner: Preconditioner | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_preconditioner(self.preconditioner)
+
+    def _solve(self, system: _LinearSystem) -> None:
+        if self.preconditioner is None or not system.norms.any():
+            return self._iterate(system, lambda rows: rows)
+        return self._iterate(system, approximate_inverse(self.preconditioner, "ConjugateGradient", system))
+
+
 def _orthonormal(rows: Tensor) -> Tensor:
     """An orthonormal basis of the rows' span.
 
@@ -96,7 +113,7 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class NystromPCG(ConjugateGradient):
+class NystromPCG(_BlockIteration):
     """Conjugate gradients preconditioned by a random low-rank approximation of the curvature.
 
     The operator must have a damping > 0: the preconditioner divides by it outside of the approximation's range.

@@ -5,16 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import broadcast_
+from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.solvers.cuda_graph import can_capture
 from unlearnx.curvature.solvers.lissa_on_device import Batches, iterate_on_device
+from unlearnx.curvature.solvers.preconditioner import (
+    ApproximateInverse,
+    Preconditioner,
+    approximate_inverse,
+    check_preconditioner,
+)
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
-from unlearnx.curvature.spectrum import NotFinite
+from unlearnx.curvature.spectrum import NotFinite, lanczos
 from unlearnx.ops.lissa_step import lissa_step_
 
 MAX_SCALES_TRIED = 5  # by scale="auto"
@@ -45,6 +53,9 @@ class LiSSA(Solver):
         recursion_depth: most iterations; None for 100 passes over the data, as published; with ``scale="auto"`` for
             more where its rate of convergence needs more, up to 10,000 iterations.
         num_repeat: independent runs to average.
+        preconditioner: ``EKFAC()``, ``KFAC()`` or ``Factors``, as for :class:`ConjugateGradient`: an approximate
+            inverse P of the system's matrix A, with which the iteration is ``h <- h + P (v - A h / scale)``. The scale
+            is that of ``P A``, and `damping` must be 0: the operator has its own. None for none.
         patience: a run ends at an update larger than the smallest so far, once that is this many iterations ago, as
             published.
         seed: seed of the order of the samples.
@@ -69,6 +80,7 @@ class LiSSA(Solver):
     num_repeat: int = 1
     patience: int = 20
     seed: int = 0
+    preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +88,11 @@ class LiSSA(Solver):
             raise ValueError(f"scale is {self.scale!r}, expected a number > 0 or 'auto'")
         if not 0 <= self.damping < 1:
             raise ValueError(f"damping is {self.damping}, expected a number in [0, 1)")
+        check_preconditioner(self.preconditioner)
+        if self.preconditioner is not None and self.damping:
+            raise ValueError(
+                f"damping is {self.damping}, expected 0 with a preconditioner, which takes the operator's damping"
+            )
         check_at_least_one(
             batch_size=self.batch_size,
             recursion_depth=self.recursion_depth,
@@ -87,24 +104,31 @@ class LiSSA(Solver):
         if not system.norms.any():
             return None
         generator = torch.Generator().manual_seed(self.seed)
+        inverse = None
+        if self.preconditioner is not None:
+            inverse = approximate_inverse(self.preconditioner, "LiSSA", system)
         try:
-            system.scale = self._scale(system, generator)
+            system.scale = self._scale(system, generator, inverse)
         except NotFinite as reason:
             system.stopped = str(reason)
             return None
         for attempt in range(MAX_SCALES_TRIED if self.scale == "auto" else 1):
             system.scale *= SCALE_GROWTH if attempt else 1
             system.extra_damping = self.damping * system.scale
-            system.x = self._average(system, generator)
+            system.x = self._average(system, generator, inverse)
             residual = system.residuals(system.x)
             if bool((residual < 1).all()):
                 break
         return residual
 
-    def _scale(self, system: _LinearSystem, generator: torch.Generator) -> float:
+    def _scale(self, system: _LinearSystem, generator: torch.Generator, inverse: ApproximateInverse | None) -> float:
         if self.scale != "auto":
             return float(self.scale)
-        spectrum = system.operator.spectrum(generator=generator)
+        if inverse is None:
+            spectrum = system.operator.spectrum(generator=generator)
+        else:
+            start = broadcast_(torch.randn(system.v.shape[1], generator=generator).to(system.v))
+            spectrum = lanczos(partial(_between_roots, inverse, system.operator), start, 50, 1e-2)
         system.iterations += spectrum.iterations
         scale = 1.1 * spectrum.largest if spectrum.largest > 0 else 1.0  # no curvature: any scale will do
         eigenvalue = spectrum.smallest + self.damping * scale
@@ -123,21 +147,24 @@ class LiSSA(Solver):
             depth = max(depth, math.ceil(math.log(2 / self.tolerance) / rate))
         return min(depth, max(100 * batches, MAX_AUTO_ITERATIONS))
 
-    def _average(self, system: _LinearSystem, generator: torch.Generator) -> Tensor:
+    def _average(self, system: _LinearSystem, generator: torch.Generator, inverse: ApproximateInverse | None) -> Tensor:
         x = torch.zeros_like(system.v)
         for _ in range(self.num_repeat):
-            x.add_(self._run(system, generator), alpha=1 / (system.scale * self.num_repeat))
+            x.add_(self._run(system, generator, inverse), alpha=1 / (system.scale * self.num_repeat))
             if not x.isfinite().all():
                 break
         return x
 
-    def _run(self, system: _LinearSystem, generator: torch.Generator) -> Tensor:
+    def _run(self, system: _LinearSystem, generator: torch.Generator, inverse: ApproximateInverse | None) -> Tensor:
         operator = system.operator
         batch_size = min(self.batch_size or len(operator), len(operator))
         depth = self._depth(system, math.ceil(len(operator) / batch_size))
         update_target = self.tolerance / 2 if self.scale == "auto" and batch_size == len(operator) else 0.0
-        rules = [_StoppingRule(size, self.patience) for size in (update_target * system.v.abs().sum(1)).tolist()]
+        first = system.v if inverse is None else inverse(system.v)
+        rules = [_StoppingRule(size, self.patience) for size in (update_target * first.abs().sum(1)).tolist()]
         progress = _Progress(system, rules, self.tolerance, depth)
+        if inverse is not None:
+            return self._preconditioned_loop(progress, first, inverse, batch_size, generator)
         damping = self.damping + operator.damping / system.scale  # the operator's damping, added without a product
         if not update_target and system.norms.all():
             h = self._closed_form(progress, damping, batch_size, generator)
@@ -213,6 +240,33 @@ class LiSSA(Solver):
             progress.record(updates, h)
             if progress.over:
                 break
+
+    def _preconditioned_loop(
+        self,
+        progress: _Progress,
+        first: Tensor,
+        inverse: ApproximateInverse,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The run with a preconditioner; `first` is ``P v``."""
+        system, h = progress.system, first.clone()
+        for batch in system.operator.minibatches(batch_size, generator):
+            active = progress.active
+            update = inverse(system.v[active] - batch.products(h[active] / system.scale))
+            h[active] += update
+            updates = [math.nan] * len(h)
+            for k, size in zip(active, broadcast_(update.abs().sum(1)).tolist(), strict=True):
+                updates[k] = size
+            progress.record(updates, h)
+            if progress.over:
+                break
+        return h
+
+
+def _between_roots(inverse: ApproximateInverse, operator: CurvatureOperator, row: Tensor) -> Tensor:
+    """``P^1/2 A P^1/2`` of a vector (P,): symmetric, with the eigenvalues of ``P A``."""
+    return inverse.root(operator.products(inverse.root(row[None])))[0]
 
 
 class _Progress:

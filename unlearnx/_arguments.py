@@ -64,6 +64,9 @@ KINDS: dict[str, Kind] = {
     "torch.dtype": Kind("a floating dtype such as torch.bfloat16", lambda value: _is_floating(value)),
     "torch.Generator": _of("a torch.Generator", torch.Generator),
     "Data": Kind("samples (x, y)", _is_data),
+    "Preconditioner": Kind(
+        "EKFAC(), KFAC(), Factors", lambda value: hasattr(value, "factors_for") and not isinstance(value, type)
+    ),
     "Mapping[str, float]": Kind("a mapping of names to numbers", lambda value: _maps_names(value, is_number)),
     "Request": Kind("a Request", lambda value: _is_request(value)),
     "Sequence[Method]": _of("a list of methods", Sequence),

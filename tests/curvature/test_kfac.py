@@ -326,7 +326,7 @@ def test_single_precision_is_close():
 def test_not_finite_names_layer_and_batch():
     model, x, y = build("mlp")
     x[5, 0] = math.inf
-    with pytest.raises(ValueError, match=r"covariances of '0\.weight': NaN or infinite in the batch that starts at"):
+    with pytest.raises(ValueError, match=r"covariances of '0\.weight': values are NaN or infinite in the batch from"):
         EKFAC(fisher_type="empirical").fit(model, lambda o, y: o.nan_to_num().square().sum(1), (x, y), batch_size=4)
 
 

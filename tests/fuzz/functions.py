@@ -92,6 +92,14 @@ def readings() -> dict[str, float]:
     return {"retain accuracy": 0.9, "forget accuracy": 0.5, "test accuracy": 0.8}
 
 
+def factors() -> curvature.Factors:
+    return curvature.KFAC().fit(model(), F.cross_entropy, data())
+
+
+def attributed() -> Arguments:
+    return {"scores": torch.randn(2, SAMPLES), "subsets": torch.rand(5, SAMPLES) < 0.5, "losses": torch.randn(5, 2)}
+
+
 def certified() -> methods.CertifiedRemoval:
     x, y = data()
     return methods.CertifiedRemoval(epsilon=100.0, delta=1e-2, seed=0).fit(x / 10, y)
@@ -449,6 +457,22 @@ def calls(folder: str) -> dict[str, Any]:
         "log_perplexity": of(metrics.log_perplexity, lambda: {**text(), "text": "abc"}),
         "ewc_influence": of(attribution.ewc_influence, trained(train=data, failures=data, steps=lambda: 2)),
         "linear_influence": of(attribution.linear_influence, trained(train=data, failures=data)),
+        "ekfac_influence": of(attribution.ekfac_influence, trained(train=data, queries=data)),
+        "ekfac_self_influence": of(attribution.ekfac_self_influence, trained(train=data)),
+        "EKFAC.fit": about(curvature.EKFAC, "fit", trained(data=data)),
+        "factors.solve": about(factors, "solve", lambda: {"v": vector(), "damping": 0.1}),
+        "factors.save": about(factors, "save", lambda: {"path": Path(folder) / "factors.safetensors"}),
+        "lds": of(metrics.lds, attributed),
+        "losses_of_subsets": of(
+            metrics.losses_of_subsets,
+            lambda: {
+                "train": lambda part: model(),
+                "loss_fn": F.cross_entropy,
+                "data": data(),
+                "queries": data(),
+                "subsets": 2,
+            },
+        ),
         "gradient_shapley": of(attribution.gradient_shapley, trained(train=data, test=data, permutations=lambda: 1)),
         "knn_shapley": of(attribution.knn_shapley, knn),
         "tmc_shapley": of(attribution.tmc_shapley, tmc),
@@ -479,7 +503,8 @@ def calls(folder: str) -> dict[str, Any]:
             own,
             lambda right=right, asked=asked: {**right, "model": model(), "request": asked()},
         )
-    for cls in (curvature.ConjugateGradient, curvature.Direct, curvature.LiSSA, curvature.NystromPCG):
+    solvers = (curvature.ConjugateGradient, curvature.Direct, curvature.LiSSA, curvature.NystromPCG)
+    for cls in (*solvers, curvature.EKFAC, curvature.KFAC):
         call, own, _ = of_solver(cls)
         found[cls.__name__] = call, own, dict
     return found

@@ -24,8 +24,9 @@ def test_shapes_are_checked():
     for bad in (losses.T, losses[:1]):
         with pytest.raises(ValueError, match=r"losses: has shape .* expected \[4, 3\]"):
             lds(scores, subsets, bad)
+    pair = torch.randn(10, 2), torch.zeros(10)
     with pytest.raises(ValueError, match="fraction is 1, expected a number with which a subset has 1 to 9 samples"):
-        losses_of_subsets(lambda part: None, F.cross_entropy, (torch.randn(10, 2), torch.zeros(10)), (), fraction=1)
+        losses_of_subsets(lambda part: None, F.cross_entropy, pair, pair, fraction=1)
 
 
 def test_subsets_and_influence_of_a_convex_model():

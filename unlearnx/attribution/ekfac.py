@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from unlearnx._checks import Params, check_at_least_one, check_finite, select_params
+from unlearnx._arguments import checked
+from unlearnx._calls import check_call
+from unlearnx._checks import Params, check_at_least_one, check_finite, known_as, select_params
 from unlearnx._data import Data, Samples, check_in_order, dataset_of, size
 from unlearnx._losses import Loss
 from unlearnx._vectors import Vector
@@ -29,6 +31,7 @@ MEAN_EIGENVALUES = 0.1  # the default damping of a layer, in units of the mean e
 STORED_BYTES = 1 << 28  # gradients of queries, or of samples in turn, that are stored at a time
 
 
+@checked
 def ekfac_influence(
     model: nn.Module,
     loss_fn: Loss,
@@ -73,10 +76,11 @@ def ekfac_influence(
     _check_damping(damping)
     check_in_order("train", train)
     check_in_order("queries", queries)
+    check_call(model, loss_fn, queries, name="queries")
     factors = _factors(model, loss_fn, train, factors, params, batch_size)
     n, inverse = size(train), _inverse(damping)
     scores = []
-    for gradients in _gradients(model, loss_fn, queries, factors):
+    for gradients in _gradients(model, loss_fn, "queries", queries, factors):
         solved = factors.layout.vector(factors.rows_applied(inverse, gradients), single=False, wide=True)
         names = factors.layout.names
         products = per_sample_grad_dot(model, loss_fn, train, solved, params=names, batch_size=batch_size)
@@ -84,6 +88,7 @@ def ekfac_influence(
     return torch.cat(scores)
 
 
+@checked
 def ekfac_self_influence(
     model: nn.Module,
     loss_fn: Loss,
@@ -119,7 +124,7 @@ def ekfac_self_influence(
     n, inverse = size(train), _inverse(damping)
     parts = [
         (gradients * factors.rows_applied(inverse, gradients)).sum(1) / n
-        for gradients in _gradients(model, loss_fn, train, factors, batch_size)
+        for gradients in _gradients(model, loss_fn, "train", train, factors, batch_size)
     ]
     scores = torch.cat(parts)
     check_finite("scores", [("train", scores)])
@@ -153,9 +158,9 @@ def _factors(
 
 
 def _gradients(
-    model: nn.Module, loss_fn: Loss, data: Data, factors: Factors, most: int | None = None
+    model: nn.Module, loss_fn: Loss, name: str, data: Data, factors: Factors, most: int | None = None
 ) -> Iterator[Tensor]:
-    """The gradients of some samples at a time, as rows (n, P)."""
+    """The gradients of some samples at a time, as rows (n, P); `name` is the argument that `data` is."""
     check_at_least_one(batch_size=most)
     samples, layout = Samples(data), factors.layout
     step = max(1, STORED_BYTES // (layout.size * layout.dtype.itemsize))
@@ -163,5 +168,6 @@ def _gradients(
     for start in range(0, len(samples), step):
         s = slice(start, min(start + step, len(samples)))
         part = dataset_of(*samples.read(s))
-        found: Vector = per_sample_grad_difference(model, loss_fn, part, params=layout.names)
+        with known_as(old=name):
+            found: Vector = per_sample_grad_difference(model, loss_fn, part, params=layout.names)
         yield layout.rows("gradients", found)[0]

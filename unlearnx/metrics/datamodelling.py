@@ -9,13 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from unlearnx._batches import call
-from unlearnx._checks import check_at_least_one, model_device
+from unlearnx._arguments import checked
+from unlearnx._calls import run
+from unlearnx._checks import check_at_least_one, known_as, model_device
 from unlearnx._data import Data, batches, materialize, picked, size
-from unlearnx._losses import Loss, SampleLoss
+from unlearnx._losses import Loss, SampleLoss, named
+from unlearnx._models import check_model
 from unlearnx._progress import progress_bar
 
+Fit = Callable[[Dataset[Any]], nn.Module]
 
+
+@checked
 def lds(scores: Tensor, subsets: Tensor, losses: Tensor) -> Tensor:
     """Linear datamodelling score of each query: the rank correlation of predicted and true losses over subsets.
 
@@ -64,8 +69,9 @@ def _ranks(values: Tensor) -> Tensor:
     return ((below + upto - 1).double() / 2).T
 
 
+@checked
 def losses_of_subsets(
-    train: Callable[[Dataset[Any]], nn.Module],
+    train: Fit,
     loss_fn: Loss,
     data: Data,
     queries: Data,
@@ -118,10 +124,13 @@ def losses_of_subsets(
             part = picked(data, index)
             total = torch.zeros(size(queries), dtype=torch.float64)
             for _ in range(repeats):
-                model = train(part).eval()
-                with torch.no_grad():
-                    parts = [loss.each(call(model, x), y).cpu() for x, y in batches(pair, None, model_device(model))]
-                total += torch.cat(parts)
+                with named(lambda: "train: expected a function that trains a model on a dataset and returns it"):
+                    model = train(part)
+                    check_model(model)
+                    model.eval()
+                asked = batches(pair, None, model_device(model))
+                with torch.no_grad(), known_as(data="queries"):
+                    total += torch.cat([loss.each(run(model, x), y).cpu() for x, y in asked])
                 advance(1)
             losses.append(total / repeats)
     return masks, torch.stack(losses)

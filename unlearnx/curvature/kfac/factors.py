@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.kfac.layers import Layer
 
@@ -100,11 +101,13 @@ class Factors:
     def __init__(self, layout: Layout, blocks: list[Block], info: dict[str, Any]):
         self.layout, self.blocks, self.info = layout, blocks, info
 
+    @checked
     def matvec(self, v: Vector, damping: float = 0.0) -> Vector:
         """``(F + damping I) v``."""
         _check_damping(damping, positive=False)
         return self._applied(lambda values: values + damping, v)
 
+    @checked
     def solve(self, v: Vector, damping: float) -> Vector:
         """``(F + damping I)^-1 v``.
 
@@ -114,6 +117,7 @@ class Factors:
         _check_damping(damping)
         return self._applied(lambda values: 1 / (values + damping), v)
 
+    @checked
     def sqrt_solve(self, v: Vector, damping: float) -> Vector:
         """``(F + damping I)^-1/2 v``; errors as for :meth:`solve`."""
         _check_damping(damping)
@@ -143,7 +147,8 @@ class Factors:
             )
         return self, 0
 
-    def save(self, path: str | Path) -> None:
+    @checked
+    def save(self, path: Path) -> None:
         """Write the factors to a safetensors file, in one step; needs safetensors.
 
         Raises:
@@ -152,10 +157,11 @@ class Factors:
         """
         from unlearnx.curvature.kfac.files import save_factors
 
-        save_factors(self, Path(path))
+        save_factors(self, path)
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module) -> Factors:
+    @checked
+    def load(cls, path: Path, model: nn.Module) -> Factors:
         """Read the factors that were fitted for `model`, as it is now.
 
         Raises:
@@ -165,7 +171,7 @@ class Factors:
         """
         from unlearnx.curvature.kfac.files import load_factors
 
-        return load_factors(Path(path), model)
+        return load_factors(path, model)
 
     def _applied(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
         rows, single = self.layout.rows("v", v)

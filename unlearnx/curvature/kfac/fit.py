@@ -151,7 +151,7 @@ class _Passes:
             for name, ok in zip(covariances, sizes.isfinite().tolist(), strict=True):
                 if not ok:
                     raise ValueError(
-                        f"covariances of {name!r}: NaN or infinite in the batch that starts at sample {position}"
+                        f"covariances of {name!r}: values are NaN or infinite in the batch from sample {position} on"
                     )
 
         names = [*(name for c in covariances.values() for name in c.layer.names), *diagonals]

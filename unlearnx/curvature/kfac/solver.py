@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from unlearnx._arguments import checked
 from unlearnx._checks import Params
 from unlearnx._data import Data
 from unlearnx._losses import Loss
@@ -63,6 +64,7 @@ class KFAC(Solver):
         if self.approximation not in APPROXIMATIONS:
             raise ValueError(f"approximation is {self.approximation!r}, expected one of {', '.join(APPROXIMATIONS)}")
 
+    @checked
     def fit(
         self,
         model: nn.Module,

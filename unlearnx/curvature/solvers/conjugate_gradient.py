@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import broadcast_
-from unlearnx.curvature.solvers.preconditioner import Preconditioner, approximate_inverse, check_preconditioner
+from unlearnx.curvature.solvers.preconditioner import Preconditioner, approximate_inverse
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
 
 
@@ -87,10 +87,6 @@ class ConjugateGradient(_BlockIteration):
     """
 
     preconditioner: Preconditioner | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_preconditioner(self.preconditioner)
 
     def _solve(self, system: _LinearSystem) -> None:
         if self.preconditioner is None or not system.norms.any():

@@ -19,7 +19,6 @@ from unlearnx.curvature.solvers.preconditioner import (
     ApproximateInverse,
     Preconditioner,
     approximate_inverse,
-    check_preconditioner,
 )
 from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
 from unlearnx.curvature.spectrum import NotFinite, lanczos
@@ -88,7 +87,6 @@ class LiSSA(Solver):
             raise ValueError(f"scale is {self.scale!r}, expected a number > 0 or 'auto'")
         if not 0 <= self.damping < 1:
             raise ValueError(f"damping is {self.damping}, expected a number in [0, 1)")
-        check_preconditioner(self.preconditioner)
         if self.preconditioner is not None and self.damping:
             raise ValueError(
                 f"damping is {self.damping}, expected 0 with a preconditioner, which takes the operator's damping"

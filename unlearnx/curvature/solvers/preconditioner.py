@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -13,23 +13,12 @@ if TYPE_CHECKING:
     from unlearnx.curvature.kfac.factors import Factors
 
 
-@runtime_checkable
 class Preconditioner(Protocol):
     """What has, or fits, the factors of an operator: ``Factors``, ``EKFAC()`` or ``KFAC()``."""
 
     def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
         """The factors, and how many passes over the data were taken to fit them."""
         ...
-
-
-def check_preconditioner(preconditioner: Preconditioner | None) -> None:
-    """Refuse what has no factors.
-
-    Raises:
-        ValueError: it is neither None, nor Factors, nor what fits them.
-    """
-    if preconditioner is not None and not hasattr(preconditioner, "factors_for"):
-        raise ValueError(f"preconditioner is {preconditioner!r}, expected EKFAC(), KFAC(), Factors or None")
 
 
 class ApproximateInverse:

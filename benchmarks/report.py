@@ -396,11 +396,8 @@ def unseen_level() -> str:
     ]
     kinds = {"all classes": lambda c: c["class"], "all samples": lambda c: not (c["class"] or c["hard"])}
     rows += [row(f"**{kind}**", [c for c in result["cases"] if belongs(c)], "") for kind, belongs in kinds.items()]
-    head = [
-        "model, what is forgotten",
-        "retrained",
-        *(t for given in GIVEN for t in (f"error, {given}", "interval right")),
-    ]
+    given = ("with held-out data", "without")
+    head = ["model, what is forgotten", "retrained", *(t for g in given for t in (f"error {g}", "interval right"))]
     return markdown(head, rows)
 
 

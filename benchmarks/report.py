@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from unlearnx.experiments.report.table_columns import speedup
@@ -26,6 +26,7 @@ PLOT = ROOT / "docs" / "benchmarks.svg"
 OURS = "ours"
 NBSP = "\N{NO-BREAK SPACE}"
 UNIT = "forward+backward"  # what the multiples of the results are of
+GIVEN = ("held-out data", "nothing")  # to metrics.unseen_level
 PLACE = re.compile(r"(<!-- results: (\S+) -->)\n.*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -374,6 +375,32 @@ def curvature(name: str) -> str:
     return markdown([*head, "best of the other libraries, fresh / kept"], rows)
 
 
+def unseen_level() -> str:
+    """Errors of the estimated accuracy, and how often its interval is right, for every cell and for all samples."""
+    result = read("unseen-level")
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for case in result["cases"]:
+        cells.setdefault(case["what"], []).append(case)
+
+    def told(cases: list[dict[str, Any]]) -> list[str]:
+        levels = [(case["unseen"]["accuracy"], case["retrained"]["accuracy"]) for case in cases]
+        error = mean(abs(level["estimate"] - true) for level, true in levels)
+        right = sum(level["low"] - 1e-9 <= true <= level["high"] + 1e-9 for level, true in levels)
+        return [f"{100 * error:.1f}", f"{right} of {len(levels)}"]
+
+    def row(what: str, cases: list[dict[str, Any]], *between: str) -> list[str]:
+        return [what, *between, *(cell for given in GIVEN for cell in told([c for c in cases if c["given"] == given]))]
+
+    rows = [
+        row(what, cases, percent(mean(c["retrained"]["accuracy"] for c in cases), 1)) for what, cases in cells.items()
+    ]
+    kinds = {"all classes": lambda c: c["class"], "all samples": lambda c: not (c["class"] or c["hard"])}
+    rows += [row(f"**{kind}**", [c for c in result["cases"] if belongs(c)], "") for kind, belongs in kinds.items()]
+    given = ("with held-out data", "without")
+    head = ["model, what is forgotten", "retrained", *(t for g in given for t in (f"error {g}", "interval right"))]
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "poison-cifar": poison_cifar,
@@ -385,6 +412,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fisher": fisher,
     "curvature": lambda: curvature("curvature"),
     "lstm": lambda: curvature("lstm"),
+    "unseen-level": unseen_level,
 }
 
 

@@ -75,11 +75,18 @@ def rows(cells: list[Cell], seeds: int, sources: Sources) -> Iterator[dict[str, 
             expected = truth(case)
             references: tuple[Data | None, ...] = (case.held, None)
             for given, reference in zip(GIVEN, references, strict=True):
-                start = time.perf_counter()
+                start = time.process_time()
                 level = unseen_level(case.model, case.request, reference)
-                seconds = time.perf_counter() - start
-                about = {"cell": cell.name, "seed": seed, "class": cell.is_class, "hard": cell in HARD, "given": given}
-                row = {**about, "retrained": expected, "unseen": estimated(level), "seconds": round(seconds, 2)}
+                seconds = time.process_time() - start
+                about = {
+                    "cell": cell.name,
+                    "what": cell.what,
+                    "seed": seed,
+                    "class": cell.is_class,
+                    "hard": cell in HARD,
+                    "given": given,
+                }
+                row = {**about, "retrained": expected, "unseen": estimated(level), "cpu_seconds": round(seconds, 2)}
                 print(described(row), flush=True)
                 yield row
 

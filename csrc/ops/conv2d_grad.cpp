@@ -23,7 +23,8 @@ at::Tensor conv2d_grad_dot(const at::Tensor& x, const at::Tensor& dy, at::IntArr
   const FullPrecision full_precision;
   const auto p = check_conv2d_grad(op, x, dy, kernel_size, x_new, dy_new, {}, stride, padding, dilation, groups);
   check_direction(op, "v", v, dy, {p.outputs, p.channels / p.groups, p.kernel_h, p.kernel_w});
-  const auto direction = v.to(p.compute_type());
+  // oneDNN misreads weights in channels-last order whose strides are odd where a dimension is 1.
+  const auto direction = v.to(p.compute_type()).contiguous();
   const auto& context = at::globalContext();
   const auto dot = [&](const at::Tensor& images, const at::Tensor& gradients) {
     // As conv2d calls it, but for TF32, which is on by default.

@@ -75,3 +75,13 @@ def test_padding_index_of_embeddings(index):
     x, dy = torch.randint(7, (3, 4)), torch.randn(3, 4, 2)
     with pytest.raises((ValueError, IndexError), match=rf"^embedding_grad_sq: padding_idx is {index}"):
         ops.embedding_grad_sq(x, dy, num_embeddings=7, padding_idx=index)
+
+
+@pytest.mark.parametrize("stride", [2, 1, 77])
+def test_directions_with_odd_strides_where_a_dimension_is_one(stride):
+    """Convolutions of torch's own give other numbers then, for images in channels-last order and several groups."""
+    settings = {"kernel_size": (1, 3), "padding": (0, 1), "groups": 3}
+    x, dy, v = torch.randn(3, 6, 5, 7), torch.randn(3, 3, 5, 7), torch.randn(3, 2, 1, 3)
+    odd = torch.empty_strided(v.shape, (6, 1, stride, 2)).copy_(v)
+    expected = ops.conv2d_grad_dot(x.double(), dy.double(), **settings, v=v.double())
+    torch.testing.assert_close(ops.conv2d_grad_dot(x, dy, **settings, v=odd).double(), expected, rtol=1e-4, atol=1e-4)

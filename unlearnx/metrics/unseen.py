@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnx._arguments import checked
 from unlearnx._checks import known_as
-from unlearnx._data import Data
+from unlearnx._data import Data, size
 from unlearnx._known_labels import drawn_labels
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
@@ -88,7 +88,7 @@ def unseen_level(
     - For other samples, linear classifiers are fitted on features of what stays, at several depths of the model, and
       read on the forget set. How often they find its labels, beside those of what stays and wrong ones, tells in what
       share of it the labels are right. There such a model does as the model at hand does on held-out data, and
-      elsewhere as this one does with wrong labels.
+      elsewhere as this one does with wrong labels; or better, as it has not learned the wrong ones.
 
     Features that the model made hold what it has memorised, the last ones most. How much is measured: a classifier on
     them is better on left-out training samples than on held-out data. Where the forget set's features lie farther out
@@ -139,7 +139,8 @@ def unseen_level(
         held = None if reference is None else reader.read(model, reference, READ, features=True)
     if fitted is None or (held is None and reference is not None):
         return UNKNOWN_KIND
-    return _from_features(fitted, seen, held, absent)
+    part = len(request.forget) / size(request.dataset)
+    return _from_features(fitted, seen, held, absent, part)
 
 
 UNKNOWN_KIND = UnseenLevel(
@@ -191,14 +192,20 @@ def _corrected(stays: Reading) -> UnseenLevel:
     )
 
 
-def _from_features(fitted: Reading, forget: Reading, held: Reading | None, absent: Tensor) -> UnseenLevel:
+def _from_features(
+    fitted: Reading, forget: Reading, held: Reading | None, absent: Tensor, of_training: float
+) -> UnseenLevel:
+    """The level; the forget set is such a part of the training data, and of some of its labels no sample stays."""
     present = forget.where(~absent)
     found = share(fitted, present, held)
     if found is None:
         return UNTOLD
     n, part = len(forget.y), len(present.y) / len(forget.y)
     if held is not None:
-        ends = [_End(held.of_labels, held.of_others, as_often(held.y, fitted.y))]
+        weights = as_often(held.y, fitted.y)
+        own = _End(held.of_labels, held.of_others, weights)
+        learned_wrong = (1 - found.estimate) * of_training  # costs a model at most as much accuracy
+        ends = [own, replace(own, mended=learned_wrong)]
     else:
         others_of = others(fitted.y, fitted.classes)
         least = _End(of_labels(found.best, fitted.y), of_labels(found.best, others_of), torch.ones(len(fitted.y)))
@@ -218,15 +225,22 @@ def _from_features(fitted: Reading, forget: Reading, held: Reading | None, absen
 
 @dataclass(frozen=True)
 class _End:
-    """What a model does that is as good as one may be: of the right labels of samples, and of wrong ones, (3, N)."""
+    """What a model does that is as good as one may be: of the right labels of samples, and of wrong ones, (3, N).
+
+    Its accuracy is better by `mended` than that.
+    """
 
     right: Tensor
     wrong: Tensor
     weights: Tensor
+    mended: float = 0.0
 
     def at(self, row: int, share: float) -> float:
         """Mean over samples of which so many have labels that are right."""
         (right, _), (wrong, _) = (mean_of(of[row], self.weights) for of in (self.right, self.wrong))
+        if row != LOSS and right < 1:
+            rest = 1 - min(1.0, self.mended / (1 - right))  # of its errors
+            right, wrong = 1 - rest * (1 - right), rest * wrong
         return share * right + (1 - share) * wrong
 
     def deviation(self, row: int, share: float, n: int) -> float:

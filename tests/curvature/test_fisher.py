@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from tests.curvature.zoo import BY_VMAP, ZOO, build, sample_gradients
 from tests.helpers import threads
 from unlearnx.curvature import fisher_diagonal
-from unlearnx.curvature.per_sample import SampleGradients
+from unlearnx.curvature.samples import SampleGradients
 
 
 def empirical(model, x, y):

@@ -14,7 +14,7 @@ from tests.curvature.test_fisher import assert_equal, empirical
 from unlearnx._losses import SampleLoss
 from unlearnx._precision import exact_products
 from unlearnx.curvature import fisher_diagonal, rule_check, single_samples
-from unlearnx.curvature.per_sample import SampleGradients
+from unlearnx.curvature.samples import SampleGradients
 
 
 class Residual(nn.Module):

@@ -32,8 +32,8 @@ from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector
 from unlearnx.curvature import fisher_diagonal, grad_difference, per_sample_grad_dot
-from unlearnx.curvature.per_sample import split_values
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import split_values
 from unlearnx.ops._dtypes import compute_dtype
 
 

@@ -24,7 +24,7 @@ from unlearnx._functional import functional_call
 from unlearnx._labels import labelled, predictions
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.attribution.permutations import Sampling, ShapleyResult, reproducible, stream_seed
-from unlearnx.curvature.per_sample import split_values
+from unlearnx.curvature.samples import split_values
 
 Fit = Callable[[Tensor], Any]
 Score = Callable[[Any], float]

@@ -16,7 +16,7 @@ from unlearnx._functional import functional_call
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature.double_backward import TwiceDifferentiable
 from unlearnx.curvature.layers import Derivatives
-from unlearnx.curvature.per_sample import split_values
+from unlearnx.curvature.samples import split_values
 from unlearnx.ops._recording import Recording
 
 Values = Sequence[Tensor]

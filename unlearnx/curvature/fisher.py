@@ -22,8 +22,8 @@ from unlearnx._precision import autocast
 from unlearnx._progress import progress_bar
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.fisher_labels import FisherLabels
-from unlearnx.curvature.per_sample import SampleGradients, split_values
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import SampleGradients, split_values
 from unlearnx.ops._dtypes import compute_dtype as compute_dtype_of
 
 FISHER_TYPES = ("empirical", "mc", "exact", "batch")

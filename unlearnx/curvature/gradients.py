@@ -19,8 +19,8 @@ from unlearnx._data import Data, batches, check_same_in_every_process, shared_ba
 from unlearnx._functional import functional_call
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.curvature.contributions import Contribution
-from unlearnx.curvature.per_sample import SampleGradients
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import SampleGradients
 from unlearnx.curvature.targets import Targets
 
 Batch = tuple[Nest, Nest]

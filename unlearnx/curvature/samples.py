@@ -67,10 +67,14 @@ class SampleGradients:
             _warn_of(missing, len(names))
 
     def split(self, x: Nest, y: Nest) -> Iterator[tuple[Nest, Nest]]:
-        """The batch in equal parts, on the CPU small enough that a part keeps at most KEPT_ACTIVATION_BYTES."""
+        """The batch in equal parts; on the CPU a part keeps at most KEPT_ACTIVATION_BYTES, or what the parameters take.
+
+        Every part reads all parameters: with smaller parts, that would cost more than page faults.
+        """
         n = count(y)
         limited = self.device.type == "cpu" and self.trusted
-        most = max(1, KEPT_ACTIVATION_BYTES // self.bytes_per_sample) if limited else n
+        kept = max(KEPT_ACTIVATION_BYTES, sum(p.nbytes for p in self.frozen.values()))
+        most = max(1, kept // self.bytes_per_sample) if limited else n
         parts = -(-n // most)
         step = -(-n // parts)
         for start in range(0, n, step):

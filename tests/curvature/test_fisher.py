@@ -93,6 +93,14 @@ def test_sum_reduction_and_params():
     assert_equal(summed, {k: 9 * expected[k] for k in names})
 
 
+@pytest.mark.parametrize("name", ["cross-attention", "cross-attention, projections apart", "derived", "products"])
+def test_parameters_alone(name):
+    """A rule serves some of the parameters of its function as well as all."""
+    model, x, y = build(name)
+    for key, expected in empirical(model, x, y).items():
+        assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), params=[key]), {key: expected})
+
+
 def test_frozen_prefix_runs_once():
     model, x, y = build("cnn")
     expected = empirical(model, x, y)

@@ -24,7 +24,9 @@ class Linear(Rule):
 
     def watched(self, tape: Recorder) -> Any:
         weight, bias, place = self.weight, self.bias, tape.place(self.input)
-        if place is None or self.input.dim() < 2 or weight.dim() != 2 or not tape.is_weight(weight):
+        if place is None or self.input.dim() < 2 or weight.dim() != 2:
+            return NotImplemented
+        if not tape.is_weight(weight) and weight.requires_grad:  # it may be another one for every sample
             return NotImplemented
         output, x, samples = F.linear(self.input, weight, bias), self.input.detach(), tape.samples
 
@@ -44,6 +46,8 @@ class Linear(Rule):
 
 def linear_of(tape: Recorder, x: Tensor, axis: int, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The layer as a part of another rule, on inputs whose samples are dimension `axis`."""
+    if not tape.is_weight(weight) and not tape.is_weight(bias):
+        return F.linear(x, weight, bias)
     return Linear(tape.put(x, axis), weight, bias).watched(tape)
 
 

@@ -48,7 +48,7 @@ class Unknown(nn.Module):
         self.scale, self.layer = nn.Parameter(torch.rand(6)), nn.Linear(6, 3)
 
     def forward(self, x):
-        return self.layer(torch.cdist(x[:, :, None], self.scale[None, :, None]).square().mean(2))
+        return self.layer(F.prelu(x, self.scale))
 
 
 class TiedSequence(nn.Module):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.untuned import CELLS, Sources
 from unlearnx import Request
 from unlearnx.data import load_digits
 from unlearnx.methods import (
@@ -97,6 +98,21 @@ def test_a_class_is_forgotten_with_nothing_tuned(a_class, method):
     assert accuracy(outcome.model, request.forget_set) <= 0.03
     assert accuracy(outcome.model, request.retain_set) >= 0.95
     assert outcome.info.get("forgets", True)
+
+
+def test_of_a_class_the_last_layer_alone_changes_where_that_costs_less(tmp_path):
+    """Nothing in gradient ascent teaches what stays; in the last layer a class has weights of its own."""
+    case = CELLS["lstm-class"].build(0, Sources(store=tmp_path))
+    names = [name for name, _ in case.model.named_parameters()]
+    everywhere = GradientAscent(params=names)(case.model, case.request)
+    outcome = GradientAscent()(case.model, case.request)
+    assert outcome.info["narrowed_to"] == names[-2:]
+    moved = [name for name, p in outcome.model.named_parameters() if not torch.equal(p, case.model.get_parameter(name))]
+    assert moved == names[-2:]
+    assert outcome.forgotten == everywhere.forgotten == "yes"
+    assert case.measure(outcome.model)["test"] >= case.accuracy["test"] - 0.02 > case.measure(everywhere.model)["test"]
+    assert outcome.gradient_evaluations > everywhere.gradient_evaluations
+    assert "narrowed_to" not in NegGrad()(case.model, case.request).info
 
 
 @pytest.mark.parametrize("method", [NegGrad(), SCRUB(), SalUn(), FineTune()], ids=named)

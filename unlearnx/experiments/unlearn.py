@@ -95,6 +95,8 @@ def unlearn(
         for name, pair in (("data", (x, y)), ("test", held_out)):
             if pair is not None:
                 _check_fits(name, model, *pair)
+        if held_out is not None:
+            request = request.with_held_out(held_out)
         evaluation = RequestEvaluation(method, request, held_out, forget_class)
 
         log(f"{len(request.forget):,} of {len(x):,} samples to forget")
@@ -102,7 +104,9 @@ def unlearn(
         outcome = _with_factory(method, model_factory)(model, request)
         applied = outcome.applied
         log(f"{type(method).__name__}: {'applied' if applied else 'not applied'} after {outcome.seconds:.1f} s")
-        forgotten, evidence = judge(model, outcome.model, request, held_out if reference is None else reference)
+        forgotten, evidence = outcome.forgotten, outcome.evidence
+        if reference is not None:
+            forgotten, evidence = judge(model, outcome.model, request, reference)
         if applied:
             models["after"], measures["after"] = outcome.model, evaluation.measure(outcome.model)
         if reference is not None:

@@ -20,11 +20,9 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.ssd import SSD
-from unlearnx.methods.strength import Kept
-from unlearnx.methods.verdict import judge
+from unlearnx.methods.strength import CHEAP, Kept
 from unlearnx.metrics.unseen import UnseenLevel, unseen_level
 
-CHEAP = 0.02  # accuracy on what stays that may be lost where the first method that forgets is to be the last one tried
 Rank = tuple[bool, bool, int, float]
 ORDER = ("yes", "partly", "unknown", "no")  # of verdicts, the best first
 
@@ -83,9 +81,7 @@ class Automatic(Method):
             if tried and self.seconds is not None and time.perf_counter() - start > self.seconds:
                 break
             outcome = method._on_copy(model, request, level)
-            outcome.forgotten, outcome.evidence = judge(
-                model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
-            )
+            self._judge(model, outcome, request, level)
             cost = max(0.0, before - kept.accuracy(outcome.model))
             gradients += outcome.gradient_evaluations
             tried.append(_line(method, outcome, cost))
@@ -106,11 +102,10 @@ class Automatic(Method):
 
     def _methods(self, request: Request, level: UnseenLevel) -> Iterator[Method]:
         """The methods in the order in which they are tried."""
-        never_given = level.accuracy is not None and level.accuracy.high == 0
         kinds: list[type[Method]] = [NegGrad, SCRUB, SalUn, FineTune]
         if request.corrected is not None:
             kinds = [FineTune, NegGrad, SCRUB]
-        elif never_given:
+        elif level.never_given:
             kinds = [SSD, FisherMasking, *kinds]
         common = {f.name: getattr(self, f.name) for f in fields(Method)}
         return (kind(**common) for kind in kinds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -32,11 +32,11 @@ from unlearnx._sources import Samples
 from unlearnx._vectors import Vector
 from unlearnx._wrappers import rewrapped
 from unlearnx.curvature.prefix import FrozenPrefix
-from unlearnx.methods.chosen_parameters import ChosenParameters
+from unlearnx.methods.chosen_parameters import ChosenParameters, last_layer
 from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
-from unlearnx.methods.strength import AUTO, Gauge, greatest_strength, least_strength
+from unlearnx.methods.strength import AUTO, Gauge, Standing, greatest_strength, least_strength
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
 from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
@@ -110,10 +110,8 @@ class Method:
             seconds = time.perf_counter() - start
             outcome = self._on_copy(model, request, level)
             outcome.seconds += seconds
-            level = self._level(model, request) if level is None else level
-            outcome.forgotten, outcome.evidence = judge(
-                model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
-            )
+            if not outcome.evidence:  # a method that tries others has judged them
+                self._judge(model, outcome, request, self._level(model, request) if level is None else level)
         return outcome
 
     @property
@@ -127,6 +125,11 @@ class Method:
     def _level(self, model: nn.Module, request: Request) -> UnseenLevel:
         return unseen_level(model, request, request.held_out, batch_size=self.batch_size, autocast=self.autocast)
 
+    def _judge(self, before: nn.Module, outcome: Outcome, request: Request, level: UnseenLevel) -> None:
+        outcome.forgotten, outcome.evidence = judge(
+            before, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
+        )
+
     def _on_copy(
         self,
         model: nn.Module,
@@ -134,7 +137,32 @@ class Method:
         level: UnseenLevel | None,
         first_direction: FirstDirection | None = None,
     ) -> Outcome:
-        """The outcome without a verdict. The strength is found where the level of an unseen model is given."""
+        """The outcome without a verdict. The strength is found where the level of an unseen model is given.
+
+        Of labels that occur nowhere else, as of a class, the last layer alone is changed where that forgets at less
+        cost to what stays than changing all parameters.
+        """
+        outcome, standing = self._attempt(model, request, level, first_direction)
+        names = last_layer(model)
+        if standing is None or standing.is_good or self.params is not None or names == self._names(model):
+            return outcome
+        narrow, other = replace(self, params=names)._attempt(model, request, level)
+        best = outcome
+        if other is not None and other.rank < standing.rank:
+            best = narrow
+            best.info["narrowed_to"] = names
+        best.seconds = outcome.seconds + narrow.seconds
+        best.gradient_evaluations = outcome.gradient_evaluations + narrow.gradient_evaluations
+        return best
+
+    def _attempt(
+        self,
+        model: nn.Module,
+        request: Request,
+        level: UnseenLevel | None,
+        first_direction: FirstDirection | None = None,
+    ) -> tuple[Outcome, Standing | None]:
+        """The outcome, and how far the model is where a class was to be forgotten and the strength was found."""
         start = time.perf_counter()
         working = independent(model)
         names = self._names(working)
@@ -155,7 +183,10 @@ class Method:
         except NotApplied as found:
             head.load_state_dict(before)
             applied, reason = False, str(found)
-        return Outcome(
+        standing = None
+        if work.gauge is not None and not work.gauge.nothing_to_forget and level is not None and level.never_given:
+            standing = work.gauge.standing()
+        outcome = Outcome(
             model=rewrapped(working, model),
             applied=applied,
             reason=reason,
@@ -165,6 +196,7 @@ class Method:
             gradient_evaluations=work.gradient_evaluations,
             info=info,
         )
+        return outcome, standing
 
     def _names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that the method may change."""

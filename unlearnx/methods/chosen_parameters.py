@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from unlearnx._checks import qualified
 from unlearnx._vectors import Vector
 
 T = TypeVar("T")
@@ -36,3 +37,12 @@ class ChosenParameters:
         """What `measure` says after a step."""
         self.write(start, direction, step)
         return measure()
+
+
+def last_layer(model: nn.Module) -> list[str]:
+    """Names of the parameters that require gradients of the last module that has any of its own."""
+    for name, module in reversed(list(model.named_modules())):
+        own = [qualified(name, p) for p, tensor in module.named_parameters(recurse=False) if tensor.requires_grad]
+        if own:
+            return own
+    return []

@@ -81,28 +81,29 @@ class SalUn(TrainedMethod):
 
     def _relabelled(self, work: Work, retain: Dataset[Any], forget: Dataset[Any]) -> Dataset[Any]:
         """Both sets, the second with other labels, the same ones in each epoch."""
-        output, first = first_output(work, forget)
+        example = first_output(work, forget)
         retained = size(retain)
 
         def change(x: Nest, y: Nest, index: Tensor) -> Pair:
             forgets = (index >= retained).nonzero().flatten()
             if not len(forgets):
                 return x, y
-            return x, replaced(y, forgets, self._other_labels(output, first, take(y, forgets), index[forgets]))
+            return x, replaced(y, forgets, self._other_labels(example, index[forgets], take(y, forgets)))
 
-        self._other_labels(output, first, first, torch.zeros(1, dtype=torch.int64))  # refuses before any training
+        self._other_labels(example, torch.zeros(1, dtype=torch.int64), example[1])  # refuses before any training
         return Changed(ConcatDataset([retain, forget]), change)
 
-    def _other_labels(self, output: Any, first: Nest, labels: Nest, index: Tensor) -> Tensor:
+    def _other_labels(self, example: tuple[Any, Nest], index: Tensor, labels: Nest) -> Tensor:
         """For each label that counts, a random class other than its own, or the other answer of yes and no.
 
         Args:
-            output, first: what the model returns for a sample, and its labels, which tell what labels mean.
-            labels: those of some samples.
-            index: numbers of these samples, on which alone the random classes depend.
+            example: what the model returns for a sample, and its labels, which tell what labels mean.
+            index: numbers of some samples, on which alone the random classes depend.
+            labels: theirs.
         """
         if not isinstance(labels, Tensor):
             raise ValueError(f"request: has labels of type {type(labels).__name__}, expected class indices to relabel")
+        output, first = example
         ignored = SampleLoss(self.loss_fn).ignore_index
         axis = None if labels.is_floating_point() else class_axis(output, first)
         if axis is None:

@@ -29,7 +29,6 @@ from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.solving import check_solver, checked_direction, curvature_batch, solved_direction
 from unlearnx.methods.step_size import check_size
-from unlearnx.methods.verdict import judge
 
 
 @dataclass
@@ -121,8 +120,7 @@ class SecondOrder(InfluenceUpdate):
             level = own._level(model, request)
             outcome = own._on_copy(frozen_prefix.head, in_features, level, first_direction)
             outcome.model = _with_parameters(model, outcome.model, names)
-            verdict = judge(model, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast)
-            outcome.forgotten, outcome.evidence = verdict
+            self._judge(model, outcome, request, level)
             outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
             outcomes.append(outcome)
         return outcomes

@@ -23,6 +23,7 @@ STAYS_TRIED = 1024  # most samples of what stays
 ABOVE = 0.01  # accuracy above the estimate at which the forget set counts as forgotten
 BELOW = 0.02  # accuracy below it at which it is avoided rather than forgotten
 BEARABLE = 0.005  # accuracy on what stays that may be lost without anything being done about it
+CHEAP = 0.02  # accuracy on what stays that may be lost where nothing else is to be tried
 FACTOR = 4.0  # between trials until one forgets and one does not
 MOST_TRIALS = 8  # in one direction
 HALVINGS = 4  # of the logarithm of that factor
@@ -39,6 +40,31 @@ def given(name: str, value: float | str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} is {value!r}, expected a number or 'auto'")
     return float(value)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a model is on its way.
+
+    Attributes:
+        accuracy: on the forget set; `aim` where it is lower.
+        cost: accuracy on what stays that is lost.
+        aim: the accuracy at which the forget set counts as forgotten.
+    """
+
+    accuracy: float
+    cost: float
+    aim: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the forget set is forgotten at little cost."""
+        return self.accuracy <= self.aim and self.cost <= CHEAP
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The least is best: forgotten first, then cheap."""
+        return self.accuracy, self.cost
 
 
 class Gauge:
@@ -93,6 +119,10 @@ class Gauge:
     def cost(self) -> float:
         """How much of the accuracy on what stays is lost, in [0, 1]."""
         return max(0.0, self._kept_at_start - self._kept.accuracy(self._model))
+
+    def standing(self) -> Standing:
+        """How far the model is now."""
+        return Standing(max(self.accuracy(), self.aim), self.cost(), self.aim)
 
     def loss(self) -> float:
         """Mean loss on what stays."""

@@ -70,6 +70,11 @@ class UnseenLevel:
         """Whether there is an estimate."""
         return self.accuracy is not None
 
+    @property
+    def never_given(self) -> bool:
+        """Whether such a model never gives those labels, as of a whole class."""
+        return self.accuracy is not None and self.accuracy.high == 0
+
 
 @checked
 def unseen_level(

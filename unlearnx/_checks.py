@@ -165,6 +165,16 @@ def check_at_least_zero(*, unbounded: bool = False, **values: float | None) -> N
             raise ValueError(f"{name} is {value!r}, expected a {'' if unbounded else 'finite '}number >= 0")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that NumPy's generators do not take.
+
+    Raises:
+        ValueError: it is no integer from 0 to 2**32 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed!r}, expected an integer from 0 to 2**32 - 1")
+
+
 def check_fraction(**fractions: float) -> None:
     """Refuse numbers that are not in [0, 1].
 

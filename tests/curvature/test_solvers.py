@@ -321,7 +321,8 @@ def test_no_number_was_tuned():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(scale=0.0), "scale is 0.0, expected a number > 0 or 'auto'"),
+        (dict(scale=0.0), "scale is 0.0, expected a finite number > 0 or 'auto'"),
+        (dict(scale=1e300), "scale is 1e.300, expected a finite number"),
         (dict(scale="big"), "scale is 'big'"),
         (dict(damping=-0.1), "damping is -0.1"),
         (dict(recursion_depth=0), "recursion_depth is 0"),

@@ -449,8 +449,9 @@ def compare(got: Any, expected: Any, dtype: torch.dtype, scale: float) -> str | 
     overflows = expected.isfinite() & expected.to(got.dtype).isinf()
     if overflows.any():
         return "finite where it overflows" if bool(got[overflows].isfinite().any()) else None
-    error = (got.double() - expected.double()).abs().masked_fill(got == expected, 0)  # of infinities too
-    size = max(scale, float(expected.double().abs().max()) if expected.numel() else 0.0)
+    same = (got == expected) | (got.isnan() & expected.isnan())  # infinities too
+    error = (got.double() - expected.double()).abs().masked_fill(same, 0)
+    size = max(scale, float(expected.double().abs().nan_to_num(0.0, torch.inf).max()) if expected.numel() else 0.0)
     if expected.numel() and not bool((error <= worst * (1 + size)).all()):
         return f"off by {float(error.max()):.3g} in {size:.3g}"
     return None
@@ -494,7 +495,7 @@ def one(draw: Draw, counts: Counter[str]) -> str | None:
         return f"{label}: accepted, but has no answer ({type(reason).__name__}: {str(reason)[:100]})"
     counts["right"] += 1
     floating = [t for t in tensors if t.is_floating_point() and t.numel()]
-    largest = max((float(t.double().abs().max()) for t in floating), default=0)
+    largest = max((float(t.double().abs().nan_to_num(0.0, torch.inf).max()) for t in floating), default=0)
     wrong = compare(got, expected, narrowest(a), largest)
     written = next((key for key, value in a.items() if isinstance(value, list)), None)
     if wrong is None and written is not None:

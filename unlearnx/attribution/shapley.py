@@ -130,6 +130,7 @@ def gradient_shapley(
         (torch.Size([6]), 3)
     """
     check_call(model, loss_fn, train, name="train")
+    check_call(model, None, test, name="test")
     select_params(model, None)
     check_in_order("train", train)
     if not 0 < lr < math.inf:

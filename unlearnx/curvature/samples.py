@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -81,16 +81,23 @@ class SampleGradients:
             s = slice(start, start + step)
             yield take(x, s), take(y, s)
 
-    def run(self, x: Nest, targets: Callable[[Any], Iterable[Targets]], on_contribution: OnContribution) -> None:
+    def run(
+        self,
+        x: Nest,
+        targets: Callable[[Any], Iterable[Targets]],
+        on_contribution: OnContribution,
+        names: Collection[str] | None = None,
+    ) -> None:
         """One forward pass, and a backward pass for each of ``targets(output)``.
 
         `on_contribution` is called with each parameter's name, a contribution, and the weights of its samples. A
-        contribution covers all samples, or a parameter gets several that cover consecutive samples in order.
+        contribution covers all samples, or a parameter gets several that cover consecutive samples in order. It is
+        called for the parameters of these `names` only; None for all.
         """
-        current = Targets(x)
+        current, wanted = Targets(x), self.names if names is None else names
 
         def on_trusted(name: str, contribution: Contribution) -> None:
-            if name in self.trusted:
+            if name in self.trusted and name in wanted:
                 on_contribution(name, contribution, current.weight)
 
         x = changed(x, Tensor.detach)
@@ -102,7 +109,7 @@ class SampleGradients:
                 objective = current.objective(self.loss, output)
             settled = self._backward(tape, objective, keep=k + 1 < len(pending)) & self.trusted
             settled |= self.unused - tape.seen
-            rest = [name for name in self.names if name not in settled]
+            rest = [name for name in self.names if name in wanted and name not in settled]
             if rest:
                 self._run_without_rules(rest, x, current, on_contribution)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearnx._checks import check_seed
 from unlearnx.data.splits import Splits
 
 FILE = Path(__file__).with_name("digits.npz")
@@ -26,13 +27,14 @@ def load_digits(*, test_share: float = 0.2, seed: int = 0) -> Splits:
         seed: of the split.
 
     Raises:
-        ValueError: the share leaves a split without images of some class.
+        ValueError: the share leaves a split without images of some class, or the seed is not from 0 to 2**32 - 1.
 
     Example:
         >>> splits = load_digits(test_share=0.5)
         >>> len(splits.train_y), len(splits.test_y)
         (898, 899)
     """
+    check_seed(seed)
     with np.load(FILE) as stored:
         x = (torch.from_numpy(stored["x"]).float().unsqueeze(1) - MEAN) / DEVIATION
         labels = stored["y"].astype(np.int64)

@@ -23,8 +23,7 @@ from unlearnx.methods.ssd import SSD
 from unlearnx.methods.strength import CHEAP, Kept
 from unlearnx.metrics.unseen import UnseenLevel, unseen_level
 
-Rank = tuple[bool, bool, int, float]
-ORDER = ("yes", "partly", "unknown", "no")  # of verdicts, the best first
+Rank = tuple[bool, bool, bool, float, float]
 
 
 @dataclass
@@ -126,8 +125,15 @@ def _line(method: Method, outcome: Outcome, cost: float) -> dict[str, Any]:
 
 
 def _rank(outcome: Outcome, cost: float) -> Rank:
-    """The least is best: applied, bearable, forgotten, cheap."""
-    return not outcome.applied, cost > CHEAP and outcome.forgotten != "yes", ORDER.index(outcome.forgotten), cost
+    """The least is best: applied, bearable, forgotten, near to what is expected of an unseen model, cheap."""
+    forgot = outcome.forgotten == "yes"
+    return not outcome.applied, cost > CHEAP and not forgot, not forgot, 0.0 if forgot else _distance(outcome), cost
+
+
+def _distance(outcome: Outcome) -> float:
+    """How far the accuracy on the forget set is from that expected of an unseen model; 0 where that is unknown."""
+    after, expected = outcome.evidence["after"], outcome.evidence["unseen"]["accuracy"]
+    return 0.0 if after is None or expected is None else abs(after["accuracy"] - expected["estimate"])
 
 
 def forget(

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from unlearnx._arguments import checked
 from unlearnx._batches import differing, tensors
-from unlearnx._checks import integers
+from unlearnx._checks import integers, known_as
 from unlearnx._data import Data, as_dataset, batches, size
 from unlearnx._known_labels import all_labels
 from unlearnx._sources import Samples
@@ -177,7 +177,8 @@ class Request:
         fixed = as_dataset(correction)
         if size(fixed) != n:
             raise ValueError(f"correction: has {size(fixed)} samples, expected {n} as forget")
-        labels_only = cls.correct(forgotten, fixed).labels_only
+        with known_as(corrected="correction", dataset="forget"):
+            labels_only = cls.correct(forgotten, fixed).labels_only
         return cls(_both(forgotten, retained), torch.arange(n), _both(fixed, retained), labels_only)
 
     @property

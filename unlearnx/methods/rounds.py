@@ -13,7 +13,7 @@ from unlearnx.methods.strength import BEARABLE, Gauge
 
 MOST_ROUNDS = 12  # of training, those that are undone included
 STEPS, FEW_STEPS = 16, 4  # of the optimizer in a round, at least; few where nothing teaches what stays
-FASTER, SLOWER, FASTEST = 2.0, 0.4, 8.0  # factors of the learning rate, and the greatest one
+FASTER, SLOWER, FASTEST = 2.0, 0.4, 32.0  # factors of the learning rate, and the greatest one
 LONGER, LONGEST = 2, 4  # factors of the epochs of a round
 HEALABLE = 0.2  # accuracy on what stays that a method may lose for a while if it trains on what stays as well
 HALVINGS = 5  # of the way between two models

@@ -70,6 +70,6 @@ class SCRUB(TrainedMethod):
             for epoch in range(epochs):
                 if epoch < share * self.max_epochs:
                     self._train(work, info, 1, rate * self.max_lr, data=forget, loss_fn=forget_loss, eval_mode=True)
-                self._train(work, info, 1, self.lr, data=retain, loss_fn=retain_loss)
+                self._train(work, info, 1, rate * self.lr, data=retain, loss_fn=retain_loss)
 
         return train

@@ -67,6 +67,6 @@ class StochasticTeacher(TrainedMethod):
             lr, loss_fn = rate * self.erase_lr, random_teacher.divergence
             self._train(work, info, self.erase_epochs, lr, data=to_erase, loss_fn=loss_fn, eval_mode=True)
             if epochs:
-                self._train(work, info, epochs, self.lr, data=to_learn, loss_fn=reconstruct)
+                self._train(work, info, epochs, rate * self.lr, data=to_learn, loss_fn=reconstruct)
 
         return train

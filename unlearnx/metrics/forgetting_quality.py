@@ -88,8 +88,8 @@ def forgetting_quality(
             within 2 of its range. Where the ranges differ by a factor of more than 100, epsilon is infinite.
 
     Raises:
-        ValueError: shapes do not fit, there are fewer than two models of a kind, values are NaN (or infinite, in the
-            competition's variant), the variant is unknown, or `delta` is outside of [0, 1).
+        ValueError: shapes do not fit, there are fewer than two models of a kind, values are complex or NaN (or
+            infinite, in the competition's variant), the variant is unknown, or `delta` is outside of [0, 1).
 
     Source: Triantafillou et al., "Are we making progress in unlearning? Findings from the first NeurIPS unlearning
     competition", 2024, and its public code.
@@ -107,6 +107,8 @@ def forgetting_quality(
     for name, t in (("unlearned", unlearned), ("retrained", retrained)):
         if t.dim() != 2 or len(t) < 2 or t.shape[1] == 0:
             raise ValueError(f"{name}: has shape {list(t.shape)}, expected (models, samples) with at least two models")
+        if t.is_complex():
+            raise ValueError(f"{name}: has dtype {t.dtype}, expected real numbers")
         if t.isnan().any() or (variant == "competition" and t.isinf().any()):
             raise ValueError(f"{name}: has values that are NaN or infinite, expected finite confidences")
     if unlearned.shape[1] != retrained.shape[1]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._arguments import checked
-from unlearnx._checks import known_as
+from unlearnx._checks import check_seed, known_as
 from unlearnx._data import Data
 from unlearnx._extras import extra
 from unlearnx.metrics.outputs import answers, each_batch
@@ -63,8 +63,8 @@ def mia(
 
     Raises:
         ImportError: scikit-learn is missing; it comes with ``unlearnx[experiments]``.
-        ValueError: the protocol is unknown, output or labels have the wrong shape, scores are not finite, or there are
-            fewer than ten samples to cross-validate on.
+        ValueError: the protocol is unknown, the seed is not from 0 to 2**32 - 1, output or labels have the wrong shape,
+            scores are not finite, or there are fewer than ten samples to cross-validate on.
 
     Source: public code of Fan et al., "SalUn", ICLR 2024 (``SVC_MIA``, "confidence"); of Foster et al., "Fast Machine
     Unlearning Without Retraining Through Selective Synaptic Dampening", AAAI 2024 (``get_membership_attack_prob``);
@@ -78,6 +78,7 @@ def mia(
     """
     if protocol not in _PROTOCOLS:
         raise ValueError(f"protocol is {protocol!r}, expected one of {', '.join(map(repr, _PROTOCOLS))}")
+    check_seed(seed)
     feature, attack = _PROTOCOLS[protocol]
 
     def read(name: str, data: Data) -> np.ndarray:

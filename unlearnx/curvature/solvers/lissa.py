@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unlearnx._checks import check_at_least_one
+from unlearnx._checks import LARGEST, check_at_least_one
 from unlearnx._distributed import broadcast_
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.solvers.cuda_graph import can_capture
@@ -83,8 +83,8 @@ class LiSSA(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale != "auto" and not (isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf):
-            raise ValueError(f"scale is {self.scale!r}, expected a number > 0 or 'auto'")
+        if self.scale != "auto" and not (isinstance(self.scale, (int, float)) and 0 < self.scale <= LARGEST):
+            raise ValueError(f"scale is {self.scale!r}, expected a finite number > 0 or 'auto'")
         if not 0 <= self.damping < 1:
             raise ValueError(f"damping is {self.damping}, expected a number in [0, 1)")
         if self.preconditioner is not None and self.damping:

@@ -293,6 +293,36 @@ def test_streams_and_batches_give_the_same_factors():
         diagonals(fit(model, F.cross_entropy, data, batch_size=2), whole)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("fisher_type", "targets"), [("empirical", empirical), ("exact", exact)])
+def test_windows_around_every_pixel(bias, fisher_type, targets):
+    """Convolutions on images large enough that the patches are not made."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 3, 3, padding=1, bias=bias), nn.Tanh(), nn.Flatten(), nn.Linear(3 * 7 * 8, 4)
+    model = nn.Sequential(*layers).double()
+    x, y = torch.randn(5, 2, 7, 8, dtype=torch.float64), torch.tensor([0, 3, 1, 2, 2])
+    factors = KFAC(fisher_type=fisher_type).fit(model, F.cross_entropy, (x, y), batch_size=2)
+    expected = dense_blocks(model, x, y, "expand", targets)
+    torch.testing.assert_close(dense(factors, model, "0"), expected["0"], **EXACT)
+
+
+@pytest.mark.parametrize("fisher_type", ["mc", "exact"])
+def test_what_does_not_fit_into_memory_is_computed_again(fisher_type, monkeypatch):
+    model, x, y = build("residual")
+
+    def fit():
+        generator = torch.Generator().manual_seed(0)
+        return EKFAC(fisher_type=fisher_type).fit(model, F.cross_entropy, (x, y), batch_size=4, generator=generator)
+
+    kept = fit()
+    assert kept.info["passes"] == 1
+    for share in (0, 1e-7):
+        monkeypatch.setattr("unlearnx.curvature.kfac.kept.KEPT_MEMORY_FRACTION", share)
+        again = fit()
+        assert again.info["passes"] == 2
+        diagonals(again, kept)
+
+
 def test_frozen_first_part():
     model, x, y = build("cnn")
     factors = EKFAC(fisher_type="exact").fit(model, F.cross_entropy, (x, y), params="last:4")

@@ -86,8 +86,8 @@ class Factors:
     Attributes:
         layout: the order of the parameters in rows (K, P).
         blocks: of the layers, and of single parameters by their diagonals.
-        info: what the factors were fitted with: ``method``, ``fisher_type``, ``approximation``, ``samples``, and the
-            ``fingerprint`` of the model.
+        info: what the factors were fitted with: ``method``, ``fisher_type``, ``approximation``, ``samples``,
+            ``passes`` of the model over the data, and the ``fingerprint`` of the model.
 
     Example:
         >>> model, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.arange(50) % 3

@@ -1,4 +1,7 @@
-"""Two passes over the data: one for the covariances of the layers, one for the eigenvalues in their eigenbasis."""
+"""Two rounds over the data: one for the covariances of the layers, one for the eigenvalues in their eigenbasis.
+
+The second takes what the first saw at the layers, where memory holds it; otherwise the model runs a second time.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,12 @@ from unlearnx.curvature.fisher_labels import FisherLabels
 from unlearnx.curvature.kfac.eigen import eigenbasis
 from unlearnx.curvature.kfac.factors import DiagonalBlock, Factors, KroneckerBlock
 from unlearnx.curvature.kfac.fingerprint import fingerprint
+from unlearnx.curvature.kfac.kept import KeptContributions
 from unlearnx.curvature.kfac.layers import EmbeddingLayer, Layer, is_its_bias, layer_of
 from unlearnx.curvature.kfac.statistics import Covariances, add_rotated_squares
-from unlearnx.curvature.per_sample import OnContribution, SampleGradients
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.rule_check import PROBE_SAMPLES
+from unlearnx.curvature.samples import OnContribution, SampleGradients
 from unlearnx.curvature.targets import Targets
 from unlearnx.ops._dtypes import compute_dtype
 
@@ -60,10 +64,11 @@ def fit_factors(
             for name in names
             if not any(name in layer.names for layer in passes.layers)
         }
-        passes.first(covariances, diagonals, advance)
+        passes.first(covariances, diagonals, advance, keep=second)
         blocks: list[KroneckerBlock] = []
         for layer in passes.layers:
             found = covariances.pop(layer.weight)
+            found.finish()
             counted = found.counted.clamp(min=1)
             outputs, out = eigenbasis(found.outputs / n)
             inputs, into = found.inputs / counted, None
@@ -81,13 +86,19 @@ def fit_factors(
         "fisher_type": fisher_type,
         "approximation": approximation,
         "samples": n,
+        "passes": passes.taken,
         "fingerprint": fingerprint(model),
     }
     return Factors(Layout(own), [*blocks, *others], info)
 
 
 class _Passes:
-    """Passes over the same data with the same labels."""
+    """Passes over the same data with the same labels.
+
+    Attributes:
+        layers: those with Kronecker factors.
+        taken: number of passes of the model over the data.
+    """
 
     def __init__(
         self,
@@ -104,21 +115,23 @@ class _Passes:
         self._prefix = FrozenPrefix(model, names, data)
         self._loss = SampleLoss(loss_fn)
         self._labels = FisherLabels(self._loss, fisher_type, size(data), self._device, generator)
-        self._prepare = partial(SampleGradients, self._prefix.head, self._loss, dtype=None)
+        x, self._y = (moved(t, self._device) for t in Samples(data).read(slice(0, PROBE_SAMPLES)))
+        self._x = self._prefix(x)
+        self._gradients = SampleGradients(self._prefix.head, self._loss, names, self._x, None)
+        self._kept = KeptContributions(self._device)
         self.layers: list[Layer] = []
+        self.taken = 0
 
     def find_layers(self, parameters: dict[str, Tensor]) -> None:
         """Find out from a few samples which parameters belong to which layers."""
-        x, y = (moved(t, self._device) for t in Samples(self._data).read(slice(0, PROBE_SAMPLES)))
-        x, found = self._prefix(x), {}
-        gradients = self._prepare(self._names, x)
+        found: dict[str, Contribution] = {}
 
         def on_contribution(name: str, contribution: Contribution, weight: Tensor | None) -> None:
-            if name in gradients.trusted:
-                found[name] = contribution
+            found[name] = contribution
 
-        if gradients.trusted:
-            gradients.run(x, lambda output: [Targets(y)], on_contribution)
+        trusted = self._gradients.trusted
+        if trusted:
+            self._gradients.run(self._x, lambda output: [Targets(self._y)], on_contribution, trusted)
         for name, contribution in found.items():
             path, dot, last = name.rpartition(".")
             bias = path + dot + last.replace("weight", "bias")
@@ -128,9 +141,14 @@ class _Passes:
                 self.layers.append(layer)
 
     def first(
-        self, covariances: dict[str, Covariances], diagonals: dict[str, Tensor], advance: Callable[[int], None]
+        self,
+        covariances: dict[str, Covariances],
+        diagonals: dict[str, Tensor],
+        advance: Callable[[int], None],
+        *,
+        keep: bool,
     ) -> None:
-        """Add up covariances and squares."""
+        """Add up covariances and squares; `keep` what :meth:`second` takes, if memory holds it."""
         seen: set[str] = set()
         labelled: Tensor | None = None
 
@@ -138,7 +156,9 @@ class _Passes:
             if name in covariances:
                 covariances[name].add(contribution, labelled, weight, inputs=name not in seen)
                 seen.add(name)
-            elif name in diagonals:
+                if keep:
+                    self._kept.add(name, contribution, weight)
+            else:
                 diagonals[name] += contribution.squares(weight)
 
         def on_part(y: Nest) -> None:
@@ -154,8 +174,7 @@ class _Passes:
                         f"covariances of {name!r}: values are NaN or infinite in the batch from sample {position} on"
                     )
 
-        names = [*(name for c in covariances.values() for name in c.layer.names), *diagonals]
-        self._run([name for name in self._names if name in names], on_contribution, on_part, on_batch, advance)
+        self._run({*covariances, *diagonals}, on_contribution, on_part, on_batch, advance)
         distributed.all_reduce_(
             [t for c in covariances.values() for t in (c.inputs, c.outputs, c.counted)] + list(diagonals.values())
         )
@@ -171,27 +190,31 @@ class _Passes:
             block = by_name[name]
             add_rotated_squares(block.values, block.layer, (block.into, block.out), contribution, weight)
 
-        self._run(list(by_name), on_contribution, lambda y: None, lambda position: None, advance)
+        if self._kept.complete:
+            with distributed.failing_together(self._device):
+                self._kept.replay(on_contribution)
+                advance(size(self._data))
+        else:
+            self._run(set(by_name), on_contribution, lambda y: None, lambda position: None, advance)
         distributed.all_reduce_([block.values for block in blocks])
 
     def _run(
         self,
-        names: list[str],
+        names: set[str],
         on_contribution: OnContribution,
         on_part: Callable[[Nest], None],
         on_batch: Callable[[int], None],
         advance: Callable[[int], None],
     ) -> None:
-        gradients: SampleGradients | None = None
+        self.taken += 1
         seen = 0
         with distributed.failing_together(self._device):
             for position, x, y in shared_batches(self._data, self._batch_size, self._device):
                 x = self._prefix(x)
-                gradients = gradients or self._prepare(names, x)
                 start = position
-                for part_x, part_y in gradients.split(x, y):
+                for part_x, part_y in self._gradients.split(x, y):
                     on_part(part_y)
-                    gradients.run(part_x, partial(self._labels, start, part_y), on_contribution)
+                    self._gradients.run(part_x, partial(self._labels, start, part_y), on_contribution, names)
                     start += count(part_x)
                 on_batch(position)
                 advance(position + count(x) - seen)

@@ -115,9 +115,8 @@ def is_its_bias(contribution: Any, bias: Contribution | None) -> bool:
 
 def _patches(x: Tensor, convolution: ConvolutionWeight) -> Tensor:
     """What the window of a convolution sees of images (n, C, H, W) at its T places: (n, T, window * C)."""
-    (kh, kw), settings = convolution.window(), convolution.settings
-    sizes = {key: (v, v) if isinstance(v := settings[key], int) else v for key in ("stride", "padding", "dilation")}
-    (sh, sw), (ph, pw), (dh, dw) = sizes["stride"], sizes["padding"], sizes["dilation"]
+    kh, kw = convolution.window()
+    (sh, sw), (ph, pw), (dh, dw) = (convolution.settings[key] for key in ("stride", "padding", "dilation"))
     padded = F.pad(x.movedim(1, -1), (0, 0, pw, pw, ph, ph)).contiguous()
     n, height, width, c = padded.shape
     rows, columns = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1

@@ -121,7 +121,7 @@ class KFAC(Solver):
             batch_size=operator.batch_size,
             generator=torch.Generator().manual_seed(self.seed),
         )
-        return factors, 1 + self._corrected
+        return factors, factors.info["passes"]
 
     def _solve(self, system: _LinearSystem) -> Tensor | None:
         if not system.norms.any():
@@ -138,8 +138,9 @@ class KFAC(Solver):
 class EKFAC(KFAC):
     """K-FAC with corrected eigenvalues: the true second moments of the gradients in the eigenbasis of K-FAC.
 
-    Two forward and backward passes over the data; the second squares every sample's gradient in that basis, without
-    storing it. Of all matrices that are diagonal in the basis, the result is the nearest to the Fisher information.
+    One forward and backward pass over the data, or two where a quarter of the free memory does not hold what the layers
+    saw in the first. Every sample's gradient is squared in that basis, without storing it. Of all matrices that are
+    diagonal in the basis, the result is the nearest to the Fisher information.
 
     Args:
         fisher_type, approximation, tolerance, seed: as for :class:`KFAC`.

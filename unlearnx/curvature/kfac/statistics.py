@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx.curvature.contributions import EmbeddingWeight, LinearWeight
+from unlearnx.curvature.contributions import ConvolutionWeight, EmbeddingWeight, LinearWeight
+from unlearnx.curvature.kfac.gram import add_gram_, add_patch_gram_, mirror_, patch_sums, patches_pay_off
 from unlearnx.curvature.kfac.layers import EmbeddingLayer, Layer
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops.embedding_grad import embedding_grad_sq
@@ -54,6 +55,9 @@ class Covariances:
         if isinstance(contribution, EmbeddingWeight):
             self._add_embedding(contribution, weight, inputs)
             return
+        if isinstance(contribution, ConvolutionWeight) and not self._reduce and sees_every_pixel(contribution):
+            self._add_images(contribution, labelled, weight, inputs)
+            return
         sequence = isinstance(contribution, LinearWeight) and contribution.x[0, ..., 0].numel() > 1
         for s, x, dy in self.layer.rows(contribution):
             counted = (dy != 0).any(2) if sequence else None
@@ -66,18 +70,32 @@ class Covariances:
                 self._add_inputs(x.flatten(0, 1) if counted is None or counted.all() else x[counted])
             if weight is not None:
                 dy = dy * weight[s, None, None].to(dy).sqrt()
-            rows = dy.flatten(0, 1)
-            self.outputs.addmm_(rows.T, rows)
+            add_gram_(self.outputs, dy.flatten(0, 1))
 
     def _add_inputs(self, rows: Tensor) -> None:
         i = rows.shape[1]
-        self.inputs[:i, :i].addmm_(rows.T, rows)
+        add_gram_(self.inputs[:i, :i], rows)
+        self._add_ones(rows.sum(0), len(rows))
+
+    def _add_images(
+        self, contribution: ConvolutionWeight, labelled: Tensor | None, weight: Tensor | None, inputs: bool
+    ) -> None:
+        x, dy = (t.to(self.outputs.dtype) for t in contribution.images())
+        if inputs:
+            counted, window = x if labelled is None else x[labelled], contribution.window()
+            i = self.layer.shape[1:].numel()
+            add_patch_gram_(self.inputs[:i, :i], counted, window)
+            self._add_ones(patch_sums(counted, window), len(counted) * dy[0, 0].numel())
+        if weight is not None:
+            dy = dy * weight[:, None, None, None].to(dy).sqrt()
+        add_gram_(self.outputs, dy.movedim(1, -1).flatten(0, 2))
+
+    def _add_ones(self, sums: Tensor, count: int) -> None:
+        """Add the products of the ones that stand for the bias with the sums of so many rows."""
         if self.layer.bias is not None:
-            sums = rows.sum(0)
-            self.inputs[i, :i] += sums
-            self.inputs[:i, i] += sums
-            self.inputs[i, i] += len(rows)
-        self.counted += len(rows)
+            self.inputs[:-1, -1] += sums
+            self.inputs[-1, -1] += count
+        self.counted += count
 
     def _add_embedding(self, contribution: EmbeddingWeight, weight: Tensor | None, inputs: bool) -> None:
         tokens, dy = contribution.x.flatten(1), contribution.dy.flatten(1, -2)
@@ -90,13 +108,27 @@ class Covariances:
             self.counted += counted.sum()
         if weight is not None:
             dy = dy * weight[:, None, None].to(dy).sqrt()
-        rows = dy.flatten(0, 1)
-        self.outputs.addmm_(rows.T, rows)
+        add_gram_(self.outputs, dy.flatten(0, 1))
+
+    def finish(self) -> None:
+        """Complete the sums once all samples are added: until then they are upper triangles."""
+        mirror_(self.outputs)
+        if self.inputs.dim() == 2:
+            mirror_(self.inputs)
 
     def size(self) -> Tensor:
         """A number that is finite where both sums are."""
         inputs = self.inputs if self.inputs.dim() == 1 else self.inputs.diagonal()
         return inputs.sum(dtype=torch.float64) + self.outputs.diagonal().sum(dtype=torch.float64)
+
+
+def sees_every_pixel(convolution: ConvolutionWeight) -> bool:
+    """Whether the window goes around every pixel of images large enough for :func:`add_patch_gram_` to be faster."""
+    settings, window = convolution.settings, convolution.window()
+    images = convolution.images()[0].shape
+    wanted = {"stride": (1, 1), "padding": tuple(size // 2 for size in window), "dilation": (1, 1)}
+    around = all(settings[key] == value for key, value in wanted.items())
+    return around and all(size % 2 for size in window) and patches_pay_off(images, window)
 
 
 def _mean_of_counted(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -134,6 +166,10 @@ def add_rotated_squares(
     for s, x, dy in layer.rows(contribution):
         dy = dy @ out
         part = None if weight is None else weight[s].to(dy)
+        if x.shape[1] == 1:  # the square of a product of one row each is the product of their squares
+            squares = dy[:, 0].square()
+            total.addmm_((squares if part is None else squares * part[:, None]).T, _rotated(x, into)[:, 0].square_())
+            continue
         if x.shape[1] <= dy.shape[2]:
             total += linear_grad_sq(_rotated(x, into), dy, weight=part)
             continue

@@ -85,7 +85,9 @@ def test_peft(name):
     model_class = getattr(transformers, name)
     layers = ["c_attn"] if name.startswith("GPT2") else ["q_proj", "v_proj"]
     lora = peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False, fan_in_fan_out=name.startswith("GPT2"))
-    model = peft.get_peft_model(model_class(model_class.config_class(**settings, use_cache=False)), lora).double().eval()
+    model = (
+        peft.get_peft_model(model_class(model_class.config_class(**settings, use_cache=False)), lora).double().eval()
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         got = fisher_diagonal(model, loss, (x, y), batch_size=4)

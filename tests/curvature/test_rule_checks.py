@@ -115,10 +115,12 @@ def untrusted(model, x, dtype=None):
     return [name for name in names if name not in gradients.trusted]
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=[(name, seed) for name in NETWORKS for seed in range(3)], ids="{0[0]}-{0[1]}".format)
 def deep(request, device):
+    name, seed = request.param
+    torch.manual_seed(seed)
     x = torch.randn(32, 3, 32, 32)
-    return calibrated(NETWORKS[request.param](), x).to(device), x[:3].to(device)
+    return calibrated(NETWORKS[name](), x).to(device), x[:3].to(device)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -15,6 +15,7 @@ from unlearnx._per_sample import per_sample
 from unlearnx._vectors import Vector
 from unlearnx.curvature.fisher import FISHER_TYPES, fisher_diagonal
 from unlearnx.methods.base import Method, Work
+from unlearnx.methods.stored import training_samples
 
 IMPORTANCES = (*FISHER_TYPES, "label_free")
 
@@ -44,11 +45,20 @@ class Importance:
         Args:
             method: its loss, batch size, autocast dtype, seed and progress are used.
             work: the model and the request.
-            fisher_type: as in :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
+            fisher_type: that of the method's factors where it has some; else as in
+                :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
                 the squared norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all
                 data, since their batches differ from those of the two sets.
         """
-        request, n = work.request, size(work.request.dataset)
+        request, n, factors = work.request, training_samples(work), method._stored
+        m = len(request.forget)
+        if factors is not None:
+            forget = diagonal(method, work, request.forget_set, factors.info["fisher_type"], "mean")
+            full = factors.fisher_diagonal
+            if full is None:
+                raise ValueError("factors: hold no exact diagonal, expected those of fit(..., diagonal=True)")
+            retain = {name: (n * full[name] - m * forget[name]).clamp(min=0) / (n - m) for name in work.names}
+            return cls(forget, retain, full)
         if fisher_type == "batch":
             forget, retain, full = (
                 diagonal(method, work, data, "batch", "mean")
@@ -59,7 +69,6 @@ class Importance:
             diagonal(method, work, data, fisher_type, "sum") for data in (request.forget_set, request.retain_set)
         )
         full = {name: forget[name] + retain[name] for name in work.names}
-        m = len(request.forget)
         return cls(_divided(forget, m), _divided(retain, n - m), _divided(full, n))
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unlearnx._batches import Nest, call, changed, count, described, moved, rows
 from unlearnx._checks import check_deterministic, known_as, model_device, named
 from unlearnx._copies import lent
 from unlearnx._data import Data
+from unlearnx._functional import functional_call
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._models import Buffers, check_model, check_repeatable
 from unlearnx._modes import modes_kept

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from tests.curvature.zoo import BY_VMAP, ZOO, build, sample_gradients
 from tests.helpers import threads
 from unlearnx.curvature import fisher_diagonal
-from unlearnx.curvature.per_sample import SampleGradients
+from unlearnx.curvature.samples import SampleGradients
 
 
 def empirical(model, x, y):
@@ -91,6 +91,14 @@ def test_sum_reduction_and_params():
     names = ["0.weight", "7.bias"]
     summed = fisher_diagonal(model, F.cross_entropy, (x, y), params=names, reduction="sum")
     assert_equal(summed, {k: 9 * expected[k] for k in names})
+
+
+@pytest.mark.parametrize("name", ["cross-attention", "cross-attention, projections apart", "derived", "products"])
+def test_parameters_alone(name):
+    """A rule serves some of the parameters of its function as well as all."""
+    model, x, y = build(name)
+    for key, expected in empirical(model, x, y).items():
+        assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), params=[key]), {key: expected})
 
 
 def test_frozen_prefix_runs_once():
@@ -257,7 +265,7 @@ class Conditional(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.ones(5))
 
     def forward(self, x):
-        return self.last(self.cells(x)[0][:, -1] * self.scale)
+        return self.last(F.prelu(self.cells(x)[0][:, -1], self.scale))
 
 
 def test_where_vmap_fails_samples_go_one_by_one():

@@ -387,6 +387,8 @@ def test_saved_factors_are_the_same(name, tmp_path):
     v = {n: torch.randn_like(p) for n, p in model.named_parameters()}
     for n, t in factors.solve(v, 0.1).items():
         assert torch.equal(t, loaded.solve(v, 0.1)[n])
+    for n, t in factors.fisher_diagonal.items():
+        assert torch.equal(t, loaded.fisher_diagonal[n])
     assert loaded.info == factors.info
 
 

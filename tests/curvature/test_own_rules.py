@@ -13,7 +13,7 @@ import unlearnx.curvature
 from tests.curvature.test_fisher import assert_equal, empirical
 from unlearnx.curvature import fisher_diagonal, per_sample_grad_difference, register_rule
 from unlearnx.curvature.contributions import LinearWeight
-from unlearnx.curvature.per_sample import SampleGradients
+from unlearnx.curvature.samples import SampleGradients
 
 
 class Wave(torch.autograd.Function):

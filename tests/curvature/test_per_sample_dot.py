@@ -15,7 +15,7 @@ def random_like(model, k=None, names=None):
 
 def by_definition(model, loss_fn, x, y, v):
     rows = sample_gradients(model, loss_fn, x, y)
-    return sum(v[n].flatten(1) @ rows[n].flatten(1).T for n in v)
+    return sum(v[n].reshape(len(v[n]), -1) @ rows[n].reshape(len(x), -1).T for n in v)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, None])
@@ -69,7 +69,7 @@ def test_losses(reduction):
 
 def test_passes_that_are_split(monkeypatch):
     """Parts of a batch, and the chunks of vmap(grad), are in the order of the samples."""
-    monkeypatch.setattr("unlearnx.curvature.per_sample.KEPT_ACTIVATION_BYTES", 1)
+    monkeypatch.setattr("unlearnx.curvature.samples.KEPT_ACTIVATION_BYTES", 1)
     monkeypatch.setattr("unlearnx.curvature.single_samples.VMAP_SAMPLES", 2)
     for name in ("unknown", "conv3d", "cnn"):
         model, x, y = build(name)

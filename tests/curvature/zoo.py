@@ -41,14 +41,93 @@ class HiddenUse(nn.Module):
 
 
 class Unknown(nn.Module):
-    """A user's module with parameters."""
+    """A user's module with a parameter in a function that no rule covers."""
 
     def __init__(self):
         super().__init__()
         self.scale, self.layer = nn.Parameter(torch.rand(6)), nn.Linear(6, 3)
 
     def forward(self, x):
-        return self.layer(torch.sin(self.scale * x))
+        return self.layer(F.prelu(x, self.scale))
+
+
+class TiedSequence(nn.Module):
+    """Embedding and decoder of a language model, with tokens that occur twice, and padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.mix, self.last = nn.Embedding(7, 4, padding_idx=0), nn.Linear(4, 4), nn.Linear(7, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.mix(self.embedding(x)))
+        return self.last(F.linear(h, self.embedding.weight).mean(1)) + F.linear(h[:, 0], self.embedding.weight)[:, :3]
+
+
+class Broadcast(nn.Module):
+    """Parameters in functions of single entries: positions, a token of the class, norms and gates by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 6, 8))
+        self.numbered, self.norm, self.gemma = (
+            nn.Embedding(9, 8),
+            nn.Parameter(torch.rand(8)),
+            nn.Parameter(torch.rand(8)),
+        )
+        self.gate, self.shift = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(5, 1))
+        self.temperature, self.last = nn.Parameter(torch.tensor(1.3)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x + self.positions[:, : x.shape[1]]
+        x += self.numbered(torch.arange(x.shape[1])[None])
+        x = self.norm * x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+        x = x - torch.sigmoid(self.gate) * x.flip(1)
+        x = torch.lerp(x, torch.tanh(x), self.gate.square().clamp(max=1))
+        x = x.reshape(-1, 8) * (1 + self.gemma)
+        x = (x.view(-1, 5, 8) + self.shift) / self.temperature
+        return self.last(x).mean(1)
+
+
+class Products(nn.Module):
+    """Weights in products other than ``F.linear``."""
+
+    def __init__(self):
+        super().__init__()
+        self.right, self.left = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(5, 4))
+        self.mixed, self.bias = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))
+        self.heads, self.batched = nn.Parameter(torch.randn(2, 4, 3)), nn.Parameter(torch.randn(2, 3, 3))
+        self.joint, self.vector = nn.Bilinear(3, 3, 4), nn.Parameter(torch.randn(4))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.left @ (x @ self.right))  # (N, 5, 6)
+        x = torch.addmm(self.bias, x.view(-1, 6), self.mixed, beta=0.5, alpha=2).view(-1, 5, 4)
+        h = torch.einsum("...td,hdk->...htk", torch.tanh(x), self.heads)  # (N, 2, 5, 3)
+        h = torch.tanh(torch.matmul(h, self.batched)) + h.unsqueeze(-1).matmul(torch.eye(1, dtype=h.dtype)).squeeze(-1)
+        y = self.joint(h[:, 0], h[:, 1])
+        return self.last(y.mean(1)) + (y @ self.vector).sum(1, keepdim=True)
+
+
+class Derived(nn.Module):
+    """Weights made of parameters: transposed, cut, packed, normalised, of low rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.packed = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(18, 6))
+        self.a, self.b, self.frozen = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(6, 2)), nn.Linear(6, 6)
+        self.filter, self.size = nn.Parameter(torch.randn(4, 1, 6)), nn.Parameter(torch.rand(3))
+        self.directions, self.flat = nn.Parameter(torch.randn(3, 6)), nn.Parameter(torch.randn(6, 2, 3))
+
+    def forward(self, x):
+        x = torch.tanh(x @ self.plain)
+        q, k, v = (F.linear(x, w) for w in self.packed.chunk(3))
+        x = x + torch.softmax(q @ k.mT, -1) @ v + F.linear(x, self.packed[:6])
+        x = F.linear(torch.tanh(x), self.frozen.weight + 0.5 * self.b @ self.a, self.frozen.bias)
+        x = torch.tanh(F.linear(x, self.flat.flatten(1)) + F.linear(x, self.plain[2:].T))
+        x = F.conv1d(x.mT.reshape(len(x), 6, -1).mT.reshape(len(x), -1, 6), self.filter.expand(4, x.shape[1], 6))
+        w = self.size[:, None] * F.normalize(self.directions, dim=1)
+        return F.linear(x.repeat(1, 1, 6), w).mean(1)
 
 
 class Residual(nn.Module):
@@ -115,9 +194,9 @@ class Cells(nn.Module):
 class SelfAttention(nn.Module):
     """Attention that returns its weights, with masks and samples in the second dimension, and cross-attention."""
 
-    def __init__(self, cross=False):
+    def __init__(self, cross=False, **settings):
         super().__init__()
-        self.attention, self.last, self.cross = nn.MultiheadAttention(8, 2), nn.Linear(8, 3), cross
+        self.attention, self.last, self.cross = nn.MultiheadAttention(8, 2, **settings), nn.Linear(8, 3), cross
 
     def forward(self, x):
         x = x.transpose(0, 1)
@@ -140,6 +219,20 @@ class Transformer(nn.Module):
 
     def forward(self, x):
         return self.last(self.norm(self.encoder(x)).mean(1))
+
+
+class Decoder(nn.Module):
+    """torch's decoder layers, which look at another sequence, and at themselves from left to right."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerDecoderLayer(8, 2, 12, batch_first=True, dropout=0.1)
+        self.decoder, self.start, self.last = nn.TransformerDecoder(layer, 2), nn.Embedding(3, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        start = self.start.weight.unsqueeze(0).expand(len(x), -1, -1)
+        mask = nn.Transformer.generate_square_subsequent_mask(3, dtype=x.dtype)
+        return self.last(self.decoder(start, x, tgt_mask=mask)).mean(1)
 
 
 class Unused(nn.Module):
@@ -242,24 +335,26 @@ ZOO = {
     "cells": (Cells, _tokens),
     "self-attention": (SelfAttention, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
     "cross-attention": (lambda: SelfAttention(cross=True), lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
+    "cross-attention, projections apart": (
+        lambda: SelfAttention(cross=True, kdim=8, vdim=8),
+        lambda: torch.randn(9, 4, 8, dtype=torch.float64),
+    ),
+    "decoder": (Decoder, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
     "transformer": (Transformer, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
     "unused": (Unused, _rows),
     "shared layer": (SharedLayer, _rows),
     "tied weights": (TiedWeights, _tokens),
+    "tied sequence": (TiedSequence, lambda: torch.randint(4, (9, 5))),
+    "broadcast": (Broadcast, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
+    "products": (Products, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
+    "derived": (Derived, lambda: torch.randn(9, 4, 8, dtype=torch.float64)),
     "hidden use": (HiddenUse, _rows),
     "unknown": (Unknown, _rows),
 }
 
 
 # Parameters that no rule covers: they go through vmap(grad), and are exact too.
-BY_VMAP = {
-    "conv3d": {"0.weight", "0.bias"},
-    "cross-attention": {
-        f"attention.{p}" for p in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-    },
-    "tied weights": {"embedding.weight"},
-    "unknown": {"scale"},
-}
+BY_VMAP = {"conv3d": {"0.weight", "0.bias"}, "unknown": {"scale"}}
 
 
 def build(name):

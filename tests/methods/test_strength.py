@@ -115,7 +115,9 @@ def test_of_a_class_the_last_layer_alone_changes_where_that_costs_less(tmp_path)
     assert "narrowed_to" not in NegGrad()(case.model, case.request).info
 
 
-@pytest.mark.parametrize("method", [NegGrad(), SCRUB(), SalUn(), FineTune()], ids=named)
+@pytest.mark.parametrize(
+    "method", [NegGrad(), SCRUB(), SalUn(), FineTune(), StochasticTeacher(), BadTeacher()], ids=named
+)
 def test_wrong_labels_are_forgotten_and_the_right_ones_come_back(digits, wrong_labels, method):
     model, request = wrong_labels
     outcome = method(model, request)

@@ -20,7 +20,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unlearnx._arguments import checked
 from unlearnx._batches import arguments
@@ -28,12 +27,13 @@ from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_at_least_one, check_finite, known_as, model_device
 from unlearnx._copies import lent
 from unlearnx._data import Data, batches, check_in_order, materialize, size
+from unlearnx._functional import functional_call
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._progress import progress_bar
 from unlearnx._vectors import Vector
 from unlearnx.curvature import fisher_diagonal, grad_difference, per_sample_grad_dot
-from unlearnx.curvature.per_sample import split_values
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import split_values
 from unlearnx.ops._dtypes import compute_dtype
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unlearnx._arguments import checked
 from unlearnx._batches import Nest, arguments, count, moved, take
@@ -21,10 +20,11 @@ from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device, named, select_params, shown
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
+from unlearnx._functional import functional_call
 from unlearnx._labels import labelled, predictions
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.attribution.permutations import Sampling, ShapleyResult, reproducible, stream_seed
-from unlearnx.curvature.per_sample import split_values
+from unlearnx.curvature.samples import split_values
 
 Fit = Callable[[Tensor], Any]
 Score = Callable[[Any], float]

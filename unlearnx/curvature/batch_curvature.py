@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unlearnx._batches import Nest, arguments, count, rows, split_rows
+from unlearnx._functional import functional_call
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature.double_backward import TwiceDifferentiable
 from unlearnx.curvature.layers import Derivatives
-from unlearnx.curvature.per_sample import split_values
+from unlearnx.curvature.samples import split_values
 from unlearnx.ops._recording import Recording
 
 Values = Sequence[Tensor]

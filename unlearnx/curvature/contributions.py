@@ -34,6 +34,16 @@ class Contribution:
         """The sum of contributions that are all of this class, as one; None where they cannot be joined."""
         return parts[0] if len(parts) == 1 else None
 
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(vars(self)["dy"])
+
+    def take(self, s: slice) -> Any:
+        """The contribution of the samples in a slice."""
+        own: Any = self
+        return replace(own, x=own.x[s], dy=own.dy[s])
+
     def form(self) -> tuple[Any, ...]:
         """Class and shapes: only contributions of equal form can be subtracted by :meth:`per_sample`."""
         return type(self), *(v.shape for v in vars(self).values() if isinstance(v, Tensor))
@@ -55,12 +65,6 @@ class Contribution:
         raise NotImplementedError
 
 
-def join(parts: Sequence[Contribution]) -> Contribution | None:
-    """All uses of a parameter as one contribution; None where their classes differ or they cannot be joined."""
-    kind = type(parts[0])
-    return kind.join(parts) if all(type(p) is kind for p in parts) else None
-
-
 @dataclass
 class StoredGradients(Contribution):
     """Per-sample gradients themselves, (N, *shape): of small parameters, such as biases, scales and shifts."""
@@ -71,6 +75,13 @@ class StoredGradients(Contribution):
     def join(cls, parts: Sequence[StoredGradients]) -> StoredGradients:
         return cls(torch.stack([p.values for p in parts]).sum(0)) if len(parts) > 1 else parts[0]
 
+    @property
+    def samples(self) -> int:
+        return len(self.values)
+
+    def take(self, s: slice) -> StoredGradients:
+        return StoredGradients(self.values[s])
+
     def squares(self, weight: Tensor | None) -> Tensor:
         squares = self.values.square()
         return squares.sum(0) if weight is None else torch.tensordot(weight.to(squares), squares, 1)
@@ -79,7 +90,7 @@ class StoredGradients(Contribution):
         return torch.tensordot(weight.to(self.values), self.values, 1)
 
     def dots(self, v: Tensor) -> Tensor:
-        return v.flatten(1) @ self.values.flatten(1).to(v.dtype).T
+        return v.reshape(len(v), -1) @ self.values.reshape(len(self.values), -1).to(v.dtype).T
 
     def per_sample(self, new: StoredGradients | None = None) -> Tensor:
         return self.values if new is None else new.values - self.values

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from unlearnx import _distributed as distributed
@@ -17,13 +16,14 @@ from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_same_in_every_process, shared_batches, size
+from unlearnx._functional import functional_call
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._precision import autocast
 from unlearnx._progress import progress_bar
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.fisher_labels import FisherLabels
-from unlearnx.curvature.per_sample import SampleGradients, split_values
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import SampleGradients, split_values
 from unlearnx.ops._dtypes import compute_dtype as compute_dtype_of
 
 FISHER_TYPES = ("empirical", "mc", "exact", "batch")

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import DataLoader, RandomSampler
 
 from unlearnx import _distributed as distributed
@@ -17,10 +16,11 @@ from unlearnx._calls import check_call
 from unlearnx._checks import Params, check_finite, model_device, select_params
 from unlearnx._copies import lent
 from unlearnx._data import Data, batches, check_same_in_every_process, shared_batches, size
+from unlearnx._functional import functional_call
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx.curvature.contributions import Contribution
-from unlearnx.curvature.per_sample import SampleGradients
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import SampleGradients
 from unlearnx.curvature.targets import Targets
 
 Batch = tuple[Nest, Nest]

@@ -15,8 +15,8 @@ from unlearnx._data import Data, check_in_order, check_same_in_every_process, sh
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.contributions import Contribution
-from unlearnx.curvature.per_sample import SampleGradients
 from unlearnx.curvature.prefix import FrozenPrefix
+from unlearnx.curvature.samples import SampleGradients
 from unlearnx.curvature.targets import Targets
 
 

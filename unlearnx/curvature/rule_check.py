@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,21 +12,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from unlearnx._batches import Nest, arguments, call, changed, count, rows, split_rows, take, taken_apart
+from unlearnx._batches import Nest, arguments, changed, count, rows, split_rows, take, taken_apart
+from unlearnx._functional import functional_call
 from unlearnx._memory_order import ImageOrder, channels_last
 from unlearnx._precision import exact_products
 from unlearnx._warnings import warn
 from unlearnx.curvature.contributions import Contribution
-from unlearnx.curvature.tape import Tape
+from unlearnx.curvature.places import ShapeLog
+from unlearnx.curvature.tape import Places, Tape
 
-PROBE_SAMPLES = 3  # the sample dimension is found as the one of this size, so it is a size that is rare elsewhere
-WEIGHTS = (1.0, -2.0, 0.5)  # of the samples: powers of two, which rounding commutes with
+PROBE_SAMPLES = 3
+WEIGHTS = (1.0, -2.0, 0.5)  # of those samples: powers of two, which rounding commutes with
 WHOLE_ENTRIES = 1 << 20  # of gradients that are compared entry by entry
 ROUNDING = 1e3  # times the dtype's epsilon: what is below that beside its own terms is a zero
-
-Axes = dict[frozenset[str], "int | None"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Checked:
     Attributes:
         trusted: parameters whose rules agree with autograd.
         unused: parameters that no function was called with, and that the outputs do not depend on.
-        axes: sample dimensions by the parameters of a call, see :class:`~unlearnx.curvature.tape.Tape`; empty where
+        places: where the samples are in the tensors of calls, see :class:`~unlearnx.curvature.tape.Tape`; empty where
             samples have to run alone.
         bytes_per_sample: memory of the outputs that the tape watches.
         use_channels_last: whether images are to be in that order of memory.
@@ -43,7 +43,7 @@ class Checked:
 
     trusted: frozenset[str] = frozenset()
     unused: frozenset[str] = frozenset()
-    axes: Axes | None = None
+    places: Places | None = None
     bytes_per_sample: int = 1
     use_channels_last: bool = False
 
@@ -75,7 +75,7 @@ def checked(model: nn.Module, twin: nn.Module, values: dict[str, Tensor], names:
     Raises:
         ValueError: the model returns no tensor with a row for each sample.
     """
-    x = take(changed(x, Tensor.detach), slice(0, PROBE_SAMPLES))
+    x = take(changed(x, Tensor.detach), torch.arange(PROBE_SAMPLES) % count(x))
     key = (tuple(names), tuple(_form(leaf) for leaf in taken_apart(x)[0]), tuple(_settings(model)))
     with _lock:
         found = _known.get(model, {}).get(key)
@@ -141,47 +141,44 @@ class _Check:
         self.use_channels_last = False
 
     def result(self) -> Checked:
-        with torch.no_grad():
-            output = _floating_rows(call(self.model, self.x), self.samples)
-            alone = _floating_rows(call(self.model, take(self.x, slice(0, 1))), 1)
-        half = any(t.dtype in (torch.bfloat16, torch.float16) for t in output)
-        tolerance = 1e-2 if half else 1e-3
-        if [t.shape for t in alone] != [t[:1].shape for t in output] or any(
-            (a - t[:1]).norm() > tolerance * a.norm() for a, t in zip(alone, output, strict=True)
-        ):
-            return Checked(axes={})  # outputs depend on other samples of the batch: run every sample alone
-        generator = torch.Generator().manual_seed(0)
-        self.noise = [torch.randn(t.shape, generator=generator).to(t.device) for t in output]
+        self.log = ShapeLog({name: self.values[name] for name in self.names})
+        with torch.enable_grad():
+            self.alone = self._output(self.values, take(self.x, slice(0, 1)), self.log)
         ordered = self.device.type == "cpu" and ImageOrder(self.model).taken(self.x)
         found = self._passes(use_channels_last=True) if ordered else None
         found = found or self._passes(use_channels_last=False)
         if found is None:
-            return Checked(axes={})
+            return Checked(places={})
         tape, sums, expected = found
+        half = any(t.dtype in (torch.bfloat16, torch.float16) for t in self.alone)
+        tolerance = 1e-2 if half else 1e-3
+        if [t.shape for t in self.alone] != [t.shape for t in self.first] or any(
+            (a - t).norm() > tolerance * a.norm() for a, t in zip(self.alone, self.first, strict=True)
+        ):
+            return Checked(places={})  # outputs depend on other samples of the batch: run every sample alone
         trusted, zeros = set(), []
         for name in tape.finish():
             true, got = expected.get(name), sums.get(name)
-            if true is None and got is None:
-                right = name not in tape.ambiguous
-            elif true is None or got is None:
-                right = False
+            size = 0.0 if true is None else float(true.norm())
+            if true is None or got is None:
+                error = size if got is None else float(got.norm())
             else:
-                # Gradients of zero cannot confirm which of several equal dimensions holds the samples.
-                known = name not in tape.ambiguous
-                right = bool((got - true).norm() <= tolerance * true.norm()) and (known or bool(true.any()))
-                if not right and known:
-                    zeros.append(name)
-            if right:
+                error = float((got - true).norm())
+            # Gradients of zero cannot confirm which of several equal dimensions holds the samples.
+            known = name not in tape.ambiguous
+            if error <= tolerance * size and (size > 0 or known):
                 trusted.add(name)
+            elif known and name in expected and name in sums:
+                zeros.append(name)
         if zeros:
-            scales = self._scales(zeros)
+            scales = self._scales(zeros, tape.places)
             for name in zeros:
                 zero = ROUNDING * torch.finfo(self.values[name].dtype).eps * scales[name]
                 if expected[name].norm() <= zero and sums[name].norm() <= zero:
                     trusted.add(name)
         unused = {name for name in self.names if name not in expected and name not in tape.seen}
         size = max(1, tape.bytes // self.samples)
-        return Checked(frozenset(trusted), frozenset(unused), tape.axes, size, self.use_channels_last)
+        return Checked(frozenset(trusted), frozenset(unused), tape.places, size, self.use_channels_last)
 
     def _passes(self, *, use_channels_last: bool) -> tuple[Tape, dict[str, Tensor], dict[str, Tensor]] | None:
         """The tape of one pass, and weighted sums of gradients by the rules and by autograd; None if a pass raises.
@@ -195,7 +192,7 @@ class _Check:
         def on_contribution(name: str, contribution: Contribution) -> None:
             sums[name] = _summary(contribution.weighted_sum(self.weight))
 
-        tape = Tape({name: self.ordered[name] for name in self.names}, on_contribution, self.samples)
+        tape = Tape({n: self.ordered[n] for n in self.names}, on_contribution, self.samples, alone=self.log)
         try:
             self._watch(tape)
             return tape, sums, self._by_autograd()
@@ -207,21 +204,25 @@ class _Check:
 
     def _watch(self, tape: Tape) -> None:
         with torch.enable_grad():
-            with tape:
-                output = self._output(self.ordered)
+            output = self._output(self.ordered, self.x, tape)
+            self.first = [t[:1].detach() for t in output]
+            generator = torch.Generator().manual_seed(0)
+            self.noise = [torch.randn(t.shape, generator=generator).to(t.device) for t in output]
             objective = _products(output, self.noise)
         if tape.sources and objective.requires_grad:
             torch.autograd.grad(objective, tape.sources, allow_unused=True)
         tape.finish()
 
-    def _scales(self, names: list[str]) -> dict[str, Tensor]:
+    def _scales(self, names: list[str], places: Places) -> dict[str, Tensor]:
         """For each parameter, the norm of what its weighted sum would be if nothing in it cancelled."""
         scales = {name: torch.zeros((), device=self.device) for name in names}
 
         def on_scale(name: str, contribution: Contribution) -> None:
-            scales[name] += _summary(contribution.weighted_sum(self.weight.abs())).norm()
+            if name in scales:
+                scales[name] += _summary(contribution.weighted_sum(self.weight.abs())).norm()
 
-        self._watch(Tape({n: self.ordered[n] for n in names}, lambda *_: None, self.samples, on_scale=on_scale))
+        own = {n: self.ordered[n] for n in self.names}
+        self._watch(Tape(own, lambda *_: None, self.samples, places, on_scale=on_scale))
         return scales
 
     def _by_autograd(self) -> dict[str, Tensor]:
@@ -237,14 +238,17 @@ class _Check:
             leaf.register_post_accumulate_grad_hook(partial(taken, name))
         factors = [e * self.weight.view(-1, *[1] * (e.dim() - 1)) for e in self.noise]
         with torch.enable_grad():
-            objective = _products(self._output({**self.ordered, **leaves}), factors)
+            objective = _products(self._output({**self.ordered, **leaves}, self.x), factors)
         if objective.requires_grad:
             torch.autograd.backward(objective, inputs=list(leaves.values()))
         return sums
 
-    def _output(self, values: dict[str, Tensor]) -> list[Tensor]:
-        x = channels_last(self.x) if self.use_channels_last else self.x
-        return _floating_rows(functional_call(self.model, values, *arguments(x)), self.samples)
+    def _output(self, values: dict[str, Tensor], x: Nest, watched_by: Any = None) -> list[Tensor]:
+        """What can be differentiated of the model's output."""
+        given, n = arguments(channels_last(x) if self.use_channels_last else x), count(x)
+        with watched_by or nullcontext():
+            output = functional_call(self.model, values, *given)
+        return [t for t in split_rows(rows(output, n), n)[0] if t.is_floating_point()]
 
 
 def _summary(gradient: Tensor) -> Tensor:
@@ -254,11 +258,6 @@ def _summary(gradient: Tensor) -> Tensor:
     rows = gradient.detach().flatten(1)
     signs = torch.randint(2, rows.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
     return rows @ signs.to(rows)
-
-
-def _floating_rows(output: Any, samples: int) -> list[Tensor]:
-    """What can be differentiated of a model's output."""
-    return [t for t in split_rows(rows(output, samples), samples)[0] if t.is_floating_point()]
 
 
 def _products(outputs: list[Tensor], factors: list[Tensor]) -> Tensor:

@@ -9,9 +9,10 @@ from time import perf_counter
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from unlearnx._batches import Nest, Rebuild, arguments, count, split_rows, take
+from unlearnx._functional import functional_call
 from unlearnx._losses import SampleLoss
 from unlearnx._precision import autocast
 from unlearnx.curvature.targets import Targets

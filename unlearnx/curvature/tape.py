@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from unlearnx.curvature.contributions import Contribution, join
+from unlearnx.curvature.composed import join
+from unlearnx.curvature.contributions import Contribution
+from unlearnx.curvature.places import UNKNOWN, CallShapes, Found, Labels, Place, ShapeLog, is_query, place, tensors_of
 from unlearnx.curvature.rules.registry import Parts, parsed
+from unlearnx.curvature.weights import Derived, Parameter, Weight
+
+Places = dict[Any, "tuple[Found, ...]"]
 
 
 class Tape(TorchFunctionMode):
@@ -22,20 +27,23 @@ class Tape(TorchFunctionMode):
     parameter's contribution goes to `on_contribution` as soon as all uses of the parameter have their gradients, so
     that the output gradients of one layer at a time are in memory. Weight gradients of the batch are never computed.
 
+    What functions make of parameters and constants alone, such as a weight's transpose or the embeddings of positions,
+    is a weight too: its gradients are taken on to the parameters'.
+
     Args:
         parameters: the parameters to watch, by name.
         on_contribution: called with the name and the contribution of a parameter.
         samples: number of samples N in the batch.
-        axes: the :attr:`axes` that a first pass over a few samples found; None for that first pass.
+        places: the :attr:`places` that a first pass over a few samples found; None for that first pass.
+        alone: for the first pass, the shapes in a pass over one sample.
         on_scale: called for every use with the contribution of the absolute values of the output gradients, which tells
             what is rounding in a sum that cancels.
 
     Attributes:
         sources: the tensors that require gradients, added to the watched outputs so that a backward pass reaches them.
-        axes: for each set of parameters that a call uses, the sample dimension of the call's input; None where calls
-            disagree or no dimension has size N.
+        places: where the samples are in the tensors of a call, by function, parameters and numbers of dimensions.
         seen: the parameters that functions were called with.
-        ambiguous: parameters used in calls whose input has several dimensions of size N.
+        ambiguous: parameters used in calls whose samples had to be guessed by their number.
         bytes: memory of the outputs of watched calls.
     """
 
@@ -44,40 +52,108 @@ class Tape(TorchFunctionMode):
         parameters: dict[str, Tensor],
         on_contribution: Callable[[str, Contribution], None],
         samples: int,
-        axes: dict[frozenset[str], int | None] | None = None,
+        places: Places | None = None,
+        *,
+        alone: ShapeLog | None = None,
         on_scale: Callable[[str, Contribution], None] | None = None,
     ):
         super().__init__()
         self.sources: list[Tensor] = []
-        self.axes: dict[frozenset[str], int | None] = {}
+        self.places: Places = {} if places is None else places
         self.seen: set[str] = set()
         self.ambiguous: set[str] = set()
         self.bytes = 0
-        self._names = {id(p): name for name, p in parameters.items()}
+        self.samples = samples
+        self._weights: dict[int, Weight] = {id(p): Parameter(name, p) for name, p in parameters.items()}
+        self._shapes = {name: p.shape for name, p in parameters.items()}
         self._on_contribution, self._on_scale = on_contribution, on_scale
-        self.samples, self._known_axes = samples, axes
+        self._first, self._alone = places is None, {} if alone is None else alone.calls
+        self._labels = Labels({id(p): name for name, p in parameters.items()})
+        self._call: CallShapes | None = None  # the current one, in the pass over one sample
         self._expected: Counter[str] = Counter()
         self._collected: dict[str, list[Contribution]] = {}
         self._unknown: set[str] = set()
-        self._used: frozenset[str] = frozenset()
+        self._here: dict[int, Found] = {}  # places of the tensors of the current call, by identity
+        self._key: Any = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        used = frozenset(self._names[id(a)] for a in _tensors((*args, *kwargs.values())) if id(a) in self._names)
-        if not used:
+        if is_query(func):
             return func(*args, **kwargs)
+        given = list(tensors_of((*args, *kwargs.values())))
+        if self._first:
+            self._call = self._alone.get(self._labels.of(func, given))
+        weights = [self._weights[id(t)] for t in given if id(t) in self._weights]
+        if not weights or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        used = frozenset(name for w in weights for name in w.leaves)
+        self._locate(func, used, given)
+        versions = [w.tensor._version for w in weights]
         call = parsed(func, args, kwargs)
-        if call is not None:
-            self._used = used
-            result = call.watched(self)
-            if result is not NotImplemented:
+        result = NotImplemented if call is None else call.watched(self)
+        if result is NotImplemented:
+            constant = all(self.is_constant(t) for t in given)
+            result = self.made(func, *args, **kwargs) if constant else func(*args, **kwargs)
+            if not constant and any(True for _ in tensors_of((result,))):
                 self.seen |= used
-                return result
-        result = func(*args, **kwargs)
-        if next(_tensors((result,)), None) is not None:  # a result without tensors is a query, of a shape for example
+                self._unknown |= used
+        else:
             self.seen |= used
+        if versions != [w.tensor._version for w in weights]:  # written to
             self._unknown |= used
         return result
+
+    def made(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The result of a function of weights and constants, whose tensors are weights from now on."""
+        own = {id(t): self._weights[id(t)] for t in tensors_of((*args, *kwargs.values())) if id(t) in self._weights}
+
+        def replaced(value: Any, of: Callable[[Tensor], Any]) -> Any:
+            if isinstance(value, Tensor):
+                return of(value)
+            return type(value)(replaced(v, of) for v in value) if type(value) in (tuple, list) else value
+
+        def graph(t: Tensor) -> Tensor:
+            return own[id(t)].graph if id(t) in own else t
+
+        with torch.enable_grad():
+            result = function(*replaced(args, graph), **{k: replaced(v, graph) for k, v in kwargs.items()})
+        known = {id(w.graph): w for w in own.values()}
+
+        def weight(t: Tensor) -> Tensor:
+            if id(t) in known or not t.requires_grad:
+                return known[id(t)].tensor if id(t) in known else t
+            found = Derived(t, function, args, kwargs, list(own.values()))
+            self._weights[id(found.tensor)] = found
+            return found.tensor
+
+        return replaced(result, weight)
+
+    def is_weight(self, t: Any) -> bool:
+        """Whether `t` is a parameter, or made of parameters alone."""
+        return id(t) in self._weights
+
+    def place(self, t: Tensor) -> Place | None:
+        """Where the samples are in a tensor of the current call; None where it has none, or they are unknown."""
+        found = self._here.get(id(t))
+        return found if found is not None and found is not UNKNOWN and found.fits(t, self.samples) else None
+
+    def is_constant(self, t: Tensor) -> bool:
+        """Whether a tensor of the current call is the same for all samples."""
+        return not t.requires_grad and self._here.get(id(t), UNKNOWN) is None
+
+    def put(self, t: Tensor, axis: int) -> Tensor:
+        """Say that samples are dimension `axis` of `t`, for a call that a rule makes itself."""
+        self._here[id(t)] = Place(axis)
+        return t
+
+    def place_of_result(self, result: Tensor) -> Place | None:
+        """Where the samples are in what the current call is about to return."""
+        key = (self._key, result.dim())
+        if self._first:
+            shapes = [] if self._call is None else self._call.results
+            self._note(key, (place(result.shape, shapes[0], self.samples) if len(shapes) == 1 else UNKNOWN,))
+        (found,) = self.places.get(key, (UNKNOWN,))
+        return found if found is not None and found is not UNKNOWN and found.fits(result, self.samples) else None
 
     def watch(self, output: Tensor, parameters: Iterable[Tensor | None], contributions: Callable[[Tensor], Parts]):
         """The tensor to use in place of `output`; when its gradient dy is known, contributions(dy) are collected."""
@@ -90,15 +166,21 @@ class Tape(TorchFunctionMode):
             output = output.clone()
         return _GradientTap.apply(output, self.source(output), on_gradient)
 
+    def spread(self, weight: Tensor, shape: Sequence[int], contributions: Callable[[Tensor], Parts]) -> Tensor:
+        """`weight` once for every sample, expanded to `shape`; when its gradient dy is known, contributions(dy) are."""
+        on_gradient = self.expect((weight,), contributions)
+        return _Spread.apply(weight, self.source(weight), tuple(shape), on_gradient)
+
     def expect(self, parameters: Iterable[Tensor | None], contributions: Callable[..., Parts]) -> Callable[..., None]:
         """A function that the backward pass must call with the output gradients of one use of `parameters`."""
-        names = [self._names[id(p)] for p in parameters if p is not None and id(p) in self._names]
-        self._expected.update(names)
+        for p in parameters:
+            if id(p) in self._weights:
+                self._expected.update(list(self._weights[id(p)].leaves))
 
         def named(*dy: Tensor) -> Iterator[tuple[str, Contribution]]:
             for parameter, contribution in contributions(*dy):
-                if parameter is not None and id(parameter) in self._names:
-                    yield self._names[id(parameter)], contribution
+                if id(parameter) in self._weights:
+                    yield from self._weights[id(parameter)].pulled(contribution)
 
         def on_gradient(*dy: Tensor) -> None:
             for name, contribution in named(*(g.detach() for g in dy)):
@@ -114,30 +196,6 @@ class Tape(TorchFunctionMode):
         self.sources.append(torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=True))
         return self.sources[-1]
 
-    def sample_axis(self, x: Tensor) -> int | None:
-        """The sample dimension of the input x of the current call; None where it is unknown."""
-        if self._known_axes is None:
-            sizes = list(x.shape)
-            axis = sizes.index(self.samples) if self.samples in sizes else None
-            self.axes[self._used] = axis if self.axes.get(self._used, axis) == axis else None
-            if sizes.count(self.samples) > 1:
-                self.ambiguous |= self._used
-        axis = (self.axes if self._known_axes is None else self._known_axes).get(self._used)
-        return axis if axis is not None and x.dim() > axis and x.shape[axis] == self.samples else None
-
-    def _collect(self, name: str, contribution: Contribution) -> None:
-        parts = self._collected.setdefault(name, [])
-        parts.append(contribution)
-        if len(parts) == self._expected[name]:
-            self._deliver(name)
-
-    def _deliver(self, name: str) -> None:
-        joined = join(self._collected.pop(name))
-        if joined is None:
-            self._unknown.add(name)
-        elif name not in self._unknown:
-            self._on_contribution(name, joined)
-
     def finish(self) -> set[str]:
         """End a backward pass.
 
@@ -148,6 +206,44 @@ class Tape(TorchFunctionMode):
         for name in list(self._collected):  # their missing uses got no gradients: the losses do not depend on them
             self._deliver(name)
         return set(self._expected) - self._unknown
+
+    def _locate(self, func: Callable[..., Any], used: frozenset[str], given: list[Tensor]) -> None:
+        """Find the places of the tensors of a call."""
+        data = [(i, t) for i, t in enumerate(given) if id(t) not in self._weights]
+        self._key = (func, used, tuple(t.dim() for t in given))
+        if self._first:
+            if self._call is None or len(self._call.given) != len(given):
+                self.ambiguous |= used
+                found = tuple(self._guessed(t) for _, t in data)
+            else:
+                found = tuple(place(t.shape, self._call.given[i], self.samples) for i, t in data)
+            self._note(self._key, found)
+        known = self.places.get(self._key, ())
+        places = known if len(known) == len(data) else (UNKNOWN,) * len(data)
+        self._here = dict.fromkeys((id(t) for t in given), None)
+        self._here |= {id(t): found for (_, t), found in zip(data, places, strict=True)}
+
+    def _guessed(self, t: Tensor) -> Found:
+        if self.samples in t.shape:
+            return Place(list(t.shape).index(self.samples))
+        is_activation = t.requires_grad and t.dim() > 0
+        return Place(0, folded=True) if is_activation and len(t) % self.samples == 0 else None
+
+    def _note(self, key: Any, found: tuple[Found, ...]) -> None:
+        """Remember the places in a call; they are unknown where like calls disagree."""
+        if self.places.setdefault(key, found) != found:
+            self.places[key] = (UNKNOWN,) * len(found)
+
+    def _collect(self, name: str, contribution: Contribution) -> None:
+        parts = self._collected.setdefault(name, [])
+        parts.append(contribution)
+        if len(parts) == self._expected[name]:
+            self._deliver(name)
+
+    def _deliver(self, name: str) -> None:
+        parts = self._collected.pop(name)
+        if name not in self._unknown:
+            self._on_contribution(name, join(parts, self._shapes[name]))
 
 
 class _GradientTap(torch.autograd.Function):
@@ -165,9 +261,15 @@ class _GradientTap(torch.autograd.Function):
         return None, None, None
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
+class _Spread(torch.autograd.Function):
+    """`weight` expanded to `shape`, with a gradient of that shape that is passed on."""
+
+    @staticmethod
+    def forward(ctx, weight, source, shape, on_gradient):
+        ctx.on_gradient = on_gradient
+        return weight.detach().expand(shape)
+
+    @staticmethod
+    def backward(ctx, dy):
+        ctx.on_gradient(dy)
+        return None, None, None, None

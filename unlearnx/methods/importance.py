@@ -43,7 +43,7 @@ class Importance:
         """Compute the importances for the present model, in one pass over all data.
 
         Args:
-            method: its loss, batch size, autocast dtype, seed and progress are used.
+            method: its loss, batch size, seed and progress are used.
             work: the model and the request.
             fisher_type: that of the method's factors where it has some; else as in
                 :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
@@ -101,7 +101,7 @@ def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction
         fisher_type="empirical" if label_free else fisher_type,
         reduction=reduction,
         batch_size=method.batch_size,
-        compute_dtype=method.autocast,
+        compute_dtype=work.pace.autocast,
         generator=torch.Generator().manual_seed(method.seed),
         progress=method.progress,
     )

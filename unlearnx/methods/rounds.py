@@ -52,7 +52,7 @@ class Rounds:
         for _ in range(MOST_ROUNDS):
             self._forget()
             if self._heal is not None and self.gauge.forgotten():
-                self._recover()
+                self._recover(self._heal, self.gauge.forgotten)
             if not self.gauge.harmless():
                 continue
             reached = max(self.gauge.accuracy(), self.gauge.aim)
@@ -66,6 +66,8 @@ class Rounds:
                 "harm to what stays"
             )
         _load(self.model, best)
+        if self._heal is not None and least > self.gauge.aim:
+            self._recover(self._heal, lambda: self.gauge.accuracy() <= least)
 
     def _forget(self) -> None:
         """A round of the method's own training, undone where it does harm."""
@@ -96,18 +98,16 @@ class Rounds:
         self.rates.append(rate)
         return True
 
-    def _recover(self) -> None:
-        """Train on what stays where too much of it is lost, as far as the forget set remains forgotten."""
-        assert self._heal is not None
+    def _recover(self, heal: Train, holds: Callable[[], bool]) -> None:
+        """Train on what stays where too much of it is lost, as far as what holds of the forget set remains so."""
         for rate in (1.0, 0.5, 0.25):
-            cost = self.gauge.cost()
-            if cost <= BEARABLE:
+            if self.gauge.cost() <= BEARABLE:
                 return
             before = _state(self.model)
-            if not self._trained(self._heal, rate):
+            if not self._trained(heal, rate):
                 _load(self.model, before)
                 return
-            _furthest(self.model, self.gauge.forgotten, before, _state(self.model))
+            _furthest(self.model, holds, before, _state(self.model))
 
 
 def _furthest(model: nn.Module, holds: Callable[[], bool], start: dict[str, Tensor], end: dict[str, Tensor]) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unlearnx._batches import joined
-from unlearnx._data import Data, Samples, dataset_of
+from unlearnx._data import Data, picked, size
 from unlearnx._losses import Loss
 from unlearnx.metrics import mean_loss
 from unlearnx.metrics.readings import HIT, Reader, Reading
@@ -23,7 +22,7 @@ STAYS_TRIED = 1024  # most samples of what stays
 ABOVE = 0.01  # accuracy above the estimate at which the forget set counts as forgotten
 BELOW = 0.02  # accuracy below it at which it is avoided rather than forgotten
 BEARABLE = 0.005  # accuracy on what stays that may be lost without anything being done about it
-CHEAP = 0.02  # accuracy on what stays that may be lost where nothing else is to be tried
+CHEAP = 0.01  # accuracy on what stays that may be lost where nothing else is to be tried
 FACTOR = 4.0  # between trials until one forgets and one does not
 MOST_TRIALS = 8  # in one direction
 HALVINGS = 4  # of the logarithm of that factor
@@ -160,11 +159,9 @@ def hits(reading: Reading | None) -> float:
 
 
 def some(data: Data, most: int, seed: int, batch_size: int) -> Data:
-    """At most so many samples, drawn at random, in memory."""
-    samples = Samples(data)
-    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    parts = [samples.read(index) for index in chosen.split(batch_size)]
-    return dataset_of(*(joined(list(nests)) for nests in zip(*parts, strict=True)))
+    """At most so many samples, drawn at random; see :func:`picked`."""
+    chosen = torch.randperm(size(data), generator=torch.Generator().manual_seed(seed))[:most]
+    return picked(data, chosen.sort().values, batch_size)
 
 
 @dataclass(frozen=True)

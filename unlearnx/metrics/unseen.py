@@ -130,29 +130,28 @@ def unseen_level(
         with known_as(model="reference"):
             answer = reader.read(reference, forget, READ)
         return UNKNOWN_KIND if answer is None else _measured(answer)
-    seen = reader.read(model, forget, READ, features=True)
-    if seen is None:
-        return UNKNOWN_KIND
     if request.labels_only:
         stays = reader.read(model, request.retain_set, READ)
         return UNKNOWN_KIND if stays is None else _corrected(stays)
-    what_stays = request.target
     if not request.something_stays:
         return NOTHING_STAYS
+    seen = reader.read(model, forget, READ, features=True)
+    if seen is None:
+        return UNKNOWN_KIND
+    what_stays = request.target
     absent = ~torch.isin(seen.y, _labels(what_stays, batch_size))
     if absent.all():
         return _never_given(seen.classes)
     if not request.has_retain_set:  # held-out data stand for it: half of them are fitted, half are held out
         order = torch.randperm(size(what_stays), generator=torch.Generator().manual_seed(seed))
-        what_stays, reference = (picked(request.target, half) for half in order.tensor_split(2))
+        what_stays, reference = (picked(what_stays, half) for half in order.tensor_split(2))
     fitted = reader.read(model, what_stays, FITTED, features=True)
     with known_as(data="reference"):
         held = None if reference is None else reader.read(model, reference, READ, features=True)
     if fitted is None or (held is None and reference is not None):
         return UNKNOWN_KIND
-    part = len(request.forget) / (
-        len(request.forget) + size(what_stays) if request.corrected is None else request.samples
-    )
+    total = request.samples if request.has_retain_set else len(request.forget) + size(request.target)
+    part = len(request.forget) / total
     return _from_features(fitted, seen, held, absent, part)
 
 

@@ -37,7 +37,7 @@ def save_factors(factors: Factors, path: Path) -> None:
             parts |= {"out": block.out} | ({} if block.into is None else {"into": block.into})
         described.append(entry)
         tensors |= {f"{k}.{part}": t.contiguous() for part, t in parts.items()}
-    tensors |= {f"diagonal.{name}": t for name, t in (factors.fisher_diagonal or {}).items()}
+    tensors |= {f"diagonal.{name}": t.clone() for name, t in (factors.fisher_diagonal or {}).items()}
     about = {"format": FORMAT, "names": factors.layout.names, "blocks": described, "info": factors.info}
     content = save(tensors, {"unlearnx": json.dumps(about)})
     write_atomically(path, lambda file: file.write(content))

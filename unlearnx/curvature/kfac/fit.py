@@ -29,9 +29,9 @@ from unlearnx.curvature.kfac.fingerprint import fingerprint
 from unlearnx.curvature.kfac.kept import KeptContributions
 from unlearnx.curvature.kfac.layers import EmbeddingLayer, Layer, is_its_bias, layer_of
 from unlearnx.curvature.kfac.statistics import Covariances, add_rotated_squares
-from unlearnx.curvature.per_sample import OnContribution, SampleGradients
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.rule_check import PROBE_SAMPLES
+from unlearnx.curvature.samples import OnContribution, SampleGradients
 from unlearnx.curvature.targets import Targets
 from unlearnx.ops._dtypes import compute_dtype
 

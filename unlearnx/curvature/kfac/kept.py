@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlearnx._memory import free_bytes
 from unlearnx.curvature.contributions import Contribution
-from unlearnx.curvature.per_sample import OnContribution
+from unlearnx.curvature.samples import OnContribution
 
 KEPT_MEMORY_FRACTION = 0.25  # of the free memory
 

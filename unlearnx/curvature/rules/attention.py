@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlearnx.curvature.places import Place
+from unlearnx.curvature.rules.linear import linear_of
 from unlearnx.curvature.rules.registry import Recorder, Rule, rule_of
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
@@ -16,7 +19,7 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 @rule_of(F.multi_head_attention_forward)
 class Attention(Rule):
-    """``F.multi_head_attention_forward`` for self-attention with packed projections, the usual case."""
+    """``F.multi_head_attention_forward``, on itself or on another sequence, with packed or separate projections."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         bound = _SIGNATURE.bind(*args, **kwargs)
@@ -25,12 +28,9 @@ class Attention(Rule):
 
     def watched(self, tape: Recorder) -> Any:
         a = self.arguments
-        query = a["query"]
+        query, key, value = a["query"], a["key"], a["value"]
         if (
-            query is not a["key"]
-            or query is not a["value"]
-            or query.dim() != 3
-            or a["use_separate_proj_weight"]
+            any(t.dim() != 3 or tape.place(t) != Place(1) for t in (query, key, value))
             or a["add_zero_attn"]
             or any(a[name] is not None for name in ("bias_k", "bias_v", "static_k", "static_v"))
             or (a["training"] and a["dropout_p"] > 0)
@@ -38,24 +38,45 @@ class Attention(Rule):
             return NotImplemented
         length, n, features = query.shape
         heads = a["num_heads"]
-        # Modules with batch_first=True pass a transposed view. The product is faster on the contiguous original.
-        transposed = query.transpose(0, 1).is_contiguous()
-        with tape:
-            packed = F.linear(query.transpose(0, 1) if transposed else query, a["in_proj_weight"], a["in_proj_bias"])
-        packed = packed.transpose(0, 1) if transposed else packed
         # (length, n, features) each, as (n, heads, length, features / heads)
-        q, k, v = (t.reshape(length, n, heads, -1).permute(1, 2, 0, 3) for t in packed.chunk(3, -1))
+        q, k, v = (t.reshape(len(t), n, heads, -1).permute(1, 2, 0, 3) for t in self._projected(tape))
         mask = _mask(a["attn_mask"], a["key_padding_mask"], (n, heads), q.dtype)
         if a["need_weights"]:
-            scores = q @ k.mT * (features // heads) ** -0.5
+            scores = q @ k.mT * q.shape[-1] ** -0.5
             weights = (scores if mask is None else scores + mask).softmax(-1)
             mixed = weights @ v
             weights = weights.mean(1) if a["average_attn_weights"] else weights
         else:
             mixed, weights = F.scaled_dot_product_attention(q, k, v, mask), None
         mixed = mixed.permute(2, 0, 1, 3).reshape(length, n, features)
-        with tape:
-            return F.linear(mixed, a["out_proj_weight"], a["out_proj_bias"]), weights
+        return linear_of(tape, mixed, 1, a["out_proj_weight"], a["out_proj_bias"]), weights
+
+    def _projected(self, tape: Recorder) -> Sequence[Tensor]:
+        """Queries, keys and values. Inputs that are the same go through their projections at once."""
+        a = self.arguments
+        query, key, value = a["query"], a["key"], a["value"]
+        weight, bias, width = a["in_proj_weight"], a["in_proj_bias"], query.shape[-1]
+        if query is key and key is value and not a["use_separate_proj_weight"]:
+            return _linear(tape, query, weight, bias).chunk(3, -1)
+        biases = (None,) * 3 if bias is None else tape.made(torch.chunk, bias, 3)
+        if a["use_separate_proj_weight"]:
+            each = [a[name] for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")]
+        elif key is value:
+            rows = [width, 2 * width]
+            own, other = tape.made(torch.split, weight, rows)
+            of_own, of_other = (None, None) if bias is None else tape.made(torch.split, bias, rows)
+            return _linear(tape, query, own, of_own), *_linear(tape, key, other, of_other).chunk(2, -1)
+        else:
+            each = tape.made(torch.chunk, weight, 3)
+        return [_linear(tape, x, w, b) for x, w, b in zip((query, key, value), each, biases, strict=True)]
+
+
+def _linear(tape: Recorder, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product with (length, n, features), in the order of memory that it has."""
+    # Modules with batch_first=True pass a transposed view. The product is faster on the contiguous original.
+    if x.transpose(0, 1).is_contiguous():
+        return linear_of(tape, x.transpose(0, 1), 0, weight, bias).transpose(0, 1)
+    return linear_of(tape, x, 1, weight, bias)
 
 
 def _mask(

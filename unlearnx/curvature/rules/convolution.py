@@ -11,6 +11,7 @@ from torch import Tensor
 from unlearnx._memory_order import channels_last
 from unlearnx.curvature.contributions import ConvolutionWeight, StoredGradients, position_sums
 from unlearnx.curvature.layers import Derivatives, Layer
+from unlearnx.curvature.places import Place
 from unlearnx.curvature.rules.registry import Parts, Recorder, Rule, rule_of
 
 
@@ -29,7 +30,7 @@ class Convolution(Rule):
 
     def watched(self, tape: Recorder) -> Any:
         sizes, dims = self._sizes(), self.weight.dim() - 2
-        if sizes is None or dims > 2 or self.input.dim() != self.weight.dim() or tape.sample_axis(self.input) != 0:
+        if sizes is None or dims > 2 or self.input.dim() != self.weight.dim() or tape.place(self.input) != Place(0):
             return NotImplemented
         weight, bias, x = self.weight, self.bias, self.input.detach()
         function = torch.conv1d if dims == 1 else torch.conv2d

@@ -28,12 +28,13 @@ class Embedding(Rule):
     def watched(self, tape: Recorder) -> Any:
         if self.max_norm is not None or self.scale_grad_by_freq:
             return NotImplemented
-        x, weight, padding_idx, axis = self.input, self.weight, self.padding_idx, tape.sample_axis(self.input)
-        if axis is None:
+        x, weight, padding_idx, place = self.input, self.weight, self.padding_idx, tape.place(self.input)
+        if place is None:
             return NotImplemented
-        output = F.embedding(x, weight, padding_idx)
+        output, samples = F.embedding(x, weight, padding_idx), tape.samples
 
         def contributions(dy: Tensor) -> Parts:
-            yield weight, EmbeddingWeight(x.movedim(axis, 0), dy.movedim(axis, 0), len(weight), padding_idx)
+            tokens = place.first(x, samples)
+            yield weight, EmbeddingWeight(tokens, place.first(dy, samples), len(weight), padding_idx)
 
         return tape.watch(output, (weight,), contributions)

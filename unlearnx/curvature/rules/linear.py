@@ -23,14 +23,16 @@ class Linear(Rule):
     bias: Tensor | None = None
 
     def watched(self, tape: Recorder) -> Any:
-        weight, bias, axis = self.weight, self.bias, tape.sample_axis(self.input)
-        if axis is None or self.input.dim() < 2:
+        weight, bias, place = self.weight, self.bias, tape.place(self.input)
+        if place is None or self.input.dim() < 2 or weight.dim() != 2:
             return NotImplemented
-        output, x = F.linear(self.input, weight, bias), self.input.detach()
+        if not tape.is_weight(weight) and weight.requires_grad:  # it may be another one for every sample
+            return NotImplemented
+        output, x, samples = F.linear(self.input, weight, bias), self.input.detach(), tape.samples
 
         def contributions(dy: Tensor) -> Parts:
-            dy = dy.movedim(axis, 0)
-            yield weight, LinearWeight(x.to(dy.dtype).movedim(axis, 0), dy)
+            dy = place.first(dy, samples)
+            yield weight, LinearWeight(place.first(x.to(dy.dtype), samples), dy)
             if bias is not None:
                 yield bias, StoredGradients(position_sums(dy))
 
@@ -40,6 +42,13 @@ class Linear(Rule):
         if self.input.dim() < 2 or self.weight.dim() != 2:
             return NotImplemented
         return derivatives.of(LinearLayer(), self.input, self.weight, self.bias)
+
+
+def linear_of(tape: Recorder, x: Tensor, axis: int, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The layer as a part of another rule, on inputs whose samples are dimension `axis`."""
+    if not tape.is_weight(weight) and not tape.is_weight(bias):
+        return F.linear(x, weight, bias)
+    return Linear(tape.put(x, axis), weight, bias).watched(tape)
 
 
 class LinearLayer(Layer):

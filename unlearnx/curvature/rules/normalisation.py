@@ -36,8 +36,8 @@ class _ScaleShift(Rule):
         return {}
 
     def watched(self, tape: Recorder) -> Any:
-        axis = tape.sample_axis(self.input)
-        if axis is None:
+        place, samples = tape.place(self.input), tape.samples
+        if place is None or (place.folded and self.dim > 0):
             return NotImplemented
         weight, bias, dim, x, value = self.weight, self.bias, self.dim, self.input.detach(), self.value
         statistics, output = self.statistics(), value(self.input, weight, bias)
@@ -48,7 +48,7 @@ class _ScaleShift(Rule):
             if dim < 0 and weight is not None and weight.dim() > 1:
                 normalised, dy = normalised.flatten(-weight.dim()), dy.flatten(-weight.dim())
             wide = compute_dtype(dy)
-            pair = (t.movedim(axis, 0).to(wide) for t in (normalised, dy))
+            pair = (place.first(t, samples).to(wide) for t in (normalised, dy))
             scale, shift = scale_shift_grad_diff(*pair, dim=dim, reduction="none", **statistics)
             for parameter, rows in ((weight, scale), (bias, shift)):
                 if parameter is not None:

@@ -12,6 +12,7 @@ from torch.library import CustomOpDef
 from torch.overrides import handle_torch_function, has_torch_function, resolve_name
 
 from unlearnx.curvature.contributions import Contribution, StoredGradients
+from unlearnx.curvature.places import Place
 from unlearnx.curvature.rules.registry import Parts, Recorder, Rule, rule_of
 from unlearnx.ops._dtypes import compute_dtype
 
@@ -64,7 +65,7 @@ def register_rule(function: Callable[..., Any], gradients: Gradients) -> Callabl
 
         def watched(self, tape: Recorder) -> Any:
             result = function(*self.args, **self.kwargs)
-            if not isinstance(result, Tensor) or result.dim() == 0 or len(result) != tape.samples:
+            if not isinstance(result, Tensor) or tape.place_of_result(result) != Place(0):
                 return NotImplemented
 
             args = tuple(_detached(value) for value in self.args)
@@ -74,7 +75,7 @@ def register_rule(function: Callable[..., Any], gradients: Gradients) -> Callabl
                 for parameter, rows in gradients(dy, *args, **kwargs):
                     yield parameter, rows if isinstance(rows, Contribution) else _stored(rows, parameter)
 
-            parameters = [*_tensors(args), *_tensors(kwargs.values())]
+            parameters = [t for t in (*_tensors(args), *_tensors(kwargs.values())) if tape.is_weight(t)]
             return tape.watch(result, parameters, contributions)
 
     rule_of(seen)(Own)

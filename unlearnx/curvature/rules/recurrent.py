@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from unlearnx.curvature.contributions import LinearWeight, StoredGradients
 from unlearnx.curvature.layers import Derivatives, can_replace, inside_checkpoint
-from unlearnx.curvature.rules.linear import LinearLayer
+from unlearnx.curvature.places import Place
+from unlearnx.curvature.rules.linear import LinearLayer, linear_of
 from unlearnx.curvature.rules.registry import Recorder, Rule, rule_of
 from unlearnx.nn.gru import GRUStack
 from unlearnx.ops._dtypes import compute_dtype
@@ -130,9 +131,8 @@ class _WatchedRNN(Stack):
     def _direction(self, x, first, weights):
         w_ih, w_hh, b_ih, b_hh = self.named(weights)
         states = [first[0]]
-        with self.tape:
-            for step in F.linear(x, w_ih, b_ih):
-                states.append(self.activation(step + F.linear(states[-1], w_hh, b_hh)))
+        for step in linear_of(self.tape, x, 1, w_ih, b_ih):
+            states.append(self.activation(step + linear_of(self.tape, states[-1], 0, w_hh, b_hh)))
         return [torch.stack(states)]
 
 
@@ -232,9 +232,10 @@ class LSTMCell(_Cell):
     """``torch.lstm_cell`` in terms of linear layers: every step is one more use of the weights."""
 
     def watched(self, tape: Recorder) -> Any:
+        if tape.place(self.x) != Place(0):
+            return NotImplemented
         h, c = self.state
-        with tape:
-            a = F.linear(self.x, self.w_ih, self.b_ih) + F.linear(h, self.w_hh, self.b_hh)
+        a = linear_of(tape, self.x, 0, self.w_ih, self.b_ih) + linear_of(tape, h, 0, self.w_hh, self.b_hh)
         i, f, g, o = a.chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
@@ -245,8 +246,10 @@ class GRUCell(_Cell):
     """``torch.gru_cell`` in terms of linear layers: every step is one more use of the weights."""
 
     def watched(self, tape: Recorder) -> Any:
-        with tape:
-            inputs, hidden = F.linear(self.x, self.w_ih, self.b_ih), F.linear(self.state, self.w_hh, self.b_hh)
+        if tape.place(self.x) != Place(0):
+            return NotImplemented
+        inputs = linear_of(tape, self.x, 0, self.w_ih, self.b_ih)
+        hidden = linear_of(tape, self.state, 0, self.w_hh, self.b_hh)
         (r, z, new), (r_h, z_h, new_h) = inputs.chunk(3, -1), hidden.chunk(3, -1)
         r, z = (r + r_h).sigmoid(), (z + z_h).sigmoid()
         return torch.lerp((new + r * new_h).tanh(), self.state, z)

@@ -8,39 +8,54 @@ parameters follow from (:meth:`Rule.watched`), and a form of the call that is ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.layers import Derivatives
+from unlearnx.curvature.places import Place
 
 Parts = Iterable[tuple["Tensor | None", Contribution]]  # (parameter, its contribution)
 
 
 class Recorder(Protocol):
-    """What a rule sees of the :class:`~unlearnx.curvature.tape.Tape` that records the call; as a context it watches."""
+    """What a rule sees of the :class:`~unlearnx.curvature.tape.Tape` that records the call."""
 
     samples: int
 
-    def sample_axis(self, x: Tensor) -> int | None:
-        """The sample dimension of the input x of the current call; None where it is unknown."""
+    def place(self, t: Tensor) -> Place | None:
+        """Where the samples are in a tensor of the current call; None where it has none, or they are unknown."""
+
+    def is_constant(self, t: Tensor) -> bool:
+        """Whether a tensor of the current call is the same for all samples."""
+
+    def put(self, t: Tensor, axis: int) -> Tensor:
+        """Say that samples are dimension `axis` of `t`, for a call that a rule makes itself."""
+
+    def place_of_result(self, result: Tensor) -> Place | None:
+        """Where the samples are in what the current call is about to return."""
+
+    def is_weight(self, t: Any) -> bool:
+        """Whether `t` is a parameter, or made of parameters alone."""
+
+    def made(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The result of a function of weights and constants, whose tensors are weights from now on."""
 
     def watch(
         self, output: Tensor, parameters: Iterable[Tensor | None], contributions: Callable[[Tensor], Parts]
     ) -> Tensor:
         """The tensor to use in place of `output`; when its gradient dy is known, contributions(dy) are collected."""
 
+    def spread(self, weight: Tensor, shape: Sequence[int], contributions: Callable[[Tensor], Parts]) -> Tensor:
+        """`weight` once for every sample: expanded to `shape`; its gradient dy tells contributions(dy)."""
+
     def expect(self, parameters: Iterable[Tensor | None], contributions: Callable[..., Parts]) -> Callable[..., None]:
         """A function that the backward pass must call with the output gradients of one use of `parameters`."""
 
     def source(self, like: Tensor) -> Tensor:
         """A new zero that requires gradients, to make a watched output part of an autograd graph."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *error: Any) -> Any: ...
 
 
 class Rule:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unlearnx._batches import Nest, arguments, call, changed, count, take
 from unlearnx._checks import model_device
 from unlearnx._copies import lent
+from unlearnx._functional import functional_call
 from unlearnx._losses import SampleLoss
 from unlearnx._memory_order import channels_last
 from unlearnx._precision import autocast
@@ -54,7 +54,7 @@ class SampleGradients:
         # No parameter requires gradients in the passes, so autograd never computes weight gradients of the batch.
         self.frozen = split_values(self.model, [name for name, _ in model.named_parameters()])[0]
         found = checked(model, self.model, self.frozen, names, x)
-        self.axes, self.trusted, self.unused = found.axes, found.trusted, found.unused
+        self.places, self.trusted, self.unused = found.places, found.trusted, found.unused
         self.use_channels_last = found.use_channels_last
         if self.use_channels_last:
             self.frozen = weights_reordered(self.model, self.frozen)
@@ -67,10 +67,14 @@ class SampleGradients:
             _warn_of(missing, len(names))
 
     def split(self, x: Nest, y: Nest) -> Iterator[tuple[Nest, Nest]]:
-        """The batch in equal parts, on the CPU small enough that a part keeps at most KEPT_ACTIVATION_BYTES."""
+        """The batch in equal parts; on the CPU a part keeps at most KEPT_ACTIVATION_BYTES, or what the parameters take.
+
+        Every part reads all parameters: with smaller parts, that would cost more than page faults.
+        """
         n = count(y)
         limited = self.device.type == "cpu" and self.trusted
-        most = max(1, KEPT_ACTIVATION_BYTES // self.bytes_per_sample) if limited else n
+        kept = max(KEPT_ACTIVATION_BYTES, sum(p.nbytes for p in self.frozen.values()))
+        most = max(1, kept // self.bytes_per_sample) if limited else n
         parts = -(-n // most)
         step = -(-n // parts)
         for start in range(0, n, step):
@@ -97,7 +101,7 @@ class SampleGradients:
                 on_contribution(name, contribution, current.weight)
 
         x = changed(x, Tensor.detach)
-        tape = Tape({name: self.frozen[name] for name in self.names}, on_trusted, count(x), self.axes)
+        tape = Tape({name: self.frozen[name] for name in self.names}, on_trusted, count(x), self.places)
         output = self._forward(tape, x)
         pending = list(targets(changed(output, Tensor.detach)))
         for k, current in enumerate(pending):

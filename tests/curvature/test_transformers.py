@@ -1,0 +1,103 @@
+"""Transformers with random weights: every parameter by a rule, exact against single samples."""
+
+import warnings
+
+import pytest
+import torch
+
+from unlearnx import losses
+from unlearnx._batches import arguments, take
+from unlearnx.curvature import fisher_diagonal
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+N, T, TOKENS, CLASSES = 7, 12, 97, 3
+SMALL = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2)
+GROUPED = dict(num_attention_heads=6, num_key_value_heads=2, vocab_size=TOKENS)
+BERT = dict(num_attention_heads=3, max_position_embeddings=32, vocab_size=TOKENS, num_labels=CLASSES)
+
+
+def tokens(length=T):
+    return torch.randint(1, TOKENS, (N, length))
+
+
+def causal():
+    x = tokens()
+    return {"input_ids": x}, x, losses.causal_lm
+
+
+def padded():
+    """Texts of different length, the first of which fills its row."""
+    mask = (torch.arange(T) < torch.tensor([12, 3, 9, 1, 12, 7, 5])[:, None]).long()
+    return {"input_ids": tokens(), "attention_mask": mask}, torch.arange(N) % CLASSES, losses.cross_entropy
+
+
+def images():
+    return torch.randn(N, 3, 16, 16), torch.arange(N) % CLASSES, losses.cross_entropy
+
+
+def translation():
+    y = tokens(5)
+    return {"input_ids": tokens(), "decoder_input_ids": y}, y, losses.cross_entropy
+
+
+MODELS = {
+    "GPT2LMHeadModel": (dict(n_embd=24, n_layer=2, n_head=3, n_positions=32, vocab_size=TOKENS), causal),
+    "LlamaForCausalLM": (dict(**SMALL, **GROUPED), causal),
+    "LlamaForCausalLM, tied": (dict(**SMALL, **GROUPED, tie_word_embeddings=True), causal),
+    "Qwen2ForCausalLM": (dict(**SMALL, **GROUPED), causal),
+    "GemmaForCausalLM": (dict(**SMALL, **GROUPED, head_dim=8), causal),
+    "GPTNeoXForCausalLM": (dict(**SMALL, num_attention_heads=3, vocab_size=TOKENS), causal),
+    "MambaForCausalLM": (dict(hidden_size=24, state_size=4, num_hidden_layers=2, vocab_size=TOKENS), causal),
+    "MixtralForCausalLM": (dict(**SMALL, **GROUPED, num_local_experts=4), causal),
+    "BertForSequenceClassification": (dict(**SMALL, **BERT), padded),
+    "ViTForImageClassification": (
+        dict(**SMALL, num_attention_heads=3, image_size=16, patch_size=4, num_labels=CLASSES),
+        images,
+    ),
+    "SwinForImageClassification": (
+        dict(image_size=16, patch_size=2, embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=4, num_labels=3),
+        images,
+    ),
+    "T5ForConditionalGeneration": (
+        dict(d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3, vocab_size=TOKENS),
+        translation,
+    ),
+}
+WITHOUT_RULE = {"MixtralForCausalLM": "experts"}  # the tokens of a sample are scattered among them
+IN_FLOAT32 = {"GemmaForCausalLM", "MambaForCausalLM"}  # which go through float32 whatever their parameters are
+
+
+def build(name):
+    kind = name.split(",")[0]
+    settings, make = MODELS[name]
+    model_class = getattr(transformers, kind)
+    model = model_class(model_class.config_class(**settings, use_cache=False)).eval()
+    x, y, loss = make()
+    model = model.double()
+    return model, (x if isinstance(x, dict) else x.double()), y, loss
+
+
+def empirical(model, x, y, loss):
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for i in range(N):
+        args, kwargs = arguments(take(x, slice(i, i + 1)))
+        value = loss(model(*args, **kwargs), y[i : i + 1]).sum()
+        gradients = torch.autograd.grad(value, list(model.parameters()), allow_unused=True, materialize_grads=True)
+        for t, g in zip(total.values(), gradients, strict=True):
+            t += g.square() / N
+    return total
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_support(name):
+    model, x, y, loss = build(name)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        got = fisher_diagonal(model, loss, (x, y), batch_size=4)
+    missing = WITHOUT_RULE.get(name)
+    assert len(said) == (missing is not None), [str(w.message) for w in said]
+    assert all("no rule covers" in str(w.message) and missing in str(w.message) for w in said)
+    rtol = 1e-6 if name in IN_FLOAT32 else 1e-9
+    for key, expected in empirical(model, x, y, loss).items():
+        torch.testing.assert_close(got[key], expected, rtol=rtol, atol=rtol * float(expected.max()) + 1e-20)

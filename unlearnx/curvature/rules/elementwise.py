@@ -1,0 +1,76 @@
+"""Parameters in functions of single entries, which broadcast: scales, shifts, norms by hand, positions, gates.
+
+The parameter is given to the function once for every sample, expanded without a copy, so that autograd gives its
+gradient by sample.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnx.curvature.contributions import StoredGradients
+from unlearnx.curvature.places import tensors_of
+from unlearnx.curvature.rules.registry import Parts, Recorder, Rule, rule_of
+from unlearnx.ops._dtypes import compute_dtype
+
+FUNCTIONS = (
+    *("add", "addcdiv", "addcmul", "div", "lerp", "maximum", "minimum", "mul", "pow", "rsub", "sub", "where"),
+    *("atan2", "copysign", "divide", "hypot", "logaddexp", "multiply", "subtract", "true_divide", "xlogy"),
+)
+REFLECTED = ("__rdiv__", "__rpow__", "__rsub__", "__rtruediv__")
+
+
+class Elementwise(Rule):
+    """A call of one of those functions, on one or more weights and tensors that have samples."""
+
+    def __init__(self, function: Any, *args: Any, **kwargs: Any):
+        self.function, self.args, self.kwargs = function, args, kwargs
+
+    def watched(self, tape: Recorder) -> Any:
+        given = list(tensors_of((*self.args, *self.kwargs.values())))
+        data = [t for t in given if not tape.is_weight(t)]
+        places = [(t, place) for t in data if (place := tape.place(t)) is not None]
+        if len(places) < len([t for t in data if not tape.is_constant(t)]):
+            return NotImplemented
+        # Where the samples are, counted from the last dimension: shapes are aligned there.
+        found = {(t.dim() - place.axis, t.shape[place.axis]) for t, place in places}
+        if len(found) != 1 or any(isinstance(v, (tuple, list)) for v in self.args):
+            return NotImplemented
+        ((back, size),) = found
+        weights = [t for t in given if tape.is_weight(t)]
+        if any(t.dim() >= back and t.shape[-back] != 1 for t in weights) or "out" in self.kwargs:
+            return NotImplemented
+        if self.function.__name__.endswith("_") and tape.is_weight(self.args[0]):
+            return NotImplemented
+
+        def spread(t: Any) -> Any:
+            return _by_sample(tape, t, back, size) if isinstance(t, Tensor) and tape.is_weight(t) else t
+
+        return self.function(*map(spread, self.args), **{name: spread(t) for name, t in self.kwargs.items()})
+
+
+def _by_sample(tape: Recorder, weight: Tensor, back: int, size: int) -> Tensor:
+    """The weight, repeated along the dimension of the samples, which is `back` from the end and has this size."""
+    shape = [1] * (back - weight.dim()) + list(weight.shape)
+    axis, samples = len(shape) - back, tape.samples
+    shape[axis] = size
+
+    def contributions(dy: Tensor) -> Parts:
+        rows = dy.movedim(axis, 0).unflatten(0, (samples, -1)).sum(1, dtype=compute_dtype(dy))
+        yield weight, StoredGradients(rows.reshape(samples, *weight.shape))
+
+    return tape.spread(weight, shape, contributions)
+
+
+for _name in FUNCTIONS:
+    for _owner in (torch, Tensor):
+        for _full in (_name, f"{_name}_"):
+            if hasattr(_owner, _full):
+                _function = getattr(_owner, _full)
+                rule_of(_function)(partial(Elementwise, _function))
+for _name in REFLECTED:
+    rule_of(getattr(Tensor, _name))(partial(Elementwise, getattr(Tensor, _name)))

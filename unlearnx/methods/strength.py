@@ -102,6 +102,7 @@ class Gauge:
         self._reader = Reader(batch_size, autocast, seed)
         self._forget = some(forget, FORGET_TRIED, seed, batch_size)
         self._kept = Kept(stays, batch_size=batch_size, autocast=autocast, seed=seed)
+        self._level = level
         self.aim, self.floor = level.estimate + ABOVE, level.estimate - BELOW
         self.at_start = self.accuracy()
         self._kept_at_start = self._kept.accuracy(model)
@@ -109,8 +110,8 @@ class Gauge:
 
     @property
     def nothing_to_forget(self) -> bool:
-        """Whether the forget set was at that level from the beginning."""
-        return self.at_start <= self.aim
+        """Whether the forget set was at that level from the beginning: what follows would be noise, and could harm."""
+        return self.at_start <= self.aim or self._level.agrees(self.at_start)
 
     def accuracy(self) -> float:
         """Accuracy on the forget set, with the labels that are to be forgotten, in [0, 1]."""

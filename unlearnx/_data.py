@@ -48,15 +48,15 @@ def dataset_of(x: Nest, y: Nest) -> Dataset[Any]:
     return TensorDataset(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else Batched(x, y)
 
 
-def picked(data: Data, index: Tensor) -> Dataset[Any]:
+def picked(data: Data, index: Tensor, batch_size: int | None = None) -> Dataset[Any]:
     """The samples at these indices, in memory where they take at most KEPT_BYTES."""
     chosen = Subset(as_dataset(data), index.tolist())
     bytes_each = nbytes(Samples(chosen).read(slice(0, 1)))
-    return dataset_of(*materialize(chosen)) if bytes_each * len(index) <= KEPT_BYTES else chosen
+    return dataset_of(*materialize(chosen, batch_size)) if bytes_each * len(index) <= KEPT_BYTES else chosen
 
 
-def materialize(data: Data) -> Pair:
-    """All of `data` as one batch (x, y); not copied where it is one already.
+def materialize(data: Data, batch_size: int | None = None) -> Pair:
+    """All of `data` as one batch (x, y), read `batch_size` samples at a time; not copied where it is one already.
 
     Samples of different lengths are made into one batch by the data's own collate function, which may pad them.
     """
@@ -68,7 +68,7 @@ def materialize(data: Data) -> Pair:
     samples = Samples(data)
     if samples.in_memory or _pads(data):
         return samples.read(slice(None))
-    parts = list(batches(data))
+    parts = list(batches(data, batch_size))
     return joined([x for x, _ in parts]), joined([y for _, y in parts])
 
 

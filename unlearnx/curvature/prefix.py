@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
 from unlearnx._arguments import checked
-from unlearnx._batches import Nest, joined, moved, tensors
+from unlearnx._batches import Nest, joined, tensors
 from unlearnx._checks import Params, model_device, select_params
-from unlearnx._copies import independent, lent
+from unlearnx._copies import lent
 from unlearnx._data import Data, as_dataset, batches, dataset_of, size
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import modes_kept
+from unlearnx._precision import autocast
 from unlearnx._rows import Rows
 from unlearnx._sources import Changed
 
@@ -68,8 +70,8 @@ class FrozenPrefix:
         Args:
             data: pairs (x, y).
             batch_size: samples per forward pass of the prefix.
-            dtype: run the prefix in this dtype (bfloat16 is 2-3x faster on processors with AMX) and keep the
-                features in it.
+            dtype: run the prefix in this dtype, by autocast: bfloat16 is 2-3x faster on processors with AMX. Features
+                are kept in the dtype of the head's parameters.
 
         Returns:
             A dataset of (feature, y): in memory, on the device of the model, where the features take at most 512 MiB,
@@ -78,26 +80,32 @@ class FrozenPrefix:
         """
         if self.prefix is None:
             return data
-        prefix = self._frozen if dtype is None else independent(self._frozen).to(dtype)
-        rows, device = Rows(size(data)), model_device(self.head)
+        rows, run = Rows(size(data)), self._run(dtype)
         ys: list[Nest] = []
-
-        def features(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return prefix(self._order(x).to(dtype if x.is_floating_point() else None))
-
-        for x, y in batches(data, batch_size, device, title="features"):
-            part = features(x)
+        for x, y in batches(data, batch_size, model_device(self.head), title="features"):
+            part = run(x)
             if not rows.fits(part):
-                return Changed(as_dataset(data), lambda x, y, _: (features(x.to(device)), y))
+                return Changed(as_dataset(data), lambda x, y, _: (run(x), y))
             rows.add(part)
             ys.append(y)
         return dataset_of(rows.joined(), joined(ys))
 
-    def live(self, dataset: Dataset[Any]) -> Dataset[Any]:
+    def live(self, dataset: Dataset[Any], *, dtype: torch.dtype | None = None) -> Dataset[Any]:
         """The samples of a dataset with the head's inputs made anew whenever they are read, for data that change."""
-        device = model_device(self.head)
-        return dataset if self.prefix is None else Changed(dataset, lambda x, y, _: (self(moved(x, device)), y))
+        if self.prefix is None:
+            return dataset
+        run = self._run(dtype)
+        return Changed(dataset, lambda x, y, _: (run(x), y))
+
+    def _run(self, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+        device, own = model_device(self.head), next(self.head.parameters()).dtype
+
+        def run(x: Tensor) -> Tensor:
+            with torch.no_grad(), autocast(device, dtype):
+                features = self._frozen(self._order(x.to(device)))
+            return features.to(own) if dtype is not None and features.is_floating_point() else features
+
+        return run
 
 
 class _OneInput(nn.Module):

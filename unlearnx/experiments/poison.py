@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,17 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from unlearnx._checks import check_at_least_one
-from unlearnx._data import materialize
-from unlearnx.curvature import FrozenPrefix, LiSSA
+from unlearnx._data import size
+from unlearnx._sources import Changed
+from unlearnx.curvature import LiSSA
 from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
 from unlearnx.experiments.weights import Weights
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
-from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
@@ -34,8 +32,7 @@ class Treatment:
     """A method as the study runs it.
 
     Attributes:
-        method: the method, with the parameters it may change. The part of the model before them runs only once for all
-            methods that share it.
+        method: the method.
         mirrored: whether the method is given each image and its mirror image.
     """
 
@@ -132,7 +129,9 @@ class PoisonStudy:
         poison.save(folder / "poison.npz")
         before = {"clean": self._evaluate(clean), "poisoned": self._evaluate(poisoned)}
         request = Request.correct((s.train_x, poison.apply(s.train_y)), (s.train_x, s.train_y))
-        methods = _TreatmentRunner(self, poisoned, request).run(seed)
+        methods = {
+            name: self._treated(name, treatment, poisoned, request, seed) for name, treatment in self.treatments.items()
+        }
         if self.checkpoints:  # estimated before and after the methods; the faster one counts
             seconds = min(*estimates, self._estimate_training(seed))
             retraining = {"accuracy": before["clean"]["accuracy"], "seconds": seconds}
@@ -148,6 +147,14 @@ class PoisonStudy:
             result["speedup"] = seconds / result["total_seconds"]
             self.log(f"{name}: {100 * result['accuracy']:.2f} % after {result['total_seconds']:.1f} s")
         return {"seed": seed, **before, "methods": methods, "retrained": retraining}
+
+    def _treated(
+        self, name: str, treatment: Treatment, model: nn.Module, request: Request, seed: int
+    ) -> dict[str, Any]:
+        self.log(f"unlearning: {name}")
+        method = replace(treatment.method, seed=seed, progress=self.progress)
+        outcome = method(model, _mirrored(request) if treatment.mirrored else request)
+        return {"model": outcome.model, **describe_outcome(outcome), "total_seconds": outcome.seconds}
 
     def _start(self, seed: int, folder: Path) -> tuple[Poison, nn.Module, nn.Module]:
         """The poison, the clean and the poisoned model, loaded or trained."""
@@ -199,73 +206,15 @@ class PoisonStudy:
         }
 
 
-class _TreatmentRunner:
-    """Runs the treatments on the poisoned model, and computes features once for those that can share them."""
-
-    def __init__(self, study: PoisonStudy, model: nn.Module, request: Request):
-        self.study, self.model, self.request = study, model, request
-        self._shared: dict[tuple[str, bool, bool], tuple[FrozenPrefix, Request, float]] = {}
-
-    def run(self, seed: int) -> dict[str, dict[str, Any]]:
-        results = {}
-        for name, treatment in self.study.treatments.items():
-            self.study.log(f"unlearning: {name}")
-            cut, request, features_seconds = self._features(treatment)
-            outcome = replace(treatment.method, seed=seed, progress=self.study.progress)(cut.head, request)
-            model = copy.deepcopy(self.model)
-            model.load_state_dict({**model.state_dict(), **outcome.model.state_dict()})
-            results[name] = {
-                "model": model,
-                **describe_outcome(outcome),
-                "feature_seconds": features_seconds,
-                "total_seconds": outcome.seconds + features_seconds,
-            }
-        return results
-
-    def _features(self, treatment: Treatment) -> tuple[FrozenPrefix, Request, float]:
-        # Methods in float32 get features in float32, even if the frozen part ran in another dtype.
-        key = (str(treatment.method.params), treatment.mirrored, treatment.method.autocast is None)
-        if key not in self._shared:
-            start = time.perf_counter()
-            cut = FrozenPrefix(self.model, treatment.method.params, self.request.dataset)
-            dtype = self.study.training.autocast if cut.prefix is not None else None
-            request = self.request
-            if treatment.mirrored:
-                request = _joined(request, _mirror(request), cut, dtype)
-            else:
-                request = request_on_features(request, cut, batch_size=32, dtype=dtype)
-            if dtype is not None and treatment.method.autocast is None:
-                request = _as_float(request)
-            self._shared[key] = cut, request, time.perf_counter() - start
-        return self._shared[key]
+def _mirrored(request: Request) -> Request:
+    """The same request on all images and their mirror images, which come after them."""
+    dataset, corrected = (_and_mirrored(data) for data in (request.dataset, request.target))
+    forget = torch.cat([request.forget, request.forget + size(request.dataset)])
+    return Request(dataset, forget, corrected, request.labels_only)
 
 
-def _relabelling(x: Tensor, y: Tensor, y_new: Tensor, forget: Tensor) -> Request:
-    """A request to correct the labels `y` of the samples `forget` to those in `y_new`."""
-    return Request(TensorDataset(x, y), forget, TensorDataset(x, y_new), labels_only=True)
-
-
-def _parts(request: Request) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, given labels and true labels of a request to correct labels."""
-    (x, y), (_, y_new) = materialize(request.dataset), materialize(request.target)
-    return x, y, y_new
-
-
-def _mirror(request: Request) -> Request:
-    x, y, y_new = _parts(request)
-    return _relabelling(x.flip(-1), y, y_new, request.forget)
-
-
-def _joined(first: Request, second: Request, cut: FrozenPrefix, dtype: torch.dtype | None) -> Request:
-    """The features of two requests, joined."""
-    a, b = (_parts(request_on_features(r, cut, batch_size=32, dtype=dtype)) for r in (first, second))
-    x, y, y_new = (torch.cat(pair) for pair in zip(a, b, strict=True))
-    return _relabelling(x, y, y_new, torch.cat([first.forget, second.forget + len(a[0])]))
-
-
-def _as_float(request: Request) -> Request:
-    x, y, y_new = _parts(request)
-    return _relabelling(x.float(), y, y_new, request.forget)
+def _and_mirrored(data: Dataset[Any]) -> Dataset[Any]:
+    return ConcatDataset([data, Changed(data, lambda x, y, _: (x.flip(-1), y))])
 
 
 def _describe(treatment: Treatment) -> str:
@@ -326,14 +275,13 @@ def poison_cifar(
     """
     splits = load_cifar10(root, limit=limit)
     n = len(splits.train_x)
-    fast = fast_dtype(default_device())
     presets: dict[str, dict[str, Treatment]] = {
         "default": {
             "SSD": Treatment(SSD(alpha=10.0, params="last:6")),
             "first order": Treatment(FirstOrder(params="last:6")),
             "second order": Treatment(SecondOrder(params="last:6")),
             "fine-tuning": Treatment(FineTune(epochs=3, params="last:6")),
-            "fine-tuning, last block": Treatment(FineTune(epochs=3, lr=2e-3, params="last:14", autocast=fast)),
+            "fine-tuning, last block": Treatment(FineTune(epochs=3, lr=2e-3, params="last:14")),
         },
         # The publication uses sums over a batch, this package means over the data: hence the quotients.
         "reference": {
@@ -352,14 +300,14 @@ def poison_cifar(
         },
         "best": {
             "fine-tuning, last block, mirrored": Treatment(
-                FineTune(epochs=2, lr=2e-3, weight_decay=1e-2, batch_size=256, params="last:14", autocast=fast),
+                FineTune(epochs=2, lr=2e-3, weight_decay=1e-2, params="last:14"),
                 mirrored=True,
             ),
         },
     }
     if preset not in presets:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets)}")
-    training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast)
+    training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast_dtype(default_device()))
     return PoisonStudy(
         "poison-cifar",
         splits,

@@ -106,6 +106,9 @@ def describe(method: Method | Pipeline | Training) -> str:
             return f"[{', '.join(map(written, value))}]"
         return describe(value) if isinstance(value, Method) else repr(value)
 
-    changed = {k: v for k, v in vars(method).items() if k not in ("loss_fn", "seed", "progress") and v is not None}
-    arguments = ", ".join(f"{k}={written(v)}" for k, v in changed.items())
+    def says_something(name: str, value: Any) -> bool:
+        default = getattr(type(method), name, None) if name == "autocast" else None
+        return name not in ("loss_fn", "seed", "progress") and value != default
+
+    arguments = ", ".join(f"{k}={written(v)}" for k, v in vars(method).items() if says_something(k, v))
     return f"{type(method).__name__}({arguments})"

@@ -11,6 +11,7 @@ from torch import nn
 
 from unlearnx._checks import check_at_least_zero
 from unlearnx._data import Data
+from unlearnx._pace import Pace
 from unlearnx.methods.base import FirstDirection, Method, Work
 from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.fisher_masking import FisherMasking
@@ -68,19 +69,20 @@ class Automatic(Method):
         model: nn.Module,
         request: Request,
         level: UnseenLevel | None,
+        pace: Pace,
         first_direction: FirstDirection | None = None,
     ) -> Outcome:
         start = time.perf_counter()
         assert level is not None, "the strength is found, so the level is known"
-        kept = Kept(request.target, batch_size=self.batch_size, autocast=self.autocast, seed=self.seed)
+        kept = Kept(request.target, seed=self.seed, **pace.settings)
         before, gradients = kept.accuracy(model), 0
         best: tuple[Rank, str, Outcome] | None = None
         tried: list[dict[str, Any]] = []
         for method in self._methods(request, level):
             if tried and self.seconds is not None and time.perf_counter() - start > self.seconds:
                 break
-            outcome = method._on_copy(model, request, level)
-            self._judge(model, outcome, request, level)
+            outcome = method._on_copy(model, request, level, pace)
+            self._judge(model, outcome, request, level, pace)
             cost = max(0.0, before - kept.accuracy(outcome.model))
             gradients += outcome.gradient_evaluations
             tried.append(_line(method, outcome, cost))
@@ -94,10 +96,10 @@ class Automatic(Method):
         info = {**outcome.info, "method": name, "tried": tried}
         return replace(outcome, seconds=time.perf_counter() - start, gradient_evaluations=gradients, info=info)
 
-    def _level(self, model: nn.Module, request: Request) -> UnseenLevel:
+    def _level(self, model: nn.Module, request: Request, pace: Pace) -> UnseenLevel:
         if self.reference is None:
-            return super()._level(model, request)
-        return unseen_level(model, request, self.reference, batch_size=self.batch_size, autocast=self.autocast)
+            return super()._level(model, request, pace)
+        return unseen_level(model, request, self.reference, **pace.settings)
 
     def _methods(self, request: Request, level: UnseenLevel) -> Iterator[Method]:
         """The methods in the order in which they are tried."""

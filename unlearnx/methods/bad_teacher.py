@@ -62,8 +62,9 @@ class BadTeacher(TrainedMethod):
         forget, target = work.request.trained_forget_set, work.request.trained_target
         n, forgotten = size(target), len(work.request.forget)
         chosen = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: round(self.retain_share * n)]
-        good = Teacher(work.model, self, self.temperature)
-        bad = Teacher(random_network(work.model, self.seed, self.factory), self, self.temperature)
+        settings = (self.loss_fn, work.pace.autocast, self.temperature)
+        good = Teacher(work.model, *settings)
+        bad = Teacher(random_network(work.model, self.seed, self.factory), *settings)
 
         def targets(x: Nest, y: Nest, index: Tensor) -> Tensor:
             outputs = good.targets(x, y)

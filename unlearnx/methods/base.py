@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from unlearnx._arguments import check_fields, checked
 from unlearnx._batches import Nest, call, moved, rows
@@ -27,6 +28,7 @@ from unlearnx._data import Data
 from unlearnx._labels import guessing_loss
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._modes import evaluating
+from unlearnx._pace import Pace, find_pace
 from unlearnx._progress import showing_passes
 from unlearnx._sources import Samples
 from unlearnx._vectors import Vector
@@ -60,8 +62,13 @@ class Method:
         loss_fn: ``loss_fn(output, y)``: losses per sample, their mean or their sum.
         params: parameters that may change: names, ``"last:K"``, or None for all that require gradients. The part
             of the model before them runs once, and its outputs are kept.
-        batch_size: samples per pass.
-        autocast: dtype of autocast (see :func:`unlearnx.models.fast_dtype`); None for the model's own dtype.
+        batch_size: samples per pass; most of them in passes whose results do not depend on it.
+        autocast: dtype of autocast; None for the model's own dtype. ``"auto"`` takes bfloat16 for work of more than a
+            few seconds where the device has instructions for it (see :func:`unlearnx.models.fast_dtype`) and a trial
+            shows the model faster and its loss the same. It leaves float64 alone, and what is solved for or compares
+            losses that differ by little: of :class:`FirstOrder`, :class:`SecondOrder` and :class:`NewtonRepair`, it
+            concerns the frozen layers only. The outcome's ``info["pace"]`` says what was chosen, and under ``"head"``
+            for the layers that are changed where they differ.
         seed: seed of all random choices.
         progress: show progress bars (needs ``unlearnx[experiments]``).
         max_increase: largest increase of the mean loss on the corrected data, or on the retain set of a removal, in
@@ -79,12 +86,13 @@ class Method:
     """
 
     _needs_eval: ClassVar[bool] = True
+    _exact: ClassVar[bool] = False  # whether losses are compared so closely that "auto" leaves them in the own dtype
     _strength: ClassVar[str | None] = None  # the field that is "auto" where the method finds its strength by itself
 
     loss_fn: Loss = F.cross_entropy
     params: Params = None
     batch_size: int = 256
-    autocast: torch.dtype | None = None
+    autocast: torch.dtype | str | None = AUTO
     seed: int = 0
     progress: bool = False
     max_increase: float | None = None
@@ -93,6 +101,8 @@ class Method:
         check_fields(self)
         check_at_least_one(batch_size=self.batch_size)
         SampleLoss(self.loss_fn)  # refuses what is no function
+        if isinstance(self.autocast, str) and self.autocast != AUTO:
+            raise ValueError(f"autocast is {self.autocast!r}, expected a floating dtype, 'auto' or None")
         check_at_least_zero(max_increase=self.max_increase, unbounded=True)
 
     @checked
@@ -106,12 +116,14 @@ class Method:
         start = time.perf_counter()
         with showing_passes(self.progress):
             self._check(model, request)
-            level = self._level(model, request) if self._finds_strength else None
+            pace = self._pace(model, request)
+            level = self._level(model, request, pace) if self._finds_strength else None
             seconds = time.perf_counter() - start
-            outcome = self._on_copy(model, request, level)
+            outcome = self._on_copy(model, request, level, pace)
             outcome.seconds += seconds
             if not outcome.evidence:  # a method that tries others has judged them
-                self._judge(model, outcome, request, self._level(model, request) if level is None else level)
+                level = self._level(model, request, pace) if level is None else level
+                self._judge(model, outcome, request, level, pace)
         return outcome
 
     @property
@@ -122,19 +134,21 @@ class Method:
     def _check(self, model: nn.Module, request: Request) -> None:
         check_call(model, self.loss_fn, request.dataset, name="request", deterministic=self._needs_eval)
 
-    def _level(self, model: nn.Module, request: Request) -> UnseenLevel:
-        return unseen_level(model, request, request.held_out, batch_size=self.batch_size, autocast=self.autocast)
+    def _pace(self, model: nn.Module, request: Request) -> Pace:
+        return find_pace(model, self.loss_fn, request.dataset, self.batch_size, self.autocast)
 
-    def _judge(self, before: nn.Module, outcome: Outcome, request: Request, level: UnseenLevel) -> None:
-        outcome.forgotten, outcome.evidence = judge(
-            before, outcome.model, request, level, batch_size=self.batch_size, autocast=self.autocast
-        )
+    def _level(self, model: nn.Module, request: Request, pace: Pace) -> UnseenLevel:
+        return unseen_level(model, request, request.held_out, **pace.settings)
+
+    def _judge(self, before: nn.Module, outcome: Outcome, request: Request, level: UnseenLevel, pace: Pace) -> None:
+        outcome.forgotten, outcome.evidence = judge(before, outcome.model, request, level, **pace.settings)
 
     def _on_copy(
         self,
         model: nn.Module,
         request: Request,
         level: UnseenLevel | None,
+        pace: Pace,
         first_direction: FirstDirection | None = None,
     ) -> Outcome:
         """The outcome without a verdict. The strength is found where the level of an unseen model is given.
@@ -142,11 +156,11 @@ class Method:
         Of labels that occur nowhere else, as of a class, the last layer alone is changed where that forgets at less
         cost to what stays than changing all parameters.
         """
-        outcome, standing = self._attempt(model, request, level, first_direction)
+        outcome, standing = self._attempt(model, request, level, pace, first_direction)
         names = last_layer(model)
         if standing is None or standing.is_good or self.params is not None or names == self._names(model):
             return outcome
-        narrow, other = replace(self, params=names)._attempt(model, request, level)
+        narrow, other = replace(self, params=names)._attempt(model, request, level, pace)
         best = outcome
         if other is not None and other.rank < standing.rank:
             best = narrow
@@ -160,6 +174,7 @@ class Method:
         model: nn.Module,
         request: Request,
         level: UnseenLevel | None,
+        pace: Pace,
         first_direction: FirstDirection | None = None,
     ) -> tuple[Outcome, Standing | None]:
         """The outcome, and how far the model is where a class was to be forgotten and the strength was found."""
@@ -168,12 +183,13 @@ class Method:
         names = self._names(working)
         frozen_prefix = FrozenPrefix(working, names, request.dataset)
         head = frozen_prefix.head
-        on_features = request_on_features(request, frozen_prefix, batch_size=self.batch_size)
-        work = Work(self, head, on_features, names, first_direction)
+        own_pace = self._head_pace(frozen_prefix, request.dataset, pace)
+        on_features = request_on_features(request, frozen_prefix, batch_size=pace.batch_size, dtype=pace.autocast)
+        work = Work(self, head, on_features, names, own_pace, first_direction)
         if level is not None and level.accuracy is not None and self._finds_strength:
             work.aim_at(level.accuracy)
         before = {name: t.clone() for name, t in head.state_dict().items()}
-        info: dict[str, Any] = {}
+        info: dict[str, Any] = {"pace": pace.described(own_pace)}
         applied, reason, loss = True, None, work.initial_loss
         try:
             self._apply(work, info)
@@ -197,6 +213,13 @@ class Method:
             info=info,
         )
         return outcome, standing
+
+    def _head_pace(self, frozen_prefix: FrozenPrefix, data: Dataset[Any], pace: Pace) -> Pace:
+        """How the head goes through its inputs, where the whole model goes through the data at `pace`."""
+        if frozen_prefix.prefix is not None:
+            inputs = frozen_prefix.live(data, dtype=pace.autocast)
+            pace = find_pace(frozen_prefix.head, self.loss_fn, inputs, self.batch_size, self.autocast)
+        return replace(pace, autocast=None) if self._exact and self.autocast == AUTO else pace
 
     def _names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that the method may change."""
@@ -247,9 +270,10 @@ class Work:
         model: nn.Module,
         request: Request,
         names: list[str],
+        pace: Pace,
         first_direction: FirstDirection | None = None,
     ):
-        self.method, self.model, self.request, self.names = method, model, request, names
+        self.method, self.model, self.request, self.names, self.pace = method, model, request, names, pace
         self.first_direction = first_direction
         self.gradient_evaluations = 0
         self.gauge: Gauge | None = None
@@ -265,9 +289,8 @@ class Work:
             self.target,
             level,
             allowed_increase(self.request, self.method.max_increase),
-            batch_size=self.method.batch_size,
-            autocast=self.method.autocast,
             seed=self.method.seed,
+            **self.pace.settings,
         )
 
     def least_strength(
@@ -313,13 +336,7 @@ class Work:
 
     def corrected_loss(self) -> float:
         """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal."""
-        return mean_loss(
-            self.model,
-            self.method.loss_fn,
-            self.target,
-            batch_size=self.method.batch_size,
-            autocast=self.method.autocast,
-        )
+        return mean_loss(self.model, self.method.loss_fn, self.target, **self.pace.settings)
 
 
 def chance_loss(work: Work, data: Data) -> float | None:

@@ -15,7 +15,7 @@ from unlearnx._checks import model_device
 from unlearnx._copies import independent, lent
 from unlearnx._data import KEPT_BYTES
 from unlearnx._labels import class_axis, following, is_binary, is_causal
-from unlearnx._losses import SampleLoss, torch_loss
+from unlearnx._losses import Loss, SampleLoss, torch_loss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._pairs import Pair
 from unlearnx._per_sample import per_sample
@@ -36,11 +36,11 @@ class Teacher:
     where none does.
     """
 
-    def __init__(self, model: nn.Module, method: Method, temperature: float = 1.0):
+    def __init__(self, model: nn.Module, loss_fn: Loss, autocast: torch.dtype | None = None, temperature: float = 1.0):
         self._model = lent(independent(model)).eval()
         self._order = ImageOrder(self._model)
-        self._autocast, self._loss_fn, self.temperature = method.autocast, method.loss_fn, temperature
-        self._ignore_index = SampleLoss(method.loss_fn).ignore_index
+        self._autocast, self._loss_fn, self.temperature = autocast, loss_fn, temperature
+        self._ignore_index = SampleLoss(loss_fn).ignore_index
         self.kind = ""
         self.axis: int | None = None
 

@@ -72,7 +72,7 @@ class EnergyAlignment(TrainedMethod):
         forgotten = len(work.request.forget)
         moved = Rows(forgotten)
         with evaluating(work.model) as model:
-            for x, y in batches(work.request.forget_set, self.batch_size, model_device(work.model)):
+            for x, y in batches(work.request.forget_set, work.pace.batch_size, model_device(work.model)):
                 if not isinstance(x, Tensor) or not x.is_floating_point():
                     raise ValueError(
                         "request: EnergyAlignment moves the inputs of the last layers, expected one floating point "

@@ -30,11 +30,9 @@ def request_on_features(
     """
     if frozen_prefix.prefix is None:
         return request
-    before = (
-        frozen_prefix.features(request.dataset, batch_size=batch_size, dtype=dtype) if features is None else features
-    )
-    known = as_dataset(before)
-    augmented = None if request.augmented is None else frozen_prefix.live(request.augmented)
+    settings: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype}
+    known = as_dataset(frozen_prefix.features(request.dataset, **settings) if features is None else features)
+    augmented = None if request.augmented is None else frozen_prefix.live(request.augmented, dtype=dtype)
     correction = request.correction
     if correction is None:
         return Request(known, request.forget, augmented=augmented)
@@ -43,7 +41,7 @@ def request_on_features(
         x, y = materialize(known)
         corrected = dataset_of(x, replaced(y, request.forget, joined([label for _, label in batches(correction)])))
     else:
-        changed = frozen_prefix.features(correction, batch_size=batch_size, dtype=dtype)
+        changed = frozen_prefix.features(correction, **settings)
         n, chosen = size(known), torch.arange(size(known))
         chosen[request.forget] = n + torch.arange(len(request.forget))
         corrected = Subset(ConcatDataset([known, as_dataset(changed)]), chosen.tolist())

@@ -42,7 +42,7 @@ class Importance:
         """Compute the importances for the present model, in one pass over all data.
 
         Args:
-            method: its loss, batch size, autocast dtype, seed and progress are used.
+            method: its loss, batch size, seed and progress are used.
             work: the model and the request.
             fisher_type: as in :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
                 the squared norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all
@@ -92,7 +92,7 @@ def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction
         fisher_type="empirical" if label_free else fisher_type,
         reduction=reduction,
         batch_size=method.batch_size,
-        compute_dtype=method.autocast,
+        compute_dtype=work.pace.autocast,
         generator=torch.Generator().manual_seed(method.seed),
         progress=method.progress,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class InfluenceUpdate(Method):
     set) is not finite, or not lower, is undone and ends the run. In a removal with a given step size, or with steps
     towards ``forget_loss``, the loss may rise by ``max_increase``.
     """
+
+    _exact: ClassVar[bool] = True
 
     steps: int = 1
     points: str = "predicted"
@@ -111,11 +113,13 @@ class InfluenceUpdate(Method):
             limit=work.initial_loss + allowed_increase(work.request, self.max_increase) if may_raise else None,
             target="retain set" if removal else "corrected data",
             measure=work.corrected_loss,
-            estimate=partial(self._mean_loss, work, _some(work.target, LINE_SEARCH_SAMPLES, generator)),
+            estimate=partial(
+                self._mean_loss, work, _some(work.target, LINE_SEARCH_SAMPLES, generator, self.batch_size)
+            ),
         )
 
     def _mean_loss(self, work: Work, data: Data) -> float:
-        return mean_loss(work.model, self.loss_fn, data, batch_size=self.batch_size, autocast=self.autocast)
+        return mean_loss(work.model, self.loss_fn, data, **work.pace.settings)
 
     @property
     def _finds_strength(self) -> bool:
@@ -132,7 +136,7 @@ class InfluenceUpdate(Method):
 
     def _loss_of_guessing(self, work: Work) -> float | None:
         """Where no label of the forget set stays, as of a class, the loss of guessing."""
-        forgotten, retained = (_classes(data, self.batch_size) for data in (work.request.forget_set, work.target))
+        forgotten, retained = (_classes(data, work.pace.batch_size) for data in (work.request.forget_set, work.target))
         if forgotten is None or retained is None:
             return None
         given = forgotten[forgotten != SampleLoss(self.loss_fn).ignore_index]
@@ -149,7 +153,9 @@ class InfluenceUpdate(Method):
         if not record["points"]:
             return None
         work.gradient_evaluations += size(old)
-        difference = grad_difference(work.model, self.loss_fn, old, new, params=work.names, batch_size=self.batch_size)
+        difference = grad_difference(
+            work.model, self.loss_fn, old, new, params=work.names, batch_size=work.pace.batch_size
+        )
         return difference if new is not None else scaled(difference, -1.0)  # a removal has no new samples: 0 - grad
 
 
@@ -161,10 +167,10 @@ def _classes(data: Data, batch_size: int) -> Tensor | None:
     return torch.cat([y.reshape(-1).unique().cpu() for y in found]).unique()
 
 
-def _some(data: Dataset[Any], limit: int, generator: torch.Generator) -> Dataset[Any]:
+def _some(data: Dataset[Any], limit: int, generator: torch.Generator, batch_size: int) -> Dataset[Any]:
     """At most so many samples, drawn at random."""
     chosen = torch.randperm(size(data), generator=generator)[:limit]
-    return picked(data, chosen) if len(chosen) < size(data) else data
+    return picked(data, chosen, batch_size) if len(chosen) < size(data) else data
 
 
 def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:
@@ -196,5 +202,5 @@ def _mistakes(work: Work, ignore_index: int) -> tuple[Tensor, Tensor]:
         wrong = (predicted != y).reshape(len(y), -1).any(1)
         return wrong.cpu(), predicted[wrong].cpu()
 
-    found = each_batch((work.model,), work.target, work.method.batch_size, work.method.autocast, mistakes)
+    found = each_batch((work.model,), work.target, work.pace.batch_size, work.pace.autocast, mistakes)
     return torch.cat([wrong for wrong, _ in found]).nonzero().flatten(), joined([labels for _, labels in found])

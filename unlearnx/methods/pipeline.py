@@ -12,11 +12,13 @@ from torch import nn
 from unlearnx._arguments import check_fields
 from unlearnx._checks import check_at_least_zero
 from unlearnx._copies import independent
+from unlearnx._pace import Pace
 from unlearnx._wrappers import rewrapped
 from unlearnx.methods.base import Method, NotApplied, refuse_harm
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.verdict import judge
+from unlearnx.metrics.unseen import UnseenLevel
 
 
 @dataclass
@@ -66,11 +68,14 @@ class Pipeline:
         common: dict[str, Any] = {"max_increase": math.inf, "progress": self.progress}
         if self.seed is not None:
             common["seed"] = self.seed
-        current, outcomes, level = model, [], None
+        current, outcomes = model, []
+        level: UnseenLevel | None = None
+        pace: Pace | None = None
         for stage in (replace(stage, **common) for stage in self.stages):
             stage._check(current, request)
-            level = stage._level(model, request) if level is None else level
-            outcomes.append(stage._on_copy(current, request, level))
+            pace = stage._pace(model, request) if pace is None else pace
+            level = stage._level(model, request, pace) if level is None else level
+            outcomes.append(stage._on_copy(current, request, level, pace))
             current = outcomes[-1].model
         before, after = outcomes[0].loss_before, outcomes[-1].loss_after
         applied, reason = True, None
@@ -81,7 +86,8 @@ class Pipeline:
         except NotApplied as found:
             current, applied = rewrapped(independent(model), model), False
             reason, after = str(found), before
-        forgotten, evidence = judge(model, current, request, level, batch_size=self.stages[0].batch_size)
+        assert pace is not None, "there is at least one stage"
+        forgotten, evidence = judge(model, current, request, level, **pace.settings)
         return Outcome(
             model=current,
             applied=applied,

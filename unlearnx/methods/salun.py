@@ -131,7 +131,7 @@ class SalUn(TrainedMethod):
         forget = work.request.forget_set
         work.gradient_evaluations += len(work.request.forget)
         with evaluating(work.model) as model, torch.enable_grad():
-            gradient = grad_difference(model, self.loss_fn, forget, params=work.names, batch_size=self.batch_size)
+            gradient = grad_difference(model, self.loss_fn, forget, params=work.names, batch_size=work.pace.batch_size)
         magnitudes = torch.cat([gradient[name].abs().flatten() for name in work.names])
         is_salient = torch.zeros_like(magnitudes, dtype=torch.bool)
         is_salient[magnitudes.topk(round(self.ratio * len(magnitudes))).indices] = True

@@ -55,7 +55,7 @@ class SCRUB(TrainedMethod):
         check_at_least_zero(max_epochs=self.max_epochs, max_lr=self.max_lr, alpha=self.alpha, gamma=self.gamma)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
-        original = Teacher(work.model, self)
+        original = Teacher(work.model, self.loss_fn, work.pace.autocast)
         forget, retain = (
             original.taught(data) for data in (work.request.trained_forget_set, work.request.trained_target)
         )

@@ -16,6 +16,7 @@ from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one
 from unlearnx._copies import independent
 from unlearnx._data import as_dataset, picked, size
+from unlearnx._pace import Pace
 from unlearnx._vectors import Vector, scaled
 from unlearnx._wrappers import rewrapped
 from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA
@@ -107,30 +108,34 @@ class SecondOrder(InfluenceUpdate):
             raise ValueError("requests: have different datasets, expected the same dataset object in all of them")
         check_call(model, self.loss_fn, dataset, name="request")
         names = self._names(model)
-        frozen_prefix = FrozenPrefix(model, names, dataset)
-        features = as_dataset(frozen_prefix.features(dataset, batch_size=self.batch_size))
+        frozen_prefix, pace = FrozenPrefix(model, names, dataset), self._pace(model, requests[0])
+        settings: dict[str, Any] = {"batch_size": pace.batch_size, "dtype": pace.autocast}
+        features = as_dataset(frozen_prefix.features(dataset, **settings))
         own = replace(self, params=names)  # the head has the same parameter names
         on_features = [
-            request_on_features(request, frozen_prefix, features=features, batch_size=self.batch_size)
-            for request in requests
+            request_on_features(request, frozen_prefix, features=features, **settings) for request in requests
         ]
         outcomes = []
-        directions = own._first_directions(frozen_prefix.head, features, on_features)
+        own_pace = own._head_pace(frozen_prefix, dataset, pace)
+        directions = own._first_directions(frozen_prefix.head, features, on_features, own_pace)
         for request, in_features, first_direction in zip(requests, on_features, directions, strict=True):
-            level = own._level(model, request)
-            outcome = own._on_copy(frozen_prefix.head, in_features, level, first_direction)
+            level = own._level(model, request, pace)
+            outcome = own._on_copy(frozen_prefix.head, in_features, level, own_pace, first_direction)
             outcome.model = _with_parameters(model, outcome.model, names)
-            self._judge(model, outcome, request, level)
+            outcome.info["pace"] = pace.described(own_pace)
+            self._judge(model, outcome, request, level, pace)
             outcome.gradient_evaluations += outcome.info["steps"][0]["points"] if outcome.info["steps"] else 0
             outcomes.append(outcome)
         return outcomes
 
-    def _first_directions(self, model: nn.Module, data: Dataset[Any], requests: list[Request]) -> list[FirstDirection]:
+    def _first_directions(
+        self, model: nn.Module, data: Dataset[Any], requests: list[Request], pace: Pace
+    ) -> list[FirstDirection]:
         """Functions that return the first directions of the requests, all solved with the curvature on `data`."""
         names = self._names(model)
         records: list[dict[str, Any]] = [{} for _ in requests]
         differences = [
-            self._difference(Work(self, model, request, names), torch.Generator().manual_seed(self.seed), record)
+            self._difference(Work(self, model, request, names, pace), torch.Generator().manual_seed(self.seed), record)
             for request, record in zip(requests, records, strict=True)
         ]
         known = [d for d in differences if d is not None]
@@ -159,7 +164,7 @@ class SecondOrder(InfluenceUpdate):
         n = size(data)
         if self.curvature_samples is not None and self.curvature_samples < n:
             generator = torch.Generator().manual_seed(self.seed)
-            data = picked(data, torch.randperm(n, generator=generator)[: self.curvature_samples])
+            data = picked(data, torch.randperm(n, generator=generator)[: self.curvature_samples], self.batch_size)
         return CurvatureOperator(
             model,
             self.loss_fn,

@@ -57,8 +57,9 @@ class StochasticTeacher(TrainedMethod):
         check_at_least_zero(alpha=self.alpha, erase_lr=self.erase_lr)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
-        original = Teacher(work.model, self)
-        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), self)
+        settings = (self.loss_fn, work.pace.autocast)
+        original = Teacher(work.model, *settings)
+        random_teacher = Teacher(random_network(work.model, self.seed, self.factory), *settings)
         to_erase = random_teacher.taught(work.request.trained_forget_set)
         to_learn = original.taught(work.request.trained_target)
         reconstruct = labels_and_teacher(self, original, label_weight=1.0, teacher_weight=self.alpha)

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unlearnx._batches import joined
-from unlearnx._data import Data, Samples, dataset_of
+from unlearnx._data import Data, picked, size
 from unlearnx._losses import Loss
 from unlearnx.metrics import mean_loss
 from unlearnx.metrics.readings import HIT, Reader, Reading
@@ -161,11 +160,9 @@ def hits(reading: Reading | None) -> float:
 
 
 def some(data: Data, most: int, seed: int, batch_size: int) -> Data:
-    """At most so many samples, drawn at random, in memory."""
-    samples = Samples(data)
-    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    parts = [samples.read(index) for index in chosen.split(batch_size)]
-    return dataset_of(*(joined(list(nests)) for nests in zip(*parts, strict=True)))
+    """At most so many samples, drawn at random; see :func:`picked`."""
+    chosen = torch.randperm(size(data), generator=torch.Generator().manual_seed(seed))[:most]
+    return picked(data, chosen.sort().values, batch_size)
 
 
 @dataclass(frozen=True)

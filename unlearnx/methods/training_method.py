@@ -102,7 +102,7 @@ class TrainedMethod(Method):
             anchor=anchor,
             loss_fn=self.loss_fn if loss_fn is None else loss_fn,
             params=work.names,
-            autocast=self.autocast,
+            autocast=work.pace.autocast,
             seed=self.seed + info.get("trainings", 0),
             progress=self.progress,
         )

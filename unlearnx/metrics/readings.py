@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,9 +67,14 @@ class Reader:
         found_scores: list[Tensor] = []
         labels: list[Tensor] = []
         found: dict[str, list[Tensor]] = {}
-        with evaluating(model) as lent, self.depths.watching(lent) if features else nullcontext():
-            for index in chosen.split(self.batch_size or PASS):
-                x, y = (moved(part, device) for part in samples.read(index))
+        with evaluating(model) as lent, ExitStack() as watch:
+            order = ImageOrder(lent)
+            order.taken(samples.read(chosen[:2])[0])  # which runs the model, and is not to be watched
+            if features:
+                watch.enter_context(self.depths.watching(lent))
+            parts = chosen.split(self.batch_size or PASS)
+            for x, y in samples.batches(parts):
+                x, y = moved(x, device), moved(y, device)
                 with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
                     output = run(lent, order(x))
                 rows = class_scores(output, y)

@@ -135,12 +135,12 @@ def unseen_level(
         with known_as(model="reference"):
             answer = reader.read(reference, forget, READ)
         return UNKNOWN_KIND if answer is None else _measured(answer)
-    seen = reader.read(model, forget, READ, features=True)
-    if seen is None:
-        return UNKNOWN_KIND
     if request.labels_only:
         stays = reader.read(model, request.retain_set, READ)
         return UNKNOWN_KIND if stays is None else _corrected(stays)
+    seen = reader.read(model, forget, READ, features=True)
+    if seen is None:
+        return UNKNOWN_KIND
     absent = ~torch.isin(seen.y, _labels(request.target, batch_size))
     if absent.all():
         return _never_given(seen.classes)

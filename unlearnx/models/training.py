@@ -33,18 +33,6 @@ from unlearnx._random import forked_random
 from unlearnx._sources import Samples
 
 
-def fast_dtype(device: torch.device | str) -> torch.dtype | None:
-    """bfloat16 where the device computes with it several times faster than with float32 (AMX, CUDA), else None.
-
-    Example:
-        >>> fast_dtype("cpu") in (torch.bfloat16, None)
-        True
-    """
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None
-
-
 @dataclass
 class Training:
     """AdamW with a one-cycle schedule of the learning rate, for training, retraining and fine-tuning.

@@ -26,6 +26,7 @@ CHEAP = 0.01  # accuracy on what stays that may be lost where nothing else is to
 FACTOR = 4.0  # between trials until one forgets and one does not
 MOST_TRIALS = 8  # in one direction
 HALVINGS = 4  # of the logarithm of that factor
+FINER, FINER_TRIALS = 1.3, 8  # the factor between trials, and how many, below a strength that costs too much
 
 
 def given(name: str, value: float | str) -> float | None:
@@ -202,6 +203,22 @@ def least_strength(
     if high is None and harmless(low):
         return Found(low, False, len(tried))
     return Found(greatest_strength(harmless, low if high is None else high), False, len(tried))
+
+
+def cheaper_strength(stands: Callable[[float], Standing], enough: float) -> float:
+    """Where a strength costs what stays too much, a lesser one that forgets as well at less cost; else itself.
+
+    A model may forget at a strength, know the samples again at a greater one, and forget them for good at one that does
+    more harm: the search for the least strength passes by the first of these.
+
+    Args:
+        stands: how far the model is at a strength.
+        enough: the strength that was found.
+    """
+    if stands(enough).is_good:
+        return enough
+    lesser = [enough / FINER**k for k in range(FINER_TRIALS + 1)]
+    return min(lesser, key=lambda strength: stands(strength).rank)
 
 
 def greatest_strength(harmless: Callable[[float], bool], too_much: float) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnx._batches import scores
-from unlearnx._data import Data, size
+from unlearnx._data import Data, picked, size
 from unlearnx._losses import Loss
 from unlearnx._per_sample import per_sample
 from unlearnx._vectors import Vector
@@ -18,6 +18,7 @@ from unlearnx.methods.base import Method, Work
 from unlearnx.methods.stored import training_samples
 
 IMPORTANCES = (*FISHER_TYPES, "label_free")
+MOST_SAMPLES = 10_000  # of a set, that importances are measured on where the strength is to be found
 
 
 def check_importance(fisher_type: str) -> None:
@@ -42,18 +43,21 @@ class Importance:
     def measure(cls, method: Method, work: Work, fisher_type: str) -> Importance:
         """Compute the importances for the present model, in one pass over all data.
 
+        Where the method finds its strength by itself, at most 10,000 samples of either set are read, drawn at random.
+
         Args:
             method: its loss, batch size, seed and progress are used.
             work: the model and the request.
             fisher_type: that of the method's factors where it has some; else as in
-                :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
-                the squared norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all
-                data, since their batches differ from those of the two sets.
+                :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of the squared
+                norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all data, since their batches differ from those of the two sets.
         """
         request, n, factors = work.request, training_samples(work), method._stored
         m = len(request.forget)
+        most = MOST_SAMPLES if method._finds_strength else n
         if factors is not None:
-            forget = diagonal(method, work, request.forget_set, factors.info["fisher_type"], "mean")
+            chosen = _some(request.forget_set, most, method.seed)
+            forget = diagonal(method, work, chosen, factors.info["fisher_type"], "mean")
             full = factors.fisher_diagonal
             if full is None:
                 raise ValueError("factors: hold no exact diagonal, expected those of fit(..., diagonal=True)")
@@ -66,10 +70,12 @@ class Importance:
             )
             return cls(forget, retain, full)
         forget, retain = (
-            diagonal(method, work, data, fisher_type, "sum") for data in (request.forget_set, request.retain_set)
+            diagonal(method, work, _some(data, most, method.seed), fisher_type, "mean")
+            for data in (request.forget_set, request.retain_set)
         )
-        full = {name: forget[name] + retain[name] for name in work.names}
-        return cls(_divided(forget, m), _divided(retain, n - m), _divided(full, n))
+        share = m / n
+        full = {name: share * forget[name] + (1 - share) * retain[name] for name in work.names}
+        return cls(forget, retain, full)
 
 
 @per_sample
@@ -107,5 +113,8 @@ def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction
     )
 
 
-def _divided(vector: Vector, n: int) -> Vector:
-    return {name: t / n for name, t in vector.items()}
+def _some(data: Data, most: int, seed: int) -> Data:
+    """At most so many samples, drawn at random."""
+    if size(data) <= most:
+        return data
+    return picked(data, torch.randperm(size(data), generator=torch.Generator().manual_seed(seed))[:most])

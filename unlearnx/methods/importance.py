@@ -50,7 +50,8 @@ class Importance:
             work: the model and the request.
             fisher_type: that of the method's factors where it has some; else as in
                 :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of the squared
-                norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all data, since their batches differ from those of the two sets.
+                norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all data, since
+                their batches differ from those of the two sets.
         """
         request, n, factors = work.request, training_samples(work), method._stored
         m = len(request.forget)

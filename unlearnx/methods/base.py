@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -38,7 +38,7 @@ from unlearnx.methods.chosen_parameters import ChosenParameters, last_layer
 from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
-from unlearnx.methods.strength import AUTO, Gauge, Standing, greatest_strength, least_strength
+from unlearnx.methods.strength import AUTO, Gauge, Standing, cheaper_strength, greatest_strength, least_strength
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
 from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
@@ -48,6 +48,9 @@ MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the lo
 
 # Returns the direction of a step and writes the step's numbers to its record; None where there is nothing to correct.
 FirstDirection = Callable[[dict[str, Any]], Vector | None]
+
+
+T = TypeVar("T")
 
 
 class NotApplied(Exception):
@@ -315,8 +318,8 @@ class Work:
         gauge, parameters = self.gauge, ChosenParameters(self.model, self.names)
         start = parameters.read()
 
-        def then(answer: Callable[[], bool]) -> Callable[[float], bool]:
-            def asked(strength: float) -> bool:
+        def then(answer: Callable[[], T]) -> Callable[[float], T]:
+            def asked(strength: float) -> T:
                 parameters.write(start, {}, 0.0)
                 change(strength)
                 return answer()
@@ -329,6 +332,8 @@ class Work:
         else:
             found = least_strength(then(gauge.forgotten), then(gauge.harmless), guess, most=most)
             strength, info["forgets"] = found.strength, found.forgets
+            if found.forgets:
+                strength = cheaper_strength(then(gauge.standing), strength)
         parameters.write(start, {}, 0.0)
         if not strength:
             raise NotApplied("every strength raises the loss on what stays by more than max_increase allows")

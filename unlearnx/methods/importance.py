@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnx._batches import scores
-from unlearnx._data import Data, size
+from unlearnx._data import Data, picked, size
 from unlearnx._losses import Loss
 from unlearnx._per_sample import per_sample
 from unlearnx._vectors import Vector
@@ -17,6 +17,7 @@ from unlearnx.curvature.fisher import FISHER_TYPES, fisher_diagonal
 from unlearnx.methods.base import Method, Work
 
 IMPORTANCES = (*FISHER_TYPES, "label_free")
+MOST_SAMPLES = 10_000  # of a set, that importances are measured on where the strength is to be found
 
 
 def check_importance(fisher_type: str) -> None:
@@ -41,6 +42,8 @@ class Importance:
     def measure(cls, method: Method, work: Work, fisher_type: str) -> Importance:
         """Compute the importances for the present model, in one pass over all data.
 
+        Where the method finds its strength by itself, at most 10,000 samples of either set are read, drawn at random.
+
         Args:
             method: its loss, batch size, seed and progress are used.
             work: the model and the request.
@@ -55,12 +58,14 @@ class Importance:
                 for data in (request.forget_set, request.retain_set, request.dataset)
             )
             return cls(forget, retain, full)
+        most = MOST_SAMPLES if method._finds_strength else n
         forget, retain = (
-            diagonal(method, work, data, fisher_type, "sum") for data in (request.forget_set, request.retain_set)
+            diagonal(method, work, _some(data, most, method.seed), fisher_type, "mean")
+            for data in (request.forget_set, request.retain_set)
         )
-        full = {name: forget[name] + retain[name] for name in work.names}
-        m = len(request.forget)
-        return cls(_divided(forget, m), _divided(retain, n - m), _divided(full, n))
+        share = len(request.forget) / n
+        full = {name: share * forget[name] + (1 - share) * retain[name] for name in work.names}
+        return cls(forget, retain, full)
 
 
 @per_sample
@@ -98,5 +103,8 @@ def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction
     )
 
 
-def _divided(vector: Vector, n: int) -> Vector:
-    return {name: t / n for name, t in vector.items()}
+def _some(data: Data, most: int, seed: int) -> Data:
+    """At most so many samples, drawn at random."""
+    if size(data) <= most:
+        return data
+    return picked(data, torch.randperm(size(data), generator=torch.Generator().manual_seed(seed))[:most])

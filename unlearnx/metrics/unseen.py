@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FITTED = 2000  # most samples that a classifier is fitted on
 MOST = 0.9  # share of right labels without which no loss is estimated
 READ = 1000  # most samples of the forget set, and of held-out data, that are read
+NEAR = 0.05  # accuracy from the estimate, and twice as much from either end of its interval: no different
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Level:
 
     Example:
         >>> level = Level(0.9, 0.85, 0.93)
-        >>> level.furthest(0.87)
-        0.06
+        >>> level.furthest(0.87), level.agrees(0.87), level.agrees(0.96)
+        (0.06, True, False)
     """
 
     estimate: float
@@ -42,6 +43,10 @@ class Level:
     def furthest(self, value: float) -> float:
         """Distance of `value` to the farther end of the interval."""
         return round(max(abs(value - self.low), abs(value - self.high)), 12)
+
+    def agrees(self, value: float) -> bool:
+        """Whether an accuracy is within 5 points of the estimate, and within 10 of both ends of the interval."""
+        return abs(value - self.estimate) <= NEAR and self.furthest(value) <= 2 * NEAR
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,24 @@
-"""How much memory is free."""
+"""How much memory is free, and giving back what is not needed."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
 
 UNKNOWN_FREE_BYTES = 4 << 30  # assumed where the system does not say how much memory is free
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library keeps it until it is asked (glibc).
+
+    Small tensors that are kept of every batch otherwise pin the room of the batches between them, which glibc does not
+    use again: memory grows as if all batches were kept.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
-from unlearnx._batches import Index, Nest, count, joined, one, take
+from unlearnx._batches import Index, Nest, count, joined, nbytes, one, take
+from unlearnx._memory import give_back
 from unlearnx._pairs import Pair, checked, size
 
 Collate = Callable[[list[Any]], Any]
 # What is made of a batch: from x, y and the indices of the samples.
 Change = Callable[[Nest, Nest, Tensor], Pair]
+
+GIVEN_BACK = 256 << 20  # bytes of samples read after which the system gets freed memory back
 
 # The settings of a DataLoader that say how samples are read, rather than which.
 _READING = (
@@ -184,6 +187,15 @@ class _Read:
         return len(self.dataset)
 
     def batches(self, indices: Sequence[Index], seed: int) -> Iterator[Pair]:
+        read = 0
+        for batch in self._batches(indices, seed):
+            read += nbytes(batch)
+            if read > GIVEN_BACK:
+                give_back()
+                read = 0
+            yield batch
+
+    def _batches(self, indices: Sequence[Index], seed: int) -> Iterator[Pair]:
         n = len(self)
         numbers = [_numbers(index, n) for index in indices]
         collate = partial(_collated, self.collate)

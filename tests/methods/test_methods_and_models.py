@@ -10,29 +10,24 @@ import pytest
 import torch
 from torch import nn
 
+from tests.methods.kinds import KINDS
 from tests.models import odd_models as odd
 from unlearnx import Request
 from unlearnx.methods import METHODS, BadTeacher, Retrain, StochasticTeacher
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-KINDS = {
-    "pair": odd.network,
-    "`.view`": odd.View,
-    "compiled": lambda: torch.compile(odd.network(), backend="aot_eager"),
-    "`DataParallel`": lambda: nn.DataParallel(odd.network()),
-    "old `weight_norm`": lambda: odd.used(odd.old_weight_norm()),
-}
 SETTINGS = {"fisher-masking": {"ratio": 0.1}}
 
 
 def result(method, kind):
-    """Whether the method works on the kind of model, or refuses it with an error of ours."""
+    """Whether the method works on the kind of model and samples, or refuses them with an error of ours."""
     torch.manual_seed(0)
-    model = KINDS[kind]().eval()
-    data = odd.samples(model)
+    kind = KINDS[kind]
+    model = kind.build().eval()
     before = copy.deepcopy(dict(model.state_dict()))
+    settings = {"loss_fn": kind.loss_fn, **SETTINGS.get(method, {})}
     try:
-        outcome = METHODS[method](**SETTINGS.get(method, {}))(model, Request.remove(data, range(3)))
+        outcome = METHODS[method](**settings)(model, Request.remove(kind.data(), range(3)))
     except (ValueError, TypeError) as error:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if "/unlearnx/" not in Path(raised_in).as_posix() or not re.match(r"[a-z_]+(:| is) ", str(error)):
@@ -44,7 +39,7 @@ def result(method, kind):
     moved = any(not torch.equal(p, before[name]) for name, p in outcome.model.named_parameters())
     assert moved == outcome.applied
     assert outcome.applied or outcome.reason
-    outcome.model(data[0])
+    kind.called(outcome.model)
     return "works"
 
 

@@ -27,7 +27,14 @@ from unlearnx.methods import (
     SecondOrder,
     StochasticTeacher,
 )
-from unlearnx.methods.strength import FACTOR, HALVINGS, greatest_strength, least_strength
+from unlearnx.methods.strength import (
+    FACTOR,
+    HALVINGS,
+    Standing,
+    cheaper_strength,
+    greatest_strength,
+    least_strength,
+)
 from unlearnx.metrics import accuracy
 from unlearnx.models import Training, digits_cnn
 
@@ -60,6 +67,19 @@ def test_bounds_of_the_strength():
     assert least_strength(lambda s: False, lambda s: True, 0.5, most=1.0).strength == 1.0
     assert least_strength(lambda s: True, lambda s: False, 1.0).strength == 0.0
     assert greatest_strength(lambda s: not math.isnan(s) and s < 0.1, 7.0) == pytest.approx(0.1, rel=RESOLUTION - 1)
+
+
+def test_a_lesser_strength_that_forgets_at_less_cost_is_found():
+    """Between 2 and 3 this model has forgotten, at 4 it knows the samples again, and beyond 8 all is lost."""
+
+    def stands(strength):
+        forgotten = 2 <= strength <= 3 or strength >= 8
+        return Standing(0.01 if forgotten else 0.5, 0.3 if strength >= 8 else 0.0, 0.01)
+
+    found = least_strength(lambda s: stands(s).accuracy <= 0.01, lambda s: True, 4.0).strength
+    assert found >= 8
+    assert 2 <= cheaper_strength(stands, found) <= 3
+    assert cheaper_strength(stands, 2.5) == 2.5
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,8 @@ class Automatic(Method):
     one that came nearest.
 
     The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
-    ``seconds``, and ``cost``, the accuracy on what stays that it lost.
+    ``seconds``, and ``cost``, the accuracy on what stays that it lost. A method that refuses the labels is passed over,
+    with what it said as its ``reason``.
 
     Args:
         seconds: once so many have passed, no further method is begun; None for no limit.
@@ -77,21 +78,30 @@ class Automatic(Method):
         kept = Kept(request.target, seed=self.seed, **pace.settings)
         before, gradients = kept.accuracy(model), 0
         best: tuple[Rank, str, Outcome] | None = None
+        refusal: ValueError | None = None
         tried: list[dict[str, Any]] = []
         for method in self._methods(request, level):
             if tried and self.seconds is not None and time.perf_counter() - start > self.seconds:
                 break
-            outcome = method._on_copy(model, request, level, pace)
+            try:
+                outcome = method._on_copy(model, request, level, pace)
+            except ValueError as error:  # it does not take these labels, as a method that relabels takes no values
+                tried.append(_line(method, "unknown", False, str(error), 0.0, 0.0))
+                refusal = error
+                continue
             self._judge(model, outcome, request, level, pace)
             cost = max(0.0, before - kept.accuracy(outcome.model))
             gradients += outcome.gradient_evaluations
-            tried.append(_line(method, outcome, cost))
+            found = outcome.forgotten, outcome.applied, outcome.reason, outcome.seconds
+            tried.append(_line(method, *found, cost))
             rank = _rank(outcome, cost)
             if best is None or rank < best[0]:
                 best = rank, type(method).__name__, outcome
             if outcome.applied and outcome.forgotten == "yes" and cost <= CHEAP:
                 break
-        assert best is not None
+        if best is None:
+            assert refusal is not None, "there is a method to try"
+            raise refusal
         _, name, outcome = best
         info = {**outcome.info, "method": name, "tried": tried}
         return replace(outcome, seconds=time.perf_counter() - start, gradient_evaluations=gradients, info=info)
@@ -115,13 +125,15 @@ class Automatic(Method):
         raise NotImplementedError("the methods that are tried do this")
 
 
-def _line(method: Method, outcome: Outcome, cost: float) -> dict[str, Any]:
+def _line(
+    method: Method, forgotten: str, applied: bool, reason: str | None, seconds: float, cost: float
+) -> dict[str, Any]:
     return {
         "method": type(method).__name__,
-        "forgotten": outcome.forgotten,
-        "applied": outcome.applied,
-        "reason": outcome.reason,
-        "seconds": outcome.seconds,
+        "forgotten": forgotten,
+        "applied": applied,
+        "reason": reason,
+        "seconds": seconds,
         "cost": cost,
     }
 

@@ -70,11 +70,7 @@ class Teacher:
 
     def _read(self, output: Any, values: Tensor, y: Tensor) -> None:
         """Find what the outputs mean."""
-        self.axis = class_axis(output, y)
-        known = torch_loss(self._loss_fn)
-        one_hot = self.axis is not None and y.is_floating_point()
-        if one_hot and not (known is not None and known[0] is F.cross_entropy):
-            self.axis = None
+        self.axis = axis_of_classes(output, y, self._loss_fn)
         before = self.kind
         if self.axis is not None:
             self.kind = "classes"
@@ -119,6 +115,17 @@ class Teacher:
             return self.temperature**2 * positions.mean(1)
         counts = counts.reshape(n, -1)
         return self.temperature**2 * positions.where(counts, 0).sum(1) / counts.sum(1).clamp(min=1)
+
+
+def axis_of_classes(output: Any, y: Tensor, loss_fn: Loss) -> int | None:
+    """The dimension of the classes in the scores of an output, as :func:`class_axis` finds it; None where y are none.
+
+    Numbers of the scores' shape are probabilities of the classes for torch's cross-entropy, and answers or values for
+    other losses.
+    """
+    known = torch_loss(loss_fn)
+    one_hot = y.is_floating_point() and not (known is not None and known[0] is F.cross_entropy)
+    return None if one_hot else class_axis(output, y)
 
 
 def lessons(dataset: Dataset[Any], teacher: Teacher, targets: Callable[..., Tensor]) -> Dataset[Any]:

@@ -19,6 +19,7 @@ from unlearnx._per_sample import per_sample
 from unlearnx._rows import Rows
 from unlearnx._sources import Changed
 from unlearnx.methods.base import Work
+from unlearnx.methods.distillation import axis_of_classes
 from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
@@ -41,7 +42,8 @@ class EnergyAlignment(TrainedMethod):
             inputs of these layers.
 
     Raises:
-        ValueError: a number is out of range, or the model does not return class scores (N, classes).
+        ValueError: a number is out of range, the model does not return class scores (N, classes), or the labels are not
+            one class for each sample.
 
     Source: the energy of Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020.
 
@@ -78,7 +80,13 @@ class EnergyAlignment(TrainedMethod):
                         "request: EnergyAlignment moves the inputs of the last layers, expected one floating point "
                         "tensor of them; none was found for this model and params"
                     )
-                before.append(free_energy(model, x))
+                energy = free_energy(model, x)
+                if not isinstance(y, Tensor) or axis_of_classes(model(x), y, self.loss_fn) is None:
+                    raise ValueError(
+                        "request: has labels that are not one class for each sample, expected classes: the energy of "
+                        "EnergyAlignment is that of scores of which one is right"
+                    )
+                before.append(energy)
                 part = descend(model, x, self.steps, self.step)
                 after.append(free_energy(model, part))
                 soft_labels.append(scores(model(part)).softmax(1))

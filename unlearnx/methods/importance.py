@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from unlearnx._batches import scores
-from unlearnx._data import Data, size
+from unlearnx._data import Data, picked, size
 from unlearnx._losses import Loss
 from unlearnx._per_sample import per_sample
 from unlearnx._vectors import Vector
 from unlearnx.curvature.fisher import FISHER_TYPES, fisher_diagonal
 from unlearnx.methods.base import Method, Work
+from unlearnx.methods.stored import training_samples
 
 IMPORTANCES = (*FISHER_TYPES, "label_free")
+MOST_SAMPLES = 10_000  # of a set, that importances are measured on where the strength is to be found
 
 
 def check_importance(fisher_type: str) -> None:
@@ -41,14 +43,27 @@ class Importance:
     def measure(cls, method: Method, work: Work, fisher_type: str) -> Importance:
         """Compute the importances for the present model, in one pass over all data.
 
+        Where the method finds its strength by itself, at most 10,000 samples of either set are read, drawn at random.
+
         Args:
             method: its loss, batch size, seed and progress are used.
             work: the model and the request.
-            fisher_type: as in :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
-                the squared norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all
-                data, since their batches differ from those of the two sets.
+            fisher_type: that of the method's factors where it has some; else as in
+                :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of the squared
+                norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all data, since
+                their batches differ from those of the two sets.
         """
-        request, n = work.request, size(work.request.dataset)
+        request, n, factors = work.request, training_samples(work), method._stored
+        m = len(request.forget)
+        most = MOST_SAMPLES if method._finds_strength else n
+        if factors is not None:
+            chosen = _some(request.forget_set, most, method.seed)
+            forget = diagonal(method, work, chosen, factors.info["fisher_type"], "mean")
+            full = factors.fisher_diagonal
+            if full is None:
+                raise ValueError("factors: hold no exact diagonal, expected those of fit(..., diagonal=True)")
+            retain = {name: (n * full[name] - m * forget[name]).clamp(min=0) / (n - m) for name in work.names}
+            return cls(forget, retain, full)
         if fisher_type == "batch":
             forget, retain, full = (
                 diagonal(method, work, data, "batch", "mean")
@@ -56,11 +71,12 @@ class Importance:
             )
             return cls(forget, retain, full)
         forget, retain = (
-            diagonal(method, work, data, fisher_type, "sum") for data in (request.forget_set, request.retain_set)
+            diagonal(method, work, _some(data, most, method.seed), fisher_type, "mean")
+            for data in (request.forget_set, request.retain_set)
         )
-        full = {name: forget[name] + retain[name] for name in work.names}
-        m = len(request.forget)
-        return cls(_divided(forget, m), _divided(retain, n - m), _divided(full, n))
+        share = m / n
+        full = {name: share * forget[name] + (1 - share) * retain[name] for name in work.names}
+        return cls(forget, retain, full)
 
 
 @per_sample
@@ -98,5 +114,8 @@ def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction
     )
 
 
-def _divided(vector: Vector, n: int) -> Vector:
-    return {name: t / n for name, t in vector.items()}
+def _some(data: Data, most: int, seed: int) -> Data:
+    """At most so many samples, drawn at random."""
+    if size(data) <= most:
+        return data
+    return picked(data, torch.randperm(size(data), generator=torch.Generator().manual_seed(seed))[:most])

@@ -26,6 +26,7 @@ CHEAP = 0.01  # accuracy on what stays that may be lost where nothing else is to
 FACTOR = 4.0  # between trials until one forgets and one does not
 MOST_TRIALS = 8  # in one direction
 HALVINGS = 4  # of the logarithm of that factor
+FINER, FINER_TRIALS = 1.3, 8  # the factor between trials, and how many, below a strength that costs too much
 
 
 def given(name: str, value: float | str) -> float | None:
@@ -101,6 +102,7 @@ class Gauge:
         self._reader = Reader(batch_size, autocast, seed)
         self._forget = some(forget, FORGET_TRIED, seed, batch_size)
         self._kept = Kept(stays, batch_size=batch_size, autocast=autocast, seed=seed)
+        self._level = level
         self.aim, self.floor = level.estimate + ABOVE, level.estimate - BELOW
         self.at_start = self.accuracy()
         self._kept_at_start = self._kept.accuracy(model)
@@ -108,8 +110,8 @@ class Gauge:
 
     @property
     def nothing_to_forget(self) -> bool:
-        """Whether the forget set was at that level from the beginning."""
-        return self.at_start <= self.aim
+        """Whether the forget set was at that level from the beginning: what follows would be noise, and could harm."""
+        return self.at_start <= self.aim or self._level.agrees(self.at_start)
 
     def accuracy(self) -> float:
         """Accuracy on the forget set, with the labels that are to be forgotten, in [0, 1]."""
@@ -201,6 +203,22 @@ def least_strength(
     if high is None and harmless(low):
         return Found(low, False, len(tried))
     return Found(greatest_strength(harmless, low if high is None else high), False, len(tried))
+
+
+def cheaper_strength(stands: Callable[[float], Standing], enough: float) -> float:
+    """Where a strength costs what stays too much, a lesser one that forgets as well at less cost; else itself.
+
+    A model may forget at a strength, know the samples again at a greater one, and forget them for good at one that does
+    more harm: the search for the least strength passes by the first of these.
+
+    Args:
+        stands: how far the model is at a strength.
+        enough: the strength that was found.
+    """
+    if stands(enough).is_good:
+        return enough
+    lesser = [enough / FINER**k for k in range(FINER_TRIALS + 1)]
+    return min(lesser, key=lambda strength: stands(strength).rank)
 
 
 def greatest_strength(harmless: Callable[[float], bool], too_much: float) -> float:

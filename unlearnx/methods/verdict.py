@@ -13,9 +13,8 @@ from unlearnx._data import Data
 from unlearnx.methods.outcome import Verdict
 from unlearnx.methods.request import Request
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading
-from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
+from unlearnx.metrics.unseen import NEAR, Level, UnseenLevel, unseen_level
 
-NEAR = 0.05  # accuracy from the estimate, and twice as much from either end of its interval: forgotten
 READ = 2000  # most samples of the forget set that are looked at
 MEASURES = {"accuracy": HIT, "confidence": PROBABILITY, "loss": LOSS}
 
@@ -90,7 +89,7 @@ def _measures(reading: Reading | None) -> dict[str, float] | None:
 
 
 def _verdict(before: float, after: float, level: Level) -> Verdict:
-    if abs(after - level.estimate) <= NEAR and level.furthest(after) <= 2 * NEAR:
+    if level.agrees(after):
         return "yes"
     left, whole = _outside(after, level), _outside(before, level)
     if left <= NEAR:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnx._arguments import checked
 from unlearnx._checks import known_as
-from unlearnx._data import Data, size
+from unlearnx._data import Data, picked, size
 from unlearnx._known_labels import drawn_labels
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FITTED = 2000  # most samples that a classifier is fitted on
 MOST = 0.9  # share of right labels without which no loss is estimated
 READ = 1000  # most samples of the forget set, and of held-out data, that are read
+NEAR = 0.05  # accuracy from the estimate, and twice as much from either end of its interval: no different
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Level:
 
     Example:
         >>> level = Level(0.9, 0.85, 0.93)
-        >>> level.furthest(0.87)
-        0.06
+        >>> level.furthest(0.87), level.agrees(0.87), level.agrees(0.96)
+        (0.06, True, False)
     """
 
     estimate: float
@@ -42,6 +43,10 @@ class Level:
     def furthest(self, value: float) -> float:
         """Distance of `value` to the farther end of the interval."""
         return round(max(abs(value - self.low), abs(value - self.high)), 12)
+
+    def agrees(self, value: float) -> bool:
+        """Whether an accuracy is within 5 points of the estimate, and within 10 of both ends of the interval."""
+        return abs(value - self.estimate) <= NEAR and self.furthest(value) <= 2 * NEAR
 
 
 @dataclass(frozen=True)
@@ -133,23 +138,33 @@ def unseen_level(
     if request.labels_only:
         stays = reader.read(model, request.retain_set, READ)
         return UNKNOWN_KIND if stays is None else _corrected(stays)
+    if not request.something_stays:
+        return NOTHING_STAYS
     seen = reader.read(model, forget, READ, features=True)
     if seen is None:
         return UNKNOWN_KIND
-    absent = ~torch.isin(seen.y, _labels(request.target, batch_size))
+    what_stays = request.target
+    absent = ~torch.isin(seen.y, _labels(what_stays, batch_size))
     if absent.all():
         return _never_given(seen.classes)
-    fitted = reader.read(model, request.target, FITTED, features=True)
+    if not request.has_retain_set:  # held-out data stand for it: half of them are fitted, half are held out
+        order = torch.randperm(size(what_stays), generator=torch.Generator().manual_seed(seed))
+        what_stays, reference = (picked(what_stays, half) for half in order.tensor_split(2))
+    fitted = reader.read(model, what_stays, FITTED, features=True)
     with known_as(data="reference"):
         held = None if reference is None else reader.read(model, reference, READ, features=True)
     if fitted is None or (held is None and reference is not None):
         return UNKNOWN_KIND
-    part = len(request.forget) / size(request.dataset)
+    total = request.samples if request.has_retain_set else len(request.forget) + size(request.target)
+    part = len(request.forget) / total
     return _from_features(fitted, seen, held, absent, part)
 
 
 UNKNOWN_KIND = UnseenLevel(
     None, None, None, "The model does not give one class score for each label of a sample, so nothing is estimated."
+)
+NOTHING_STAYS = UnseenLevel(
+    None, None, None, "There is neither a retain set nor held-out data, so nothing is estimated."
 )
 UNTOLD = UnseenLevel(
     None, None, None, "At no depth do the model's features tell labels of what stays that it has not memorised."

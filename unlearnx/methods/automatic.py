@@ -13,7 +13,9 @@ from unlearnx._checks import check_at_least_zero
 from unlearnx._data import Data
 from unlearnx._pace import Pace
 from unlearnx.methods.base import FirstDirection, Method, Work
+from unlearnx.methods.chosen_parameters import last_layer
 from unlearnx.methods.fine_tune import FineTune
+from unlearnx.methods.first_order import FirstOrder
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import NegGrad
 from unlearnx.methods.outcome import Outcome
@@ -31,9 +33,9 @@ Rank = tuple[bool, bool, bool, float, float]
 class Automatic(Method):
     """Try methods in turn, each at the strength that it finds, until one has forgotten at little cost.
 
-    Of a whole class, dampening and masking come first, which only read the data once. Samples whose kind stays need
-    training. Corrections begin with training on the corrected data. Where no method forgets, the outcome is that of the
-    one that came nearest.
+    Of a whole class, what only reads the data comes first: dampening, a step of the last layer, masking. Samples whose
+    kind stays need training. Corrections begin with training on the corrected data. Where no method forgets, the outcome
+    is that of the one that came nearest.
 
     The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
     ``seconds``, and ``cost``, the accuracy on what stays that it lost. A method that refuses the labels is passed over,
@@ -80,7 +82,7 @@ class Automatic(Method):
         best: tuple[Rank, str, Outcome] | None = None
         refusal: ValueError | None = None
         tried: list[dict[str, Any]] = []
-        for method in self._methods(request, level):
+        for method in self._methods(model, request, level):
             if tried and self.seconds is not None and time.perf_counter() - start > self.seconds:
                 break
             try:
@@ -111,15 +113,18 @@ class Automatic(Method):
             return super()._level(model, request, pace)
         return unseen_level(model, request, self.reference, **pace.settings)
 
-    def _methods(self, request: Request, level: UnseenLevel) -> Iterator[Method]:
+    def _methods(self, model: nn.Module, request: Request, level: UnseenLevel) -> Iterator[Method]:
         """The methods in the order in which they are tried."""
+        common = {f.name: getattr(self, f.name) for f in fields(Method)}
         kinds: list[type[Method]] = [NegGrad, SCRUB, SalUn, FineTune]
         if request.corrected is not None:
             kinds = [FineTune, NegGrad, SCRUB]
         elif level.never_given:
-            kinds = [SSD, FisherMasking, *kinds]
-        common = {f.name: getattr(self, f.name) for f in fields(Method)}
-        return (kind(**common) for kind in kinds)
+            yield SSD(**common)
+            yield FirstOrder(**{**common, "params": last_layer(model) if self.params is None else self.params})
+            kinds = [FisherMasking, *kinds]
+        for kind in kinds:
+            yield kind(**common)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         raise NotImplementedError("the methods that are tried do this")

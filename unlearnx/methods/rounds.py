@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
+from unlearnx._data import Data, as_dataset, size
 from unlearnx.methods.base import NotApplied
 from unlearnx.methods.strength import BEARABLE, Gauge
 
 MOST_ROUNDS = 12  # of training, those that are undone included
 STEPS, FEW_STEPS = 16, 4  # of the optimizer in a round, at least; few where nothing teaches what stays
+MOST_SAMPLES = 16_384  # in an epoch of a round: whether the forget set is forgotten is seen long before all are read
 FASTER, SLOWER, FASTEST = 2.0, 0.4, 32.0  # factors of the learning rate, and the greatest one
 LONGER, LONGEST = 2, 4  # factors of the epochs of a round
 HEALABLE = 0.2  # accuracy on what stays that a method may lose for a while if it trains on what stays as well
@@ -136,6 +139,15 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict(state)
+
+
+def of_round(data: Data, seed: int) -> Data:
+    """The samples of an epoch of a round: of many, others each time."""
+    n = size(data)
+    if n <= MOST_SAMPLES:
+        return data
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST_SAMPLES]
+    return Subset(as_dataset(data), chosen.tolist())
 
 
 def gently(model: nn.Module, gauge: Gauge, train: Train, epochs: int) -> None:

@@ -15,7 +15,7 @@ from unlearnx._data import Data, size
 from unlearnx._losses import Loss
 from unlearnx._modes import modes_kept
 from unlearnx.methods.base import Method, NotApplied, Work
-from unlearnx.methods.rounds import FEW_STEPS, STEPS, Rounds, Train, gently
+from unlearnx.methods.rounds import FEW_STEPS, STEPS, Rounds, Train, gently, of_round
 from unlearnx.models.training import Training
 
 
@@ -94,6 +94,9 @@ class TrainedMethod(Method):
             eval_mode: train in eval mode. BatchNorm would otherwise add statistics of the forget set to its own.
         """
         data = work.request.trained_target if data is None else data
+        seed = self.seed + info.get("trainings", 0)
+        if work.gauge is not None:
+            data = of_round(data, seed)
         training = Training(
             epochs,
             lr,
@@ -103,7 +106,7 @@ class TrainedMethod(Method):
             loss_fn=self.loss_fn if loss_fn is None else loss_fn,
             params=work.names,
             autocast=work.pace.autocast,
-            seed=self.seed + info.get("trainings", 0),
+            seed=seed,
             progress=self.progress,
         )
         with _train_mode(work.model, set() if eval_mode else set(work.names)):

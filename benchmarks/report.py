@@ -401,6 +401,66 @@ def unseen_level() -> str:
     return markdown(head, rows)
 
 
+def untuned() -> str:
+    """What every method does on every cell where nothing is tuned, as counts, and what `unlearnx.forget` does."""
+    rows = []
+    for own in untuned_cells():
+        seeds = sorted({row["seed"] for row in own})
+        auto = [row for row in own if row["method"] == "auto"]
+        before, retrained = (mean(row[when]["forget"] for row in auto) for when in ("before", "retrained"))
+        lost = mean(row["before"]["test"] - row["after"]["test"] for row in auto)
+        methods = [[row for row in own if row["seed"] == seed and row["method"] != "auto"] for seed in seeds]
+        count = [str(sum(row["near"] and row["kept"] for row in of_seed)) for of_seed in methods]
+        after, speedup = (
+            mean(row["after"]["forget"] for row in auto),
+            median(row["retraining_seconds"] / row["seconds"] for row in auto),
+        )
+        rows.append(
+            [
+                *(own[0]["what"], percent(before, 1), percent(retrained, 1), percent(after, 1)),
+                *(f"{100 * lost:+.1f}", f"{speedup:.1f}x", f"{', '.join(count)} of {len(methods[0])}"),
+            ]
+        )
+    head = ["model, what is forgotten", "before", "retrained", "`forget`", "test accuracy lost", "time", "methods near"]
+    return markdown(head, rows)
+
+
+def untuned_methods() -> str:
+    """For every method, on how many cells it comes near to retraining at little cost, and what its verdicts say."""
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for row in read("untuned")["rows"]:
+        by_method.setdefault(row["method"], []).append(row)
+
+    def near(own: list[dict[str, Any]], is_class: bool) -> str:
+        chosen = [row for row in own if row["is_class"] == is_class]
+        return f"{sum(row['near'] and row['kept'] for row in chosen)} of {len(chosen)}"
+
+    rows = [
+        [f"`{name}`", near(own, True), near(own, False), str(sum(row.get("forgotten") == "yes" for row in own))]
+        + [str(sum(row["wrong"] for row in own))]
+        for name, own in by_method.items()
+    ]
+    return markdown(["method", "classes", "samples", 'verdicts "yes"', "wrong ones"], rows)
+
+
+def untuned_verdicts() -> str:
+    """Verdicts against the distance to the retrained model's accuracy on the forget set."""
+    found = read("untuned")["verdicts"]
+    distances = ("within 5 points", "5 to 10", "more than 10")
+    rows = [
+        [f'"{name}"', *(str(found[name].get(d, 0)) for d in distances)] for name in ("yes", "partly", "unknown", "no")
+    ]
+    return markdown(["verdict", *distances], rows)
+
+
+def untuned_cells() -> list[list[dict[str, Any]]]:
+    """The rows of each cell."""
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for row in read("untuned")["rows"]:
+        cells.setdefault(row["cell"], []).append(row)
+    return list(cells.values())
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "poison-cifar": poison_cifar,
@@ -413,6 +473,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature": lambda: curvature("curvature"),
     "lstm": lambda: curvature("lstm"),
     "unseen-level": unseen_level,
+    "untuned": untuned,
+    "untuned-methods": untuned_methods,
+    "untuned-verdicts": untuned_verdicts,
 }
 
 

@@ -42,7 +42,8 @@ def run(
                 f"{case.accuracy['test']:.1%}, retrained in {case.seconds:.1f} s"
             )
             for method, kind in chosen.items():
-                row = {"cell": name, "seed": seed, "method": method, **_measured(case, kind)}
+                known = {"cell": name, "what": CELLS[name].what, "is_class": CELLS[name].is_class, "seed": seed}
+                row = {**known, "method": method, **_measured(case, kind)}
                 row.update(judged(row, CELLS[name].is_class))
                 say(described(row))
                 yield row

@@ -34,8 +34,8 @@ class Automatic(Method):
     """Try methods in turn, each at the strength that it finds, until one has forgotten at little cost.
 
     Of a whole class, what only reads the data comes first: dampening, a step of the last layer, masking. Samples whose
-    kind stays need training. Corrections begin with training on the corrected data. Where no method forgets, the outcome
-    is that of the one that came nearest.
+    kind stays need training. Corrections begin with training on the corrected data. Where no method forgets, the
+    outcome is that of the one that came nearest.
 
     The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
     ``seconds``, and ``cost``, the accuracy on what stays that it lost. A method that refuses the labels is passed over,

@@ -436,8 +436,10 @@ def untuned_methods() -> str:
         return f"{sum(row['near'] and row['kept'] for row in chosen)} of {len(chosen)}"
 
     rows = [
-        [f"`{name}`", near(own, True), near(own, False), str(sum(row.get("forgotten") == "yes" for row in own))]
-        + [str(sum(row["wrong"] for row in own))]
+        [
+            *(f"`{name}`", near(own, True), near(own, False)),
+            *(str(sum(row.get("forgotten") == "yes" for row in own)), str(sum(row["wrong"] for row in own))),
+        ]
         for name, own in by_method.items()
     ]
     return markdown(["method", "classes", "samples", 'verdicts "yes"', "wrong ones"], rows)

@@ -158,6 +158,8 @@ def test_eigenvalues_are_the_true_ones(name, approximation):
             torch.testing.assert_close(block.values, fisher[block.name], **EXACT)
     assert sorted(n for b in factors.blocks for n in b.names) == sorted(fisher)
     assert factors.trace() == pytest.approx(sum(float(t.sum()) for t in fisher.values()), rel=1e-10)
+    for n, t in factors.fisher_diagonal.items():
+        torch.testing.assert_close(t, fisher[n], **EXACT)
 
 
 def test_which_parameters_have_factors():
@@ -385,6 +387,8 @@ def test_saved_factors_are_the_same(name, tmp_path):
     v = {n: torch.randn_like(p) for n, p in model.named_parameters()}
     for n, t in factors.solve(v, 0.1).items():
         assert torch.equal(t, loaded.solve(v, 0.1)[n])
+    for n, t in factors.fisher_diagonal.items():
+        assert torch.equal(t, loaded.fisher_diagonal[n])
     assert loaded.info == factors.info
 
 

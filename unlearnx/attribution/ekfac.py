@@ -14,7 +14,7 @@ al., "Studying large language model generalization with influence functions", ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ from unlearnx._data import Data, Samples, check_in_order, dataset_of, size
 from unlearnx._losses import Loss
 from unlearnx._vectors import Vector
 from unlearnx.curvature import EKFAC, Factors, per_sample_grad_difference, per_sample_grad_dot
+from unlearnx.curvature.kfac.factors import inverse
 
-MEAN_EIGENVALUES = 0.1  # the default damping of a layer, in units of the mean eigenvalue of its factors
 STORED_BYTES = 1 << 28  # gradients of queries, or of samples in turn, that are stored at a time
 
 
@@ -78,10 +78,10 @@ def ekfac_influence(
     check_in_order("queries", queries)
     check_call(model, loss_fn, queries, name="queries")
     factors = _factors(model, loss_fn, train, factors, params, batch_size)
-    n, inverse = size(train), _inverse(damping)
+    n, inverted = size(train), inverse(damping)
     scores = []
     for gradients in _gradients(model, loss_fn, "queries", queries, factors):
-        solved = factors.layout.vector(factors.rows_applied(inverse, gradients), single=False, wide=True)
+        solved = factors.layout.vector(factors.rows_applied(inverted, gradients), single=False, wide=True)
         names = factors.layout.names
         products = per_sample_grad_dot(model, loss_fn, train, solved, params=names, batch_size=batch_size)
         scores.append(products.div_(-n))
@@ -121,9 +121,9 @@ def ekfac_self_influence(
     _check_damping(damping)
     check_in_order("train", train)
     factors = _factors(model, loss_fn, train, factors, params, batch_size)
-    n, inverse = size(train), _inverse(damping)
+    n, inverted = size(train), inverse(damping)
     parts = [
-        (gradients * factors.rows_applied(inverse, gradients)).sum(1) / n
+        (gradients * factors.rows_applied(inverted, gradients)).sum(1) / n
         for gradients in _gradients(model, loss_fn, "train", train, factors, batch_size)
     ]
     scores = torch.cat(parts)
@@ -136,19 +136,13 @@ def _check_damping(damping: float | None) -> None:
         raise ValueError(f"damping is {damping!r}, expected a finite number > 0, or None")
 
 
-def _inverse(damping: float | None) -> Callable[[Tensor], Tensor]:
-    if damping is not None:
-        return lambda values: 1 / (values + damping)
-    # A layer whose eigenvalues are all zero has gradients of zero.
-    return lambda values: 1 / (values + (MEAN_EIGENVALUES * values.mean()).clamp(min=torch.finfo(values.dtype).tiny))
-
-
 def _factors(
     model: nn.Module, loss_fn: Loss, train: Data, factors: Factors | None, params: Params, batch_size: int | None
 ) -> Factors:
     if factors is None:
         generator = torch.Generator().manual_seed(0)
-        return EKFAC().fit(model, loss_fn, train, params=params, batch_size=batch_size, generator=generator)
+        fit = EKFAC().fit
+        return fit(model, loss_fn, train, params=params, diagonal=False, batch_size=batch_size, generator=generator)
     if params is not None and select_params(model, params) != factors.layout.names:
         raise ValueError(f"params: is {params!r}, expected those of the factors: {', '.join(factors.layout.names)}")
     own = dict(model.named_parameters())

@@ -33,9 +33,11 @@ from unlearnx._progress import showing_passes
 from unlearnx._sources import Samples
 from unlearnx._vectors import Vector
 from unlearnx._wrappers import rewrapped
+from unlearnx.curvature.kfac.factors import Factors
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.methods.chosen_parameters import ChosenParameters, last_layer
 from unlearnx.methods.frozen_features import request_on_features
+from unlearnx.methods.loss_increase import LossIncrease
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.strength import AUTO, Gauge, Standing, cheaper_strength, greatest_strength, least_strength
@@ -134,7 +136,17 @@ class Method:
         """Whether the method is to find its strength by itself."""
         return self._strength is not None and getattr(self, self._strength) == AUTO
 
+    @property
+    def _stored(self) -> Factors | None:
+        """Factors of the training data that stand for the retain set, where the method has them."""
+        return None
+
     def _check(self, model: nn.Module, request: Request) -> None:
+        if self._stored is None and not request.has_retain_set:
+            raise ValueError(
+                f"request: has no retain set, which {type(self).__name__} needs; methods with a field named factors "
+                "take those of the training data in its place"
+            )
         check_call(model, self.loss_fn, request.dataset, name="request", deterministic=self._needs_eval)
 
     def _pace(self, model: nn.Module, request: Request) -> Pace:
@@ -161,7 +173,8 @@ class Method:
         """
         outcome, standing = self._attempt(model, request, level, pace, first_direction)
         names = last_layer(model)
-        if standing is None or standing.is_good or self.params is not None or names == self._names(model):
+        given = self.params is not None or self._stored is not None
+        if standing is None or standing.is_good or given or names == self._names(model):
             return outcome
         narrow, other = replace(self, params=names)._attempt(model, request, level, pace)
         best = outcome
@@ -205,12 +218,14 @@ class Method:
         standing = None
         if work.gauge is not None and not work.gauge.nothing_to_forget and level is not None and level.never_given:
             standing = work.gauge.standing()
+        if not work.measures:
+            info["estimated_increase"] = loss
         outcome = Outcome(
             model=rewrapped(working, model),
             applied=applied,
             reason=reason,
-            loss_before=work.initial_loss,
-            loss_after=loss,
+            loss_before=work.initial_loss if work.measures else math.nan,
+            loss_after=loss if work.measures else math.nan,
             seconds=time.perf_counter() - start,
             gradient_evaluations=work.gradient_evaluations,
             info=info,
@@ -252,11 +267,12 @@ def refuse_harm(request: Request, before: float, after: float, max_increase: flo
     Raises:
         NotApplied: the loss increases by more than is allowed, or is not finite.
     """
-    removal = request.corrected is None
+    what = "retain set" if request.corrected is None else "corrected data"
+    estimated = "" if request.something_stays else ", as the factors estimate it,"
     limit = allowed_increase(request, max_increase)
     if not math.isfinite(after) or after > before + limit:
         raise NotApplied(
-            f"the mean loss on the {'retain set' if removal else 'corrected data'} would change from {before:.6g} to "
+            f"the mean loss on the {what}{estimated} would change from {before:.6g} to "
             f"{after:.6g}, expected an increase of at most max_increase={limit:g}"
         )
 
@@ -280,7 +296,11 @@ class Work:
         self.first_direction = first_direction
         self.gradient_evaluations = 0
         self.gauge: Gauge | None = None
-        self.target = request.target
+        self.target, self.measures = request.target, request.something_stays
+        self._increase: LossIncrease | None = None
+        if not self.measures:
+            assert method._stored is not None, "the method was checked"
+            self._increase = LossIncrease(method._stored, ChosenParameters(model, names), len(request.forget))
         self.initial_loss = self.corrected_loss()
 
     def aim_at(self, level: Level) -> None:
@@ -340,7 +360,12 @@ class Work:
         return strength
 
     def corrected_loss(self) -> float:
-        """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal."""
+        """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal.
+
+        Where nothing that stays is at hand, by how much that loss has increased, as the stored factors estimate it.
+        """
+        if self._increase is not None:
+            return self._increase()
         return mean_loss(self.model, self.method.loss_fn, self.target, **self.pace.settings)
 
 

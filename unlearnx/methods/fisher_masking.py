@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from unlearnx._checks import check_fraction
-from unlearnx.methods.base import Method, NotApplied, Work
+from unlearnx.methods.base import NotApplied, Work
 from unlearnx.methods.importance import Importance, check_importance
+from unlearnx.methods.stored import FromFactors
 from unlearnx.methods.strength import given
 from unlearnx.ops.fisher_mask import fisher_mask_
 
@@ -18,13 +19,13 @@ RATIO = 0.005  # where nothing tells how much is to be forgotten, and where the 
 
 
 @dataclass
-class FisherMasking(Method):
+class FisherMasking(FromFactors):
     """Set to zero the parameters that are most important to the forget set compared with the retain set.
 
     Args:
         ratio: fraction of the chosen parameters to set to zero: those with the largest difference of mean importances.
             ``"auto"`` finds the smallest one that forgets.
-        fisher_type: importance measure, as for :class:`unlearnx.methods.SSD`.
+        fisher_type, factors: as for :class:`unlearnx.methods.SSD`.
 
     Masking should be followed by training: ``Pipeline([FisherMasking(), FineTune()])``.
 

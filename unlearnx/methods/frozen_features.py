@@ -35,7 +35,10 @@ def request_on_features(
     augmented = None if request.augmented is None else frozen_prefix.live(request.augmented, dtype=dtype)
     correction = request.correction
     if correction is None:
-        return Request(known, request.forget, augmented=augmented)
+        held_out = None
+        if request.held_out is not None and not request.has_retain_set:  # it then stands for what stays
+            held_out = as_dataset(frozen_prefix.features(request.held_out, batch_size=batch_size, dtype=dtype))
+        return Request(known, request.forget, augmented=augmented, held_out=held_out)
     corrected: Dataset[Any]
     if request.labels_only and Samples(known).in_memory:
         x, y = materialize(known)

@@ -15,6 +15,7 @@ from unlearnx._per_sample import per_sample
 from unlearnx._vectors import Vector
 from unlearnx.curvature.fisher import FISHER_TYPES, fisher_diagonal
 from unlearnx.methods.base import Method, Work
+from unlearnx.methods.stored import training_samples
 
 IMPORTANCES = (*FISHER_TYPES, "label_free")
 MOST_SAMPLES = 10_000  # of a set, that importances are measured on where the strength is to be found
@@ -47,23 +48,33 @@ class Importance:
         Args:
             method: its loss, batch size, seed and progress are used.
             work: the model and the request.
-            fisher_type: as in :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of
-                the squared norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all
-                data, since their batches differ from those of the two sets.
+            fisher_type: that of the method's factors where it has some; else as in
+                :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of the squared
+                norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all data, since
+                their batches differ from those of the two sets.
         """
-        request, n = work.request, size(work.request.dataset)
+        request, n, factors = work.request, training_samples(work), method._stored
+        m = len(request.forget)
+        most = MOST_SAMPLES if method._finds_strength else n
+        if factors is not None:
+            chosen = _some(request.forget_set, most, method.seed)
+            forget = diagonal(method, work, chosen, factors.info["fisher_type"], "mean")
+            full = factors.fisher_diagonal
+            if full is None:
+                raise ValueError("factors: hold no exact diagonal, expected those of fit(..., diagonal=True)")
+            retain = {name: (n * full[name] - m * forget[name]).clamp(min=0) / (n - m) for name in work.names}
+            return cls(forget, retain, full)
         if fisher_type == "batch":
             forget, retain, full = (
                 diagonal(method, work, data, "batch", "mean")
                 for data in (request.forget_set, request.retain_set, request.dataset)
             )
             return cls(forget, retain, full)
-        most = MOST_SAMPLES if method._finds_strength else n
         forget, retain = (
             diagonal(method, work, _some(data, most, method.seed), fisher_type, "mean")
             for data in (request.forget_set, request.retain_set)
         )
-        share = len(request.forget) / n
+        share = m / n
         full = {name: share * forget[name] + (1 - share) * retain[name] for name in work.names}
         return cls(forget, retain, full)
 

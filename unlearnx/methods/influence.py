@@ -71,7 +71,7 @@ class InfluenceUpdate(Method):
         taker = self._step_taker(work, generator)
         taken, info["steps"] = 0, []
         with progress_bar(type(self).__name__, self.steps, self.progress) as advance:
-            while taken < self.steps:
+            while taken < (self.steps if work.measures else 1):
                 is_done = taken and taker.forgotten is not None and taker.forgotten()
                 stopped = FORGOTTEN if is_done else self._step(work, taker, generator, info["steps"])
                 if stopped is not None:
@@ -103,6 +103,8 @@ class InfluenceUpdate(Method):
     def _step_taker(self, work: Work, generator: torch.Generator) -> StepTaker:
         removal = work.request.corrected is None
         fixed, forgotten = self._fixed_step(), self._forgotten(work)
+        if not work.measures and fixed is None and forgotten is None:
+            fixed = self._first_guess(work)  # nothing is at hand on which a line search could measure
         may_raise = forgotten is not None or (removal and fixed is not None)
         return StepTaker(
             parameters=ChosenParameters(work.model, work.names),
@@ -113,10 +115,13 @@ class InfluenceUpdate(Method):
             limit=work.initial_loss + allowed_increase(work.request, self.max_increase) if may_raise else None,
             target="retain set" if removal else "corrected data",
             measure=work.corrected_loss,
-            estimate=partial(
-                self._mean_loss, work, _some(work.target, LINE_SEARCH_SAMPLES, generator, self.batch_size)
-            ),
+            estimate=self._estimate(work, generator),
         )
+
+    def _estimate(self, work: Work, generator: torch.Generator) -> Callable[[], float]:
+        if not work.measures:
+            return work.corrected_loss
+        return partial(self._mean_loss, work, _some(work.target, LINE_SEARCH_SAMPLES, generator, self.batch_size))
 
     def _mean_loss(self, work: Work, data: Data) -> float:
         return mean_loss(work.model, self.loss_fn, data, **work.pace.settings)
@@ -136,6 +141,8 @@ class InfluenceUpdate(Method):
 
     def _loss_of_guessing(self, work: Work) -> float | None:
         """Where no label of the forget set stays, as of a class, the loss of guessing."""
+        if not work.measures:
+            return None
         forgotten, retained = (_classes(data, work.pace.batch_size) for data in (work.request.forget_set, work.target))
         if forgotten is None or retained is None:
             return None
@@ -176,11 +183,8 @@ def _some(data: Dataset[Any], limit: int, generator: torch.Generator, batch_size
 def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:
     """The samples of one step, possibly none, as the model learned them and as corrected (None in a removal)."""
     request = work.request
-    x, y = Samples(work.target).read(slice(0, work.method.batch_size))
     ignore_index = SampleLoss(work.method.loss_fn).ignore_index
-    # The prediction can replace the old label, but not old features, a continuous target, or a token in a text.
-    classes = isinstance(y, Tensor) and not y.is_floating_point() and not is_causal(x, y, ignore_index)
-    if kind == "forget" or not request.labels_only or not classes:
+    if kind == "forget" or not request.labels_only or not _classes_alone(work, ignore_index):
         old, new = request.forget_set, request.correction
         if limit is None or limit >= size(old):
             return old, new
@@ -192,6 +196,12 @@ def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.
         wrong, predicted = wrong[some], predicted[some]
     corrected = Subset(work.target, wrong.tolist())
     return relabelled(corrected, predicted), corrected
+
+
+def _classes_alone(work: Work, ignore_index: int) -> bool:
+    """Whether a prediction can replace the old label: it cannot replace a continuous target, or a token in a text."""
+    x, y = Samples(work.target).read(slice(0, work.method.batch_size))
+    return isinstance(y, Tensor) and not y.is_floating_point() and not is_causal(x, y, ignore_index)
 
 
 def _mistakes(work: Work, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -152,20 +152,28 @@ class Request:
 
     @classmethod
     @checked
-    def from_sets(cls, *, forget: Data, retain: Data, correction: Data | None = None) -> Request:
+    def from_sets(cls, *, forget: Data, retain: Data | None = None, correction: Data | None = None) -> Request:
         """Forget the samples of one set and retain those of another; the dataset is both, the forget set first.
+
+        Without a retain set, methods that are given ``factors`` of the training data can forget, and no others.
 
         Args:
             forget: the forget set as the model was trained on it: tensors, a Dataset, or a DataLoader, of which the
                 dataset is used.
-            retain: the retain set.
-            correction: the corrected samples of the forget set, in the same order; None for a removal.
+            retain: the retain set; None where it is not at hand.
+            correction: the corrected samples of the forget set, in the same order, which takes a retain set; None for a
+                removal.
 
         Raises:
             ValueError: a set is empty, the sets share samples, or the correction has another size or shape.
         """
-        forgotten, retained = as_dataset(forget), as_dataset(retain)
+        forgotten = as_dataset(forget)
         n = size(forgotten)
+        if retain is None:
+            if correction is not None:
+                raise ValueError("correction: is given without a retain set, expected both or neither")
+            return cls(forgotten, torch.arange(n))
+        retained = as_dataset(retain)
         shared = _shared(forgotten, retained)
         if shared:
             raise ValueError(
@@ -180,6 +188,21 @@ class Request:
         with known_as(corrected="correction", dataset="forget"):
             labels_only = cls.correct(forgotten, fixed).labels_only
         return cls(_both(forgotten, retained), torch.arange(n), _both(fixed, retained), labels_only)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in the dataset."""
+        return size(self.dataset)
+
+    @property
+    def has_retain_set(self) -> bool:
+        """Whether the dataset holds more than the forget set."""
+        return self.corrected is not None or len(self.forget) < self.samples
+
+    @property
+    def something_stays(self) -> bool:
+        """Whether :attr:`target` has samples to measure harm on."""
+        return self.has_retain_set or self.held_out is not None
 
     @property
     def retain(self) -> Tensor:
@@ -205,7 +228,12 @@ class Request:
 
     @property
     def target(self) -> Dataset[Any]:
-        """The data that retraining would use: the corrected data, or the retain set."""
+        """The data that retraining would use: the corrected data, or the retain set.
+
+        Where there is none, the held-out data, or nothing.
+        """
+        if not self.has_retain_set and self.held_out is not None:
+            return self.held_out
         return self.retain_set if self.corrected is None else self.corrected
 
     @property

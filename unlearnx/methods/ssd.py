@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from unlearnx._checks import check_at_least_zero
-from unlearnx.methods.base import Method, NotApplied, Work
+from unlearnx.methods.base import NotApplied, Work
 from unlearnx.methods.importance import Importance, check_importance
+from unlearnx.methods.stored import FromFactors, training_samples
 from unlearnx.methods.strength import given
 from unlearnx.ops.ssd_dampen import ssd_dampen_
 
@@ -19,7 +20,7 @@ ADAPTIVE = "adaptive"
 
 
 @dataclass
-class SSD(Method):
+class SSD(FromFactors):
     """Dampen the parameters that are much more important to the forget set than to the training set.
 
     Args:
@@ -31,7 +32,8 @@ class SSD(Method):
         lam: dampening constant.
         fisher_type: importance measure, as in :func:`unlearnx.curvature.fisher_diagonal`; ``"batch"`` is that of the
             published code, and depends on ``batch_size``; ``"label_free"`` is the squared gradient of the squared norm
-            of the output, which needs no labels.
+            of the output, which needs no labels. With `factors`, theirs is taken.
+        factors: of the training data, whose diagonal then stands for the importance to them; no retain set is needed.
 
     Raises:
         ValueError: a number is negative or not finite, or ``fisher_type`` is unknown.
@@ -92,6 +94,6 @@ def adaptive_alpha(importance: Importance, work: Work) -> float:
     ratios = ratios[ratios.isfinite()]
     if not len(ratios):
         raise NotApplied("all importances to the training set are 0 or not finite, so their ratios have no percentile")
-    fraction = len(work.request.forget) / len(work.request.dataset)  # type: ignore[arg-type]
+    fraction = len(work.request.forget) / training_samples(work)
     above = int(len(ratios) * math.log1p(100 * fraction) / 100)
     return float(ratios.kthvalue(max(1, len(ratios) - above)).values.clamp(min=torch.finfo(torch.float32).tiny))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnx._arguments import checked
 from unlearnx._checks import known_as
-from unlearnx._data import Data, size
+from unlearnx._data import Data, picked, size
 from unlearnx._known_labels import drawn_labels
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
@@ -138,23 +138,33 @@ def unseen_level(
     if request.labels_only:
         stays = reader.read(model, request.retain_set, READ)
         return UNKNOWN_KIND if stays is None else _corrected(stays)
+    if not request.something_stays:
+        return NOTHING_STAYS
     seen = reader.read(model, forget, READ, features=True)
     if seen is None:
         return UNKNOWN_KIND
-    absent = ~torch.isin(seen.y, _labels(request.target, batch_size))
+    what_stays = request.target
+    absent = ~torch.isin(seen.y, _labels(what_stays, batch_size))
     if absent.all():
         return _never_given(seen.classes)
-    fitted = reader.read(model, request.target, FITTED, features=True)
+    if not request.has_retain_set:  # held-out data stand for it: half of them are fitted, half are held out
+        order = torch.randperm(size(what_stays), generator=torch.Generator().manual_seed(seed))
+        what_stays, reference = (picked(what_stays, half) for half in order.tensor_split(2))
+    fitted = reader.read(model, what_stays, FITTED, features=True)
     with known_as(data="reference"):
         held = None if reference is None else reader.read(model, reference, READ, features=True)
     if fitted is None or (held is None and reference is not None):
         return UNKNOWN_KIND
-    part = len(request.forget) / size(request.dataset)
+    total = request.samples if request.has_retain_set else len(request.forget) + size(request.target)
+    part = len(request.forget) / total
     return _from_features(fitted, seen, held, absent, part)
 
 
 UNKNOWN_KIND = UnseenLevel(
     None, None, None, "The model does not give one class score for each label of a sample, so nothing is estimated."
+)
+NOTHING_STAYS = UnseenLevel(
+    None, None, None, "There is neither a retain set nor held-out data, so nothing is estimated."
 )
 UNTOLD = UnseenLevel(
     None, None, None, "At no depth do the model's features tell labels of what stays that it has not memorised."

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from unlearnx._arguments import checked
 from unlearnx._vectors import Layout, Vector
+from unlearnx.curvature.kfac.fingerprint import fingerprint
 from unlearnx.curvature.kfac.layers import Layer
 
 if TYPE_CHECKING:
     from unlearnx.curvature.operators import CurvatureOperator
+
+MEAN_EIGENVALUES = 0.1  # the default damping of a layer, in units of the mean eigenvalue of its factors
 
 
 @dataclass
@@ -88,6 +91,8 @@ class Factors:
         blocks: of the layers, and of single parameters by their diagonals.
         info: what the factors were fitted with: ``method``, ``fisher_type``, ``approximation``, ``samples``,
             ``passes`` of the model over the data, and the ``fingerprint`` of the model.
+        fisher_diagonal: the exact diagonal of the Fisher information, as :func:`unlearnx.curvature.fisher_diagonal`
+            gives it; None where it was not asked for.
 
     Example:
         >>> model, x, y = nn.Linear(4, 3), torch.randn(50, 4), torch.arange(50) % 3
@@ -98,8 +103,25 @@ class Factors:
         True
     """
 
-    def __init__(self, layout: Layout, blocks: list[Block], info: dict[str, Any]):
-        self.layout, self.blocks, self.info = layout, blocks, info
+    def __init__(self, layout: Layout, blocks: list[Block], info: dict[str, Any], fisher_diagonal: Vector | None):
+        self.layout, self.blocks, self.info, self.fisher_diagonal = layout, blocks, info, fisher_diagonal
+
+    @property
+    def samples(self) -> int:
+        """How many samples the factors were fitted on."""
+        return int(self.info["samples"])
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Refuse a model that the factors were not fitted for.
+
+        Raises:
+            ValueError: it has other parameters or buffers, or they have changed since.
+        """
+        if self.info["fingerprint"] != fingerprint(model):
+            raise ValueError(
+                "factors: were fitted for a model with other parameters or buffers, or this one has changed since; "
+                "fit them again"
+            )
 
     @checked
     def matvec(self, v: Vector, damping: float = 0.0) -> Vector:
@@ -108,14 +130,13 @@ class Factors:
         return self._applied(lambda values: values + damping, v)
 
     @checked
-    def solve(self, v: Vector, damping: float) -> Vector:
-        """``(F + damping I)^-1 v``.
+    def solve(self, v: Vector, damping: float | None = None) -> Vector:
+        """``(F + damping I)^-1 v``; a damping of None is a tenth of the mean eigenvalue, in each layer its own.
 
         Raises:
             ValueError: the damping is not above zero; or keys or shapes of `v` are not those of the parameters.
         """
-        _check_damping(damping)
-        return self._applied(lambda values: 1 / (values + damping), v)
+        return self._applied(inverse(damping), v)
 
     @checked
     def sqrt_solve(self, v: Vector, damping: float) -> Vector:
@@ -124,13 +145,17 @@ class Factors:
         return self._applied(lambda values: (values + damping).rsqrt(), v)
 
     def diagonal(self) -> Vector:
-        """The diagonal of F in the basis of the parameters, like that of ``fisher_diagonal``."""
+        """The diagonal of F in the basis of the parameters; the exact one is :attr:`fisher_diagonal`."""
         found = {name: t for block in self.blocks for name, t in block.diagonal().items()}
         return {name: found[name].contiguous() for name in self.layout.names}
 
     def trace(self) -> float:
         """The trace of F."""
         return math.fsum(float(block.values.sum(dtype=torch.float64)) for block in self.blocks)
+
+    def largest(self) -> float:
+        """The largest eigenvalue of F."""
+        return max(float(block.values.max()) for block in self.blocks)
 
     def rows_applied(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """``U f(eigenvalues) U^T`` of the rows of a matrix (K, P)."""
@@ -176,6 +201,15 @@ class Factors:
     def _applied(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
         rows, single = self.layout.rows("v", v)
         return self.layout.vector(self.rows_applied(function, rows), single)
+
+
+def inverse(damping: float | None) -> Callable[[Tensor], Tensor]:
+    """``1 / (eigenvalues + damping)``; None for a tenth of the mean eigenvalue of a layer."""
+    if damping is not None:
+        _check_damping(damping)
+        return lambda values: 1 / (values + damping)
+    # A layer whose eigenvalues are all zero has gradients of zero.
+    return lambda values: 1 / (values + (MEAN_EIGENVALUES * values.mean()).clamp(min=torch.finfo(values.dtype).tiny))
 
 
 def _check_damping(damping: float, *, positive: bool = True) -> None:

@@ -37,6 +37,7 @@ def save_factors(factors: Factors, path: Path) -> None:
             parts |= {"out": block.out} | ({} if block.into is None else {"into": block.into})
         described.append(entry)
         tensors |= {f"{k}.{part}": t.contiguous() for part, t in parts.items()}
+    tensors |= {f"diagonal.{name}": t.clone() for name, t in (factors.fisher_diagonal or {}).items()}
     about = {"format": FORMAT, "names": factors.layout.names, "blocks": described, "info": factors.info}
     content = save(tensors, {"unlearnx": json.dumps(about)})
     write_atomically(path, lambda file: file.write(content))
@@ -70,4 +71,6 @@ def load_factors(path: Path, model: nn.Module) -> Factors:
             continue
         layer = LAYERS[entry["kind"]](name, entry["bias"], torch.Size(own[name].shape))
         blocks.append(KroneckerBlock(layer, tensors.get(f"{k}.into"), tensors[f"{k}.out"], values))
-    return Factors(Layout({name: own[name] for name in about["names"]}), blocks, about["info"])
+    names = about["names"]
+    diagonal = {name: tensors[f"diagonal.{name}"] for name in names if f"diagonal.{name}" in tensors}
+    return Factors(Layout({name: own[name] for name in names}), blocks, about["info"], diagonal or None)

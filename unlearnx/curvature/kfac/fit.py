@@ -45,6 +45,7 @@ def fit_factors(
     fisher_type: str,
     approximation: str,
     corrected: bool,
+    diagonal: bool,
     batch_size: int | None,
     generator: torch.Generator | None,
     progress: bool,
@@ -59,10 +60,11 @@ def fit_factors(
     n, second = size(data), corrected and bool(passes.layers)
     with progress_bar("Kronecker factors", (1 + second) * n, progress) as advance:
         covariances = {layer.weight: Covariances(layer, approximation, own[layer.weight]) for layer in passes.layers}
+        in_layers = {name for layer in passes.layers for name in layer.names}
         diagonals = {
             name: torch.zeros_like(own[name], dtype=compute_dtype(own[name]))
             for name in names
-            if not any(name in layer.names for layer in passes.layers)
+            if diagonal or name not in in_layers
         }
         passes.first(covariances, diagonals, advance, keep=second)
         blocks: list[KroneckerBlock] = []
@@ -80,7 +82,8 @@ def fit_factors(
             for block in blocks:
                 block.values /= n
     check_finite("eigenvalues", ((" and ".join(block.names), block.values) for block in blocks))
-    others = [DiagonalBlock(name, t / n) for name, t in diagonals.items()]
+    diagonals = {name: t / n for name, t in diagonals.items()}
+    others = [DiagonalBlock(name, t) for name, t in diagonals.items() if name not in in_layers]
     info = {
         "method": "EK-FAC" if corrected else "K-FAC",
         "fisher_type": fisher_type,
@@ -89,7 +92,7 @@ def fit_factors(
         "passes": passes.taken,
         "fingerprint": fingerprint(model),
     }
-    return Factors(Layout(own), [*blocks, *others], info)
+    return Factors(Layout(own), [*blocks, *others], info, diagonals if diagonal else None)
 
 
 class _Passes:
@@ -117,7 +120,7 @@ class _Passes:
         self._labels = FisherLabels(self._loss, fisher_type, size(data), self._device, generator)
         x, self._y = (moved(t, self._device) for t in Samples(data).read(slice(0, PROBE_SAMPLES)))
         self._x = self._prefix(x)
-        self._gradients = SampleGradients(self._prefix.head, self._loss, names, self._x, None)
+        self._gradients = SampleGradients(self._prefix.head, self._loss, names, self._x, None, need_rules=True)
         self._kept = KeptContributions(self._device)
         self.layers: list[Layer] = []
         self.taken = 0
@@ -158,7 +161,7 @@ class _Passes:
                 seen.add(name)
                 if keep:
                     self._kept.add(name, contribution, weight)
-            else:
+            if name in diagonals:
                 diagonals[name] += contribution.squares(weight)
 
         def on_part(y: Nest) -> None:

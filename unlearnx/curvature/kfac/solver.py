@@ -73,6 +73,7 @@ class KFAC(Solver):
         *,
         params: Params = None,
         fisher_type: str | None = None,
+        diagonal: bool = True,
         batch_size: int | None = None,
         generator: torch.Generator | None = None,
         progress: bool = False,
@@ -88,6 +89,8 @@ class KFAC(Solver):
             data: pairs (x, y): tensors, a Dataset or a DataLoader.
             params: names of the parameters, ``"last:K"``, or None for all that require gradients.
             fisher_type: None for the object's own.
+            diagonal: measure the exact diagonal as well, which :class:`unlearnx.methods.SSD` and
+                :class:`unlearnx.methods.FisherMasking` take; it costs about half a pass.
             batch_size: most samples per pass; the factors do not depend on it.
             generator: CPU generator for ``"mc"``.
             progress: show a progress bar (needs ``unlearnx[experiments]``).
@@ -105,6 +108,7 @@ class KFAC(Solver):
             fisher_type=chosen.fisher_type,
             approximation=self.approximation,
             corrected=self._corrected,
+            diagonal=diagonal,
             batch_size=batch_size,
             generator=generator,
             progress=progress,
@@ -118,6 +122,7 @@ class KFAC(Solver):
             loss_fn,
             data,
             params=operator.names,
+            diagonal=False,
             batch_size=operator.batch_size,
             generator=torch.Generator().manual_seed(self.seed),
         )

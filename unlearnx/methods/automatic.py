@@ -23,7 +23,7 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.ssd import SSD
-from unlearnx.methods.strength import CHEAP, Kept
+from unlearnx.methods.strength import ABOVE, CHEAP, Kept
 from unlearnx.metrics.unseen import UnseenLevel, unseen_level
 
 Rank = tuple[bool, bool, bool, float, float]
@@ -35,7 +35,8 @@ class Automatic(Method):
 
     Of a whole class, what only reads the data comes first: dampening, a step of the last layer, masking. Samples whose
     kind stays need training. Corrections begin with training on the corrected data. Where no method forgets, the
-    outcome is that of the one that came nearest.
+    outcome is that of the one that came nearest. Where the estimate is too rough for a verdict, the first one that
+    reaches it is the last one tried.
 
     The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
     ``seconds``, and ``cost``, the accuracy on what stays that it lost. A method that refuses the labels is passed over,
@@ -99,7 +100,7 @@ class Automatic(Method):
             rank = _rank(outcome, cost)
             if best is None or rank < best[0]:
                 best = rank, type(method).__name__, outcome
-            if outcome.applied and outcome.forgotten == "yes" and cost <= CHEAP:
+            if outcome.applied and cost <= CHEAP and _as_forgotten_as_can_be_told(outcome):
                 break
         if best is None:
             assert refusal is not None, "there is a method to try"
@@ -147,6 +148,11 @@ def _rank(outcome: Outcome, cost: float) -> Rank:
     """The least is best: applied, bearable, forgotten, near to what is expected of an unseen model, cheap."""
     forgot = outcome.forgotten == "yes"
     return not outcome.applied, cost > CHEAP and not forgot, not forgot, 0.0 if forgot else _distance(outcome), cost
+
+
+def _as_forgotten_as_can_be_told(outcome: Outcome) -> bool:
+    """Whether it is forgotten, or at the estimate where that is too rough for any model to be known to have."""
+    return outcome.forgotten == "yes" or (outcome.forgotten == "unknown" and _distance(outcome) <= ABOVE)
 
 
 def _distance(outcome: Outcome) -> float:

@@ -94,6 +94,13 @@ def test_an_update_is_applied_again(study):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
+def test_a_step_that_is_far_too_large(study):
+    model, _, request = study
+    outcome = KFADE(step=1e30)(model, request)
+    assert not outcome.applied
+    assert outcome.reason.startswith("the mean loss on the retain set would change from")
+
+
 def test_bad_arguments(study):
     model, _, request = study
     with pytest.raises(ValueError, match=r"steps is 0, expected at least 1"):

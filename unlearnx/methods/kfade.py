@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from unlearnx.methods.base import NotApplied, Work
 from unlearnx.methods.chosen_parameters import ChosenParameters
 from unlearnx.methods.step_size import check_size
 from unlearnx.methods.stored import DAMPING, FromFactors, training_samples
+from unlearnx.metrics import mean_loss
 
 MOST_SAMPLES = 10_000  # of what stays, that factors are fitted on
 
@@ -75,6 +77,9 @@ class KFADE(FromFactors):
 
         def climb(step: float) -> None:
             for _ in range(self.steps):
+                loss = mean_loss(work.model, self.loss_fn, work.request.forget_set, **work.pace.settings)
+                if not math.isfinite(loss):  # far too large a step: there is no gradient any more
+                    return
                 direction = factors.solve(self._gradient(work), damping)
                 parameters.write(parameters.read(), direction, step / self.steps / n)
 

@@ -79,7 +79,7 @@ def _rows(name: str, nest: Nest) -> int:
     n = count(nest)
     if n == 0 and not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in taken_apart(nest)[0]):
         raise ValueError(f"data: expected tensors with a row a sample in {name}, got a {_described(nest)}")
-    for path, leaf in _leaves(name, nest):
+    for path, leaf in leaves(name, nest):
         outermost = path.count("[") <= 1
         if isinstance(leaf, Tensor):
             if leaf.dim() and len(leaf) not in (1, n):
@@ -100,13 +100,13 @@ def _described(value: Any) -> str:
     )
 
 
-def _leaves(path: str, nest: Nest) -> Iterator[tuple[str, Any]]:
+def leaves(path: str, nest: Nest) -> Iterator[tuple[str, Any]]:
     """The leaves of a nest with what a reader would write to reach them."""
     if isinstance(nest, dict):
         for name, value in nest.items():
-            yield from _leaves(f"{path}[{name!r}]", value)
+            yield from leaves(f"{path}[{name!r}]", value)
     elif isinstance(nest, (tuple, list)):
         for i, value in enumerate(nest):
-            yield from _leaves(f"{path}[{i}]", value)
+            yield from leaves(f"{path}[{i}]", value)
     else:
         yield path, nest

@@ -38,7 +38,8 @@ struct Tile {
 constexpr int64_t kDepth = 256;        // positions packed at a time: a panel of them stays in the first-level cache
 constexpr int64_t kTileOutputs = 256;  // packed operands and results of a tile stay in the second-level cache
 constexpr int64_t kTileColumns = 256;
-constexpr int64_t kTasks = 32;  // of one call: enough for many cores, few enough that sums by task stay small
+constexpr int64_t kTasks = 32;       // of one call: enough for many cores, few enough that sums by task stay small
+constexpr int64_t kTaskDepth = 512;  // positions of a task at least: with fewer, its sums cost more than its products
 
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -60,7 +61,7 @@ std::unique_ptr<T[], Free> scratch(int64_t n) {
   return std::unique_ptr<T[], Free>(static_cast<T*>(::operator new(sizeof(T) * n, std::align_val_t(64))));
 }
 
-/// All tiles of a problem; samples are split only as far as needed to have kTasks of them.
+/// All tiles of a problem; samples are split only as far as needed to have kTasks of them, and kTaskDepth allows.
 template <typename In, typename T>
 std::vector<Tile> tiles_of(const Operands<In>& o) {
   const auto& kernels = tile_kernels<In, T>();
@@ -69,7 +70,8 @@ std::vector<Tile> tiles_of(const Operands<In>& o) {
   const int64_t areas = o.groups * ceil_div(o.outputs, height) * ceil_div(o.columns, width);
   const int64_t wanted = ceil_div(kTasks, std::max<int64_t>(areas, 1));
   const int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(o.samples, 1));
-  const int64_t block = std::max<int64_t>(1, ceil_div(o.samples, parts));
+  const int64_t least = ceil_div(kTaskDepth, std::max<int64_t>(o.positions, 1));
+  const int64_t block = std::max<int64_t>({1, ceil_div(o.samples, parts), std::min(least, o.samples)});
   std::vector<Tile> tiles;
   for (int64_t s = 0; s < o.samples; s += block)
     for (int64_t g = 0; g < o.groups; ++g)

@@ -13,7 +13,7 @@ from benchmarks.gpu.precision import tf32
 from tests.curvature.test_fisher import assert_equal, empirical
 from unlearnx._losses import SampleLoss
 from unlearnx._precision import exact_products
-from unlearnx.curvature import fisher_diagonal, rule_check, single_samples
+from unlearnx.curvature import fisher_diagonal, rule_check, samples, single_samples
 from unlearnx.curvature.samples import SampleGradients
 
 
@@ -115,10 +115,12 @@ def untrusted(model, x, dtype=None):
     return [name for name in names if name not in gradients.trusted]
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=[(name, seed) for name in NETWORKS for seed in range(3)], ids="{0[0]}-{0[1]}".format)
 def deep(request, device):
+    name, seed = request.param
+    torch.manual_seed(seed)
     x = torch.randn(32, 3, 32, 32)
-    return calibrated(NETWORKS[request.param](), x).to(device), x[:3].to(device)
+    return calibrated(NETWORKS[name](), x).to(device), x[:3].to(device)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -319,7 +321,30 @@ def test_what_has_no_rule_goes_the_faster_way(monkeypatch, vmap_is_faster, batch
         clock[0] += 0 if vmap_is_faster else 100
         return vmap(*args, **kwargs)
 
+    monkeypatch.setattr(samples.Pace, "loop_is_next", False)
     monkeypatch.setattr(single_samples, "perf_counter", passing)
     monkeypatch.setattr(single_samples, "vmap", timed_vmap)
     assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), batch_size=batch_size), expected, rtol=1e-7)
     assert len(ways) > 1 if vmap_is_faster and batch_size > 1 else len(ways) == (batch_size > 1)
+
+
+@pytest.mark.parametrize("rules_are_faster", [True, False])
+def test_no_rule_is_used_where_a_loop_is_faster(monkeypatch, rules_are_faster):
+    """The first parts are timed: two samples in a loop, six by rules."""
+    model, x, y = Attention().double(), torch.randn(20, 16, 32).double(), torch.arange(20) % 10
+    expected = empirical(model, x, y)
+    clock, passes, tape = [0.0], [], samples.Tape
+
+    def passing():
+        clock[0] += 1
+        return clock[0]
+
+    def timed_tape(parameters, on_contribution, n, places):
+        passes.append(n)
+        clock[0] += 0 if rules_are_faster else 1000
+        return tape(parameters, on_contribution, n, places)
+
+    monkeypatch.setattr(samples, "perf_counter", passing)
+    monkeypatch.setattr(samples, "Tape", timed_tape)
+    assert_equal(fisher_diagonal(model, F.cross_entropy, (x, y), batch_size=15), expected, rtol=1e-7)
+    assert passes == ([6, 7, 5] if rules_are_faster else [6])

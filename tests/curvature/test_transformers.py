@@ -9,8 +9,6 @@ from unlearnx import losses
 from unlearnx._batches import arguments, take
 from unlearnx.curvature import fisher_diagonal
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
 N, T, TOKENS, CLASSES = 7, 12, 97, 3
 SMALL = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2)
 GROUPED = dict(num_attention_heads=6, num_key_value_heads=2, vocab_size=TOKENS)
@@ -71,7 +69,7 @@ IN_FLOAT32 = {"GemmaForCausalLM", "MambaForCausalLM"}  # which go through float3
 def build(name):
     kind = name.split(",")[0]
     settings, make = MODELS[name]
-    model_class = getattr(transformers, kind)
+    model_class = getattr(pytest.importorskip("transformers"), kind)
     model = model_class(model_class.config_class(**settings, use_cache=False)).eval()
     x, y, loss = make()
     model = model.double()
@@ -79,11 +77,12 @@ def build(name):
 
 
 def empirical(model, x, y, loss):
-    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in named.items()}
     for i in range(N):
         args, kwargs = arguments(take(x, slice(i, i + 1)))
         value = loss(model(*args, **kwargs), y[i : i + 1]).sum()
-        gradients = torch.autograd.grad(value, list(model.parameters()), allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True, materialize_grads=True)
         for t, g in zip(total.values(), gradients, strict=True):
             t += g.square() / N
     return total

@@ -257,6 +257,72 @@ def test_end_to_end(ending, indices, there, tmp_path):
     assert ("the weights are its entry 'state_dict'; not used: optimizer" in result.stderr) == (ending == "pt")
 
 
+NAMED = """
+import own_data
+import own_model
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+
+class Output(dict):
+    logits = property(lambda self: self["logits"])
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = own_model.build()
+
+    def forward(self, values, scale=None):
+        return Output(logits=self.body(values if scale is None else values * scale))
+
+
+def batch():
+    x, y = own_data.train()
+    return {"values": x / 2, "scale": torch.full((len(x), 1), 2.0), "labels": y}
+
+
+class samples(Dataset):
+    def __init__(self):
+        self.batch = batch()
+
+    def __len__(self):
+        return 240
+
+    def __getitem__(self, i):
+        return {name: t[i] for name, t in self.batch.items()}
+
+
+def test():
+    x, y = own_data.samples(150, 1)
+    return {"values": x, "labels": y}
+"""
+
+
+@pytest.mark.parametrize("data", ["batch", "samples"])
+@pytest.mark.parametrize("method", ["ssd", "fine-tune"])
+def test_mappings_and_logits(method, data, there, tmp_path, monkeypatch):
+    """A model that takes and returns mappings does what the network inside does on pairs."""
+    (tmp_path / "own_named.py").write_text(NAMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    stored = Weights.read(there / "trained.safetensors").tensors
+    safetensors.save_file({f"body.{name}": t for name, t in stored.items()}, tmp_path / "named.safetensors")
+    named = {"model": "own_named:Named", "weights": tmp_path / "named.safetensors", "data": f"own_named:{data}"}
+    settings = {"method": method, "seed": 1}
+    runs = [
+        run(tmp_path / "named", **named, **settings, test="own_named:test"),
+        run(tmp_path / "plain", **settings, test="own_data:test"),
+    ]
+    sys.modules.pop("own_named")
+    assert all(result.exit_code in (0, 3) for result in runs), [result.output for result in runs]
+    found, plain = audit_of(tmp_path / "named"), audit_of(tmp_path / "plain")
+    for place in ("before", "after"):
+        for measure in ("forget_accuracy", "forget_loss", "retain_loss", "test_accuracy", "mia_ssd"):
+            assert found["measures"][place][measure] == pytest.approx(plain["measures"][place][measure], abs=1e-4)
+    assert found["data"]["forget"]["samples"] == len(FORGET)
+
+
 def test_class_and_retraining(there, tmp_path):
     result = run(
         tmp_path / "out",

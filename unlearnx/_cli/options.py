@@ -133,7 +133,7 @@ WeightsFile = Annotated[
     Path | None,
     _path("its weights: safetensors, a file by torch.save, or an index of several; by default those in hf:FOLDER"),
 ]
-Data = Annotated[str, _word(FUNCTION_HELP + "returns training data: a Dataset, a DataLoader or (x, y)")]
+Data = Annotated[str, _word(FUNCTION_HELP + "returns training data: a Dataset, a DataLoader, (x, y) or a mapping")]
 ResultFolder = Annotated[Path, _path("folder for the new weights, audit.json and audit.html")]
 Forget = Annotated[Path | None, _path("file of the indices to forget: .npy, or text with one on each line")]
 ClassNumber = Annotated[int | None, _whole("number of the class to forget")]

@@ -84,7 +84,9 @@ class StoredGradients(Contribution):
 
     def squares(self, weight: Tensor | None) -> Tensor:
         squares = self.values.square()
-        return squares.sum(0) if weight is None else torch.tensordot(weight.to(squares), squares, 1)
+        if weight is not None:
+            return torch.tensordot(weight.to(squares), squares, 1)
+        return squares[0] if len(squares) == 1 else squares.sum(0)
 
     def weighted_sum(self, weight: Tensor) -> Tensor:
         return torch.tensordot(weight.to(self.values), self.values, 1)

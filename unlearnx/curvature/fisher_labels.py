@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,12 +39,15 @@ class FisherLabels:
             drawn = torch.rand(samples, dtype=torch.float64, generator=generator)
             self.uniforms = distributed.broadcast_(drawn.to(device))
 
-    def __call__(self, position: int, y: Nest, output: Any) -> Iterator[Targets]:
-        """The labels for each backward pass, with the weights of the samples; `position` is the first sample's."""
+    def __call__(self, position: int, y: Nest, given: Callable[[], Any]) -> Iterator[Targets]:
+        """The labels for each backward pass, with the weights of the samples.
+
+        `position` is the first sample's; the model's output is `given` where the labels depend on it.
+        """
         if self.fisher_type == "empirical":
             yield Targets(y)
             return
-        output = rows(scores(output), count(y))
+        output = rows(scores(given()), count(y))
         if output.dim() != 2 or output.shape[1] < 2:
             raise ValueError(
                 f'model: output has shape {list(output.shape)}, fisher_type="{self.fisher_type}" needs (N, classes) '

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from unlearnx._memory_order import channels_last
 from unlearnx._precision import autocast
 from unlearnx._warnings import warn
 from unlearnx.curvature.contributions import Contribution, StoredGradients
+from unlearnx.curvature.pace import Pace
 from unlearnx.curvature.rule_check import checked, weights_reordered
 from unlearnx.curvature.single_samples import SingleSamples
 from unlearnx.curvature.tape import Tape
@@ -43,12 +45,25 @@ class SampleGradients:
         names: the parameters.
         x: a batch; its first samples are used to check the rules against autograd.
         dtype: dtype of autocast, or None for none.
+        need_rules: parameters with a rule go by it also where a loop over single samples would be faster for all.
+
+    Attributes:
+        missing: parameters without a rule.
 
     Raises:
         ValueError: the model returns no tensor with a row for each sample.
     """
 
-    def __init__(self, model: nn.Module, loss: SampleLoss, names: list[str], x: Nest, dtype: torch.dtype | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: SampleLoss,
+        names: list[str],
+        x: Nest,
+        dtype: torch.dtype | None,
+        *,
+        need_rules: bool = False,
+    ):
         self.model, self.loss, self.names = lent(model), loss, names
         self.device, self.dtype = model_device(model), dtype
         # No parameter requires gradients in the passes, so autograd never computes weight gradients of the batch.
@@ -62,76 +77,112 @@ class SampleGradients:
         if dtype is not None:  # in which layers will keep their outputs
             self.bytes_per_sample = max(1, self.bytes_per_sample * dtype.itemsize // torch.float32.itemsize)
         self._one_by_one = SingleSamples(self.model, loss, self.device, dtype)
-        missing = [name for name in names if name not in self.trusted and name not in self.unused]
-        if missing:
-            _warn_of(missing, len(names))
+        self._loop = SingleSamples(self.model, loss, self.device, dtype, use_vmap=False)
+        self._looping = False  # all parameters of the current part, those with a rule too
+        self.missing = [name for name in names if name not in self.trusted and name not in self.unused]
+        if self.missing:
+            _warn_of(self.missing, len(names))
+        may_loop = self.missing and self.trusted and not need_rules and self.device.type == "cpu"
+        self._pace = Pace() if may_loop else None
 
     def split(self, x: Nest, y: Nest) -> Iterator[tuple[Nest, Nest]]:
         """The batch in equal parts; on the CPU a part keeps at most KEPT_ACTIVATION_BYTES, or what the parameters take.
 
-        Every part reads all parameters: with smaller parts, that would cost more than page faults.
+        Every part reads all parameters: with smaller parts, that would cost more than page faults. Of a model with
+        parameters that have no rule, the first parts are those that :class:`~unlearnx.curvature.pace.Pace` times.
         """
         n = count(y)
         limited = self.device.type == "cpu" and self.trusted
         kept = max(KEPT_ACTIVATION_BYTES, sum(p.nbytes for p in self.frozen.values()))
         most = max(1, kept // self.bytes_per_sample) if limited else n
-        parts = -(-n // most)
-        step = -(-n // parts)
-        for start in range(0, n, step):
+        start = 0
+        while start < n:
+            left = n - start
+            step = -(-left // -(-left // most))
+            if self._pace is not None:
+                step, self._looping = min(step, self._pace.samples or step), self._pace.loop_is_next
             s = slice(start, start + step)
             yield take(x, s), take(y, s)
+            start, self._looping = s.stop, False
 
     def run(
         self,
         x: Nest,
-        targets: Callable[[Any], Iterable[Targets]],
+        targets: Callable[[Callable[[], Any]], Iterable[Targets]],
         on_contribution: OnContribution,
         names: Collection[str] | None = None,
     ) -> None:
-        """One forward pass, and a backward pass for each of ``targets(output)``.
+        """One forward pass, and a backward pass for each of ``targets(output)``, where ``output()`` is the model's.
 
         `on_contribution` is called with each parameter's name, a contribution, and the weights of its samples. A
         contribution covers all samples, or a parameter gets several that cover consecutive samples in order. It is
         called for the parameters of these `names` only; None for all.
         """
-        current, wanted = Targets(x), self.names if names is None else names
+        x = changed(x, Tensor.detach)
+        wanted = [name for name in self.names if names is None or name in names]
+        if self._looping or not self.trusted:
+            seconds = 0.0
+            for current in targets(lambda: self._output(x)):
+                seconds += self._run_without_rules(wanted, x, current, on_contribution)
+            if self._looping and self._pace is not None:
+                self._pace.loop = seconds
+        else:
+            self._run_rules(x, targets, on_contribution, wanted)
+
+    def _run_rules(
+        self,
+        x: Nest,
+        targets: Callable[[Callable[[], Any]], Iterable[Targets]],
+        on_contribution: OnContribution,
+        wanted: list[str],
+    ) -> None:
+        current = Targets(x)
 
         def on_trusted(name: str, contribution: Contribution) -> None:
             if name in self.trusted and name in wanted:
                 on_contribution(name, contribution, current.weight)
 
-        x = changed(x, Tensor.detach)
+        start, others, apart = perf_counter(), 0.0, 0.0
         tape = Tape({name: self.frozen[name] for name in self.names}, on_trusted, count(x), self.places)
         output = self._forward(tape, x)
-        pending = list(targets(changed(output, Tensor.detach)))
+        pending = list(targets(lambda: changed(output, Tensor.detach)))
         for k, current in enumerate(pending):
             with torch.enable_grad():
                 objective = current.objective(self.loss, output)
             settled = self._backward(tape, objective, keep=k + 1 < len(pending)) & self.trusted
             settled |= self.unused - tape.seen
-            rest = [name for name in self.names if name in wanted and name not in settled]
+            rest = [name for name in wanted if name not in settled]
             if rest:
-                self._run_without_rules(rest, x, current, on_contribution)
+                begin = perf_counter()
+                others += self._run_without_rules(rest, x, current, on_contribution)
+                apart += perf_counter() - begin
+        if self._pace is not None:
+            self._pace.rules = (perf_counter() - start - apart) / count(x) + others
+
+    def _output(self, x: Nest) -> Any:
+        with torch.no_grad(), autocast(self.device, self.dtype):
+            return call(self.model, x)
 
     def _forward(self, tape: Tape, x: Nest) -> Any:
-        with torch.enable_grad(), autocast(self.device, self.dtype):
-            if not self.trusted:  # no rule passed the check: the tape is of no use
-                with torch.no_grad():
-                    return call(self.model, x)
-            with tape:
-                ordered = channels_last(x) if self.use_channels_last else x
-                return functional_call(self.model, self.frozen, *arguments(ordered))
+        with torch.enable_grad(), autocast(self.device, self.dtype), tape:
+            ordered = channels_last(x) if self.use_channels_last else x
+            return functional_call(self.model, self.frozen, *arguments(ordered))
 
     def _backward(self, tape: Tape, objective: Tensor, *, keep: bool) -> set[str]:
         if tape.sources and objective.requires_grad:
             torch.autograd.grad(objective, tape.sources, allow_unused=True, retain_graph=keep)
         return tape.finish()
 
-    def _run_without_rules(self, names: list[str], x: Nest, targets: Targets, on_contribution: OnContribution) -> None:
+    def _run_without_rules(self, names: list[str], x: Nest, targets: Targets, on_contribution: OnContribution) -> float:
+        """Returns the seconds that a sample takes."""
         values, rest = split_values(self.model, names)
-        for gradients, weight in self._one_by_one(values, rest, x, targets):
+        start, times = perf_counter(), []
+        for gradients, weight in (self._loop if self._looping else self._one_by_one)(values, rest, x, targets):
             for name, rows in gradients.items():
                 on_contribution(name, StoredGradients(rows), weight)
+            begin, start = start, perf_counter()
+            times.append((start - begin) / len(rows))
+        return min(times[1:] or times)  # the first call is slower than those that follow
 
 
 def _warn_of(missing: list[str], of: int) -> None:

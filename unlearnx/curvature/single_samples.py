@@ -34,11 +34,19 @@ class SingleSamples:
         loss: per-sample losses.
         device: the model's device.
         dtype: of autocast, or None for none.
+        use_vmap: whether to; None to find out.
     """
 
-    def __init__(self, model: nn.Module, loss: SampleLoss, device: torch.device, dtype: torch.dtype | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: SampleLoss,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        use_vmap: bool | None = None,
+    ):
         self.model, self.loss, self.device, self.dtype = model, loss, device, dtype
-        self._use_vmap: bool | None = True if device.type != "cpu" else None
+        self._use_vmap = True if use_vmap is None and device.type != "cpu" else use_vmap
         self._alone: list[float] = []  # seconds of the samples that ran alone
 
     def __call__(

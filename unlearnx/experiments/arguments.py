@@ -92,7 +92,7 @@ def data(argument: str, value: str) -> Any:
     """
     found = factory(argument, value)()
     if found is None:
-        raise ValueError(f"{argument} {value}: returned None, expected a Dataset, a DataLoader or (x, y)")
+        raise ValueError(f"{argument} {value}: returned None, expected a Dataset, a DataLoader, (x, y) or a mapping")
     return found
 
 

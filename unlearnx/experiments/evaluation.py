@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx import metrics
+from unlearnx._batches import Nest, scores
 from unlearnx._checks import model_device
 from unlearnx._data import Data
 from unlearnx.data import Splits
@@ -245,7 +246,7 @@ class RequestEvaluation:
         notes: sentences on what could not be measured, and why.
     """
 
-    def __init__(self, method: Method, request: Request, test: tuple[Tensor, Tensor] | None, forget_class: int | None):
+    def __init__(self, method: Method, request: Request, test: tuple[Nest, Tensor] | None, forget_class: int | None):
         self.method, self.request, self.test, self.forget_class = method, request, test, forget_class
         self.notes: list[str] = []
         if test is None:
@@ -307,17 +308,17 @@ class RequestEvaluation:
 
     def _scored(self, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         """Scores and labels by set. The test data are split into the class to forget and the other classes."""
-        scores, y = scores_of(model, self.request.dataset, self._step)
+        rows, y = scores_of(model, self.request.dataset, self._step)
         forget, retain = self.request.forget, self.request.retain
-        sets = {"forget": (scores[forget], y[forget]), "retain": (scores[retain], y[retain])}
+        sets = {"forget": (rows[forget], y[forget]), "retain": (rows[retain], y[retain])}
         if self.test is None:
             return sets
-        scores, y = scores_of(model, self.test, self._step)
-        sets["all_test"] = scores, y
+        rows, y = scores_of(model, self.test, self._step)
+        sets["all_test"] = rows, y
         goes = y == self.forget_class if self.forget_class is not None else torch.zeros_like(y, dtype=torch.bool)
         for name, chosen in (("test", ~goes), ("test_forgotten", goes)):
             if chosen.any():
-                sets[name] = scores[chosen], y[chosen]
+                sets[name] = rows[chosen], y[chosen]
         return sets
 
     def _attack(self, model: nn.Module, sets: dict[str, tuple[Tensor, Tensor]], attack: str) -> float | None:
@@ -355,9 +356,9 @@ class _KnownScores(nn.Module):
 
 def scores_of(model: nn.Module, data: Data, batch_size: int) -> tuple[Tensor, Tensor]:
     """Scores (N, classes) and labels (N,), on the CPU."""
-    parts = each_batch((model,), data, batch_size, None, lambda scores, y: (scores.cpu(), y.cpu()))
-    scores, y = zip(*parts, strict=True)
-    return torch.cat(scores), torch.cat(y)
+    parts = each_batch((model,), data, batch_size, None, lambda output, y: (scores(output).cpu(), y.cpu()))
+    found, y = zip(*parts, strict=True)
+    return torch.cat(found), torch.cat(y)
 
 
 def _gap_measures(measures: Mapping[str, float | None]) -> dict[str, float]:

@@ -14,17 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from unlearnx._batches import Nest, scores, take, tensors
 from unlearnx._data import Data, materialize
 from unlearnx._files import check_room
+from unlearnx._pairs import leaves
 from unlearnx._random import forked_random
 from unlearnx.experiments import report
-from unlearnx.experiments.evaluation import RequestEvaluation, scores_of
+from unlearnx.experiments.evaluation import RequestEvaluation
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.runs import default_device, describe
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
+from unlearnx.losses import cross_entropy
 from unlearnx.methods import Method, Request, judge
+from unlearnx.metrics.outputs import each_batch
 
 MAX_LISTED = 10  # indices, and changed tensors, in an audit
 RESULTS = ("audit.json", "audit.html", "weights.safetensors", "weights.pt")
@@ -54,10 +59,11 @@ def unlearn(
     audit says why. Where anything goes wrong, `out` is left as it was.
 
     Args:
-        model_factory: builds the model, which returns class scores (N, classes), with any weights.
+        model_factory: builds the model, with any weights. It returns class scores (N, classes), or an object with such
+            logits, of which the method's ``F.cross_entropy`` is then taken.
         weights: file of its trained weights (see :class:`unlearnx.experiments.weights.Weights`).
-        data: what it was trained on, with classes as labels. A DataLoader stands for its dataset, in the dataset's
-            order.
+        data: what it was trained on, pairs or mappings, with classes as labels. A DataLoader stands for its dataset, in
+            the dataset's order.
         method: how to forget; one that needs untrained models, as ``Retrain`` does, gets them from the factory.
         out: folder without an audit or weights of an earlier run.
         forget: indices into the data; give either this or `forget_class`.
@@ -94,12 +100,14 @@ def unlearn(
         held_out = None if test is None else _pair("test", test)
         for name, pair in (("data", (x, y)), ("test", held_out)):
             if pair is not None:
-                _check_fits(name, model, *pair)
+                returns_tensor = _check_fits(name, model, *pair)
+        if not returns_tensor and method.loss_fn is F.cross_entropy:
+            method = replace(method, loss_fn=cross_entropy)
         if held_out is not None:
             request = request.with_held_out(held_out)
         evaluation = RequestEvaluation(method, request, held_out, forget_class)
 
-        log(f"{len(request.forget):,} of {len(x):,} samples to forget")
+        log(f"{len(request.forget):,} of {len(y):,} samples to forget")
         models, measures = {"before": model}, {"before": evaluation.measure(model)}
         outcome = _with_factory(method, model_factory)(model, request)
         applied = outcome.applied
@@ -140,7 +148,7 @@ def unlearn(
             },
             "data": {
                 "train": _fingerprint(x, y),
-                "forget": _fingerprint(x[request.forget], y[request.forget]),
+                "forget": _fingerprint(take(x, request.forget), y[request.forget]),
                 "test": None if held_out is None else _fingerprint(*held_out),
             },
             "device": str(where),
@@ -205,18 +213,19 @@ def _built(factory: Callable[[], nn.Module], weights: Weights, device: torch.dev
     return model.to(device).eval()
 
 
-def _pair(name: str, data: Data) -> tuple[Tensor, Tensor]:
+def _pair(name: str, data: Data) -> tuple[Nest, Tensor]:
     """All inputs and labels as tensors, in the order of the dataset. Both the method and the hashes use these."""
     try:
         x, y = materialize(data.dataset if isinstance(data, DataLoader) else data)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: cannot be read as samples (x, y): {error}") from error
-    if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
-        raise ValueError(f"{name}: labels are {y.dtype} of shape {list(y.shape)}, expected class indices (N,)")
+    if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
+        what = f"{y.dtype} of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(f"{name}: labels are {what}, expected class indices (N,)")
     return x, y.long()
 
 
-def _request(x: Tensor, y: Tensor, forget: Sequence[int] | Tensor | None, forget_class: int | None) -> Request:
+def _request(x: Nest, y: Tensor, forget: Sequence[int] | Tensor | None, forget_class: int | None) -> Request:
     if (forget is None) == (forget_class is None):
         raise ValueError(f"forget, forget_class: {'neither' if forget is None else 'both'} given, expected one of them")
     if forget is not None:
@@ -225,20 +234,22 @@ def _request(x: Tensor, y: Tensor, forget: Sequence[int] | Tensor | None, forget
     return Request.remove_class((x, y), forget_class)
 
 
-def _check_fits(name: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
+def _check_fits(name: str, model: nn.Module, x: Nest, y: Tensor) -> bool:
+    """Refuse data that the model does not take; returns whether its outputs are tensors."""
     try:
-        scores, _ = scores_of(model, (x[:2], y[:2]), 2)
+        (output,) = each_batch((model,), (take(x, slice(0, 2)), y[:2]), 2, None, lambda output, y: output)
+        found = scores(output)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        kinds = ", ".join(f"shape {list(t.shape[1:])} and {t.dtype}" for t in tensors(x))
+        raise ValueError(f"{name}: the model cannot read samples of {kinds}: {error}") from error
+    if found.dim() != 2 or found.shape[1] < 2:
         raise ValueError(
-            f"{name}: the model cannot read samples of shape {list(x.shape[1:])} and {x.dtype}: {error}"
-        ) from error
-    if scores.dim() != 2 or scores.shape[1] < 2:
-        raise ValueError(
-            f"model_factory: it returned scores of shape {list(scores.shape)}, expected (N, classes), classes >= 2"
+            f"model_factory: it returned scores of shape {list(found.shape)}, expected (N, classes), classes >= 2"
         )
-    outside = y[(y < 0) | (y >= scores.shape[1])]
+    outside = y[(y < 0) | (y >= found.shape[1])]
     if len(outside):
-        raise ValueError(f"{name}: label {int(outside[0])} is out of range for the model's {scores.shape[1]} classes")
+        raise ValueError(f"{name}: label {int(outside[0])} is out of range for the model's {found.shape[1]} classes")
+    return isinstance(output, Tensor)
 
 
 def _described(request: Request, forget_class: int | None) -> dict[str, Any]:
@@ -271,8 +282,9 @@ def _identity(weights: Weights) -> dict[str, str]:
     }
 
 
-def _fingerprint(x: Tensor, y: Tensor) -> dict[str, Any]:
-    return {"samples": len(x), "sha256": tensor_hash({"x": x, "y": y})}
+def _fingerprint(x: Nest, y: Tensor) -> dict[str, Any]:
+    named = {path: leaf for path, leaf in leaves("x", x) if isinstance(leaf, Tensor)}
+    return {"samples": len(y), "sha256": tensor_hash({**named, "y": y})}
 
 
 def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Any]:

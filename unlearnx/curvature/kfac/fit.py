@@ -120,7 +120,7 @@ class _Passes:
         self._labels = FisherLabels(self._loss, fisher_type, size(data), self._device, generator)
         x, self._y = (moved(t, self._device) for t in Samples(data).read(slice(0, PROBE_SAMPLES)))
         self._x = self._prefix(x)
-        self._gradients = SampleGradients(self._prefix.head, self._loss, names, self._x, None)
+        self._gradients = SampleGradients(self._prefix.head, self._loss, names, self._x, None, need_rules=True)
         self._kept = KeptContributions(self._device)
         self.layers: list[Layer] = []
         self.taken = 0

@@ -199,15 +199,19 @@ def module_label(name: str, module: nn.Module) -> str:
 def _reason_samples_interact(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if module.running_mean is None:
-            return "normalises by the statistics of the batch"
-        return "is in train mode: it normalises by the statistics of the batch" if module.training else None
+            return (
+                "normalises by the statistics of the batch in eval mode too, expected one that keeps running "
+                "statistics (track_running_stats=True)"
+            )
+        batch = "is in train mode: it normalises by the statistics of the batch; call model.eval() first"
+        return batch if module.training else None
     random = isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
     rate = getattr(module, "p", None) if random else getattr(module, "dropout", None)
     if isinstance(module, nn.RReLU):
         rate = 1.0
     elif not random and not isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return None
-    return "is in train mode: its output is random" if module.training and rate else None
+    return "is in train mode: its output is random; call model.eval() first" if module.training and rate else None
 
 
 def check_deterministic(model: nn.Module) -> None:
@@ -219,7 +223,7 @@ def check_deterministic(model: nn.Module) -> None:
     for name, module in model.named_modules():
         reason = _reason_samples_interact(module)
         if reason:
-            raise ValueError(f"model: {module_label(name, module)} {reason}; call model.eval() first")
+            raise ValueError(f"model: {module_label(name, module)} {reason}")
 
 
 def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:

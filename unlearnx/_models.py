@@ -40,6 +40,11 @@ def check_model(model: nn.Module) -> None:
                 f"model: {module_label(name, module)} is compiled by torch.jit, which cannot be run with other "
                 "parameters, expected the module that it was made from; load its state dict into that"
             )
+        if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch."):
+            raise ValueError(
+                f"model: {module_label(name, module)} is quantised, which rules out gradients, expected the module in "
+                "floating point that it was made from"
+            )
     for name, parameter in model.named_parameters():
         reason = _reason_unusable(parameter)
         if reason:

@@ -4,6 +4,7 @@ import copy
 import re
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,18 @@ def test_a_model_that_tells_how_it_was_built_is_built_anew():
     data = odd.samples(odd.network())
     for method in (Retrain(epochs=1), BadTeacher(max_increase=9.0), StochasticTeacher(max_increase=9.0)):
         assert method(model, Request.remove(data, range(3))).applied
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("build", [odd.untracked, lambda: odd.quantised("0"), lambda: odd.network().to("meta")])
+def test_other_models_are_refused_by_name_or_taken(method, build, monkeypatch):
+    """Statistics of the batch do no harm in training; gradients of single samples are not to be had from them."""
+    kind = replace(KINDS["pair"], build=build)
+    monkeypatch.setitem(KINDS, "other", kind)
+    taken = ("bad-teacher", "energy-alignment", "fine-tune", "gradient-ascent", "neg-grad", "retrain", "scrub")
+    trains = build is odd.untracked and method in (*taken, "stochastic-teacher")
+    assert result(method, "other") == ("works" if trains else "refuses")
 
 
 def test_calls_inside_of_inference_mode_say_so():

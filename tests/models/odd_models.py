@@ -143,6 +143,15 @@ def spectral_norm():
     return nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 4))
 
 
+def untracked():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 4))
+
+
+def quantised(part):
+    """Integers in the place of the weights of a part, or of all linear layers."""
+    return torch.ao.quantization.quantize_dynamic(network(), {part or nn.Linear}, dtype=torch.qint8)
+
+
 def hooked():
     model = network()
     model[0].register_forward_hook(lambda module, args, output: 2 * output)

@@ -118,6 +118,9 @@ REFUSED = {
     "inference": (odd.made_in_inference_mode, "parameter '0.weight' was made inside torch.inference_mode"),
     "meta": (lambda: odd.network().to("meta"), "parameter '0.weight' is on the meta device"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4)), "parameter '0.weight' is not initialised yet"),
+    "quantised": (lambda: odd.quantised(""), "Linear '0' is quantised, which rules out gradients"),
+    "quantised part": (lambda: odd.quantised("0"), "Linear '0' is quantised, which rules out gradients"),
+    "batch statistics": (odd.untracked, "BatchNorm1d '1' normalises by the statistics of the batch in eval mode too"),
     "scripted": (lambda: torch.jit.script(odd.network()), "compiled by torch.jit"),
     "scripted part": (lambda: odd.Around(torch.jit.script), "RecursiveScriptModule 'body' is compiled by torch.jit"),
 }

@@ -56,6 +56,7 @@ class EWCRepair(TrainedMethod):
 
     _nominal_epochs: ClassVar[int] = 10
     _keeps: ClassVar[bool] = False
+    _reads_samples: ClassVar[bool] = True
 
     epochs: int | str = "auto"
     lr: float = 1e-3

@@ -52,6 +52,7 @@ class SalUn(TrainedMethod):
     """
 
     _nominal_epochs: ClassVar[int] = 3
+    _reads_samples: ClassVar[bool] = True
 
     epochs: int | str = "auto"
     lr: float = 5e-4

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one, check_at_least_zero, qualified
 from unlearnx._data import Data, size
 from unlearnx._losses import Loss
-from unlearnx._modes import modes_kept
+from unlearnx._modes import evaluating, modes_kept
 from unlearnx.methods.base import Method, NotApplied, Work
+from unlearnx.methods.request import Request
 from unlearnx.methods.rounds import FEW_STEPS, STEPS, Rounds, Train, gently
 from unlearnx.models.training import Training
 
@@ -32,6 +34,7 @@ class TrainedMethod(Method):
     _fewest_epochs: ClassVar[int] = 1
     _nominal_epochs: ClassVar[int] = 1  # where nothing tells how much is to be forgotten
     _keeps: ClassVar[bool] = True  # whether training teaches what stays as well
+    _reads_samples: ClassVar[bool] = False  # whether it takes gradients of single samples, in eval mode, as well
 
     weight_decay: float = 1e-4
 
@@ -41,6 +44,12 @@ class TrainedMethod(Method):
         check_at_least = check_at_least_one if self._fewest_epochs == 1 else check_at_least_zero
         check_at_least(**{name: given[name] for name in ("epochs",) if self._gives_epochs()})
         check_at_least_zero(**{name: given[name] for name in ("lr", "weight_decay") if name in given})
+
+    def _check(self, model: nn.Module, request: Request) -> None:
+        super()._check(model, request)
+        if self._reads_samples:
+            with evaluating(model) as lent:
+                check_call(lent, self.loss_fn, request.dataset, name="request")
 
     def _gives_epochs(self) -> bool:
         return "epochs" in vars(self) and not self._finds_strength

@@ -14,6 +14,7 @@ from unlearnx._checks import check_at_least_one, model_device
 from unlearnx._data import BATCH_SIZE
 from unlearnx._extras import extra
 from unlearnx._memory_order import ImageOrder
+from unlearnx._models import check_gradients_possible
 from unlearnx._modes import evaluating
 
 METHODS = ("grad_cam", "input_gradient")
@@ -60,6 +61,7 @@ def saliency(
         >>> maps.shape, maps.amax((1, 2))
         (torch.Size([2, 8, 8]), tensor([1., 1.]))
     """
+    check_gradients_possible()
     _check(images, targets, method, layer)
     check_at_least_one(batch_size=batch_size)
     name = _layer(model, layer) if method == "grad_cam" else None

@@ -38,7 +38,11 @@ class SkewNormal:
         Raises:
             ValueError: the values are all the same, or not finite.
         """
-        values = values.double()
+        with torch.inference_mode(False):  # or the copy would take no part in gradients
+            return cls._fitted(values.clone().double())
+
+    @classmethod
+    def _fitted(cls, values: Tensor) -> SkewNormal:
         mean, deviation = values.mean(), values.std()
         if not (deviation.isfinite() and deviation > 0):
             raise ValueError(f"values: have a standard deviation of {deviation:.3g}, expected a number > 0")

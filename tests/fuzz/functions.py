@@ -491,6 +491,7 @@ def calls(folder: str) -> dict[str, Any]:
         "certified.predict": about(certified, "predict", lambda: {"x": data()[0]}),
         "SISA": of(methods.SISA, lambda: {"factory": model, "folder": folder}),
         "sisa.fit": about(lambda: sisa(tempfile.mkdtemp(dir=folder)), "fit", lambda: {"data": data()}),
+        "Reapply": of(methods.Reapply, lambda: {"update": vector()}),
         "Pipeline": of(methods.Pipeline, lambda: {"stages": [methods.SSD(), methods.FineTune()]}),
     }
     for name in methods.METHODS:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from unlearnx import Request
 from unlearnx.curvature import CurvatureOperator, LiSSA, fisher_diagonal, grad_difference
 from unlearnx.methods import (
+    KFADE,
     SCRUB,
     SSD,
     BadTeacher,
@@ -74,6 +75,7 @@ def test_methods(study, method, data_device, device):
         SSD(fisher_type="label_free"),
         FisherMasking(ratio=0.05),
         GradientAscent(),
+        KFADE(),
         NegGrad(),
         SalUn(),
         SCRUB(epochs=2),

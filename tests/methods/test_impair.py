@@ -16,6 +16,7 @@ from unlearnx import Request
 from unlearnx._data import materialize
 from unlearnx.data import load_digits
 from unlearnx.methods import (
+    KFADE,
     METHODS,
     SCRUB,
     SSD,
@@ -39,6 +40,7 @@ FORGETFUL = [
     SSD(fisher_type="label_free"),
     FisherMasking(),
     GradientAscent(),
+    KFADE(),
     NegGrad(),
     SalUn(),
     SCRUB(epochs=4),

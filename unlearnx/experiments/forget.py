@@ -27,6 +27,7 @@ from unlearnx.experiments.report import environment
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore, differing
 from unlearnx.experiments.runs import default_device, describe, room_for, slug, untrained
 from unlearnx.methods import (
+    KFADE,
     SCRUB,
     SSD,
     BadTeacher,
@@ -449,6 +450,7 @@ def _digits_methods(forget_class: int | None) -> Methods:
         "first-order": gradient,
         "second-order": newton,
         "gradient-ascent": GradientAscent(epochs=5) if forget_class is not None else GradientAscent(epochs=2),
+        "k-fade": KFADE(),
         "neg-grad": NegGrad(epochs=2, weight=0.99 if forget_class is not None else 0.9),
         "random-perturbation": Pipeline([RandomPerturbation(0.5), FineTune(epochs=4, lr=2e-3)]),
         "stochastic-teacher": StochasticTeacher(epochs=2),
@@ -470,6 +472,7 @@ def _cifar_methods(forget_class: int | None) -> Methods:
         "first-order": FirstOrder(params="last:2"),
         "second-order": SecondOrder(ConjugateGradient(), damping=1e-2, params="last:2", step=1.0, steps=1),
         "gradient-ascent": GradientAscent(epochs=1, lr=1e-4, autocast=fast),
+        "k-fade": KFADE(),
         "neg-grad": NegGrad(epochs=1, batch_size=128, autocast=fast),
         "random-perturbation": Pipeline(
             [RandomPerturbation(0.2), FineTune(epochs=1, lr=2e-3, batch_size=128, autocast=fast)]

@@ -10,10 +10,12 @@ from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.first_order import FirstOrder
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
+from unlearnx.methods.kfade import KFADE
 from unlearnx.methods.newton_repair import NewtonRepair
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.pipeline import Pipeline
 from unlearnx.methods.random_perturbation import RandomPerturbation
+from unlearnx.methods.reapply import Reapply
 from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
 from unlearnx.methods.salun import SalUn
@@ -33,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
     "first-order": FirstOrder,
     "fisher-masking": FisherMasking,
     "gradient-ascent": GradientAscent,
+    "k-fade": KFADE,
     "neg-grad": NegGrad,
     "newton-repair": NewtonRepair,
     "random-perturbation": RandomPerturbation,
@@ -46,6 +49,7 @@ METHODS: dict[str, type[Method]] = {
 """The methods by their names on the command line."""
 
 __all__ = [
+    "KFADE",
     "METHODS",
     "SCRUB",
     "SISA",
@@ -65,6 +69,7 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "RandomPerturbation",
+    "Reapply",
     "Request",
     "Retrain",
     "SISACost",

@@ -30,9 +30,7 @@ from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.solving import check_solver, checked_direction, curvature_batch, solved_direction
 from unlearnx.methods.step_size import check_size
-from unlearnx.methods.stored import FromFactors, training_samples
-
-DAMPING = 1e-2  # of stored factors, in units of their largest eigenvalue
+from unlearnx.methods.stored import DAMPING, FromFactors, training_samples
 
 
 @dataclass

@@ -11,6 +11,8 @@ from unlearnx.curvature.kfac.factors import Factors
 from unlearnx.methods.base import Method, Work
 from unlearnx.methods.request import Request
 
+DAMPING = 1e-2  # in units of the largest eigenvalue, where none is given
+
 
 @dataclass(kw_only=True)
 class FromFactors(Method):

@@ -491,12 +491,10 @@ def calls(folder: str) -> dict[str, Any]:
         "certified.predict": about(certified, "predict", lambda: {"x": data()[0]}),
         "SISA": of(methods.SISA, lambda: {"factory": model, "folder": folder}),
         "sisa.fit": about(lambda: sisa(tempfile.mkdtemp(dir=folder)), "fit", lambda: {"data": data()}),
-        "Reapply": of(methods.Reapply, lambda: {"update": vector()}),
         "Pipeline": of(methods.Pipeline, lambda: {"stages": [methods.SSD(), methods.FineTune()]}),
     }
-    for name in methods.METHODS:
-        cls = methods.METHODS[name]
-        right = FAST.get(cls.__name__, {})
+    for cls in (*methods.METHODS.values(), methods.Reapply):
+        right = {"update": vector()} if cls is methods.Reapply else FAST.get(cls.__name__, {})
         asked = correction if cls.__name__ in CORRECTIONS else request
         call, own, _ = of_method(cls)
         found[cls.__name__] = (

@@ -111,7 +111,7 @@ def test_bad_arguments(study):
         KFADE(fisher_type="batch")
     with pytest.raises(ValueError, match="factor is 0, expected a number > 0 or 'auto'"):
         Reapply({}, factor=0)
-    with pytest.raises(ValueError, match="update: is empty"):
+    with pytest.raises(ValueError, match="update: changes none of the chosen parameters"):
         Reapply.of(model, model)(model, request)
     with pytest.raises(ValueError, match=r"update: has '0\.weight' of shape \[3\], which the model has not"):
         Reapply({"0.weight": torch.ones(3)})(model, request)

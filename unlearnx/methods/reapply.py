@@ -61,9 +61,11 @@ class Reapply(Method):
         for name, t in self.update.items():
             if name not in own or own[name].shape != t.shape:
                 raise ValueError(f"update: has {name!r} of shape {list(t.shape)}, which the model has not")
-        if not self.update:
-            raise ValueError("update: is empty, expected the change of at least one parameter")
-        return [name for name in own if name in self.update]
+        chosen = list(own) if self.params is None else super()._names(model)
+        names = [name for name in chosen if name in self.update]
+        if not names:
+            raise ValueError("update: changes none of the chosen parameters, expected the change of at least one")
+        return names
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         parameters = ChosenParameters(work.model, work.names)

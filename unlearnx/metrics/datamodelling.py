@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from unlearnx._arguments import checked
 from unlearnx._calls import run
-from unlearnx._checks import check_at_least_one, known_as, model_device
+from unlearnx._checks import check_at_least_one, check_fraction, known_as, model_device
 from unlearnx._data import Data, batches, materialize, picked, size
 from unlearnx._losses import Loss, SampleLoss, named
 from unlearnx._models import check_model
@@ -111,6 +111,7 @@ def losses_of_subsets(
         ([20, 20, 20], torch.Size([3, 5]))
     """
     check_at_least_one(subsets=subsets, repeats=repeats)
+    check_fraction(fraction=fraction)
     n = size(data)
     chosen = round(fraction * n)
     if not 0 < chosen < n:

@@ -55,6 +55,12 @@ def picked(data: Data, index: Tensor, batch_size: int | None = None) -> Dataset[
     return dataset_of(*materialize(chosen, batch_size)) if bytes_each * len(index) <= KEPT_BYTES else chosen
 
 
+def drawn(data: Data, most: int, generator: torch.Generator, batch_size: int | None = None) -> Dataset[Any]:
+    """At most so many samples, drawn at random; see :func:`picked`."""
+    index = torch.randperm(size(data), generator=generator)[:most]
+    return picked(data, index, batch_size) if len(index) < size(data) else as_dataset(data)
+
+
 def materialize(data: Data, batch_size: int | None = None) -> Pair:
     """All of `data` as one batch (x, y), read `batch_size` samples at a time; not copied where it is one already.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from unlearnx._arguments import checked
 from unlearnx._calls import check_call
-from unlearnx._checks import Params, check_at_least_one, check_finite, known_as, select_params
+from unlearnx._checks import Params, check_at_least_one, check_finite, known_as
 from unlearnx._data import Data, Samples, check_in_order, dataset_of, size
 from unlearnx._losses import Loss
 from unlearnx._vectors import Vector
@@ -143,8 +143,7 @@ def _factors(
         generator = torch.Generator().manual_seed(0)
         fit = EKFAC().fit
         return fit(model, loss_fn, train, params=params, diagonal=False, batch_size=batch_size, generator=generator)
-    if params is not None and select_params(model, params) != factors.layout.names:
-        raise ValueError(f"params: is {params!r}, expected those of the factors: {', '.join(factors.layout.names)}")
+    factors.check_params(model, params)
     own = dict(model.named_parameters())
     if any(name not in own or own[name].shape != shape for name, shape in factors.layout.shapes.items()):
         raise ValueError(f"factors: are those of {', '.join(factors.layout.names)}, which the model does not have")

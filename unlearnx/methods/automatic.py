@@ -12,7 +12,7 @@ from torch import nn
 from unlearnx._checks import check_at_least_zero
 from unlearnx._data import Data
 from unlearnx._pace import Pace
-from unlearnx.methods.base import FirstDirection, Method, Work
+from unlearnx.methods.base import Findings, Method, Work
 from unlearnx.methods.chosen_parameters import last_layer
 from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.first_order import FirstOrder
@@ -68,15 +68,8 @@ class Automatic(Method):
     def _finds_strength(self) -> bool:
         return True
 
-    def _on_copy(
-        self,
-        model: nn.Module,
-        request: Request,
-        level: UnseenLevel | None,
-        pace: Pace,
-        first_direction: FirstDirection | None = None,
-    ) -> Outcome:
-        start = time.perf_counter()
+    def _on_copy(self, model: nn.Module, request: Request, findings: Findings) -> Outcome:
+        start, level, pace = time.perf_counter(), findings.level, findings.pace
         assert level is not None, "the strength is found, so the level is known"
         kept = Kept(request.target, seed=self.seed, **pace.settings)
         before, gradients = kept.accuracy(model), 0
@@ -87,7 +80,7 @@ class Automatic(Method):
             if tried and self.seconds is not None and time.perf_counter() - start > self.seconds:
                 break
             try:
-                outcome = method._on_copy(model, request, level, pace)
+                outcome = method._on_copy(model, request, findings)
             except ValueError as error:  # it does not take these labels, as a method that relabels takes no values
                 tried.append(_line(method, "unknown", False, str(error), 0.0, 0.0))
                 refusal = error

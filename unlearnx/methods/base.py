@@ -59,6 +59,21 @@ class NotApplied(Exception):
     """Raised by a method whose result would do harm; the message becomes the outcome's ``reason``."""
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a model and a request before a method is applied to a copy.
+
+    Attributes:
+        level: what a model would do that never saw the forget set; None where the strength is given.
+        pace: how the model goes through the data.
+        first_direction: gives the first step's, where it was solved for together with those of other requests.
+    """
+
+    level: UnseenLevel | None
+    pace: Pace
+    first_direction: FirstDirection | None = None
+
+
 @dataclass(kw_only=True)
 class Method:
     """An unlearning method: ``method(model, request) -> Outcome``.
@@ -124,7 +139,7 @@ class Method:
             pace = self._pace(model, request)
             level = self._level(model, request, pace) if self._finds_strength else None
             seconds = time.perf_counter() - start
-            outcome = self._on_copy(model, request, level, pace)
+            outcome = self._on_copy(model, request, Findings(level, pace))
             outcome.seconds += seconds
             if not outcome.evidence:  # a method that tries others has judged them
                 level = self._level(model, request, pace) if level is None else level
@@ -158,25 +173,18 @@ class Method:
     def _judge(self, before: nn.Module, outcome: Outcome, request: Request, level: UnseenLevel, pace: Pace) -> None:
         outcome.forgotten, outcome.evidence = judge(before, outcome.model, request, level, **pace.settings)
 
-    def _on_copy(
-        self,
-        model: nn.Module,
-        request: Request,
-        level: UnseenLevel | None,
-        pace: Pace,
-        first_direction: FirstDirection | None = None,
-    ) -> Outcome:
+    def _on_copy(self, model: nn.Module, request: Request, findings: Findings) -> Outcome:
         """The outcome without a verdict. The strength is found where the level of an unseen model is given.
 
         Of labels that occur nowhere else, as of a class, the last layer alone is changed where that forgets at less
         cost to what stays than changing all parameters.
         """
-        outcome, standing = self._attempt(model, request, level, pace, first_direction)
+        outcome, standing = self._attempt(model, request, findings)
         names = last_layer(model)
         given = self.params is not None or self._stored is not None
         if standing is None or standing.is_good or given or names == self._names(model):
             return outcome
-        narrow, other = replace(self, params=names)._attempt(model, request, level, pace)
+        narrow, other = replace(self, params=names)._attempt(model, request, replace(findings, first_direction=None))
         best = outcome
         if other is not None and other.rank < standing.rank:
             best = narrow
@@ -185,23 +193,16 @@ class Method:
         best.gradient_evaluations = outcome.gradient_evaluations + narrow.gradient_evaluations
         return best
 
-    def _attempt(
-        self,
-        model: nn.Module,
-        request: Request,
-        level: UnseenLevel | None,
-        pace: Pace,
-        first_direction: FirstDirection | None = None,
-    ) -> tuple[Outcome, Standing | None]:
+    def _attempt(self, model: nn.Module, request: Request, findings: Findings) -> tuple[Outcome, Standing | None]:
         """The outcome, and how far the model is where a class was to be forgotten and the strength was found."""
-        start = time.perf_counter()
+        start, level, pace = time.perf_counter(), findings.level, findings.pace
         working = independent(model)
         names = self._names(working)
         frozen_prefix = FrozenPrefix(working, names, request.dataset)
         head = frozen_prefix.head
         own_pace = self._head_pace(frozen_prefix, request.dataset, pace)
         on_features = request_on_features(request, frozen_prefix, batch_size=pace.batch_size, dtype=pace.autocast)
-        work = Work(self, head, on_features, names, own_pace, first_direction)
+        work = Work(self, head, on_features, names, own_pace, findings.first_direction)
         if level is not None and level.accuracy is not None and self._finds_strength:
             work.aim_at(level.accuracy)
         before = {name: t.clone() for name, t in head.state_dict().items()}

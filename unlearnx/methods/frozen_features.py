@@ -37,7 +37,7 @@ def request_on_features(
     if correction is None:
         held_out = None
         if request.held_out is not None and not request.has_retain_set:  # it then stands for what stays
-            held_out = as_dataset(frozen_prefix.features(request.held_out, batch_size=batch_size, dtype=dtype))
+            held_out = as_dataset(frozen_prefix.features(request.held_out, **settings))
         return Request(known, request.forget, augmented=augmented, held_out=held_out)
     corrected: Dataset[Any]
     if request.labels_only and Samples(known).in_memory:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnx._batches import scores
-from unlearnx._data import Data, picked, size
+from unlearnx._data import Data, drawn, size
 from unlearnx._losses import Loss
 from unlearnx._per_sample import per_sample
 from unlearnx._vectors import Vector
@@ -55,10 +55,14 @@ class Importance:
         """
         request, n, factors = work.request, training_samples(work), method._stored
         m = len(request.forget)
-        most = MOST_SAMPLES if method._finds_strength else n
+
+        def read(data: Data) -> Data:
+            if not method._finds_strength:
+                return data
+            return drawn(data, MOST_SAMPLES, torch.Generator().manual_seed(method.seed))
+
         if factors is not None:
-            chosen = _some(request.forget_set, most, method.seed)
-            forget = diagonal(method, work, chosen, factors.info["fisher_type"], "mean")
+            forget = diagonal(method, work, read(request.forget_set), factors.info["fisher_type"], "mean")
             full = factors.fisher_diagonal
             if full is None:
                 raise ValueError("factors: hold no exact diagonal, expected those of fit(..., diagonal=True)")
@@ -71,8 +75,7 @@ class Importance:
             )
             return cls(forget, retain, full)
         forget, retain = (
-            diagonal(method, work, _some(data, most, method.seed), fisher_type, "mean")
-            for data in (request.forget_set, request.retain_set)
+            diagonal(method, work, read(data), fisher_type, "mean") for data in (request.forget_set, request.retain_set)
         )
         share = m / n
         full = {name: share * forget[name] + (1 - share) * retain[name] for name in work.names}
@@ -112,10 +115,3 @@ def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction
         generator=torch.Generator().manual_seed(method.seed),
         progress=method.progress,
     )
-
-
-def _some(data: Data, most: int, seed: int) -> Data:
-    """At most so many samples, drawn at random."""
-    if size(data) <= most:
-        return data
-    return picked(data, torch.randperm(size(data), generator=torch.Generator().manual_seed(seed))[:most])

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from unlearnx._batches import joined
 from unlearnx._checks import check_at_least_one, check_at_least_zero
-from unlearnx._data import Data, picked, size
+from unlearnx._data import Data, drawn, size
 from unlearnx._known_labels import drawn_labels
 from unlearnx._labels import is_causal, predictions
 from unlearnx._losses import SampleLoss
@@ -121,7 +121,7 @@ class InfluenceUpdate(Method):
     def _estimate(self, work: Work, generator: torch.Generator) -> Callable[[], float]:
         if not work.measures:
             return work.corrected_loss
-        return partial(self._mean_loss, work, _some(work.target, LINE_SEARCH_SAMPLES, generator, self.batch_size))
+        return partial(self._mean_loss, work, drawn(work.target, LINE_SEARCH_SAMPLES, generator, self.batch_size))
 
     def _mean_loss(self, work: Work, data: Data) -> float:
         return mean_loss(work.model, self.loss_fn, data, **work.pace.settings)
@@ -172,12 +172,6 @@ def _classes(data: Data, batch_size: int) -> Tensor | None:
     if not all(isinstance(y, Tensor) and not y.is_floating_point() for y in found):
         return None
     return torch.cat([y.reshape(-1).unique().cpu() for y in found]).unique()
-
-
-def _some(data: Dataset[Any], limit: int, generator: torch.Generator, batch_size: int) -> Dataset[Any]:
-    """At most so many samples, drawn at random."""
-    chosen = torch.randperm(size(data), generator=generator)[:limit]
-    return picked(data, chosen, batch_size) if len(chosen) < size(data) else data
 
 
 def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:

@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 import torch
 
 from unlearnx._checks import check_at_least_one, check_at_least_zero
-from unlearnx._data import picked, size
-from unlearnx._vectors import Vector
+from unlearnx._data import drawn, size
+from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import EKFAC, Factors, grad_difference
-from unlearnx.curvature.kfac.solver import FISHER_TYPES
 from unlearnx.methods.base import NotApplied, Work
 from unlearnx.methods.chosen_parameters import ChosenParameters
 from unlearnx.methods.step_size import check_size
-from unlearnx.methods.stored import DAMPING, FromFactors, training_samples
+from unlearnx.methods.stored import FromFactors, damping_of, training_samples
 from unlearnx.metrics import mean_loss
 
 MOST_SAMPLES = 10_000  # of what stays, that factors are fitted on
@@ -65,12 +64,11 @@ class KFADE(FromFactors):
         check_size("step", self.step)
         check_at_least_one(steps=self.steps)
         check_at_least_zero(damping=self.damping)
-        if self.fisher_type not in FISHER_TYPES:
-            raise ValueError(f"fisher_type is {self.fisher_type!r}, expected one of {', '.join(FISHER_TYPES)}")
+        EKFAC(fisher_type=self.fisher_type)  # refuses unknown ones
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         factors = self._fitted(work)
-        damping = self.damping or DAMPING * factors.largest()
+        damping = damping_of(factors, self.damping)
         if not damping:
             raise NotApplied("the curvature of what stays is zero: the model is sure of all samples")
         parameters, n = ChosenParameters(work.model, work.names), training_samples(work)
@@ -93,7 +91,7 @@ class KFADE(FromFactors):
             return self.factors
         data, generator = work.target, torch.Generator().manual_seed(self.seed)
         if size(data) > MOST_SAMPLES:
-            data = picked(data, torch.randperm(size(data), generator=generator)[:MOST_SAMPLES])
+            data = drawn(data, MOST_SAMPLES, generator)
         work.gradient_evaluations += size(data)
         return EKFAC(fisher_type=self.fisher_type).fit(
             work.model,
@@ -118,4 +116,4 @@ class KFADE(FromFactors):
             params=work.names,
             batch_size=work.pace.batch_size,
         )
-        return gradient if request.corrected is not None else {name: -t for name, t in gradient.items()}
+        return gradient if request.corrected is not None else scaled(gradient, -1.0)

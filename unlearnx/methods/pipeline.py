@@ -14,7 +14,7 @@ from unlearnx._checks import check_at_least_zero
 from unlearnx._copies import independent
 from unlearnx._pace import Pace
 from unlearnx._wrappers import rewrapped
-from unlearnx.methods.base import Method, NotApplied, refuse_harm
+from unlearnx.methods.base import Findings, Method, NotApplied, refuse_harm
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.verdict import judge
@@ -75,7 +75,7 @@ class Pipeline:
             stage._check(current, request)
             pace = stage._pace(model, request) if pace is None else pace
             level = stage._level(model, request, pace) if level is None else level
-            outcomes.append(stage._on_copy(current, request, level, pace))
+            outcomes.append(stage._on_copy(current, request, Findings(level, pace)))
             current = outcomes[-1].model
         before, after = outcomes[0].loss_before, outcomes[-1].loss_after
         applied, reason = True, None

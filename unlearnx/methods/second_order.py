@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one
 from unlearnx._copies import independent
-from unlearnx._data import as_dataset, picked, size
+from unlearnx._data import as_dataset, drawn, size
 from unlearnx._pace import Pace
 from unlearnx._vectors import Vector, scaled
 from unlearnx._wrappers import rewrapped
@@ -23,14 +23,14 @@ from unlearnx.curvature import CurvatureOperator, IndefiniteSystem, LiSSA
 from unlearnx.curvature.operators import check_curvature
 from unlearnx.curvature.prefix import FrozenPrefix
 from unlearnx.curvature.solvers import Solution, Solver
-from unlearnx.methods.base import FirstDirection, NotApplied, Work
+from unlearnx.methods.base import Findings, FirstDirection, NotApplied, Work
 from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.influence import InfluenceUpdate
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.solving import check_solver, checked_direction, curvature_batch, solved_direction
 from unlearnx.methods.step_size import check_size
-from unlearnx.methods.stored import DAMPING, FromFactors, training_samples
+from unlearnx.methods.stored import FromFactors, damping_of, training_samples
 
 
 @dataclass
@@ -88,7 +88,7 @@ class SecondOrder(InfluenceUpdate, FromFactors):
         n = training_samples(work)
         if self.factors is not None:
             record["solver"] = "solved with stored factors"
-            return self.factors.solve(scaled(difference, 1 / n), self.damping or DAMPING * self.factors.largest())
+            return self.factors.solve(scaled(difference, 1 / n), damping_of(self.factors, self.damping))
         operator = self._operator(work.model, work.names, work.target)
         return solved_direction(self.solver, operator, scaled(difference, 1 / n), work, record)
 
@@ -130,7 +130,8 @@ class SecondOrder(InfluenceUpdate, FromFactors):
         directions = own._first_directions(frozen_prefix.head, features, on_features, own_pace)
         for request, in_features, first_direction in zip(requests, on_features, directions, strict=True):
             level = own._level(model, request, pace)
-            outcome = own._on_copy(frozen_prefix.head, in_features, level, own_pace, first_direction)
+            findings = Findings(level, own_pace, first_direction)
+            outcome = own._on_copy(frozen_prefix.head, in_features, findings)
             outcome.model = _with_parameters(model, outcome.model, names)
             outcome.info["pace"] = pace.described(own_pace)
             self._judge(model, outcome, request, level, pace)
@@ -171,10 +172,8 @@ class SecondOrder(InfluenceUpdate, FromFactors):
         ]
 
     def _operator(self, model: nn.Module, names: list[str], data: Dataset[Any]) -> CurvatureOperator:
-        n = size(data)
-        if self.curvature_samples is not None and self.curvature_samples < n:
-            generator = torch.Generator().manual_seed(self.seed)
-            data = picked(data, torch.randperm(n, generator=generator)[: self.curvature_samples], self.batch_size)
+        if self.curvature_samples is not None:
+            data = drawn(data, self.curvature_samples, torch.Generator().manual_seed(self.seed), self.batch_size)
         return CurvatureOperator(
             model,
             self.loss_fn,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from unlearnx._checks import select_params
 from unlearnx.curvature.kfac.factors import Factors
 from unlearnx.methods.base import Method, Work
 from unlearnx.methods.request import Request
@@ -45,10 +44,13 @@ class FromFactors(Method):
     def _names(self, model: nn.Module) -> list[str]:
         if self.factors is None:
             return super()._names(model)
-        names = self.factors.layout.names
-        if self.params is not None and select_params(model, self.params) != names:
-            raise ValueError(f"params: is {self.params!r}, expected those of the factors: {', '.join(names)}")
-        return names
+        self.factors.check_params(model, self.params)
+        return self.factors.layout.names
+
+
+def damping_of(factors: Factors, given: float | None) -> float:
+    """The damping that is given, or for none a hundredth of the largest eigenvalue."""
+    return given or DAMPING * factors.largest()
 
 
 def training_samples(work: Work) -> int:

@@ -215,10 +215,10 @@ def cheaper_strength(stands: Callable[[float], Standing], enough: float) -> floa
         stands: how far the model is at a strength.
         enough: the strength that was found.
     """
-    if stands(enough).is_good:
-        return enough
-    lesser = [enough / FINER**k for k in range(FINER_TRIALS + 1)]
-    return min(lesser, key=lambda strength: stands(strength).rank)
+    found = {enough: stands(enough)}
+    if not found[enough].is_good:
+        found |= {strength: stands(strength) for strength in (enough / FINER**k for k in range(1, FINER_TRIALS + 1))}
+    return min(found, key=lambda strength: found[strength].rank)
 
 
 def greatest_strength(harmless: Callable[[float], bool], too_much: float) -> float:

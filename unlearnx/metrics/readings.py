@@ -63,7 +63,7 @@ class Reader:
         samples = Samples(data)
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(samples), generator=generator)[:most].sort().values
-        device, order = model_device(model), ImageOrder(model)
+        device = model_device(model)
         found_scores: list[Tensor] = []
         labels: list[Tensor] = []
         found: dict[str, list[Tensor]] = {}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._arguments import checked
+from unlearnx._checks import Params, select_params
 from unlearnx._vectors import Layout, Vector
 from unlearnx.curvature.kfac.fingerprint import fingerprint
 from unlearnx.curvature.kfac.layers import Layer
@@ -122,6 +123,15 @@ class Factors:
                 "factors: were fitted for a model with other parameters or buffers, or this one has changed since; "
                 "fit them again"
             )
+
+    def check_params(self, model: nn.Module, params: Params) -> None:
+        """Refuse a choice of parameters other than those of the factors; None stands for these.
+
+        Raises:
+            ValueError: they are others.
+        """
+        if params is not None and select_params(model, params) != self.layout.names:
+            raise ValueError(f"params: is {params!r}, expected those of the factors: {', '.join(self.layout.names)}")
 
     @checked
     def matvec(self, v: Vector, damping: float = 0.0) -> Vector:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from unlearnx.curvature.composed import Product
 from unlearnx.curvature.contributions import Contribution, LinearWeight, StoredGradients, position_sums
+from unlearnx.curvature.places import Place
 from unlearnx.curvature.rules.registry import Parts, Recorder, Rule, rule_of
 
 SAMPLE = "Z"  # letter of the samples in equations
@@ -100,8 +101,7 @@ class _BySample:
 
     def first(self, t: Tensor, letters: str) -> Tensor:
         """A tensor with these letters as (N, ...)."""
-        axis = letters.index(self.letter)
-        return (t.unflatten(axis, (self.samples, -1)) if self.folded else t).movedim(axis, 0)
+        return Place(letters.index(self.letter), self.folded).first(t, self.samples)
 
     def letters_after(self, letters: str) -> str:
         """The letters of :meth:`first` after that of the samples."""

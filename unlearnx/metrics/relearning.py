@@ -17,6 +17,7 @@ from unlearnx._copies import independent
 from unlearnx._data import Data
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory_order import ImageOrder
+from unlearnx._models import check_gradients_possible
 from unlearnx._sources import Samples
 from unlearnx.metrics.classification import mean_loss
 
@@ -90,7 +91,8 @@ def relearn_time(
         autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
 
     Raises:
-        ValueError: an argument is out of range, or the loss of the original model is not finite.
+        ValueError: an argument is out of range, the loss of the original model is not finite, or this is called inside
+            ``torch.inference_mode()``, whether or not a step of training turns out to be needed.
 
     Source: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020 (relearn time); Chundawat et al.,
     "Zero-Shot Machine Unlearning", TIFS 2023 (its ratio, the anamnesis index).
@@ -101,6 +103,7 @@ def relearn_time(
         >>> relearn_time(original, original, retrained, forget, max_steps=5).steps  # nothing was forgotten
         0.0
     """
+    check_gradients_possible()
     check_at_least_one(batch_size=batch_size, max_steps=max_steps)
     for name, value in (("margin", margin), ("lr", lr)):
         if not (math.isfinite(value) and value >= 0):

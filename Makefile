@@ -5,9 +5,9 @@ VENV ?= .venv
 #   make demo INDEX=https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
 INDEX ?=
-# make wheel: cpu, or a CUDA release without its dot; and a torch that the wheel is not for, to see what it says there.
+# make wheel: cpu, or a CUDA release without its dot; and the torches that it is checked beside.
 CUDA ?= cpu
-OTHER ?= $(if $(filter 2.13.%,$(TORCH)),2.11.0,2.13.0)
+TORCHES ?= $(TORCH)
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
@@ -57,12 +57,13 @@ docs: $(VENV)/.docs
 nvcc: $(VENV)/.torch
 	$(BIN)/pip install -q "cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==13.0.2"
 
-# A wheel for one torch, such as `make wheel TORCH=2.11.0 CUDA=130`, checked in environments that are thrown away.
+# A wheel for every torch from 2.10 on, such as `make wheel CUDA=130 TORCHES="2.11.0 2.12.1"`; PYTHONS are further
+# Pythons that it is for.
 wheel:
-	PYTHON="$(PYTHON)" INDEX="$(INDEX)" packaging/wheel.sh $(TORCH) $(CUDA) $(OTHER)
+	PYTHON="$(PYTHON)" PYTHONS="$(PYTHONS)" INDEX="$(INDEX)" packaging/wheel.sh $(CUDA) $(TORCHES)
 
 clean:
-	rm -rf build *.egg-info unlearnx/_C*.so $(VENV)/.built
+	rm -rf build *.egg-info unlearnx/*.so $(VENV)/.built
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -1,11 +1,16 @@
-"""Builds unlearnx._C, the compiled part; everything else about the package stands in pyproject.toml.
+"""Builds what is compiled: the library of ops, for every torch and Python, and unlearnx._C, the module that loads it.
+
+Everything else about the package stands in pyproject.toml.
 
 UNLEARNX_CUDA   auto (default: CUDA where nvcc and a CUDA torch are found), 1 (required), 0 (never).
 FORCE_CUDA      1 is a synonym of UNLEARNX_CUDA=1.
+UNLEARNX_PYTHONS   paths of other Pythons, with a colon between them: the wheel has a module for each.
+UNLEARNX_TAG    0 leaves +cpu or +cu130 off the version, since PyPI takes none.
 TORCH_CUDA_ARCH_LIST   GPU generations to compile for, as for every torch extension.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -13,22 +18,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
 INSTALL = "pip install --no-build-isolation ."
+OLDEST_TORCH = (2, 10)  # the first whose stable ABI has all that the ops need; unlearnx/_extension.py says so as well
 
 CXX_FLAGS = [
     "-O3",
     "-g0",  # Python's own flags ask for debugging information
-    "-fopenmp",  # without it at::parallel_for is serial, silently
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=off",  # every CPU level computes the same bits
     "-fvisibility=hidden",
 ]
-LINK_FLAGS = ["-Wl,-s"] if sys.platform == "linux" else []  # no symbol table
+# No symbol table; no torch library but those that are called, so that it need not be there elsewhere.
+LINK_FLAGS = ["-Wl,-s", "-Wl,--as-needed"] if sys.platform == "linux" else []
 NVCC_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
 
 
@@ -98,29 +104,85 @@ def default_arch_list(torch_cuda: str) -> str:
     return "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX" if major >= 13 else "7.5;8.0;8.6;8.9;9.0+PTX"
 
 
-def extension(torch, cuda: bool):
+def library(torch, cuda: bool):
+    """The ops. No Python is in it, and of torch only the stable ABI of OLDEST_TORCH."""
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    patterns = ["module.cpp", "ops/*.cpp", "cpu/*.cpp"] + (["cuda/*.cpp", "cuda/*.cu"] if cuda else [])
+    patterns = ["build.cpp", "common/*.cpp", "ops/*.cpp", "cpu/*.cpp"] + (["cuda/*.cpp", "cuda/*.cu"] if cuda else [])
     sources = [str(f.relative_to(ROOT)) for p in patterns for f in sorted((ROOT / "csrc").glob(p))]
+    major, minor = OLDEST_TORCH
     macros: list[tuple[str, str | None]] = [
-        ("UNLEARNX_TORCH", f'"{torch.__version__}"'),
-        ("UNLEARNX_CUDA", f'"{torch.version.cuda if cuda else ""}"'),
+        ("TORCH_STABLE_ONLY", None),  # any other header of torch is an error
+        ("TORCH_TARGET_VERSION", f"{major << 56 | minor << 48:#x}"),
     ]
     flags = {"cxx": CXX_FLAGS}
     if cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_arch_list(torch.version.cuda))
-        macros += [("WITH_CUDA", None), ("UNLEARNX_ARCHS", f'"{os.environ["TORCH_CUDA_ARCH_LIST"]}"')]
+        macros += [
+            ("USE_CUDA", None),
+            ("UNLEARNX_CUDA", f'"{torch.version.cuda}"'),
+            ("UNLEARNX_ARCHS", f'"{os.environ["TORCH_CUDA_ARCH_LIST"]}"'),
+        ]
         flags["nvcc"] = NVCC_FLAGS
     build = CUDAExtension if cuda else CppExtension
-    return build(
-        "unlearnx._C",
+    extension = build(
+        "unlearnx._ops",
         sources,
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=LINK_FLAGS,
+        py_limited_api=True,
     )
+    # With a runtime of its own it loads beside a torch of another CUDA.
+    extension.libraries = ["cudart_static" if name == "cudart" else name for name in extension.libraries]
+    return extension
+
+
+def described(python: str) -> dict[str, str]:
+    """Where the headers of a Python are, and what it calls itself and its modules."""
+    code = (
+        "import json, sys, sysconfig as s; print(json.dumps({'tag': 'cp%d%d' % sys.version_info[:2], "
+        "'include': s.get_path('include'), 'suffix': s.get_config_var('EXT_SUFFIX')}))"
+    )
+    return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def pythons() -> dict[str, dict[str, str]]:
+    """This Python and those of UNLEARNX_PYTHONS, by tag."""
+    others = [p for p in os.environ.get("UNLEARNX_PYTHONS", "").split(":") if p]
+    return {info["tag"]: info for info in map(described, [sys.executable, *others])}
+
+
+def module(torch, python: dict[str, str]):
+    """unlearnx._C for a Python. pybind11 is not of Python's limited API, so that every version needs one."""
+    return Extension(
+        f"unlearnx._C_{python['tag']}",
+        ["csrc/module.cpp"],
+        include_dirs=[python["include"], str(Path(torch.__file__).parent / "include")],  # torch brings pybind11
+        extra_compile_args={"cxx": CXX_FLAGS},
+        extra_link_args=[*LINK_FLAGS, "-ldl"],
+        language="c++",
+    )
+
+
+def commands(suffixes: dict[str, str]):
+    """build_ext and bdist_wheel; `suffixes` are those of the modules, by the tags of their Pythons."""
+    from setuptools.command.bdist_wheel import bdist_wheel
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        def get_ext_filename(self, name):
+            stem, _, tag = name.rpartition("_C_")
+            return (
+                f"{stem.replace('.', os.sep)}_C{suffixes[tag]}" if tag in suffixes else super().get_ext_filename(name)
+            )
+
+    class Wheel(bdist_wheel):
+        def get_tag(self):
+            return ".".join(sorted(suffixes)), "none", super().get_tag()[2]
+
+    return {"build_ext": Build, "bdist_wheel": Wheel}
 
 
 def main() -> None:
@@ -130,16 +192,15 @@ def main() -> None:
     try:
         import torch
     except ImportError:
-        stop(f"building needs torch, which this Python does not see: install torch >= 2.9, then run `{INSTALL}`.")
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        stop(f"building needs torch, which this Python does not see: install torch >= {oldest}, then run `{INSTALL}`.")
     cuda = choose_cuda(torch.version.cuda)
-    torch_tag = "".join(torch.__version__.split("+")[0].split(".")[:2])
-    cuda_tag = f"cu{torch.version.cuda}".replace(".", "") if cuda else "cpu"
-    from torch.utils.cpp_extension import BuildExtension
-
+    built_for = f"+cu{torch.version.cuda}".replace(".", "") if cuda else "+cpu"
+    targets = pythons()
     setup(
-        version=f"{VERSION}+pt{torch_tag}{cuda_tag}",
-        ext_modules=[extension(torch, cuda)],
-        cmdclass={"build_ext": BuildExtension},
+        version=VERSION + (built_for if os.environ.get("UNLEARNX_TAG", "1") == "1" else ""),
+        ext_modules=[library(torch, cuda), *(module(torch, python) for python in targets.values())],
+        cmdclass=commands({tag: python["suffix"] for tag, python in targets.items()}),
     )
 
 

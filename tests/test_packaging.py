@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 import sys
@@ -40,6 +41,16 @@ def test_sdist_suffices_and_is_small(sdist):
 
 @pytest.mark.slow
 def test_wheel(tmp_path, pytestconfig):
-    """Ten minutes and 10 GB: the mismatching torch is PyPI's."""
+    """Beside the torch that is here; TORCHES="2.13.0 2.10.0" would take more, of many gigabytes each."""
     environment = {**os.environ, "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
     subprocess.run(["make", "wheel", "CUDA=cpu"], cwd=pytestconfig.rootpath, env=environment, check=True)
+
+
+def test_page_of_wheels(tmp_path, pytestconfig):
+    """pip reads names and hashes from it."""
+    wheel = tmp_path / "unlearnx-0.1.0+cu130-cp311-none-manylinux_2_28_x86_64.whl"
+    wheel.write_bytes(b"wheel")
+    command = [sys.executable, pytestconfig.rootpath / "packaging" / "index.py", "https://host/v0.1.0", wheel]
+    page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    url = f"https://host/v0.1.0/{wheel.name.replace('+', '%2B')}#sha256={hashlib.sha256(b'wheel').hexdigest()}"
+    assert f'<a href="{url}">{wheel.name}</a>' in page

@@ -1,12 +1,15 @@
-"""Loads the compiled extension; if it does not load, the error says why and which command rebuilds it."""
+"""Loads the library of ops; if it does not load, the error says why and what mends it."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
-REBUILD_COMMAND = "pip install --no-build-isolation --force-reinstall --no-deps ."
+OLDEST_TORCH = (2, 10)  # whose stable ABI the library of ops is built for
+LIBRARY = Path(__file__).with_name("_ops.abi3.so")
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
 def _installed_version() -> str:
@@ -16,25 +19,39 @@ def _installed_version() -> str:
         return "0+unknown"
 
 
-def _release(torch_version: str) -> str:
-    """The part of a torch version that must match for binary compatibility: '2.13' of '2.13.0+cpu'."""
-    return ".".join(torch_version.split("+")[0].split(".")[:2])
+def _cuda_major(torch_cuda: str | None) -> str:
+    return f"CUDA {torch_cuda.split('.')[0]}" if torch_cuda else "no CUDA"
 
 
-def _describe_build(local_tag: str) -> str:
-    return f"built as {local_tag}" if local_tag else "not compiled"
+def _obstacle(built_as: str) -> str | None:
+    """Why a library does not load beside this torch, and the remedy; None where that is not known."""
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if release < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        return f"unlearnx runs beside torch {oldest} or later, but this is torch {torch.__version__}: install a later one"
+    if built_as.startswith("cu") and not torch.version.cuda:
+        return (
+            f"this unlearnx is built as {built_as}, with CUDA kernels, but this is torch {torch.__version__}, without "
+            "CUDA: install a CUDA build of torch, or the wheel of unlearnx tagged cpu"
+        )
+    return None
 
 
 def _load():
-    mismatch = f"this is torch {torch.__version__}: rebuild it in unlearnx's source folder with `{REBUILD_COMMAND}`."
+    built_as = __version__.partition("+")[2]
+    obstacle = _obstacle(built_as)
+    if obstacle:
+        raise ImportError(f"{obstacle}.")
     try:
         from unlearnx import _C  # type: ignore[attr-defined]
+
+        _C.load(str(LIBRARY))
     except ImportError as error:
-        built = _describe_build(__version__.partition("+")[2])
-        raise ImportError(f"unlearnx is {built} and does not load ({error}); {mismatch}") from error
-    built = _C.build_info()["torch"]
-    if _release(built) != _release(torch.__version__):
-        raise ImportError(f"unlearnx was built for torch {built}, but {mismatch}")
+        built = f"built as {built_as}" if built_as else "not compiled"
+        raise ImportError(
+            f"unlearnx is {built} and does not load ({error}); this is torch {torch.__version__}: rebuild it in "
+            f"unlearnx's source folder with `{REBUILD}`."
+        ) from error
     return _C
 
 
@@ -43,17 +60,19 @@ _C = _load()
 
 
 def build_info() -> dict[str, str | int | None]:
-    """How the extension was compiled, and what it uses on this machine.
+    """How the library of ops was compiled, and what it uses on this machine.
 
     Returns:
-        ``version``, ``torch`` it was compiled for, ``cuda`` release and ``cuda_archs`` (None in CPU builds),
-        ``compiler``, ``cpu_level`` (the instruction set that its kernels use on this processor) and
-        ``threads`` (the number of threads of its parallel loops).
+        ``version``, the ``torch`` whose headers it was compiled with and the oldest that it runs beside
+        (``torch_from``), ``cuda`` release and ``cuda_archs`` (None in CPU builds), ``compiler``, ``cpu_level`` (the
+        instruction set that its kernels use on this processor) and ``threads`` (the number of threads of its parallel
+        loops).
     """
     info = _C.build_info()
     return {
         "version": __version__,
         "torch": info["torch"],
+        "torch_from": info["torch_from"],
         "cuda": info["cuda"] or None,
         "cuda_archs": info["cuda_archs"] or None,
         "compiler": info["compiler"],

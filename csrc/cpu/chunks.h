@@ -3,11 +3,11 @@
 // that are summed over them in order.
 #pragma once
 
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <vector>
+
+#include "common/parallel.h"
+#include "common/tensor.h"
 
 namespace unlearnx::cpu {
 
@@ -18,7 +18,7 @@ struct Chunk {
   int64_t begin, end;
 };
 
-inline std::vector<Chunk> chunks_of(at::TensorList tensors) {
+inline std::vector<Chunk> chunks_of(const TensorList& tensors) {
   std::vector<Chunk> chunks;
   for (size_t t = 0; t < tensors.size(); ++t)
     for (int64_t begin = 0; begin < tensors[t].numel(); begin += kChunk)
@@ -30,7 +30,7 @@ inline std::vector<Chunk> chunks_of(at::TensorList tensors) {
 template <typename Result, typename Work>
 std::vector<Result> map_chunks(const std::vector<Chunk>& chunks, const Work& work) {
   std::vector<Result> results(chunks.size());
-  at::parallel_for(0, static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) results[c] = work(chunks[c]);
   });
   return results;

@@ -1,50 +1,48 @@
 #include "ops/conv2d_grad.h"
 
-#include <ATen/ops/empty.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <torch/library.h>
-
+#include "common/dispatcher.h"
 #include "cpu/operands.h"
 
 namespace unlearnx::cpu {
 namespace {
 
-at::Tensor conv2d_grad_diff(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
-                            const OptionalTensor& x_new, const OptionalTensor& dy_new, const OptionalTensor& weight,
-                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                            c10::string_view reduction) {
+Tensor conv2d_grad_diff(const Tensor& x, const Tensor& dy, const std::vector<int64_t>& kernel_size,
+                        const OptionalTensor& x_new, const OptionalTensor& dy_new, const OptionalTensor& weight,
+                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                        const std::vector<int64_t>& dilation, int64_t groups, const std::string& reduction) {
   constexpr auto op = "conv2d_grad_diff";
   const bool keep = keeps_samples(op, reduction);
   auto p = check_conv2d_grad(op, x, dy, kernel_size, x_new, dy_new, weight, stride, padding, dilation, groups);
-  const auto options = x.options().dtype(p.compute_type());
+  const auto options = Like(x, p.compute_type());
   const auto result =
-      keep ? at::empty({p.samples, p.outputs, p.columns()}, options) : at::empty({p.outputs, p.columns()}, options);
+      keep ? empty({p.samples, p.outputs, p.columns()}, options) : empty({p.outputs, p.columns()}, options);
   with_operands(p, [&](const auto& operands, auto* w, auto type) {
     auto* const out = result.mutable_data_ptr<decltype(type)>();
     keep ? each_difference(operands, w, out) : sum_differences(operands, w, out);
   });
   const auto seen = p.seen_as_weight(result.to(x.scalar_type()));
-  return keep ? seen : seen.clone(at::MemoryFormat::Contiguous);
+  return keep ? seen : seen.clone();
 }
 
-at::Tensor conv2d_grad_sq(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
-                          const OptionalTensor& x_new, const OptionalTensor& dy_new, const OptionalTensor& weight,
-                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+Tensor conv2d_grad_sq(const Tensor& x, const Tensor& dy, const std::vector<int64_t>& kernel_size,
+                      const OptionalTensor& x_new, const OptionalTensor& dy_new, const OptionalTensor& weight,
+                      const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                      const std::vector<int64_t>& dilation, int64_t groups) {
   auto p =
       check_conv2d_grad("conv2d_grad_sq", x, dy, kernel_size, x_new, dy_new, weight, stride, padding, dilation, groups);
-  const auto result = at::empty({p.outputs, p.columns()}, x.options().dtype(p.compute_type()));
+  const auto result = empty({p.outputs, p.columns()}, Like(x, p.compute_type()));
   with_operands(p, [&](const auto& operands, auto* w, auto type) {
     sum_squares(operands, w, result.mutable_data_ptr<decltype(type)>());
   });
-  return p.seen_as_weight(result).clone(at::MemoryFormat::Contiguous);
+  return p.seen_as_weight(result).clone();
 }
 
-at::Tensor conv2d_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel_size,
-                              const OptionalTensor& x_new, const OptionalTensor& dy_new, at::IntArrayRef stride,
-                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+Tensor conv2d_grad_sqnorm(const Tensor& x, const Tensor& dy, const std::vector<int64_t>& kernel_size,
+                          const OptionalTensor& x_new, const OptionalTensor& dy_new, const std::vector<int64_t>& stride,
+                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
   auto p =
       check_conv2d_grad("conv2d_grad_sqnorm", x, dy, kernel_size, x_new, dy_new, {}, stride, padding, dilation, groups);
-  const auto norms = at::empty({p.samples}, x.options().dtype(p.compute_type()));
+  const auto norms = empty({p.samples}, Like(x, p.compute_type()));
   with_operands(p, [&](const auto& operands, auto*, auto type) {
     squared_norms(operands, norms.mutable_data_ptr<decltype(type)>());
   });
@@ -53,10 +51,10 @@ at::Tensor conv2d_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, at::Int
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("conv2d_grad_diff", &conv2d_grad_diff);
-  m.impl("conv2d_grad_sq", &conv2d_grad_sq);
-  m.impl("conv2d_grad_sqnorm", &conv2d_grad_sqnorm);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  m.impl("conv2d_grad_diff", TORCH_BOX(&conv2d_grad_diff));
+  m.impl("conv2d_grad_sq", TORCH_BOX(&conv2d_grad_sq));
+  m.impl("conv2d_grad_sqnorm", TORCH_BOX(&conv2d_grad_sqnorm));
 }
 
 }  // namespace unlearnx::cpu

@@ -1,7 +1,7 @@
 #include "cpu/convert.h"
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cstring>
 
@@ -39,52 +39,52 @@ void cast_half(const void* source, int64_t n, double* destination) {
 
 }  // namespace
 
-void to_compute(c10::ScalarType from, const void* source, int64_t n, float* destination) {
+void to_compute(ScalarType from, const void* source, int64_t n, float* destination) {
   switch (from) {
-    case c10::ScalarType::BFloat16:
+    case ScalarType::BFloat16:
       return widen(static_cast<const uint16_t*>(source), n, destination);
-    case c10::ScalarType::Half:
+    case ScalarType::Half:
       return cast<c10::Half>(source, n, destination);
-    case c10::ScalarType::Double:
+    case ScalarType::Double:
       return cast<double>(source, n, destination);
     default:
       std::memcpy(destination, source, n * sizeof(float));
   }
 }
 
-void to_compute(c10::ScalarType from, const void* source, int64_t n, double* destination) {
+void to_compute(ScalarType from, const void* source, int64_t n, double* destination) {
   switch (from) {
-    case c10::ScalarType::BFloat16:
+    case ScalarType::BFloat16:
       return cast_half<c10::BFloat16>(source, n, destination);
-    case c10::ScalarType::Half:
+    case ScalarType::Half:
       return cast_half<c10::Half>(source, n, destination);
-    case c10::ScalarType::Float:
+    case ScalarType::Float:
       return cast<float>(source, n, destination);
     default:
       std::memcpy(destination, source, n * sizeof(double));
   }
 }
 
-void from_compute(c10::ScalarType to, const float* source, int64_t n, void* destination) {
+void from_compute(ScalarType to, const float* source, int64_t n, void* destination) {
   switch (to) {
-    case c10::ScalarType::BFloat16:
+    case ScalarType::BFloat16:
       return narrow(source, n, static_cast<uint16_t*>(destination));
-    case c10::ScalarType::Half:
+    case ScalarType::Half:
       return cast<float>(source, n, static_cast<c10::Half*>(destination));
-    case c10::ScalarType::Double:
+    case ScalarType::Double:
       return cast<float>(source, n, static_cast<double*>(destination));
     default:
       std::memcpy(destination, source, n * sizeof(float));
   }
 }
 
-void from_compute(c10::ScalarType to, const double* source, int64_t n, void* destination) {
+void from_compute(ScalarType to, const double* source, int64_t n, void* destination) {
   switch (to) {
-    case c10::ScalarType::BFloat16:
+    case ScalarType::BFloat16:
       return cast<double>(source, n, static_cast<c10::BFloat16*>(destination));
-    case c10::ScalarType::Half:
+    case ScalarType::Half:
       return cast<double>(source, n, static_cast<c10::Half*>(destination));
-    case c10::ScalarType::Float:
+    case ScalarType::Float:
       return cast<double>(source, n, static_cast<float*>(destination));
     default:
       std::memcpy(destination, source, n * sizeof(double));

@@ -1,28 +1,32 @@
 // Reading and writing any floating dtype in runs of at most kRun values, computing in float or double.
 #pragma once
 
-#include <c10/core/ScalarType.h>
-
 #include <cstdint>
+
+#include "common/tensor.h"
 
 namespace unlearnx::cpu {
 
 constexpr int64_t kRun = 1024;
 
-void to_compute(c10::ScalarType from, const void* source, int64_t n, float* destination);
-void to_compute(c10::ScalarType from, const void* source, int64_t n, double* destination);
-void from_compute(c10::ScalarType to, const float* source, int64_t n, void* destination);
-void from_compute(c10::ScalarType to, const double* source, int64_t n, void* destination);
+void to_compute(ScalarType from, const void* source, int64_t n, float* destination);
+void to_compute(ScalarType from, const void* source, int64_t n, double* destination);
+void from_compute(ScalarType to, const float* source, int64_t n, void* destination);
+void from_compute(ScalarType to, const double* source, int64_t n, void* destination);
 
 template <typename Compute>
-constexpr c10::ScalarType type_of = sizeof(Compute) == 8 ? c10::ScalarType::Double : c10::ScalarType::Float;
+constexpr ScalarType type_of = sizeof(Compute) == 8 ? ScalarType::Double : ScalarType::Float;
+
+inline int64_t size_of(ScalarType type) {
+  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+}
 
 /// One operand of a run: the caller's memory where its dtype is the compute type, else a converted copy.
 template <typename Compute>
 class Operand {
  public:
-  Operand(c10::ScalarType type, const void* data)
-      : type_(type), size_(c10::elementSize(type)), data_(static_cast<const char*>(data)) {}
+  Operand(ScalarType type, const void* data)
+      : type_(type), size_(size_of(type)), data_(static_cast<const char*>(data)) {}
 
   const Compute* read(int64_t begin, int64_t n) {
     const void* source = data_ + begin * size_;
@@ -39,7 +43,7 @@ class Operand {
   }
 
  private:
-  c10::ScalarType type_;
+  ScalarType type_;
   int64_t size_;
   const char* data_;
   Compute buffer_[kRun];

@@ -1,12 +1,10 @@
 #include "ops/embedding_grad.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <vector>
 
+#include "common/dispatcher.h"
+#include "common/parallel.h"
 #include "cpu/convert.h"
 
 namespace unlearnx::cpu {
@@ -45,12 +43,12 @@ void for_token_rows(const EmbeddingGrad& p, const std::vector<int64_t>& first, i
 }
 
 template <typename T>
-void squares(const EmbeddingGrad& p, const at::Tensor& result) {
+void squares(const EmbeddingGrad& p, const Tensor& result) {
   const auto first = first_positions(p);
   T* const out = result.mutable_data_ptr<T>();
   const T* weight = p.weight.defined() ? p.weight.const_data_ptr<T>() : nullptr;
   // Threads own features: no two write the same place, and sums are taken in the order of the samples.
-  at::parallel_for(0, p.features, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(0, p.features, 16, [&](int64_t begin, int64_t end) {
     std::vector<T> scratch;
     for (int64_t i = 0; i < p.samples; ++i)
       for_token_rows<T>(p, first, i, begin, end, scratch, [&](int64_t token, const T* row) {
@@ -61,10 +59,10 @@ void squares(const EmbeddingGrad& p, const at::Tensor& result) {
 }
 
 template <typename T>
-void norms(const EmbeddingGrad& p, const at::Tensor& result) {
+void norms(const EmbeddingGrad& p, const Tensor& result) {
   const auto first = first_positions(p);
   T* const out = result.mutable_data_ptr<T>();
-  at::parallel_for(0, p.samples, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(0, p.samples, 16, [&](int64_t begin, int64_t end) {
     std::vector<T> scratch;
     for (int64_t i = begin; i < end; ++i)
       for_token_rows<T>(p, first, i, 0, p.features, scratch, [&](int64_t, const T* row) {
@@ -73,29 +71,28 @@ void norms(const EmbeddingGrad& p, const at::Tensor& result) {
   });
 }
 
-at::Tensor embedding_grad_sq(const at::Tensor& x, const at::Tensor& dy, int64_t num_embeddings,
-                             const OptionalTensor& x_new, const OptionalTensor& dy_new, const OptionalTensor& weight,
-                             std::optional<int64_t> padding_idx) {
+Tensor embedding_grad_sq(const Tensor& x, const Tensor& dy, int64_t num_embeddings, const OptionalTensor& x_new,
+                         const OptionalTensor& dy_new, const OptionalTensor& weight,
+                         std::optional<int64_t> padding_idx) {
   const auto p = check_embedding_grad("embedding_grad_sq", x, dy, num_embeddings, x_new, dy_new, weight, padding_idx);
-  const auto result = at::zeros({p.tokens, p.features}, p.dy.options());
-  p.dy.scalar_type() == at::kDouble ? squares<double>(p, result) : squares<float>(p, result);
+  const auto result = zeros({p.tokens, p.features}, Like(p.dy));
+  p.dy.scalar_type() == kDouble ? squares<double>(p, result) : squares<float>(p, result);
   return result;
 }
 
-at::Tensor embedding_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, int64_t num_embeddings,
-                                 const OptionalTensor& x_new, const OptionalTensor& dy_new,
-                                 std::optional<int64_t> padding_idx) {
+Tensor embedding_grad_sqnorm(const Tensor& x, const Tensor& dy, int64_t num_embeddings, const OptionalTensor& x_new,
+                             const OptionalTensor& dy_new, std::optional<int64_t> padding_idx) {
   const auto p = check_embedding_grad("embedding_grad_sqnorm", x, dy, num_embeddings, x_new, dy_new, {}, padding_idx);
-  const auto result = at::zeros({p.samples}, p.dy.options());
-  p.dy.scalar_type() == at::kDouble ? norms<double>(p, result) : norms<float>(p, result);
+  const auto result = zeros({p.samples}, Like(p.dy));
+  p.dy.scalar_type() == kDouble ? norms<double>(p, result) : norms<float>(p, result);
   return result;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("embedding_grad_sq", &embedding_grad_sq);
-  m.impl("embedding_grad_sqnorm", &embedding_grad_sqnorm);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  m.impl("embedding_grad_sq", TORCH_BOX(&embedding_grad_sq));
+  m.impl("embedding_grad_sqnorm", TORCH_BOX(&embedding_grad_sqnorm));
 }
 
 }  // namespace unlearnx::cpu

@@ -2,12 +2,10 @@
 // that is greater, and a last one visits the chunks that hold ties to be zeroed.
 #include "ops/fisher_mask.h"
 
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include <mutex>
 
 #include "common/clones.h"
+#include "common/dispatcher.h"
 #include "common/selection.h"
 #include "common/tensor_lists.h"
 #include "cpu/chunks.h"
@@ -92,7 +90,7 @@ UX_CLONES void zero(uint64_t* values, const uint8_t* marks, int64_t n) {
 }
 
 /// Zeroes the marked entries among those of `t` from `begin` on.
-void zero_marked(const at::Tensor& t, int64_t begin, const uint8_t* marks, int64_t n) {
+void zero_marked(const Tensor& t, int64_t begin, const uint8_t* marks, int64_t n) {
   void* const data = t.data_ptr();
   switch (t.element_size()) {
     case 2:
@@ -116,7 +114,7 @@ class Scores {
  public:
   using Key = SortKey<T>;
 
-  Scores(std::vector<at::Tensor> forget, std::vector<at::Tensor> retain)
+  Scores(TensorList forget, TensorList retain)
       : forget_(std::move(forget)), retain_(std::move(retain)), chunks_(chunks_of(forget_)) {}
 
   Threshold<Key> threshold(int64_t selected) const {
@@ -152,7 +150,7 @@ class Scores {
       counts[chunks_[c].tensor] += tallies[c].above + ties;
       if (ties) tied.push_back({chunks_[c], ties});
     }
-    at::parallel_for(0, static_cast<int64_t>(tied.size()), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, static_cast<int64_t>(tied.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) zero_ties(tied[c], threshold.key, params);
     });
   }
@@ -178,7 +176,7 @@ class Scores {
   std::vector<int64_t> count(Digit digit, Key prefix) const {
     std::vector<int64_t> total(kDigits);
     std::mutex adding;
-    at::parallel_for(0, static_cast<int64_t>(chunks_.size()), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, static_cast<int64_t>(chunks_.size()), 1, [&](int64_t begin, int64_t end) {
       std::vector<int64_t> counts(kDigits);
       for (int64_t c = begin; c < end; ++c)
         for_each_run(chunks_[c],
@@ -202,15 +200,15 @@ class Scores {
     }
   }
 
-  const std::vector<at::Tensor> forget_, retain_;
+  const TensorList forget_, retain_;
   const std::vector<Chunk> chunks_;
 };
 
-at::Tensor fisher_mask_(at::TensorList params, at::TensorList importance_forget, at::TensorList importance_retain,
-                        double ratio) {
+Tensor fisher_mask_(const TensorList& params, const TensorList& importance_forget, const TensorList& importance_retain,
+                    double ratio) {
   const auto mask = check_fisher_mask(params, importance_forget, importance_retain, ratio);
   const Written p(params, Walk::Index);
-  auto counts = at::zeros({static_cast<int64_t>(params.size())}, at::kLong);
+  auto counts = zeros({static_cast<int64_t>(params.size())}, Like(kLong));
   const auto run = [&](auto zero) {
     const Scores<decltype(zero)> scores(p.align(importance_forget), p.align(importance_retain));
     scores.zero_from(scores.threshold(mask.selected), p, counts.mutable_data_ptr<int64_t>());
@@ -225,8 +223,8 @@ at::Tensor fisher_mask_(at::TensorList params, at::TensorList importance_forget,
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("fisher_mask_", &fisher_mask_);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  m.impl("fisher_mask_", TORCH_BOX(&fisher_mask_));
 }
 
 }  // namespace unlearnx::cpu

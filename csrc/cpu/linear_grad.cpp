@@ -1,10 +1,8 @@
 #include "ops/linear_grad.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "common/clones.h"
+#include "common/dispatcher.h"
+#include "common/parallel.h"
 #include "cpu/operands.h"
 #include "ops/full_precision.h"
 
@@ -35,20 +33,20 @@ UX_CLONES void row(double* out, const double* x, const double* x_new, int64_t n,
 
 /// Positions == 1: every d_i is an outer product (or a difference of two), written in one pass.
 template <typename T>
-at::Tensor outer_products(const LinearGrad& problem) {
+Tensor outer_products(const LinearGrad& problem) {
   const auto [samples, positions, outputs, inputs] =
       std::tuple(problem.samples, problem.positions, problem.outputs, problem.inputs);
-  const auto typed = [](const at::Tensor& t) { return t.defined() ? t.to(type_of<T>) : t; };
-  const at::Tensor x = typed(problem.x), dy = typed(problem.dy), weight = problem.weight;
-  const at::Tensor x_new = typed(problem.x_new), dy_new = typed(problem.dy_new);
-  at::Tensor result = at::empty({samples, outputs, inputs}, problem.x.options().dtype(type_of<T>));
+  const auto typed = [](const Tensor& t) { return t.defined() ? t.to(type_of<T>) : t; };
+  const Tensor x = typed(problem.x), dy = typed(problem.dy), weight = problem.weight;
+  const Tensor x_new = typed(problem.x_new), dy_new = typed(problem.dy_new);
+  Tensor result = empty({samples, outputs, inputs}, Like(problem.x, type_of<T>));
   const T *px = x.const_data_ptr<T>(), *pdy = dy.const_data_ptr<T>();
   const T* pw = weight.defined() ? weight.const_data_ptr<T>() : nullptr;
   const T* px_new = problem.paired() ? x_new.const_data_ptr<T>() : nullptr;
   const T* pdy_new = problem.paired() ? dy_new.const_data_ptr<T>() : nullptr;
   T* out = result.mutable_data_ptr<T>();
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(inputs, 1));
-  at::parallel_for(0, samples * outputs, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, samples * outputs, grain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t i = r / outputs;
       const T w = pw ? pw[i] : T(1);
@@ -118,7 +116,7 @@ void sum_narrow(const Operands<T>& o, T* result) {
   const int64_t size = o.outputs * o.columns, piece = std::max<int64_t>(256, ceil_div(o.rows, kPieces));
   const int64_t pieces = ceil_div(o.rows, piece);
   const std::unique_ptr<T[]> partial(new T[pieces * size]());
-  at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
       for (int pair = 0; pair < o.pairs; ++pair)
         add_narrow(o.x[pair], o.dy[pair], p * piece, std::min(o.rows, (p + 1) * piece), o.outputs, o.columns,
@@ -131,10 +129,10 @@ void sum_narrow(const Operands<T>& o, T* result) {
 
 /// sum_i w_i d_i: no sample is looked at alone, so rows are cut into long pieces instead. (A BLAS would be as fast, but
 /// its sums depend on the number of threads.) With squared inputs, sum_i w_i dy_i^T x_i^2.
-at::Tensor sum_of_rows(const LinearGrad& problem, bool squared = false) {
+Tensor sum_of_rows(const LinearGrad& problem, bool squared = false) {
   constexpr int64_t kPiece = 1024;
   auto p = problem.with_weights_applied();
-  const auto result = at::empty({p.outputs, p.inputs}, p.x.options());
+  const auto result = empty({p.outputs, p.inputs}, Like(p.x));
   const auto sum = [&](auto operands) {
     using T = std::decay_t<decltype(*operands.x[0])>;
     operands.squared = squared;
@@ -144,46 +142,45 @@ at::Tensor sum_of_rows(const LinearGrad& problem, bool squared = false) {
     operands.x_sample = kPiece * p.inputs;
     sum_differences(operands, static_cast<const T*>(nullptr), result.template mutable_data_ptr<T>());
   };
-  p.x.scalar_type() == at::kDouble ? sum(operands_of<double>(p)) : sum(operands_of<float>(p));
+  p.x.scalar_type() == kDouble ? sum(operands_of<double>(p)) : sum(operands_of<float>(p));
   return result;
 }
 
-at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
-                            const OptionalTensor& dy_new, const OptionalTensor& weight, c10::string_view reduction) {
+Tensor linear_grad_diff(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new, const OptionalTensor& dy_new,
+                        const OptionalTensor& weight, const std::string& reduction) {
   constexpr auto op = "linear_grad_diff";
-  const FullPrecision full_precision;
+  const FullPrecision full_precision(x);
   auto problem = check_linear_grad(op, x, dy, x_new, dy_new, weight);
   if (!keeps_samples(op, reduction)) return sum_of_rows(problem).to(x.scalar_type());
   if (problem.positions == 1) {
-    const bool wide = problem.compute_type() == at::kDouble;
+    const bool wide = problem.compute_type() == kDouble;
     return (wide ? outer_products<double>(problem) : outer_products<float>(problem)).to(x.scalar_type());
   }
-  const auto rows =
-      at::empty({problem.samples, problem.outputs, problem.inputs}, x.options().dtype(problem.compute_type()));
+  const auto rows = empty({problem.samples, problem.outputs, problem.inputs}, Like(x, problem.compute_type()));
   with_operands(problem, [&](const auto& operands, auto* w, auto type) {
     each_difference(operands, w, rows.mutable_data_ptr<decltype(type)>());
   });
   return rows.to(x.scalar_type());
 }
 
-at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
-                          const OptionalTensor& dy_new, const OptionalTensor& weight) {
-  const FullPrecision full_precision;
+Tensor linear_grad_sq(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new, const OptionalTensor& dy_new,
+                      const OptionalTensor& weight) {
+  const FullPrecision full_precision(x);
   auto problem = check_linear_grad("linear_grad_sq", x, dy, x_new, dy_new, weight);
   if (problem.outer()) return sum_of_rows(with_squared_outputs(problem), true);
-  const auto result = at::empty({problem.outputs, problem.inputs}, x.options().dtype(problem.compute_type()));
+  const auto result = empty({problem.outputs, problem.inputs}, Like(x, problem.compute_type()));
   with_operands(problem, [&](const auto& operands, auto* w, auto type) {
     sum_squares(operands, w, result.mutable_data_ptr<decltype(type)>());
   });
   return result;
 }
 
-at::Tensor linear_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
-                              const OptionalTensor& dy_new) {
-  const FullPrecision full_precision;
+Tensor linear_grad_sqnorm(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new,
+                          const OptionalTensor& dy_new) {
+  const FullPrecision full_precision(x);
   auto problem = check_linear_grad("linear_grad_sqnorm", x, dy, x_new, dy_new, {});
   if (problem.outer()) return linear_grad_outer_sqnorm(problem);
-  const auto norms = at::empty({problem.samples}, x.options().dtype(problem.compute_type()));
+  const auto norms = empty({problem.samples}, Like(x, problem.compute_type()));
   with_operands(problem, [&](const auto& operands, auto*, auto type) {
     squared_norms(operands, norms.mutable_data_ptr<decltype(type)>());
   });
@@ -192,10 +189,10 @@ at::Tensor linear_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const O
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("linear_grad_diff", &linear_grad_diff);
-  m.impl("linear_grad_sq", &linear_grad_sq);
-  m.impl("linear_grad_sqnorm", &linear_grad_sqnorm);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  m.impl("linear_grad_diff", TORCH_BOX(&linear_grad_diff));
+  m.impl("linear_grad_sq", TORCH_BOX(&linear_grad_sq));
+  m.impl("linear_grad_sqnorm", TORCH_BOX(&linear_grad_sqnorm));
 }
 
 }  // namespace unlearnx::cpu

@@ -1,12 +1,10 @@
 #include "ops/lissa_step.h"
 
-#include <ATen/ops/full.h>
-#include <torch/library.h>
-
 #include <cmath>
 #include <numeric>
 
 #include "common/clones.h"
+#include "common/dispatcher.h"
 #include "common/tensor_lists.h"
 #include "cpu/chunks.h"
 #include "cpu/convert.h"
@@ -47,7 +45,7 @@ UX_CLONES double step(double* h, const double* v, const double* hv, int64_t n, d
 }
 
 template <typename T>
-double step_chunk(const Chunk& chunk, const at::Tensor& h, const at::Tensor& v, const at::Tensor& hv, double damping,
+double step_chunk(const Chunk& chunk, const Tensor& h, const Tensor& v, const Tensor& hv, double damping,
                   double scale) {
   Operand<T> state(h.scalar_type(), h.data_ptr());
   Operand<T> constant(v.scalar_type(), v.const_data_ptr());
@@ -62,20 +60,19 @@ double step_chunk(const Chunk& chunk, const at::Tensor& h, const at::Tensor& v, 
   return change;
 }
 
-at::Tensor lissa_step_(at::TensorList h, at::TensorList v, at::TensorList hv, double damping, double scale) {
+Tensor lissa_step_(const TensorList& h, const TensorList& v, const TensorList& hv, double damping, double scale) {
   check_lissa_step(h, v, hv, damping, scale);
   const Written state(h);
   const auto constant = state.align(v), product = state.align(hv);
   const auto changes = map_chunks<double>(chunks_of(h), [&](const Chunk& chunk) {
     const auto t = chunk.tensor;
-    const bool wide =
-        h[t].scalar_type() == at::kDouble || v[t].scalar_type() == at::kDouble || hv[t].scalar_type() == at::kDouble;
+    const bool wide = h[t].scalar_type() == kDouble || v[t].scalar_type() == kDouble || hv[t].scalar_type() == kDouble;
     return wide ? step_chunk<double>(chunk, state[t], constant[t], product[t], damping, scale)
                 : step_chunk<float>(chunk, state[t], constant[t], product[t], damping, scale);
   });
   state.finish();
   const double change = std::accumulate(changes.begin(), changes.end(), 0.0);
-  return at::full({}, change, at::kDouble).to(lissa_norm_type(h));  // at::full refuses what float32 cannot hold
+  return full({}, change, Like(kDouble)).to(lissa_norm_type(h));  // full refuses what float32 cannot hold
 }
 
 }  // namespace
@@ -87,8 +84,8 @@ double lissa_update(double* h, const double* v, const double* hv, int64_t n, dou
   return step(h, v, hv, n, keep, inverse_scale);
 }
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("lissa_step_", &lissa_step_);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  m.impl("lissa_step_", TORCH_BOX(&lissa_step_));
 }
 
 }  // namespace unlearnx::cpu

@@ -1,11 +1,10 @@
 #include "ops/lstm.h"
 
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
 #include <algorithm>
 
+#include "common/dispatcher.h"
 #include "common/lstm_cell.h"
+#include "common/parallel.h"
 #include "cpu/vector_math.h"
 #include "ops/lstm_steps.h"
 
@@ -100,74 +99,107 @@ UX_ROWS(float)
 UX_ROWS(double)
 #undef UX_ROWS
 
-/// work(pointer type, row) for every row, in parallel.
+/// Rows of values in memory that they share with a tensor (..., N, width).
+template <typename T>
+struct Rows {
+  T* first;
+  int64_t width;
+  T* operator[](int64_t n) const { return first ? first + n * width : nullptr; }
+};
+template <typename T>
+Rows<const T> rows(const Tensor& t) {
+  return {t.defined() ? t.const_data_ptr<T>() : nullptr, t.size(-1)};
+}
+template <typename T>
+Rows<T> written_rows(const Tensor& t) {
+  return {t.mutable_data_ptr<T>(), t.size(-1)};
+}
+
+/// work(row) for every row of states (..., N, H), in parallel.
 template <typename Work>
-void for_rows(const at::Tensor& states, const Work& work) {
-  const int64_t rows = states.size(-2), units = states.size(-1);
-  at::parallel_for(0, rows, std::max<int64_t>(1, 4096 / std::max<int64_t>(units, 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) states.scalar_type() == at::kDouble ? work(double{}, n) : work(float{}, n);
+void for_rows(const Tensor& states, const Work& work) {
+  const int64_t units = std::max<int64_t>(states.size(-1), 1);
+  parallel_for(0, states.size(-2), std::max<int64_t>(1, 4096 / units), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) work(n);
   });
 }
 
 template <typename T>
-const T* row(const at::Tensor& t, int64_t n) {
-  return t.const_data_ptr<T>() + n * t.size(-1);
-}
-template <typename T>
-T* row(at::Tensor& t, int64_t n) {
-  return t.mutable_data_ptr<T>() + n * t.size(-1);
-}
+struct TypedCells {
+  static void forward(const Tensor& gates, const Tensor& before, const Tensor& after, const Tensor& hidden) {
+    const auto a = rows<T>(gates), c = rows<T>(before);
+    const auto next = written_rows<T>(after), h = written_rows<T>(hidden);
+    for_rows(before, [&](int64_t n) { forward_row(c.width, a[n], c[n], next[n], h[n]); });
+  }
 
-struct Cells {
-  static void forward(const at::Tensor& gates, const at::Tensor& before, at::Tensor after, at::Tensor hidden) {
-    for_rows(before, [&](auto zero, int64_t n) {
-      using T = decltype(zero);
-      forward_row(before.size(1), row<T>(gates, n), row<T>(before, n), row<T>(after, n), row<T>(hidden, n));
+  static void backward(const Tensor& gates, const Tensor& before, const Tensor& after, const Tensor& dh,
+                       const Tensor& source, const Tensor& dc, const Tensor& dc_before, const Tensor& da) {
+    const auto a = rows<T>(gates), c = rows<T>(before), next = rows<T>(after), to_h = rows<T>(dh);
+    const auto to_a = source.defined() ? rows<T>(source) : Rows<const T>{nullptr, 0};
+    const auto on_next = written_rows<T>(dc), on_c = written_rows<T>(dc_before), on_a = written_rows<T>(da);
+    for_rows(before, [&](int64_t n) {
+      backward_row(c.width, a[n], c[n], next[n], to_h[n], to_a[n], on_next[n], on_c[n], on_a[n]);
     });
   }
 
-  static void backward(const at::Tensor& gates, const at::Tensor& before, const at::Tensor& after, const at::Tensor& dh,
-                       const at::Tensor& source, at::Tensor dc, at::Tensor dc_before, at::Tensor da) {
-    for_rows(before, [&](auto zero, int64_t n) {
-      using T = decltype(zero);
-      backward_row(before.size(1), row<T>(gates, n), row<T>(before, n), row<T>(after, n), row<T>(dh, n),
-                   source.defined() ? row<T>(source, n) : nullptr, row<T>(dc, n), row<T>(dc_before, n), row<T>(da, n));
+  static void tangent(const Tensor& gates, const Tensor& before, const Tensor& after, const Tensor& da,
+                      const Tensor& dc_before, const Tensor& dc, const Tensor& dh) {
+    const auto a = rows<T>(gates), c = rows<T>(before), next = rows<T>(after);
+    const auto a_tangent = rows<T>(da), c_tangent = rows<T>(dc_before);
+    const auto next_tangent = written_rows<T>(dc), h_tangent = written_rows<T>(dh);
+    for_rows(before, [&](int64_t n) {
+      tangent_row(c.width, a[n], c[n], next[n], a_tangent[n], c_tangent[n], next_tangent[n], h_tangent[n]);
     });
   }
 
-  static void tangent(const at::Tensor& gates, const at::Tensor& before, const at::Tensor& after, const at::Tensor& da,
-                      const at::Tensor& dc_before, at::Tensor dc, at::Tensor dh) {
-    for_rows(before, [&](auto zero, int64_t n) {
-      using T = decltype(zero);
-      tangent_row(before.size(1), row<T>(gates, n), row<T>(before, n), row<T>(after, n), row<T>(da, n),
-                  row<T>(dc_before, n), row<T>(dc, n), row<T>(dh, n));
-    });
-  }
-
-  static void curvature(const LstmSizes& sizes, const at::Tensor& cells, const at::Tensor& gates,
-                        const at::Tensor& cells_tangent, const at::Tensor& gates_tangent, const at::Tensor& to_hidden,
-                        const at::Tensor& to_cells, at::Tensor out_cells, at::Tensor out_gates) {
+  static void curvature(const LstmSizes& sizes, const Tensor& cells, const Tensor& gates, const Tensor& cells_tangent,
+                        const Tensor& gates_tangent, const Tensor& to_hidden, const Tensor& to_cells,
+                        const Tensor& out_cells, const Tensor& out_gates) {
     out_cells.zero_();
-    for_rows(cells, [&](auto zero, int64_t n) {  // both steps that a cell belongs to are one thread's
-      using T = decltype(zero);
+    const auto c = rows<T>(cells), a = rows<T>(gates), c_tangent = rows<T>(cells_tangent);
+    const auto a_tangent = rows<T>(gates_tangent), to_h = rows<T>(to_hidden), to_c = rows<T>(to_cells);
+    const auto on_c = written_rows<T>(out_cells), on_a = written_rows<T>(out_gates);
+    for_rows(cells, [&](int64_t n) {  // both steps that a cell belongs to are one thread's
       for (int64_t t = 0; t < sizes.steps; ++t) {
         const int64_t here = t * sizes.rows + n, next = here + sizes.rows;
-        curvature_row(sizes.units, row<T>(gates, here), row<T>(cells, here), row<T>(cells, next),
-                      row<T>(gates_tangent, here), row<T>(cells_tangent, here), row<T>(cells_tangent, next),
-                      row<T>(to_hidden, next), row<T>(to_cells, next), row<T>(out_cells, here), row<T>(out_cells, next),
-                      row<T>(out_gates, here));
+        curvature_row(sizes.units, a[here], c[here], c[next], a_tangent[here], c_tangent[here], c_tangent[next],
+                      to_h[next], to_c[next], on_c[here], on_c[next], on_a[here]);
       }
     });
   }
 };
 
+/// The passes, in the dtype of the states.
+struct Cells {
+#define UX_PASS(name)                                                                                    \
+  template <typename... Arguments>                                                                       \
+  static void name(const Arguments&... arguments) {                                                      \
+    wide(arguments...) ? TypedCells<double>::name(arguments...) : TypedCells<float>::name(arguments...); \
+  }
+  UX_PASS(forward)
+  UX_PASS(backward)
+  UX_PASS(tangent)
+  UX_PASS(curvature)
+#undef UX_PASS
+
+ private:
+  template <typename... Rest>
+  static bool wide(const Tensor& t, const Rest&...) {
+    return t.scalar_type() == kDouble;
+  }
+  template <typename... Rest>
+  static bool wide(const LstmSizes&, const Rest&... rest) {
+    return wide(rest...);
+  }
+};
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("lstm_forward", &lstm_forward<Cells>);
-  m.impl("lstm_backward", &lstm_backward<Cells>);
-  m.impl("lstm_tangent", &lstm_tangent<Cells>);
-  m.impl("lstm_curvature", &lstm_curvature<Cells>);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  m.impl("lstm_forward", TORCH_BOX(&lstm_forward<Cells>));
+  m.impl("lstm_backward", TORCH_BOX(&lstm_backward<Cells>));
+  m.impl("lstm_tangent", TORCH_BOX(&lstm_tangent<Cells>));
+  m.impl("lstm_curvature", TORCH_BOX(&lstm_curvature<Cells>));
 }
 
 }  // namespace unlearnx::cpu

@@ -1,8 +1,7 @@
 // From the checked problems of the linear_grad and conv2d_grad families to the pointers of tile_product.h.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include "common/tensor.h"
 #include "cpu/convert.h"
 #include "cpu/tile_product.h"
 #include "ops/conv2d_grad.h"
@@ -62,13 +61,13 @@ void with_operands(Problem& p, const Work& work) {
     work(operands_of<decltype(in)>(p), p.weight.defined() ? p.weight.template const_data_ptr<T>() : nullptr, compute);
   };
   switch (p.x.scalar_type()) {
-    case at::kDouble:
+    case kDouble:
       return call(double(), double());
-    case at::kBFloat16:
+    case kBFloat16:
       return call(c10::BFloat16(), float());
-    case at::kHalf:
-      for (at::Tensor* t : {&p.x, &p.dy, &p.x_new, &p.dy_new})
-        if (t->defined()) *t = t->to(at::kFloat);
+    case kHalf:
+      for (Tensor* t : {&p.x, &p.dy, &p.x_new, &p.dy_new})
+        if (t->defined()) *t = t->to(kFloat);
       [[fallthrough]];
     default:
       return call(float(), float());

@@ -1,12 +1,11 @@
 #include "ops/scale_shift_grad.h"
 
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <memory>
 
 #include "common/clones.h"
+#include "common/dispatcher.h"
+#include "common/parallel.h"
 #include "cpu/convert.h"
 
 namespace unlearnx::cpu {
@@ -87,37 +86,29 @@ void sample_rows(const ScaleShiftGrad& p, const T* x, const T* dy, const T* mean
 }
 
 template <typename T>
-void all_rows(const ScaleShiftGrad& p, const at::Tensor& rows) {
-  const at::Tensor x = p.x.to(type_of<T>), dy = p.dy.to(type_of<T>);
+void all_rows(const ScaleShiftGrad& p, const Tensor& rows) {
+  const Tensor x = p.x.to(type_of<T>), dy = p.dy.to(type_of<T>);
   const T *px = x.const_data_ptr<T>(), *pdy = dy.const_data_ptr<T>();
   const T* rstd = p.rstd.defined() ? p.rstd.const_data_ptr<T>() : nullptr;
   const std::unique_ptr<T[]> zeros(p.mean.defined() ? nullptr : new T[p.channels]());
   const T* mean = p.mean.defined() ? p.mean.const_data_ptr<T>() : zeros.get();
   T* out = rows.mutable_data_ptr<T>();
   const int64_t size = p.outer * p.channels * p.inner, half = p.samples * p.channels;
-  at::parallel_for(
+  parallel_for(
       0, p.samples, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(size, 1)), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
           sample_rows(p, px + i * size, pdy + i * size, mean, rstd, out + i * p.channels, out + half + i * p.channels);
       });
 }
 
-void scale_shift_rows(const ScaleShiftGrad& p, const at::Tensor& rows) {
-  p.compute_type() == at::kDouble ? all_rows<double>(p, rows) : all_rows<float>(p, rows);
-}
-
-std::tuple<at::Tensor, at::Tensor> scale_shift_grad_diff(const at::Tensor& x, const at::Tensor& dy,
-                                                         const OptionalTensor& x_new, const OptionalTensor& dy_new,
-                                                         const OptionalTensor& weight, const OptionalTensor& mean,
-                                                         const OptionalTensor& rstd, int64_t dim,
-                                                         c10::string_view reduction) {
-  return unlearnx::scale_shift_grad_diff(&scale_shift_rows, x, dy, x_new, dy_new, weight, mean, rstd, dim, reduction);
+void scale_shift_rows(const ScaleShiftGrad& p, const Tensor& rows) {
+  p.compute_type() == kDouble ? all_rows<double>(p, rows) : all_rows<float>(p, rows);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("scale_shift_grad_diff", &scale_shift_grad_diff);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  register_scale_shift_grad<&scale_shift_rows>(m);
 }
 
 }  // namespace unlearnx::cpu

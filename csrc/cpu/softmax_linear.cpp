@@ -1,18 +1,14 @@
 #include "ops/softmax_linear.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/addmm_cpu_dispatch.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/mm_cpu_dispatch.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "common/clones.h"
+#include "common/dispatcher.h"
+#include "common/parallel.h"
 #include "common/patience.h"
+#include "cpu/convert.h"
 #include "cpu/lissa_update.h"
 #include "cpu/tile_product.h"
 #include "ops/full_precision.h"
@@ -72,8 +68,7 @@ UX_CLONES void softmax_rows(const double* p, double factor, int64_t samples, int
 /// thread, so that its sums, too, do not depend on the number of threads.
 template <typename Work>
 void for_tasks(int64_t tasks, const Work& work) {
-  at::parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView plain;  // a thread of the pool knows nothing of the caller's modes
+  parallel_for(0, std::max<int64_t>(tasks, 2), 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < std::min(end, tasks); ++t) work(t);
   });
 }
@@ -83,73 +78,93 @@ struct Piece {
   int64_t row, rows, column, columns;
 };
 
+/// Part of a row-major matrix in memory. Tasks make their tensors of it themselves: a thread of the pool knows nothing
+/// of the caller's modes, and what was made in inference mode could not be written there.
+template <typename T>
+struct Matrix {
+  const T* first;
+  int64_t stride;
+
+  Matrix at(int64_t row, int64_t column) const { return {first + row * stride + column, stride}; }
+  Tensor tensor(int64_t rows, int64_t columns) const {
+    return borrowed(first, {rows, columns}, {stride, 1}, type_of<T>);
+  }
+  Tensor transposed(int64_t rows, int64_t columns) const {
+    return borrowed(first, {columns, rows}, {1, stride}, type_of<T>);
+  }
+};
+template <typename T>
+Matrix<T> matrix_of(const Tensor& t) {
+  return {t.const_data_ptr<T>(), t.size(1)};
+}
+
 /// Products of one problem's batches, u and the product being kept from one to the next.
 template <typename T>
 class Products {
  public:
   Products(const SoftmaxLinear& problem, int64_t batch_size)
       : p_(problem),
-        u_(at::empty({batch_size, problem.rows()}, problem.h.options())),
-        product_(at::empty({problem.rows(), problem.features}, problem.h.options())) {
+        u_(empty({batch_size, problem.rows()}, Like(problem.h))),
+        product_(empty({problem.rows(), problem.features}, Like(problem.h))) {
     const int64_t height = part_size(p_.rows(), kTileRows, 16), width = part_size(p_.features, kTileColumns, 16);
     for (int64_t row = 0; row < p_.rows(); row += height)
-      for (int64_t column = 0; column < p_.features; column += width) {
-        const Piece piece{row, std::min(height, p_.rows() - row), column, std::min(width, p_.features - column)};
-        pieces_.push_back(piece);
-        targets_.push_back(product_.narrow(0, piece.row, piece.rows).narrow(1, piece.column, piece.columns));
-      }
+      for (int64_t column = 0; column < p_.features; column += width)
+        pieces_.push_back({row, std::min(height, p_.rows() - row), column, std::min(width, p_.features - column)});
   }
 
   const std::vector<Piece>& pieces() const { return pieces_; }
-  const at::Tensor& product() const { return product_; }
+  const Tensor& product() const { return product_; }
 
   /// Multiplies the mean Hessian of a batch with v, in pieces; calls finish(i) where piece i of the product is there.
   template <typename Finish>
-  void multiply(const at::Tensor& v, Batch batch, const Finish& finish) {
-    work_out_rows(v.t(), batch);
-    const auto s = u_.narrow(0, 0, batch.size), h = p_.h.narrow(0, batch.begin, batch.size);
+  void multiply(const Tensor& v, Batch batch, const Finish& finish) {
+    work_out_rows(v, batch);
+    const auto s = matrix_of<T>(u_), product = matrix_of<T>(product_), h = matrix_of<T>(p_.h).at(batch.begin, 0);
     for_tasks(static_cast<int64_t>(pieces_.size()), [&](int64_t i) {
       const Piece& piece = pieces_[i];
+      const auto target = product.at(piece.row, piece.column).tensor(piece.rows, piece.columns);
       // Summed over so many samples at a time: the BLAS splits long sums at places that depend on its thread count.
-      const auto left = s.narrow(1, piece.row, piece.rows).split(kSamples);
-      const auto right = h.narrow(1, piece.column, piece.columns).split(kSamples);
-      at::cpu::mm_out(targets_[i], left[0].t(), right[0]);
-      for (size_t part = 1; part < left.size(); ++part)
-        at::cpu::addmm_out(targets_[i], targets_[i], left[part].t(), right[part]);
+      for (int64_t begin = 0; begin < batch.size; begin += kSamples) {
+        const int64_t n = std::min(kSamples, batch.size - begin);
+        const auto left = s.at(begin, piece.row).transposed(n, piece.rows);
+        const auto right = h.at(begin, piece.column).tensor(n, piece.columns);
+        begin == 0 ? mm_out(target, left, right) : addmm_out(target, left, right);
+      }
       finish(i);
     });
   }
 
  private:
   /// u <- s: what the samples of the batch contribute for each of their features.
-  void work_out_rows(const at::Tensor& v_transposed, Batch batch) {
-    const auto h = p_.h.narrow(0, batch.begin, batch.size).split(kSamples);
-    auto u = u_.narrow(0, 0, batch.size).split(kSamples);
+  void work_out_rows(const Tensor& v, Batch batch) {
+    const auto u = matrix_of<T>(u_), h = matrix_of<T>(p_.h).at(batch.begin, 0), right = matrix_of<T>(v);
+    T* const u_memory = u_.template mutable_data_ptr<T>();
     const T* p = p_.p.template const_data_ptr<T>() + batch.begin * p_.classes;
-    for_tasks(static_cast<int64_t>(u.size()), [&](int64_t i) {
-      at::cpu::mm_out(u[i], h[i], v_transposed);
-      softmax_rows(p + i * kSamples * p_.classes, T(1) / static_cast<T>(batch.size), u[i].size(0), p_.classes, p_.sides,
-                   u[i].template mutable_data_ptr<T>());
+    for_tasks(ceil_div(batch.size, kSamples), [&](int64_t i) {
+      const int64_t begin = i * kSamples, n = std::min(kSamples, batch.size - begin);
+      mm_out(u.at(begin, 0).tensor(n, p_.rows()), h.at(begin, 0).tensor(n, p_.features),
+             right.transposed(p_.rows(), p_.features));
+      softmax_rows(p + begin * p_.classes, T(1) / static_cast<T>(batch.size), n, p_.classes, p_.sides,
+                   u_memory + begin * p_.rows());
     });
   }
 
   const SoftmaxLinear& p_;
-  const at::Tensor u_, product_;
+  const Tensor u_, product_;
   std::vector<Piece> pieces_;
-  std::vector<at::Tensor> targets_;  // the pieces of product_
 };
 
 template <typename T>
-at::Tensor hvp(const SoftmaxLinear& problem) {
+Tensor hvp(const SoftmaxLinear& problem) {
   Products<T> products(problem, problem.samples);
   products.multiply(problem.v, {0, problem.samples}, [](int64_t) {});
   return products.product();
 }
 
-at::Tensor softmax_linear_hvp(const at::Tensor& h, const at::Tensor& probs, const at::Tensor& v) {
-  const FullPrecision full_precision;
+Tensor softmax_linear_hvp(const Tensor& h, const Tensor& probs, const Tensor& v) {
+  const FullPrecision full_precision(h);
   const auto problem = check_softmax_linear("softmax_linear_hvp", h, probs, v);
-  return problem.as_given(problem.compute_type() == at::kDouble ? hvp<double>(problem) : hvp<float>(problem), v);
+  return problem.as_given(problem.compute_type() == kDouble ? hvp<double>(problem) : hvp<float>(problem), v);
 }
 
 /// One right-hand side's place in the stopping rule.
@@ -178,8 +193,8 @@ class Iteration {
     changes_.resize(rows);
   }
 
-  const at::Tensor& state() const { return state_; }
-  const at::Tensor& history() const { return history_; }
+  const Tensor& state() const { return state_; }
+  const Tensor& history() const { return history_; }
 
   /// Returns whether any right-hand side goes on.
   bool step(int64_t iteration) {
@@ -217,34 +232,32 @@ class Iteration {
   const LissaRun& run_;
   const SoftmaxLinear& p_;
   Products<T> products_;
-  const at::Tensor state_, history_;
+  const Tensor state_, history_;
   std::vector<Progress> progress_;     // (sides,)
   std::vector<int64_t> first_change_;  // of every piece
   std::vector<double> changes_;        // L1 norms of the changes of every row of every piece
 };
 
 template <typename T>
-std::tuple<at::Tensor, at::Tensor> iterate(const LissaRun& run, const at::Tensor& v) {
+std::tuple<Tensor, Tensor> iterate(const LissaRun& run, const Tensor& v) {
   Iteration<T> lissa(run);
   for (int64_t i = 0; i < run.iterations && lissa.step(i); ++i);
   return run.results(lissa.state(), lissa.history(), v);
 }
 
-std::tuple<at::Tensor, at::Tensor> lissa_softmax_linear(const at::Tensor& h, const at::Tensor& probs,
-                                                        const at::Tensor& v, double damping, double scale,
-                                                        std::optional<int64_t> batch_size, int64_t iterations,
-                                                        std::optional<int64_t> patience,
-                                                        const std::optional<at::Tensor>& order) {
-  const FullPrecision full_precision;
+std::tuple<Tensor, Tensor> lissa_softmax_linear(const Tensor& h, const Tensor& probs, const Tensor& v, double damping,
+                                                double scale, std::optional<int64_t> batch_size, int64_t iterations,
+                                                std::optional<int64_t> patience, const OptionalTensor& order) {
+  const FullPrecision full_precision(h);
   const auto run = check_lissa_softmax_linear(h, probs, v, damping, scale, batch_size, iterations, patience, order);
-  return run.problem.compute_type() == at::kDouble ? iterate<double>(run, v) : iterate<float>(run, v);
+  return run.problem.compute_type() == kDouble ? iterate<double>(run, v) : iterate<float>(run, v);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("softmax_linear_hvp", &softmax_linear_hvp);
-  m.impl("lissa_softmax_linear", &lissa_softmax_linear);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  m.impl("softmax_linear_hvp", TORCH_BOX(&softmax_linear_hvp));
+  m.impl("lissa_softmax_linear", TORCH_BOX(&lissa_softmax_linear));
 }
 
 }  // namespace unlearnx::cpu

@@ -1,9 +1,7 @@
 #include "ops/ssd_dampen.h"
 
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include "common/clones.h"
+#include "common/dispatcher.h"
 #include "common/tensor_lists.h"
 #include "cpu/chunks.h"
 #include "cpu/convert.h"
@@ -39,8 +37,8 @@ UX_CLONES int64_t dampen(double* p, const double* full, const double* forget, in
 }
 
 template <typename T>
-int64_t dampen_chunk(const Chunk& chunk, const at::Tensor& params, const at::Tensor& importance_full,
-                     const at::Tensor& importance_forget, Rule<T> rule) {
+int64_t dampen_chunk(const Chunk& chunk, const Tensor& params, const Tensor& importance_full,
+                     const Tensor& importance_forget, Rule<T> rule) {
   Operand<T> p(params.scalar_type(), params.data_ptr());
   Operand<T> full(importance_full.scalar_type(), importance_full.const_data_ptr());
   Operand<T> forget(importance_forget.scalar_type(), importance_forget.const_data_ptr());
@@ -56,8 +54,8 @@ int64_t dampen_chunk(const Chunk& chunk, const at::Tensor& params, const at::Ten
   return count;
 }
 
-at::Tensor ssd_dampen_(at::TensorList params, at::TensorList importance_full, at::TensorList importance_forget,
-                       double alpha, double lam, double exponent, double bound) {
+Tensor ssd_dampen_(const TensorList& params, const TensorList& importance_full, const TensorList& importance_forget,
+                   double alpha, double lam, double exponent, double bound) {
   check_ssd_dampen(params, importance_full, importance_forget, alpha, lam, exponent, bound);
   const Written p(params);
   const auto full = p.align(importance_full), forget = p.align(importance_forget);
@@ -69,12 +67,12 @@ at::Tensor ssd_dampen_(at::TensorList params, at::TensorList importance_full, at
       const Rule<T> rule{T(alpha), T(lam), T(exponent), T(bound)};
       return dampen_chunk<T>(chunk, p[t], full[t], forget[t], rule);
     };
-    const bool wide = p[t].scalar_type() == at::kDouble || full[t].scalar_type() == at::kDouble ||
-                      forget[t].scalar_type() == at::kDouble;
+    const bool wide =
+        p[t].scalar_type() == kDouble || full[t].scalar_type() == kDouble || forget[t].scalar_type() == kDouble;
     return wide ? run(double{}) : run(float{});
   });
   p.finish();
-  auto result = at::zeros({static_cast<int64_t>(params.size())}, at::kLong);
+  auto result = zeros({static_cast<int64_t>(params.size())}, Like(kLong));
   auto* totals = result.mutable_data_ptr<int64_t>();
   for (size_t c = 0; c < chunks.size(); ++c) totals[chunks[c].tensor] += counts[c];
   return result;
@@ -82,8 +80,8 @@ at::Tensor ssd_dampen_(at::TensorList params, at::TensorList importance_full, at
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
-  m.impl("ssd_dampen_", &ssd_dampen_);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
+  m.impl("ssd_dampen_", TORCH_BOX(&ssd_dampen_));
 }
 
 }  // namespace unlearnx::cpu

@@ -1,7 +1,7 @@
 // Products of per-sample matrices in registers, for the instruction set of the processor at hand.
 #pragma once
 
-#include <c10/util/BFloat16.h>
+#include <torch/headeronly/util/BFloat16.h>
 
 #include <cstdint>
 

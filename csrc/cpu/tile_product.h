@@ -6,13 +6,12 @@
 // do not depend on the number of threads.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <memory>
 #include <new>
 #include <vector>
 
+#include "common/parallel.h"
 #include "cpu/tile_kernels.h"
 
 namespace unlearnx::cpu {
@@ -207,7 +206,7 @@ void sum_tiles(const Operands<In>& o, T* matrix, const Accumulate& accumulate) {
   const int64_t size = o.groups * o.outputs * o.columns;
   const int64_t parts = tiles.empty() ? 0 : ceil_div(o.samples, tiles.front().samples);
   const std::unique_ptr<T[]> rest(parts > 1 ? new T[(parts - 1) * size] : nullptr);  // the first goes to `matrix`
-  at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const Tile& tile = tiles[t];
       TileProduct<In, T> product(o, tile);
@@ -221,7 +220,7 @@ void sum_tiles(const Operands<In>& o, T* matrix, const Accumulate& accumulate) {
   });
   if (parts == 0) std::fill_n(matrix, size, T(0));
   if (parts <= 1) return;
-  at::parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
+  parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
     for (int64_t part = 0; part + 1 < parts; ++part)
       for (int64_t k = begin; k < end; ++k) matrix[k] += rest[part * size + k];
   });
@@ -246,7 +245,7 @@ void sum_squares(const Operands<In>& o, const T* weight, T* matrix) {
 /// Calls work(product, tile, i) for all tiles and their samples; tiles are in parallel.
 template <typename In, typename T, typename Work>
 void for_samples(const Operands<In>& o, const std::vector<Tile>& tiles, const Work& work) {
-  at::parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       TileProduct<In, T> product(o, tiles[t]);
       for (int64_t i = tiles[t].sample; i < tiles[t].sample + tiles[t].samples; ++i) work(product, t, i);

@@ -1,24 +1,39 @@
 // What every binding needs between a tensor and a launcher.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include <vector>
 
+#include "common/tensor.h"
 #include "cuda/interface.h"
 
 namespace unlearnx::cuda {
 
-inline DType dtype_of(const at::Tensor& t) {
+/// As long as it lives, the device of a tensor is the current one.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {}
+
+  int device() const { return device_; }
+  cudaStream_t stream() const {
+    void* stream = nullptr;
+    succeed(aoti_torch_get_current_cuda_stream(device_, &stream), "aoti_torch_get_current_cuda_stream");
+    return static_cast<cudaStream_t>(stream);
+  }
+
+ private:
+  const int device_;
+  const torch::stable::accelerator::DeviceGuard guard_;
+};
+
+inline DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kDouble:
+    case kDouble:
       return DType::Double;
-    case at::kHalf:
+    case kHalf:
       return DType::Half;
-    case at::kBFloat16:
+    case kBFloat16:
       return DType::BFloat16;
     default:
       return DType::Float;
@@ -29,14 +44,14 @@ inline DType dtype_of(const at::Tensor& t) {
 void check_launch();
 
 /// Null where the tensor is undefined.
-inline const void* pointer(const at::Tensor& t) {
+inline const void* pointer(const Tensor& t) {
   return t.defined() ? t.const_data_ptr() : nullptr;
 }
 
 /// Gives tensors that pair up one dtype, the wider of the two.
-inline void promote_pairs(std::vector<at::Tensor>& b, std::vector<at::Tensor>& c) {
+inline void promote_pairs(TensorList& b, TensorList& c) {
   for (size_t i = 0; i < b.size(); ++i) {
-    const auto common = c10::promoteTypes(b[i].scalar_type(), c[i].scalar_type());
+    const auto common = promoted(b[i].scalar_type(), c[i].scalar_type());
     b[i] = b[i].to(common);
     c[i] = c[i].to(common);
   }
@@ -45,8 +60,7 @@ inline void promote_pairs(std::vector<at::Tensor>& b, std::vector<at::Tensor>& c
 /// Three paired lists as launches of equal dtypes: calls launch(table, dtype of a, dtype of b and c). Where b and c
 /// differ in dtype, both take the wider one.
 template <typename Launch>
-void for_each_table(const std::vector<at::Tensor>& a, std::vector<at::Tensor> b, std::vector<at::Tensor> c,
-                    const Launch& launch) {
+void for_each_table(const TensorList& a, TensorList b, TensorList c, const Launch& launch) {
   promote_pairs(b, c);
   std::vector<TensorTriple> list;
   for (size_t i = 0; i < a.size(); ++i)

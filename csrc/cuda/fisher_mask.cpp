@@ -1,9 +1,6 @@
 #include "cuda/fisher_mask.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
+#include "common/dispatcher.h"
 #include "common/tensor_lists.h"
 #include "cuda/bindings.h"
 #include "ops/fisher_mask.h"
@@ -11,10 +8,10 @@
 namespace unlearnx::cuda {
 namespace {
 
-at::Tensor fisher_mask_(at::TensorList params, at::TensorList importance_forget, at::TensorList importance_retain,
-                        double ratio) {
+Tensor fisher_mask_(const TensorList& params, const TensorList& importance_forget, const TensorList& importance_retain,
+                    double ratio) {
   const auto mask = check_fisher_mask(params, importance_forget, importance_retain, ratio);
-  const c10::cuda::CUDAGuard guard(params[0].device());
+  const DeviceGuard guard(params[0]);
   const Written p(params, Walk::Index);
   auto forget = p.align(importance_forget), retain = p.align(importance_retain);
   promote_pairs(forget, retain);  // here, since all passes read what it makes
@@ -26,10 +23,10 @@ at::Tensor fisher_mask_(at::TensorList params, at::TensorList importance_forget,
     first_block.push_back(blocks);
     blocks += (t.numel() + kBlockValues - 1) / kBlockValues;
   }
-  const auto options = params[0].options().dtype(at::kLong);
-  const auto ties = at::empty({blocks + 1}, options);
-  const auto selection = at::empty({static_cast<int64_t>(sizeof(Selection) / sizeof(int64_t))}, options);
-  const auto counts = at::zeros({static_cast<int64_t>(params.size())}, options);
+  const Like like(params[0], kLong);
+  const auto ties = empty({blocks + 1}, like);
+  const auto selection = empty({static_cast<int64_t>(sizeof(Selection) / sizeof(int64_t))}, like);
+  const auto counts = zeros({static_cast<int64_t>(params.size())}, like);
   std::vector<MaskedTensors> parts;
   for_each_table(p.tensors(), forget, retain, [&](const TensorTable<3>& table, DType type, DType importances) {
     MaskedTensors part{table, type, importances, {}};
@@ -37,8 +34,7 @@ at::Tensor fisher_mask_(at::TensorList params, at::TensorList importance_forget,
     parts.push_back(part);
   });
   fisher_mask(parts, mask.wide, mask.selected, static_cast<Selection*>(selection.mutable_data_ptr()),
-              ties.mutable_data_ptr<int64_t>(), blocks, counts.mutable_data_ptr<int64_t>(),
-              c10::cuda::getCurrentCUDAStream());
+              ties.mutable_data_ptr<int64_t>(), blocks, counts.mutable_data_ptr<int64_t>(), guard.stream());
   check_launch();
   p.finish();
   return counts;
@@ -46,8 +42,8 @@ at::Tensor fisher_mask_(at::TensorList params, at::TensorList importance_forget,
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
-  m.impl("fisher_mask_", &fisher_mask_);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
+  m.impl("fisher_mask_", TORCH_BOX(&fisher_mask_));
 }
 
 }  // namespace unlearnx::cuda

@@ -1,5 +1,9 @@
 #include <cuda_runtime_api.h>
+#include <torch/csrc/stable/macros.h>
 
+#include <string>
+
+#include "common/errors.h"
 #include "cuda/bindings.h"
 #include "cuda/launch_problem.h"
 
@@ -16,8 +20,8 @@ void check_launch() {
   cudaDriverGetVersion(&m.driver);
   const auto problem = launch_problem(error, m);
   if (!problem.empty()) cudaGetLastError();  // torch would report it of whatever comes next
-  TORCH_CHECK_NOT_IMPLEMENTED(problem.empty(), problem);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  UX_CHECK_IMPLEMENTED(problem.empty(), problem);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace unlearnx::cuda

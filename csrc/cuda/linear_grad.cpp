@@ -1,25 +1,24 @@
 #include "ops/linear_grad.h"
 
-#include <torch/library.h>
-
+#include "common/dispatcher.h"
 #include "cuda/operands.h"
 #include "ops/full_precision.h"
 
 namespace unlearnx::cuda {
 namespace {
 
-at::Tensor linear_grad_diff(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
-                            const OptionalTensor& dy_new, const OptionalTensor& weight, c10::string_view reduction) {
+Tensor linear_grad_diff(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new, const OptionalTensor& dy_new,
+                        const OptionalTensor& weight, const std::string& reduction) {
   constexpr auto op = "linear_grad_diff";
-  const FullPrecision full_precision;
+  const FullPrecision full_precision(x);
   const auto problem = check_linear_grad(op, x, dy, x_new, dy_new, weight);
   if (!keeps_samples(op, reduction)) return linear_grad_sum(problem).to(x.scalar_type());
   return TileProducts(problem).rows();
 }
 
-at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
-                          const OptionalTensor& dy_new, const OptionalTensor& weight) {
-  const FullPrecision full_precision;
+Tensor linear_grad_sq(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new, const OptionalTensor& dy_new,
+                      const OptionalTensor& weight) {
+  const FullPrecision full_precision(x);
   const auto problem = check_linear_grad("linear_grad_sq", x, dy, x_new, dy_new, weight);
   if (problem.outer()) {
     auto squares = with_squared_outputs(problem);
@@ -29,9 +28,9 @@ at::Tensor linear_grad_sq(const at::Tensor& x, const at::Tensor& dy, const Optio
   return TileProducts(problem).sum(/*squared=*/true);
 }
 
-at::Tensor linear_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const OptionalTensor& x_new,
-                              const OptionalTensor& dy_new) {
-  const FullPrecision full_precision;
+Tensor linear_grad_sqnorm(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new,
+                          const OptionalTensor& dy_new) {
+  const FullPrecision full_precision(x);
   const auto problem = check_linear_grad("linear_grad_sqnorm", x, dy, x_new, dy_new, {});
   if (problem.outer()) return linear_grad_outer_sqnorm(problem);
   return TileProducts(problem).norms();
@@ -39,10 +38,10 @@ at::Tensor linear_grad_sqnorm(const at::Tensor& x, const at::Tensor& dy, const O
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
-  m.impl("linear_grad_diff", &linear_grad_diff);
-  m.impl("linear_grad_sq", &linear_grad_sq);
-  m.impl("linear_grad_sqnorm", &linear_grad_sqnorm);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
+  m.impl("linear_grad_diff", TORCH_BOX(&linear_grad_diff));
+  m.impl("linear_grad_sq", TORCH_BOX(&linear_grad_sq));
+  m.impl("linear_grad_sqnorm", TORCH_BOX(&linear_grad_sqnorm));
 }
 
 }  // namespace unlearnx::cuda

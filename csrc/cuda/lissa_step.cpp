@@ -1,8 +1,6 @@
 #include "cuda/lissa_step.h"
 
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
+#include "common/dispatcher.h"
 #include "common/tensor_lists.h"
 #include "cuda/bindings.h"
 #include "ops/lissa_step.h"
@@ -10,15 +8,14 @@
 namespace unlearnx::cuda {
 namespace {
 
-at::Tensor lissa_step_(at::TensorList h, at::TensorList v, at::TensorList hv, double damping, double scale) {
+Tensor lissa_step_(const TensorList& h, const TensorList& v, const TensorList& hv, double damping, double scale) {
   check_lissa_step(h, v, hv, damping, scale);
-  const c10::cuda::CUDAGuard guard(h[0].device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const DeviceGuard guard(h[0]);
+  const cudaStream_t stream = guard.stream();
   const Written state(h);
   int64_t blocks = 0;
   for (const auto& t : h) blocks += (t.numel() + kBlockValues - 1) / kBlockValues;
-  const auto options = h[0].options();
-  const auto partial = at::empty({blocks}, options.dtype(at::kDouble));
+  const auto partial = empty({blocks}, Like(h[0], kDouble));
   auto* next = partial.mutable_data_ptr<double>();
   for_each_table(state.tensors(), state.align(v), state.align(hv),
                  [&](const TensorTable<3>& table, DType type, DType rest) {
@@ -26,9 +23,8 @@ at::Tensor lissa_step_(at::TensorList h, at::TensorList v, at::TensorList hv, do
                    check_launch();
                    next += table.blocks();
                  });
-  const auto norm = at::empty({}, options.dtype(lissa_norm_type(h)));
-  lissa_norm(partial.const_data_ptr<double>(), blocks, norm.mutable_data_ptr(), norm.scalar_type() == at::kDouble,
-             stream);
+  const auto norm = empty({}, Like(h[0], lissa_norm_type(h)));
+  lissa_norm(partial.const_data_ptr<double>(), blocks, norm.mutable_data_ptr(), norm.scalar_type() == kDouble, stream);
   check_launch();
   state.finish();
   return norm;
@@ -36,8 +32,8 @@ at::Tensor lissa_step_(at::TensorList h, at::TensorList v, at::TensorList hv, do
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
-  m.impl("lissa_step_", &lissa_step_);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
+  m.impl("lissa_step_", TORCH_BOX(&lissa_step_));
 }
 
 }  // namespace unlearnx::cuda

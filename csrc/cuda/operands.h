@@ -1,8 +1,10 @@
 // From the checked problems of the linear_grad and conv2d_grad families to the launches of tile_product.h.
 #pragma once
 
-#include <ATen/ops/empty.h>
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/macros.h>
 
+#include "common/checks.h"
 #include "cuda/bindings.h"
 #include "cuda/tile_product.h"
 #include "ops/conv2d_grad.h"
@@ -12,8 +14,8 @@ namespace unlearnx::cuda {
 
 /// Kernels count what belongs to one sample in 32 bits, and everything else in 64.
 inline int narrow(int64_t size) {
-  TORCH_CHECK_VALUE(size < (int64_t(1) << 30), "unlearnx: a sample has a size or a number of positions of ", size,
-                    ", expected less than 2^30 on CUDA");
+  UX_CHECK_VALUE(size < (int64_t(1) << 30), "unlearnx: a sample has a size or a number of positions of ", size,
+                 ", expected less than 2^30 on CUDA");
   return static_cast<int>(size);
 }
 
@@ -54,10 +56,10 @@ TileProblem tile_problem(const Problem& p) {
   return t;
 }
 
-inline Processor processor_of(c10::DeviceIndex device) {
+inline Processor processor_of(int device) {
   const auto attribute = [device](cudaDeviceAttr which) {
     int value = 0;
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
     return value;
   };
   return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrComputeCapabilityMajor) >= 8};
@@ -68,44 +70,44 @@ class TileProducts {
  public:
   template <typename Problem>
   explicit TileProducts(const Problem& p)
-      : guard_(p.x.device()),
-        stream_(c10::cuda::getCurrentCUDAStream()),
-        options_(p.x.options()),
-        compute_options_(options_.dtype(p.compute_type())),
+      : guard_(p.x),
+        stream_(guard_.stream()),
+        like_(p.x),
+        compute_like_(p.x, p.compute_type()),
         type_(dtype_of(p.x)),
         problem_(tile_problem(p)),
-        plan_(plan_tiles(problem_, type_, processor_of(p.x.device().index()))) {}
+        plan_(plan_tiles(problem_, type_, processor_of(guard_.device()))) {}
 
   /// Every w_i d_i: (samples, groups * outputs, columns) in the dtype of the problem.
-  at::Tensor rows() const {
-    const auto rows = at::empty({problem_.samples, problem_.groups * problem_.outputs, problem_.columns}, options_);
+  Tensor rows() const {
+    const auto rows = empty({problem_.samples, problem_.groups * problem_.outputs, problem_.columns}, like_);
     tile_rows(problem_, plan_, type_, rows.mutable_data_ptr(), stream_);
     check_launch();
     return rows;
   }
 
   /// sum_i w_i d_i, or w_i d_i^2 where `squared`: (groups * outputs, columns) in the compute type.
-  at::Tensor sum(bool squared) const {
-    const auto matrix = at::empty({problem_.groups * problem_.outputs, problem_.columns}, compute_options_);
-    const auto parts = at::empty({plan_.splits > 1 ? plan_.splits : 0, matrix.numel()}, compute_options_);
+  Tensor sum(bool squared) const {
+    const auto matrix = empty({problem_.groups * problem_.outputs, problem_.columns}, compute_like_);
+    const auto parts = empty({plan_.splits > 1 ? plan_.splits : 0, matrix.numel()}, compute_like_);
     tile_sum(problem_, plan_, type_, squared, parts.mutable_data_ptr(), matrix.mutable_data_ptr(), stream_);
     check_launch();
     return matrix;
   }
 
   /// Every squared norm: (samples,) in the compute type.
-  at::Tensor norms() const {
-    const auto norms = at::empty({problem_.samples}, compute_options_);
-    const auto parts = at::empty({plan_.norm_parts, problem_.samples}, compute_options_);
+  Tensor norms() const {
+    const auto norms = empty({problem_.samples}, compute_like_);
+    const auto parts = empty({plan_.norm_parts, problem_.samples}, compute_like_);
     tile_norms(problem_, plan_, type_, parts.mutable_data_ptr(), norms.mutable_data_ptr(), stream_);
     check_launch();
     return norms;
   }
 
  private:
-  const c10::cuda::CUDAGuard guard_;
-  const c10::cuda::CUDAStream stream_;
-  const at::TensorOptions options_, compute_options_;
+  const DeviceGuard guard_;
+  const cudaStream_t stream_;
+  const Like like_, compute_like_;
   const DType type_;
   const TileProblem problem_;
   const TilePlan plan_;

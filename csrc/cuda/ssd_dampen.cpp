@@ -1,8 +1,6 @@
 #include "cuda/ssd_dampen.h"
 
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
+#include "common/dispatcher.h"
 #include "common/tensor_lists.h"
 #include "cuda/bindings.h"
 #include "ops/ssd_dampen.h"
@@ -10,13 +8,13 @@
 namespace unlearnx::cuda {
 namespace {
 
-at::Tensor ssd_dampen_(at::TensorList params, at::TensorList importance_full, at::TensorList importance_forget,
-                       double alpha, double lam, double exponent, double bound) {
+Tensor ssd_dampen_(const TensorList& params, const TensorList& importance_full, const TensorList& importance_forget,
+                   double alpha, double lam, double exponent, double bound) {
   check_ssd_dampen(params, importance_full, importance_forget, alpha, lam, exponent, bound);
-  const c10::cuda::CUDAGuard guard(params[0].device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const DeviceGuard guard(params[0]);
+  const cudaStream_t stream = guard.stream();
   const Written p(params);
-  const auto counts = at::zeros({static_cast<int64_t>(params.size())}, params[0].options().dtype(at::kLong));
+  const auto counts = zeros({static_cast<int64_t>(params.size())}, Like(params[0], kLong));
   for_each_table(p.tensors(), p.align(importance_full), p.align(importance_forget),
                  [&](const TensorTable<3>& table, DType type, DType importances) {
                    ssd_dampen(table, type, importances, {alpha, lam, exponent, bound},
@@ -29,8 +27,8 @@ at::Tensor ssd_dampen_(at::TensorList params, at::TensorList importance_full, at
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
-  m.impl("ssd_dampen_", &ssd_dampen_);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CUDA, m) {
+  m.impl("ssd_dampen_", TORCH_BOX(&ssd_dampen_));
 }
 
 }  // namespace unlearnx::cuda

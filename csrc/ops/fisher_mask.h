@@ -1,6 +1,6 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include "common/tensor.h"
 
 namespace unlearnx {
 
@@ -11,7 +11,7 @@ struct FisherMask {
 };
 
 /// Raises unless the three lists pair up and the ratio is in range.
-FisherMask check_fisher_mask(at::TensorList params, at::TensorList importance_forget, at::TensorList importance_retain,
-                             double ratio);
+FisherMask check_fisher_mask(const TensorList& params, const TensorList& importance_forget,
+                             const TensorList& importance_retain, double ratio);
 
 }  // namespace unlearnx

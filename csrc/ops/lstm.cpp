@@ -1,8 +1,7 @@
 #include "ops/lstm.h"
 
-#include <torch/library.h>
-
 #include "common/checks.h"
+#include "common/dispatcher.h"
 
 namespace unlearnx {
 namespace {
@@ -10,45 +9,45 @@ namespace {
 /// Checks shapes, dtypes and devices of one op against its tensor of gates.
 class Checks {
  public:
-  Checks(const char* op, const char* name, const at::Tensor& gates) : op_(op), name_(name), reference_(gates) {
+  Checks(const char* op, const char* name, const Tensor& gates) : op_(op), name_(name), reference_(gates) {
     const auto type = gates.scalar_type();
-    TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, op, ": ", name, " has dtype ", type,
-                     ", expected float32 or float64");
-    TORCH_CHECK_VALUE(gates.dim() == 3 && gates.size(0) >= 1 && gates.size(2) % 4 == 0, op, ": ", name, " has shape ",
-                      gates.sizes(), ", expected (T, N, 4H) of at least one step");
+    UX_CHECK_TYPE(type == kFloat || type == kDouble, op, ": ", name, " has dtype ", type,
+                  ", expected float32 or float64");
+    UX_CHECK_VALUE(gates.dim() == 3 && gates.size(0) >= 1 && gates.size(2) % 4 == 0, op, ": ", name, " has shape ",
+                   gates.sizes(), ", expected (T, N, 4H) of at least one step");
     sizes = {gates.size(0), gates.size(1), gates.size(2) / 4};
   }
 
-  void weight(const at::Tensor& t) const { shape("weight", t, {4 * sizes.units, sizes.units}, "(4H, H)"); }
-  void state(const char* name, const MaybeTensor& t) const {
+  void weight(const Tensor& t) const { shape("weight", t, {4 * sizes.units, sizes.units}, "(4H, H)"); }
+  void state(const char* name, const OptionalTensor& t) const {
     if (t.has_value()) shape(name, *t, {sizes.rows, sizes.units}, "(N, H)");
   }
-  void states(const char* name, const MaybeTensor& t) const {
+  void states(const char* name, const OptionalTensor& t) const {
     if (t.has_value()) shape(name, *t, {sizes.steps + 1, sizes.rows, sizes.units}, "(T + 1, N, H)");
   }
-  void gates(const char* name, const MaybeTensor& t) const {
+  void gates(const char* name, const OptionalTensor& t) const {
     if (t.has_value()) shape(name, *t, {sizes.steps, sizes.rows, 4 * sizes.units}, "(T, N, 4H)");
   }
 
   LstmSizes sizes;
 
  private:
-  void shape(const char* name, const at::Tensor& t, at::IntArrayRef expected, const char* letters) const {
-    TORCH_CHECK_VALUE(t.sizes() == expected, op_, ": ", name, " has shape ", t.sizes(), ", expected ", letters, " = ",
-                      expected, " beside ", name_, " ", reference_.sizes());
+  void shape(const char* name, const Tensor& t, Sizes expected, const char* letters) const {
+    UX_CHECK_VALUE(t.sizes() == expected, op_, ": ", name, " has shape ", t.sizes(), ", expected ", letters, " = ",
+                   expected, " beside ", name_, " ", reference_.sizes());
     check_same_device(op_, name, t, name_, reference_);
-    TORCH_CHECK_TYPE(t.scalar_type() == reference_.scalar_type(), op_, ": ", name, " has dtype ", t.scalar_type(),
-                     ", but ", name_, " has ", reference_.scalar_type());
+    UX_CHECK_TYPE(t.scalar_type() == reference_.scalar_type(), op_, ": ", name, " has dtype ", t.scalar_type(),
+                  ", but ", name_, " has ", reference_.scalar_type());
   }
 
   const char *op_, *name_;
-  const at::Tensor& reference_;
+  const Tensor& reference_;
 };
 
 }  // namespace
 
-LstmSizes check_lstm_forward(const at::Tensor& inputs, const MaybeTensor& h, const MaybeTensor& c,
-                             const at::Tensor& weight) {
+LstmSizes check_lstm_forward(const Tensor& inputs, const OptionalTensor& h, const OptionalTensor& c,
+                             const Tensor& weight) {
   const Checks checks("lstm_forward", "inputs", inputs);
   checks.weight(weight);
   checks.state("h", h);
@@ -56,8 +55,9 @@ LstmSizes check_lstm_forward(const at::Tensor& inputs, const MaybeTensor& h, con
   return checks.sizes;
 }
 
-LstmSizes check_lstm_backward(const MaybeTensor& to_hidden, const MaybeTensor& to_cells, const MaybeTensor& to_gates,
-                              const at::Tensor& cells, const at::Tensor& gates, const at::Tensor& weight) {
+LstmSizes check_lstm_backward(const OptionalTensor& to_hidden, const OptionalTensor& to_cells,
+                              const OptionalTensor& to_gates, const Tensor& cells, const Tensor& gates,
+                              const Tensor& weight) {
   const Checks checks("lstm_backward", "gates", gates);
   checks.weight(weight);
   checks.states("cells", cells);
@@ -67,8 +67,8 @@ LstmSizes check_lstm_backward(const MaybeTensor& to_hidden, const MaybeTensor& t
   return checks.sizes;
 }
 
-LstmSizes check_lstm_tangent(const at::Tensor& inputs, const MaybeTensor& h, const MaybeTensor& c,
-                             const at::Tensor& cells, const at::Tensor& gates, const at::Tensor& weight) {
+LstmSizes check_lstm_tangent(const Tensor& inputs, const OptionalTensor& h, const OptionalTensor& c,
+                             const Tensor& cells, const Tensor& gates, const Tensor& weight) {
   const Checks checks("lstm_tangent", "inputs", inputs);
   checks.weight(weight);
   checks.state("h", h);
@@ -78,9 +78,8 @@ LstmSizes check_lstm_tangent(const at::Tensor& inputs, const MaybeTensor& h, con
   return checks.sizes;
 }
 
-LstmSizes check_lstm_curvature(const at::Tensor& cells, const at::Tensor& gates, const at::Tensor& cells_tangent,
-                               const at::Tensor& gates_tangent, const at::Tensor& to_hidden,
-                               const at::Tensor& to_cells) {
+LstmSizes check_lstm_curvature(const Tensor& cells, const Tensor& gates, const Tensor& cells_tangent,
+                               const Tensor& gates_tangent, const Tensor& to_hidden, const Tensor& to_cells) {
   const Checks checks("lstm_curvature", "gates", gates);
   checks.states("cells", cells);
   checks.states("cells_tangent", cells_tangent);
@@ -92,7 +91,7 @@ LstmSizes check_lstm_curvature(const at::Tensor& cells, const at::Tensor& gates,
 
 }  // namespace unlearnx
 
-TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
   m.def("lstm_forward(Tensor inputs, Tensor? h, Tensor? c, Tensor weight) -> (Tensor, Tensor, Tensor)");
   m.def(
       "lstm_backward(Tensor? to_hidden, Tensor? to_cells, Tensor? to_gates, Tensor cells, Tensor gates, Tensor weight, "

@@ -1,28 +1,26 @@
 // The recurrence of one LSTM layer in one direction, its adjoint, its tangent and its curvature.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <tuple>
 
-namespace unlearnx {
+#include "common/tensor.h"
 
-using MaybeTensor = std::optional<at::Tensor>;
+namespace unlearnx {
 
 /// Steps T, rows N and units H.
 struct LstmSizes {
   int64_t steps, rows, units;
 };
 
-LstmSizes check_lstm_forward(const at::Tensor& inputs, const MaybeTensor& h, const MaybeTensor& c,
-                             const at::Tensor& weight);
-LstmSizes check_lstm_backward(const MaybeTensor& to_hidden, const MaybeTensor& to_cells, const MaybeTensor& to_gates,
-                              const at::Tensor& cells, const at::Tensor& gates, const at::Tensor& weight);
-LstmSizes check_lstm_tangent(const at::Tensor& inputs, const MaybeTensor& h, const MaybeTensor& c,
-                             const at::Tensor& cells, const at::Tensor& gates, const at::Tensor& weight);
-LstmSizes check_lstm_curvature(const at::Tensor& cells, const at::Tensor& gates, const at::Tensor& cells_tangent,
-                               const at::Tensor& gates_tangent, const at::Tensor& to_hidden,
-                               const at::Tensor& to_cells);
+LstmSizes check_lstm_forward(const Tensor& inputs, const OptionalTensor& h, const OptionalTensor& c,
+                             const Tensor& weight);
+LstmSizes check_lstm_backward(const OptionalTensor& to_hidden, const OptionalTensor& to_cells,
+                              const OptionalTensor& to_gates, const Tensor& cells, const Tensor& gates,
+                              const Tensor& weight);
+LstmSizes check_lstm_tangent(const Tensor& inputs, const OptionalTensor& h, const OptionalTensor& c,
+                             const Tensor& cells, const Tensor& gates, const Tensor& weight);
+LstmSizes check_lstm_curvature(const Tensor& cells, const Tensor& gates, const Tensor& cells_tangent,
+                               const Tensor& gates_tangent, const Tensor& to_hidden, const Tensor& to_cells);
 
 }  // namespace unlearnx

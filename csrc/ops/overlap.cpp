@@ -1,11 +1,11 @@
 #include "ops/overlap.h"
 
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <string>
+
+#include "common/errors.h"
 
 namespace unlearnx {
 namespace {
@@ -13,15 +13,15 @@ namespace {
 /// One tensor and the bytes from its first entry to its last.
 struct Span {
   uintptr_t begin, end;
-  const at::Tensor* tensor;
+  const Tensor* tensor;
   const NamedList* list;
   size_t index;
 
-  std::string name() const { return list->name + ("[" + std::to_string(index) + "]"); }
+  std::string name() const { return joined(list->name, "[", index, "]"); }
 };
 
 Span span_of(const NamedList& list, size_t index) {
-  const at::Tensor& t = list.tensors[index];
+  const Tensor& t = list.tensors[index];
   const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   uintptr_t entries = 1;
   for (int64_t d = 0; d < t.dim(); ++d) entries += (t.size(d) - 1) * t.stride(d);
@@ -29,7 +29,7 @@ Span span_of(const NamedList& list, size_t index) {
 }
 
 /// Whether strides alone tell that no two entries are one: each dimension steps over all that the smaller ones reach.
-bool apart_by_strides(const at::Tensor& t) {
+bool apart_by_strides(const Tensor& t) {
   std::vector<int64_t> order;
   for (int64_t d = 0; d < t.dim(); ++d)
     if (t.size(d) > 1) order.push_back(d);
@@ -48,7 +48,7 @@ class Marks {
   Marks(uintptr_t begin, uintptr_t end) : begin_(begin), end_(end), marked_(end - begin) {}
 
   bool add(const Span& span) {
-    const at::Tensor& t = *span.tensor;
+    const Tensor& t = *span.tensor;
     std::vector<int64_t> place(t.dim(), 0);
     bool met = false;
     for (int64_t entry = 0; entry < t.numel() && !met; ++entry) {
@@ -89,7 +89,8 @@ bool share_entries(const Span& a, const Span& b) {
 }
 
 bool same_tensor(const Span& a, const Span& b) {
-  return a.begin == b.begin && a.tensor->strides() == b.tensor->strides() && a.tensor->dtype() == b.tensor->dtype();
+  return a.begin == b.begin && a.tensor->strides() == b.tensor->strides() &&
+         a.tensor->scalar_type() == b.tensor->scalar_type();
 }
 
 }  // namespace
@@ -102,8 +103,8 @@ void check_overlap(const char* op, const NamedList& written, const std::vector<N
   };
   add(written);
   for (const auto& span : spans)
-    TORCH_CHECK_VALUE(!overlaps_itself(span), op, ": ", span.name(), " has strides ", span.tensor->strides(),
-                      ", expected a tensor each of whose entries has memory of its own; pass a clone");
+    UX_CHECK_VALUE(!overlaps_itself(span), op, ": ", span.name(), " has strides ", span.tensor->strides(),
+                   ", expected a tensor each of whose entries has memory of its own; pass a clone");
   for (const auto& list : read) add(list);
   std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
   for (size_t i = 0; i < spans.size(); ++i) {
@@ -113,8 +114,8 @@ void check_overlap(const char* op, const NamedList& written, const std::vector<N
       const Span &out = first ? spans[i] : spans[j], &other = first ? spans[j] : spans[i];
       const bool in_place = other.list != &written && other.index == out.index && same_tensor(out, other);
       if (in_place && same_place == SamePlace::Allowed) continue;
-      TORCH_CHECK_VALUE(!share_entries(out, other), op, ": ", other.name(), " shares memory with ", out.name(),
-                        ", which is written, expected memory of its own; pass a clone");
+      UX_CHECK_VALUE(!share_entries(out, other), op, ": ", other.name(), " shares memory with ", out.name(),
+                     ", which is written, expected memory of its own; pass a clone");
     }
   }
 }

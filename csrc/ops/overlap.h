@@ -1,16 +1,16 @@
 // In-place ops on lists must know whose memory they write: their kernels read and write many entries at a time.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <vector>
+
+#include "common/tensor.h"
 
 namespace unlearnx {
 
 /// The tensors of one argument of an op.
 struct NamedList {
   const char* name;
-  at::TensorList tensors;
+  const TensorList& tensors;
 };
 
 /// Whether an argument that is read may be the very tensor that is written at its place in the list.

@@ -1,9 +1,9 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <tuple>
+
+#include "common/tensor.h"
 
 namespace unlearnx {
 
@@ -13,13 +13,13 @@ namespace unlearnx {
 /// row pass between the two products runs along contiguous memory.
 struct SoftmaxLinear {
   int64_t samples, features, classes, sides;
-  at::Tensor h, p;  // (samples, features), (samples, classes), contiguous in the compute type
-  at::Tensor v;     // (classes * sides, features), the same; never the caller's memory
+  Tensor h, p;  // (samples, features), (samples, classes), contiguous in the compute type
+  Tensor v;     // (classes * sides, features), the same; never the caller's memory
 
   int64_t rows() const { return classes * sides; }
-  at::ScalarType compute_type() const { return h.scalar_type(); }
+  ScalarType compute_type() const { return h.scalar_type(); }
   /// Rows ordered as v are, in the shape and dtype of `v_given`.
-  at::Tensor as_given(const at::Tensor& rows, const at::Tensor& v_given) const;
+  Tensor as_given(const Tensor& rows, const Tensor& v_given) const;
 };
 
 /// Consecutive samples.
@@ -35,16 +35,15 @@ struct LissaRun {
 
   Batch batch(int64_t iteration) const;
   /// Filled with NaN: (iterations, sides).
-  at::Tensor new_history() const;
+  Tensor new_history() const;
   /// What the op returns, from the last state and the history.
-  std::tuple<at::Tensor, at::Tensor> results(const at::Tensor& state, const at::Tensor& history,
-                                             const at::Tensor& v_given) const;
+  std::tuple<Tensor, Tensor> results(const Tensor& state, const Tensor& history, const Tensor& v_given) const;
 };
 
 /// Raise unless the arguments belong together; `op` is named in the message.
-SoftmaxLinear check_softmax_linear(const char* op, const at::Tensor& h, const at::Tensor& probs, const at::Tensor& v);
-LissaRun check_lissa_softmax_linear(const at::Tensor& h, const at::Tensor& probs, const at::Tensor& v, double damping,
-                                    double scale, std::optional<int64_t> batch_size, int64_t iterations,
-                                    std::optional<int64_t> patience, const std::optional<at::Tensor>& order);
+SoftmaxLinear check_softmax_linear(const char* op, const Tensor& h, const Tensor& probs, const Tensor& v);
+LissaRun check_lissa_softmax_linear(const Tensor& h, const Tensor& probs, const Tensor& v, double damping, double scale,
+                                    std::optional<int64_t> batch_size, int64_t iterations,
+                                    std::optional<int64_t> patience, const OptionalTensor& order);
 
 }  // namespace unlearnx

@@ -1,14 +1,12 @@
 #include "ops/ssd_dampen.h"
 
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include "common/checks.h"
+#include "common/dispatcher.h"
 #include "ops/overlap.h"
 
 namespace unlearnx {
 
-void check_ssd_dampen(at::TensorList params, at::TensorList importance_full, at::TensorList importance_forget,
+void check_ssd_dampen(const TensorList& params, const TensorList& importance_full, const TensorList& importance_forget,
                       double alpha, double lam, double exponent, double bound) {
   constexpr auto op = "ssd_dampen_";
   check_written(op, "params", params);
@@ -24,22 +22,22 @@ void check_ssd_dampen(at::TensorList params, at::TensorList importance_full, at:
 
 namespace {
 
-at::Tensor without_device(at::TensorList params, at::TensorList importance_full, at::TensorList importance_forget,
-                          double alpha, double lam, double exponent, double bound) {
+Tensor without_device(const TensorList& params, const TensorList& importance_full, const TensorList& importance_forget,
+                      double alpha, double lam, double exponent, double bound) {
   check_ssd_dampen(params, importance_full, importance_forget, alpha, lam, exponent, bound);
   check_empty("ssd_dampen_", params);
-  return at::zeros({0}, at::kLong);
+  return zeros({0}, Like(kLong));
 }
 
 }  // namespace
 }  // namespace unlearnx
 
-TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(unlearnx, m) {
   m.def(
       "ssd_dampen_(Tensor(a!)[] params, Tensor[] importance_full, Tensor[] importance_forget, float alpha, "
       "float lam, *, float exponent=1.0, float bound=1.0) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(unlearnx, CompositeExplicitAutograd, m) {
-  m.impl("ssd_dampen_", &unlearnx::without_device);
+STABLE_TORCH_LIBRARY_IMPL(unlearnx, CompositeExplicitAutograd, m) {
+  m.impl("ssd_dampen_", TORCH_BOX(&unlearnx::without_device));
 }

@@ -1,9 +1,7 @@
 """Ops keep to float32 whatever torch may compute float32 products in, and leave its switches as they were."""
 
-import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,17 +9,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.test_integration import every_op, given, results
+from unlearnx.ops import _switches
 
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.mv}
 
 
 def tf32_is_off():
-    """Whether cuBLAS would find TF32 switched off by the thread."""
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    asked = library["_ZN2at11NoTF32Guard19should_disable_tf32Ev"]
-    asked.restype = ctypes.c_bool
-    return asked()
+    """Whether cuBLAS would find TF32 switched off."""
+    return torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
 @contextmanager
@@ -79,16 +75,18 @@ def test_products_of_a_whole_layer_stay_exact(device):
 
 
 class Spy(TorchDispatchMode):
-    """Takes note of the products that an op makes, and of whether TF32 and its like are off at each."""
+    """Takes note of the products that an op makes on the CPU, and of whether bfloat16 is off at each."""
 
     def __init__(self):
         super().__init__()
+        self.entered = 0
         self.products = []
         self.convolutions = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.entered += func.overloadpacket is torch.ops.unlearnx._enter_full_precision
         if func.overloadpacket in PRODUCTS:
-            self.products.append(tf32_is_off() and not torch.backends.mkldnn.enabled)
+            self.products.append(not torch.backends.mkldnn.enabled)
         if func.overloadpacket is torch.ops.aten._convolution:
             self.convolutions.append(args[12])  # allow_tf32
         return func(*args, **(kwargs or {}))
@@ -117,11 +115,33 @@ GATES, CELLS, WEIGHT = torch.randn(3, 2, 20), torch.randn(4, 2, 5), torch.randn(
         ("lstm_tangent", (GATES, None, None, CELLS, GATES, WEIGHT), {}),
     ],
 )
-def test_products_inside_are_made_without_tf32(op, args, kwargs):
-    products = watched(op, *args, **kwargs).products
-    assert products
-    assert all(products)
-    assert not tf32_is_off()
+def test_products_inside_are_made_in_full_precision(op, args, kwargs):
+    spy = watched(op, *args, **kwargs)
+    assert spy.entered == 1
+    assert spy.products or op.startswith("lstm")  # whose products are made past the dispatcher
+    assert all(spy.products)
+    assert torch.backends.mkldnn.enabled
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_tf32_is_switched_off_inside_and_on_again(inherited):
+    """What ops on a GPU call before and after their products; the last one to leave switches."""
+    own, everything = torch.backends.cuda.matmul, torch.backends
+    before = own.fp32_precision, everything.fp32_precision
+    own.fp32_precision, everything.fp32_precision = ("none" if inherited else "tf32"), ("tf32" if inherited else "none")
+    try:
+        first, second = (_switches._enter_full_precision(True) for _ in range(2))
+        _switches._leave_full_precision(True, first)
+        assert tf32_is_off()
+        _switches._leave_full_precision(True, second)
+        assert not tf32_is_off()
+        everything.fp32_precision = "ieee"
+        assert tf32_is_off() == inherited
+        assert _switches._enter_full_precision(True) == (0 if inherited else _switches.PRODUCTS)
+        if not inherited:
+            _switches._leave_full_precision(True, _switches.PRODUCTS)
+    finally:
+        own.fp32_precision, everything.fp32_precision = before
 
 
 def test_convolutions_inside_are_made_without_tf32():

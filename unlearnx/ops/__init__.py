@@ -7,7 +7,7 @@ so that a new op touches no file but its own.
 from importlib import import_module
 from pkgutil import iter_modules
 
-import unlearnx._extension  # noqa: F401  (registers the ops)
+import unlearnx.ops._no_cuda  # noqa: F401  (with it the library of ops, which registers them)
 
 __all__: list[str] = []
 

@@ -25,7 +25,16 @@ def call(op, *args: Any, **kwargs: Any) -> Any:
     except (RuntimeError, OverflowError) as error:
         if not torch.compiler.is_compiling():
             _refuse_arguments(op.default._schema, args, kwargs, error)
+            _raise_named(error)
         raise
+
+
+def _raise_named(error: Exception) -> None:
+    """Raises an error of the kind that its message begins with; csrc/common/errors.h says which do."""
+    kind, _, message = str(error).partition(": ")
+    for named in (TypeError, NotImplementedError, torch.OutOfMemoryError):
+        if kind == named.__name__:
+            raise named(message) from None
 
 
 def tensor_list(op: str, argument: str, value: Iterable[Tensor]) -> list[Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops._not_differentiable import not_differentiable
 
 __all__ = ["conv2d_grad_diff", "conv2d_grad_dot", "conv2d_grad_sq", "conv2d_grad_sqnorm"]
 
@@ -205,6 +206,9 @@ def conv2d_grad_dot(
 
 def _shape(x, dy, kernel_size, groups):
     return dy.shape[1], x.shape[1] // groups, *kernel_size
+
+
+not_differentiable("conv2d_grad_diff", "conv2d_grad_sq", "conv2d_grad_sqnorm", "conv2d_grad_dot")
 
 
 @register_fake("conv2d_grad_diff")

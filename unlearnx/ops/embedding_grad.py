@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops._not_differentiable import not_differentiable
 
 __all__ = ["embedding_grad_diff", "embedding_grad_dot", "embedding_grad_sq", "embedding_grad_sqnorm"]
 
@@ -156,6 +157,9 @@ def embedding_grad_dot(
     return call(
         torch.ops.unlearnx.embedding_grad_dot, x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx, v=v
     )
+
+
+not_differentiable("embedding_grad_diff", "embedding_grad_sq", "embedding_grad_sqnorm", "embedding_grad_dot")
 
 
 @register_fake("embedding_grad_diff")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops._not_differentiable import not_differentiable
 
 __all__ = ["linear_grad_diff", "linear_grad_dot", "linear_grad_sq", "linear_grad_sqnorm"]
 
@@ -130,6 +131,9 @@ def linear_grad_dot(
         True
     """
     return call(torch.ops.unlearnx.linear_grad_dot, x, dy, x_new, dy_new, v=v)
+
+
+not_differentiable("linear_grad_sq", "linear_grad_sqnorm", "linear_grad_dot")
 
 
 @register_fake("linear_grad_sq")

@@ -21,6 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from unlearnx.ops._call import register_fake
 from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops._not_differentiable import not_differentiable
 from unlearnx.ops._recording import Recording
 from unlearnx.ops._stack import Stack
 
@@ -381,6 +382,7 @@ def _backward_compiled(ctx, to_hidden, to_cells, to_gates):
     return da, *firsts, _weight_gradient(da, hidden)
 
 
+not_differentiable("lstm_backward", "lstm_tangent", "lstm_curvature")
 torch.library.register_autograd("unlearnx::lstm_forward", _backward_compiled, setup_context=_setup_compiled)
 
 _library = torch.library.Library("unlearnx", "FRAGMENT")

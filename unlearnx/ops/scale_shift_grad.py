@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops._not_differentiable import not_differentiable
 
 __all__ = ["scale_shift_grad_diff", "scale_shift_grad_dot", "scale_shift_grad_sq", "scale_shift_grad_sqnorm"]
 
@@ -170,6 +171,9 @@ def scale_shift_grad_dot(
 
 def _pair(x, *shape, dtype=None):
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+not_differentiable("scale_shift_grad_diff", "scale_shift_grad_sq", "scale_shift_grad_sqnorm", "scale_shift_grad_dot")
 
 
 @register_fake("scale_shift_grad_diff")

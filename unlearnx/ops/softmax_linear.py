@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unlearnx.ops._call import call, register_fake
 from unlearnx.ops._dtypes import compute_dtype
+from unlearnx.ops._not_differentiable import not_differentiable
 
 __all__ = ["lissa_softmax_linear", "softmax_linear_hvp"]
 
@@ -131,6 +132,9 @@ def _are_probabilities(t: Tensor) -> bool:
     tolerance = max(1e-3, torch.finfo(t.dtype).eps)
     off = (t.sum(1, dtype=compute_dtype(t)) - 1).abs()
     return bool((t >= 0).all() & (off <= tolerance).all())
+
+
+not_differentiable("softmax_linear_hvp", "lissa_softmax_linear")
 
 
 @register_fake("softmax_linear_hvp")

@@ -1,0 +1,36 @@
+#include "common/tensor_lists.h"
+
+#include "common/dispatcher.h"
+#include "common/errors.h"
+
+namespace unlearnx {
+
+Tensor ordered_as(const Tensor& t, const Tensor& reference) {
+  const Tensor plain = t.detached();
+  if (t.strides() == reference.strides()) return plain;
+  return empty_strided(reference.sizes(), reference.strides(), Like(t)).copy_(plain);
+}
+
+Written::Written(const TensorList& tensors, Walk walk) {
+  UX_CHECK(dispatch<bool>("unlearnx::_will_write", "", tensors), std::runtime_error,
+           "Inplace update to inference tensor outside InferenceMode is not allowed");
+  for (const auto& t : tensors) {
+    originals_.push_back(t.detached());
+    const Tensor& plain = originals_.back();
+    const bool suits = walk == Walk::Memory ? t.is_non_overlapping_and_dense() : t.is_contiguous();
+    if (!suits) copied_.push_back(dense_.size());
+    dense_.push_back(suits ? plain : plain.contiguous());
+  }
+}
+
+TensorList Written::align(const TensorList& others) const {
+  TensorList aligned;
+  for (size_t i = 0; i < others.size(); ++i) aligned.push_back(ordered_as(others[i], dense_[i]));
+  return aligned;
+}
+
+void Written::finish() const {
+  for (const size_t i : copied_) originals_[i].copy_(dense_[i]);
+}
+
+}  // namespace unlearnx

@@ -81,7 +81,7 @@ def main() -> None:
             print(f"{name}: left out: {missing}")
             continue
         for method in given.methods:
-            row = {"cell": name, "method": method, **measured(case, method, given.rounds)}
+            row = {"cell": name, "what": CELLS[name].what, "method": method, **measured(case, method, given.rounds)}
             rows.append(row)
             said = row.get("left_out") or (
                 f"{row['seconds']:.2f} s, {row['given']:.2f} s with the strength given: {row['times']:.2f} times"

@@ -1,4 +1,4 @@
-"""Transformers with random weights: every parameter by a rule, exact against single samples; products with curvature."""
+"""Transformers with random weights: per-sample gradients by rules, and products with the curvature, both exact."""
 
 import warnings
 

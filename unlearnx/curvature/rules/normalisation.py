@@ -193,9 +193,7 @@ class _LastDimensionNormalised(Linearised):
 
     def tangent(self, changes, xs):
         (of_x, of_weight, of_bias), (x, weight, _) = changes, xs
-        var, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-        rstd = (var + self.eps).rsqrt_()
-        normalised = (x - mean).mul_(rstd)
+        normalised, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, self.eps)
         change = None if of_weight is None else normalised * of_weight
         if of_x is not None:
             step = of_x - of_x.mean(-1, keepdim=True)

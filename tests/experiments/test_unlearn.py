@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
@@ -249,8 +250,14 @@ def test_end_to_end(ending, indices, there, tmp_path):
         f"1 of {len(new.tensors)} tensors changed",
         "gap to retraining",
         "before and retrained",
+        "told from held-out data by its loss, beyond guessing",
+        "expected of a model that never saw it",
     ):
         assert text in page, text
+    hits = audit["measures"]["after"]["forget_accuracy"]
+    low, high = binomtest(round(12 * hits), 12).proportion_ci(method="wilson")
+    assert f"{100 * hits:.2f} % ({100 * low:.1f} to {100 * high:.1f})" in page  # 12 samples tell little
+    assert audit["sizes"]["forget"] == 12
     assert ("The checkpoint also held optimizer." in page) == (ending == "pt")
     assert "Not applied" not in page
     assert "SalUn: taken for unseen" in result.output

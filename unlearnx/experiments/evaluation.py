@@ -244,17 +244,20 @@ class RequestEvaluation:
 
     Attributes:
         notes: sentences on what could not be measured, and why.
+        sizes: samples by set, once a model has been measured.
     """
 
     def __init__(self, method: Method, request: Request, test: tuple[Nest, Tensor] | None, forget_class: int | None):
         self.method, self.request, self.test, self.forget_class = method, request, test, forget_class
         self.notes: list[str] = []
+        self.sizes: dict[str, int] = {}
         if test is None:
             self.notes.append("No test data were given: there is no test accuracy, and no membership attack.")
 
     def measure(self, model: nn.Module) -> dict[str, float | None]:
         """Accuracies and mean losses by set, and membership attacks."""
         known, scored = _KnownScores(), self._scored(model)
+        self.sizes = {name: len(y) for name, (_, y) in scored.items() if name != "all_test"}
         measures: dict[str, float | None] = {}
         for name, pair in scored.items():
             if name != "all_test":

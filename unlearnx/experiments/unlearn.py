@@ -136,6 +136,7 @@ def unlearn(
             "gradient_evaluations": outcome.gradient_evaluations,
             "info": outcome.info,
             "measures": measures,
+            "sizes": evaluation.sizes,
             "distances": evaluation.distances(models),
             "gap": evaluation.gaps(measures),
             "warning": evaluation.warning(models),

@@ -103,9 +103,18 @@ class Automatic(Method):
         return replace(outcome, seconds=time.perf_counter() - start, gradient_evaluations=gradients, info=info)
 
     def _level(self, model: nn.Module, request: Request, pace: Pace) -> UnseenLevel:
-        if self.reference is None:
-            return super()._level(model, request, pace)
-        return unseen_level(model, request, self.reference, **pace.settings)
+        if isinstance(self.reference, nn.Module):
+            return unseen_level(model, request, self.reference, **pace.settings)
+        return super()._level(model, self._with_held_out(request), pace)
+
+    def _judge(self, before: nn.Module, outcome: Outcome, request: Request, level: UnseenLevel, pace: Pace) -> None:
+        super()._judge(before, outcome, self._with_held_out(request), level, pace)
+
+    def _with_held_out(self, request: Request) -> Request:
+        """The request, with the held-out data that the method was given."""
+        if self.reference is None or isinstance(self.reference, nn.Module):
+            return request
+        return request.with_held_out(self.reference)
 
     def _methods(self, model: nn.Module, request: Request, level: UnseenLevel) -> Iterator[Method]:
         """The methods in the order in which they are tried."""

@@ -17,7 +17,8 @@ from unlearnx.curvature.kfac.fit import fit_factors
 from unlearnx.curvature.kfac.statistics import APPROXIMATIONS
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.solvers.preconditioner import approximate_inverse
-from unlearnx.curvature.solvers.solution import Solver, _LinearSystem
+from unlearnx.curvature.solvers.solution import Solver
+from unlearnx.curvature.solvers.system import System
 
 FISHER_TYPES = ("mc", "exact", "empirical")
 
@@ -128,7 +129,7 @@ class KFAC(Solver):
         )
         return factors, factors.info["passes"]
 
-    def _solve(self, system: _LinearSystem) -> Tensor | None:
+    def _solve(self, system: System) -> Tensor | None:
         if not system.norms.any():
             return None
         solved = approximate_inverse(self, type(self).__name__, system)(system.v)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from unlearnx.curvature.operators import CurvatureOperator
-from unlearnx.curvature.solvers.solution import _LinearSystem
+from unlearnx.curvature.solvers.system import System
 
 if TYPE_CHECKING:
     from unlearnx.curvature.kfac.factors import Factors
@@ -36,7 +36,7 @@ class ApproximateInverse:
         return self._factors.rows_applied(lambda values: (values + self._damping).rsqrt(), rows)
 
 
-def approximate_inverse(preconditioner: Preconditioner, user: str, system: _LinearSystem) -> ApproximateInverse:
+def approximate_inverse(preconditioner: Preconditioner, user: str, system: System) -> ApproximateInverse:
     """The damped inverse of the factors; passes over the data count as iterations.
 
     Raises:

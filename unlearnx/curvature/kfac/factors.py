@@ -18,7 +18,7 @@ from unlearnx.curvature.kfac.fingerprint import fingerprint
 from unlearnx.curvature.kfac.layers import Layer
 
 if TYPE_CHECKING:
-    from unlearnx.curvature.operators import CurvatureOperator
+    from unlearnx.curvature.rows import CurvatureRows
 
 MEAN_EIGENVALUES = 0.1  # the default damping of a layer, in units of the mean eigenvalue of its factors
 
@@ -173,7 +173,7 @@ class Factors:
         result = {name: t for block in self.blocks for name, t in block.apply(function, v).items()}
         return self.layout.rows("v", {name: result[name] for name in v})[0]
 
-    def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
+    def factors_for(self, operator: CurvatureRows) -> tuple[Factors, int]:
         """These factors, where they are of the operator's parameters; no passes over the data."""
         if self.layout.shapes != operator.layout.shapes:
             raise ValueError(

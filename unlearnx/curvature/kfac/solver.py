@@ -15,7 +15,7 @@ from unlearnx._losses import Loss
 from unlearnx.curvature.kfac.factors import Factors
 from unlearnx.curvature.kfac.fit import fit_factors
 from unlearnx.curvature.kfac.statistics import APPROXIMATIONS
-from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 from unlearnx.curvature.solvers.preconditioner import approximate_inverse
 from unlearnx.curvature.solvers.solution import Solver
 from unlearnx.curvature.solvers.system import System
@@ -115,7 +115,7 @@ class KFAC(Solver):
             progress=progress,
         )
 
-    def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
+    def factors_for(self, operator: CurvatureRows) -> tuple[Factors, int]:
         """Factors of an operator's model and data, and the passes over the data that they took."""
         model, loss_fn, data = operator.problem()
         factors = self.fit(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlearnx._checks import LARGEST, check_at_least_one
 from unlearnx._distributed import broadcast_
-from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 from unlearnx.curvature.solvers.cuda_graph import can_capture
 from unlearnx.curvature.solvers.lissa_on_device import Batches, iterate_on_device
 from unlearnx.curvature.solvers.preconditioner import (
@@ -263,6 +263,6 @@ class LiSSA(Solver):
         return h
 
 
-def _between_roots(inverse: ApproximateInverse, operator: CurvatureOperator, row: Tensor) -> Tensor:
+def _between_roots(inverse: ApproximateInverse, operator: CurvatureRows, row: Tensor) -> Tensor:
     """``P^1/2 A P^1/2`` of a vector (P,): symmetric, with the eigenvalues of ``P A``."""
     return inverse.root(operator.products(inverse.root(row[None])))[0]

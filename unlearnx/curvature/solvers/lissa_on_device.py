@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 from unlearnx.curvature.solvers.cuda_graph import Replay, side_stream
 from unlearnx.curvature.solvers.stopping import Progress
 from unlearnx.ops.lissa_step import lissa_step_
@@ -54,7 +54,7 @@ def _until_half_have_stopped(progress: Progress, batches: Batches, h: Tensor, da
 
 
 class Batches:
-    """The batches of :meth:`CurvatureOperator.minibatches`, copied one by one to memory at a fixed address.
+    """The batches of :meth:`CurvatureRows.minibatches`, copied one by one to memory at a fixed address.
 
     Args:
         operator: the operator of all samples.
@@ -69,7 +69,7 @@ class Batches:
 
     def __init__(
         self,
-        operator: CurvatureOperator,
+        operator: CurvatureRows,
         data: tuple[Tensor, Tensor],
         batch_size: int,
         generator: torch.Generator,
@@ -139,7 +139,7 @@ class DeviceState:
         self._since_smallest.copy_(torch.tensor([rule.since_smallest for rule in rules]))
         self._halted.zero_()
 
-    def step(self, batch: CurvatureOperator) -> None:
+    def step(self, batch: CurvatureRows) -> None:
         """One iteration, without waiting for the device. If the product raises, nothing has been changed."""
         split = self._layout.split
         products = batch.curvature([split(h) for h in self._h])

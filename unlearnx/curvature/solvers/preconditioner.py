@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 from unlearnx.curvature.solvers.system import System
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Preconditioner(Protocol):
     """What has, or fits, the factors of an operator: ``Factors``, ``EKFAC()`` or ``KFAC()``."""
 
-    def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
+    def factors_for(self, operator: CurvatureRows) -> tuple[Factors, int]:
         """The factors, and how many passes over the data were taken to fit them."""
         ...
 

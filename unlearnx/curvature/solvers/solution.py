@@ -11,6 +11,7 @@ from torch import Tensor
 from unlearnx._arguments import check_fields
 from unlearnx._vectors import Vector
 from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 from unlearnx.curvature.solvers.system import System
 
 
@@ -33,9 +34,7 @@ class IndefiniteSystem(ValueError):
         True
     """
 
-    def __init__(
-        self, solver: object, operator: CurvatureOperator, eigenvalue: float, largest: float, error: float = 0.0
-    ):
+    def __init__(self, solver: object, operator: CurvatureRows, eigenvalue: float, largest: float, error: float = 0.0):
         self.eigenvalue = eigenvalue
         self.damping = operator.damping + max(1.1 * (error - eigenvalue), 1e-6 * largest, 1e-12)
         super().__init__(
@@ -135,16 +134,17 @@ class Solver:
             ValueError: keys or shapes of `v` are not those of the operator's parameters, or `v` is not finite.
             IndefiniteSystem: the solver found an eigenvalue that is not positive.
         """
-        rows, single = operator.layout.rows("v", v)
-        with operator.fixed():
-            system = System(operator, rows)
+        matrix, layout = operator.rows, operator.rows.layout
+        rows, single = layout.rows("v", v)
+        with matrix.fixed():
+            system = System(matrix, rows)
             if not system.norms.isfinite().all():
                 raise ValueError("v: has values that are NaN or infinite, or too large to be squared")
             residual = self._solve(system)
             if residual is None:
                 residual = system.residuals(system.x)
         return Solution(
-            operator.layout.vector(system.x, single),
+            layout.vector(system.x, single),
             system.iterations,
             float(residual[0]) if single else residual,
             bool((residual <= self.tolerance).all()),

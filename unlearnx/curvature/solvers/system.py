@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unlearnx._distributed import broadcast_
-from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 
 RightHandSides = slice | list[int]  # indices of some of the right-hand sides
 
@@ -25,7 +25,7 @@ class System:
         iterations, history, stopped, scale: as :class:`unlearnx.curvature.Solution` has them.
     """
 
-    def __init__(self, operator: CurvatureOperator, v: Tensor):
+    def __init__(self, operator: CurvatureRows, v: Tensor):
         self.operator, self.v = operator, v
         self.x = torch.zeros_like(v)
         self.norms = broadcast_(v.norm(dim=1)).double().cpu()

@@ -107,6 +107,10 @@ class Factors:
     def __init__(self, layout: Layout, blocks: list[Block], info: dict[str, Any], fisher_diagonal: Vector | None):
         self.layout, self.blocks, self.info, self.fisher_diagonal = layout, blocks, info, fisher_diagonal
 
+    def __repr__(self) -> str:
+        """What they are and of how many samples."""
+        return f"Factors({self.info['method']}, {self.info['fisher_type']}, {self.samples:,} samples)"
+
     @property
     def samples(self) -> int:
         """How many samples the factors were fitted on."""

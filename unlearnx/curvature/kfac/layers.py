@@ -46,6 +46,11 @@ class Layer:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     @property
+    def stacked(self) -> tuple[int, ...]:
+        """Sizes of the dimensions of matrices side by side; none for one matrix."""
+        return ()
+
+    @property
     def size(self) -> tuple[int, int]:
         """(O, I), the bias counted in I."""
         return self.shape[0], self.shape[1:].numel() + (self.bias is not None)
@@ -71,11 +76,47 @@ class Layer:
             return
         x, dy = (t.to(wide) for t in contribution.images())
         dy = dy.movedim(1, -1).flatten(1, 2)
-        bytes_of_sample = dy.shape[1] * self.shape[1:].numel() * x.element_size()
+        bytes_of_sample = dy.shape[1] * x.shape[1] * self.shape[2:].numel() * x.element_size()
         step = max(1, ROW_BYTES // bytes_of_sample)
         for start in range(0, len(x), step):
             s = slice(start, start + step)
             yield s, _patches(x[s], contribution), dy[s]
+
+
+@dataclass(frozen=True)
+class GroupedLayer(Layer):
+    """A convolution in groups, which are convolutions side by side: for each a matrix (O / groups, I) of its own.
+
+    Args:
+        groups: how many there are.
+    """
+
+    groups: int
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """(groups,)."""
+        return (self.groups,)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(O / groups, I)."""
+        o, i = super().size
+        return o // self.groups, i
+
+    def matrices(self, v: Vector) -> Tensor:
+        """(K, groups, O / groups, I)."""
+        return super().matrices(v).unflatten(1, (self.groups, -1))
+
+    def tensors(self, matrices: Tensor) -> Vector:
+        """The inverse of :meth:`matrices`."""
+        return super().tensors(matrices.flatten(1, 2))
+
+    def rows(self, contribution: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """As for :class:`Layer`, with x (groups, n, T, I) and dy (groups, n, T, O / groups)."""
+        for s, x, dy in super().rows(contribution):
+            x = x.unflatten(2, (-1, self.groups, self.shape[1])).permute(3, 0, 1, 2, 4).flatten(3)
+            yield s, x, dy.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -100,8 +141,9 @@ def layer_of(name: str, shape: torch.Size, bias: str | None, contribution: Contr
     """The layer of a weight with such contributions; None for one whose gradients have no Kronecker factors."""
     if isinstance(contribution, EmbeddingWeight):
         return EmbeddingLayer(name, None, shape)
-    ungrouped = isinstance(contribution, ConvolutionWeight) and contribution.settings["groups"] == 1
-    return Layer(name, bias, shape) if ungrouped or isinstance(contribution, LinearWeight) else None
+    if isinstance(contribution, ConvolutionWeight) and contribution.settings["groups"] > 1:
+        return GroupedLayer(name, bias, shape, contribution.settings["groups"])
+    return Layer(name, bias, shape) if isinstance(contribution, (ConvolutionWeight, LinearWeight)) else None
 
 
 def is_its_bias(contribution: Any, bias: Contribution | None) -> bool:

@@ -371,6 +371,25 @@ def test_mappings_and_logits(method, data, there, tmp_path, monkeypatch):
     assert found["data"]["forget"]["samples"] == len(FORGET)
 
 
+@pytest.mark.parametrize("read", [lambda output: output.logits, lambda output: output["logits"]])
+def test_a_loss_of_ones_own_reads_logits(read, there, tmp_path, monkeypatch):
+    (tmp_path / "own_named.py").write_text(NAMED)
+    monkeypatch.syspath_prepend(there)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_named
+
+    stored = Weights.read(there / "trained.safetensors").tensors
+    safetensors.save_file({f"body.{name}": t for name, t in stored.items()}, tmp_path / "named.safetensors")
+    given = {"model_factory": own_named.Named, "weights": tmp_path / "named.safetensors", "data": own_named.batch()}
+    own = {"loss_fn": lambda output, y: nn.functional.cross_entropy(read(output), y)}
+    losses = []
+    for out, loss in (("known", {}), ("own", own)):
+        audit = unlearn(**given, method=SSD(alpha=1.0, **loss), out=tmp_path / out, forget=FORGET)
+        losses.append(audit["measures"]["before"]["retain_loss"])
+    sys.modules.pop("own_named")
+    assert losses[1] == pytest.approx(losses[0])
+
+
 def test_class_and_retraining(there, tmp_path):
     result = run(
         tmp_path / "out",

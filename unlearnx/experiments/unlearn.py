@@ -113,7 +113,7 @@ def unlearn(
             method = replace(method, loss_fn=cross_entropy)
         if held_out is not None:
             request = request.with_held_out(held_out)
-        evaluation = RequestEvaluation(method, request, held_out, forget_class)
+        evaluation = RequestEvaluation(method, request, held_out, forget_class, returns_tensor=returns_tensor)
 
         log(f"{len(request.forget):,} of {len(y):,} samples to forget")
         models, measures = {"before": model}, {"before": evaluation.measure(model)}

@@ -22,10 +22,11 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--store", type=Path, help="folder of the trained models")
-    parser.add_argument("--out", type=Path, help="write the rows and their medians to this JSON file")
+    parser.add_argument("--out", type=Path, help="write rows and medians to this JSON file, beside its other studies'")
     given = parser.parse_args()
     sources = Sources() if given.store is None else Sources(store=given.store)
-    rows: list[dict[str, Any]] = []
+    rows = [] if given.out is None or not given.out.exists() else json.loads(given.out.read_text())["rows"]
+    rows = [row for row in rows if row["study"] not in given.studies]
     for row in run(given.studies, given.seeds, given.ways, sources, lambda line: print(line, flush=True)):
         rows.append(row)
         if given.out is not None:

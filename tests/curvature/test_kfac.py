@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from tests.curvature.zoo import ZOO, build, sample_gradients
 from tests.helpers import Lines
 from unlearnx.curvature import EKFAC, KFAC, Factors, fisher_diagonal
+from unlearnx.curvature.kfac import layers
 from unlearnx.curvature.kfac.factors import DiagonalBlock, KroneckerBlock
 from unlearnx.losses import cross_entropy
 
@@ -208,6 +209,31 @@ def test_groups_of_a_convolution(approximation, tmp_path):
     longer = fit(model, F.cross_entropy, (torch.cat([x, torch.randn(3, 2, 5, 5).double()]), unlabelled), batch_size=5)
     for block, other in zip(factors.blocks, longer.blocks, strict=True):
         torch.testing.assert_close(block.values, other.values * 12 / 9, **EXACT)
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+@pytest.mark.parametrize("name", ["mlp", "sequence", "conv1d"])
+def test_many_outputs_have_factors_by_blocks(name, approximation, monkeypatch, tmp_path):
+    """With at most two outputs a factor, products of outputs in different blocks are left out, and nothing else."""
+    monkeypatch.setattr(layers, "MOST_OUTPUTS", 2)
+    model, x, y = build(name)
+    settings = dict(fisher_type="empirical", batch_size=4)
+    factors = KFAC(approximation=approximation).fit(model, F.cross_entropy, (x, y), **settings)
+    for n, whole in dense_blocks(model, x, y, approximation, empirical).items():
+        outputs = len(model.get_submodule(n).weight)
+        block = torch.arange(outputs) // -(-outputs // -(-outputs // 2))
+        together = (block[:, None] == block).repeat_interleave(len(whole) // outputs, 0)
+        together = together.repeat_interleave(len(whole) // outputs, 1)
+        torch.testing.assert_close(dense(factors, model, n), whole * together, **EXACT)
+    gradients = sample_gradients(model, F.cross_entropy, x, y)
+    corrected = EKFAC(approximation=approximation).fit(model, F.cross_entropy, (x, y), **settings)
+    for block in corrected.blocks:
+        if isinstance(block, KroneckerBlock):
+            torch.testing.assert_close(block.values, in_basis(block, gradients), **EXACT)
+    pytest.importorskip("safetensors")
+    v = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    corrected.save(tmp_path / "factors")
+    torch.testing.assert_close(Factors.load(tmp_path / "factors", model).solve(v, 0.1), corrected.solve(v, 0.1))
 
 
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])

@@ -29,7 +29,7 @@ class KroneckerBlock:
 
     Args:
         layer: the layer.
-        into: U_in (I, I), eigenvectors in columns; None for the identity. Of a layer in groups, all are stacked.
+        into: U_in (I, I), eigenvectors in columns; None for the identity. Stacked as the layer says.
         out: U_out (O, O).
         values: the diagonal, (O, I).
     """

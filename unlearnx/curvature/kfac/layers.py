@@ -24,6 +24,7 @@ from unlearnx.curvature.contributions import (
 )
 from unlearnx.ops._dtypes import compute_dtype
 
+MOST_OUTPUTS = 4096  # that have a factor in common: one of a decoder's 50,000 tokens would take 10 GB, and an hour
 ROW_BYTES = 1 << 24  # rows x that are made at a time: few enough for the CPU's caches, enough for fast products
 
 
@@ -47,7 +48,12 @@ class Layer:
 
     @property
     def stacked(self) -> tuple[int, ...]:
-        """Sizes of the dimensions of matrices side by side; none for one matrix."""
+        """How many factors of outputs are side by side, as sizes of dimensions; none for a single one."""
+        return ()
+
+    @property
+    def stacked_inputs(self) -> tuple[int, ...]:
+        """The same for factors of inputs."""
         return ()
 
     @property
@@ -99,6 +105,11 @@ class GroupedLayer(Layer):
         return (self.groups,)
 
     @property
+    def stacked_inputs(self) -> tuple[int, ...]:
+        """(groups,)."""
+        return (self.groups,)
+
+    @property
     def size(self) -> tuple[int, int]:
         """(O / groups, I)."""
         o, i = super().size
@@ -117,6 +128,45 @@ class GroupedLayer(Layer):
         for s, x, dy in super().rows(contribution):
             x = x.unflatten(2, (-1, self.groups, self.shape[1])).permute(3, 0, 1, 2, 4).flatten(3)
             yield s, x, dy.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3)
+
+
+@dataclass(frozen=True)
+class SplitLayer(Layer):
+    """A layer with many outputs: blocks of as many each have a factor of their own, and that of the inputs in common.
+
+    Args:
+        blocks: how many there are; the last may end in outputs that do not exist, whose gradients are zero.
+    """
+
+    blocks: int
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """(blocks,)."""
+        return (self.blocks,)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(outputs of a block, I)."""
+        o, i = super().size
+        return -(-o // self.blocks), i
+
+    @property
+    def _missing(self) -> int:
+        return self.blocks * self.size[0] - self.shape[0]
+
+    def matrices(self, v: Vector) -> Tensor:
+        """(K, blocks, outputs of a block, I)."""
+        return F.pad(super().matrices(v), (0, 0, 0, self._missing)).unflatten(1, (self.blocks, -1))
+
+    def tensors(self, matrices: Tensor) -> Vector:
+        """The inverse of :meth:`matrices`."""
+        return super().tensors(matrices.flatten(1, 2)[:, : self.shape[0]])
+
+    def rows(self, contribution: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """As for :class:`Layer`, with dy (blocks, n, T, outputs of a block)."""
+        for s, x, dy in super().rows(contribution):
+            yield s, x, F.pad(dy, (0, self._missing)).unflatten(2, (self.blocks, -1)).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -143,7 +193,10 @@ def layer_of(name: str, shape: torch.Size, bias: str | None, contribution: Contr
         return EmbeddingLayer(name, None, shape)
     if isinstance(contribution, ConvolutionWeight) and contribution.settings["groups"] > 1:
         return GroupedLayer(name, bias, shape, contribution.settings["groups"])
-    return Layer(name, bias, shape) if isinstance(contribution, (ConvolutionWeight, LinearWeight)) else None
+    if not isinstance(contribution, (ConvolutionWeight, LinearWeight)):
+        return None
+    blocks = -(-shape[0] // MOST_OUTPUTS)
+    return Layer(name, bias, shape) if blocks <= 1 else SplitLayer(name, bias, shape, blocks)
 
 
 def is_its_bias(contribution: Any, bias: Contribution | None) -> bool:

@@ -30,7 +30,7 @@ class Covariances:
         like: the layer's weight.
 
     Attributes:
-        inputs: (I, I); of an embedding, the tokens' counts (I,). Of a layer in groups both are stacked.
+        inputs: (I, I); of an embedding, the tokens' counts (I,). Stacked as the layer says.
         outputs: (O, O).
         counted: number of positions.
     """
@@ -38,7 +38,7 @@ class Covariances:
     def __init__(self, layer: Layer, approximation: str, like: Tensor):
         o, i = layer.size
         self.layer, self._reduce = layer, approximation == "reduce"
-        shape = (i,) if isinstance(layer, EmbeddingLayer) else (*layer.stacked, i, i)
+        shape = (i,) if isinstance(layer, EmbeddingLayer) else (*layer.stacked_inputs, i, i)
         self.inputs = torch.zeros(shape, dtype=compute_dtype(like), device=like.device)
         self.outputs = torch.zeros(*layer.stacked, o, o, dtype=compute_dtype(like), device=like.device)
         self.counted = torch.zeros((), dtype=torch.float64, device=like.device)
@@ -60,7 +60,9 @@ class Covariances:
             return
         sequence = isinstance(contribution, LinearWeight) and contribution.x[0, ..., 0].numel() > 1
         for s, x, dy in self.layer.rows(contribution):
-            counted = (dy != 0).any(2) if sequence else None
+            counted = (dy != 0).any(-1) if sequence else None
+            if counted is not None and counted.dim() > 2:
+                counted = counted.any(0)
             if counted is None and labelled is not None:
                 counted = labelled[s, None].expand(dy.shape[-3:-1])
             if self._reduce and dy.shape[-2] > 1:
@@ -150,7 +152,7 @@ def add_rotated_squares(
     Args:
         total: what is added to.
         layer: the layer.
-        bases: U_in (I, I), None for the identity, and U_out (O, O); stacked for a layer in groups.
+        bases: U_in (I, I), None for the identity, and U_out (O, O); stacked as the layer says.
         contribution: to the gradients of the layer's weight.
         weight: factors of the samples, (N,); None for ones.
     """
@@ -163,15 +165,19 @@ def add_rotated_squares(
         total += squares.mT
         return
     assert into is not None
-    if layer.stacked:
-        into, out = into.unsqueeze(-3), out.unsqueeze(-3)
+    into = into.unsqueeze(-3) if layer.stacked_inputs else into
+    out = out.unsqueeze(-3) if layer.stacked else out
     for s, x, dy in layer.rows(contribution):
         dy = dy @ out
         part = None if weight is None else weight[s].to(dy)
-        if (
-            not layer.stacked and x.shape[1] == 1
-        ):  # the square of a product of one row each is the product of their squares
+        if x.dim() < dy.dim():  # blocks of outputs with their inputs in common
+            rotated = _rotated(x, into)
+            for block, own in zip(total, dy, strict=True):
+                block += linear_grad_sq(rotated, own, weight=part)
+            continue
+        if not layer.stacked and x.shape[1] == 1:
             squares = dy[:, 0].square()
+            # The square of a product of one row each is the product of their squares.
             total.addmm_((squares if part is None else squares * part[:, None]).T, _rotated(x, into)[:, 0].square_())
             continue
         if not layer.stacked and x.shape[1] <= dy.shape[2]:

@@ -89,8 +89,9 @@ class CurvatureOperator:
         check_curvature(kind, damping)
         check_at_least_one(batch_size=batch_size)
         check_call(model, loss_fn, data)
-        settings = {"kind": kind, "damping": damping, "params": params, "batch_size": batch_size}
-        self.rows = CurvatureRows(model, loss_fn, data, **settings)
+        self.rows = CurvatureRows(
+            model, loss_fn, data, kind=kind, damping=damping, params=params, batch_size=batch_size
+        )
         self.kind, self.damping, self.names = kind, damping, self.rows.names
 
     @property

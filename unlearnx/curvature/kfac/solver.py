@@ -29,8 +29,8 @@ class KFAC(Solver):
 
     One forward and backward pass over the data. Linear layers and convolutions have factors, each group of a
     convolution its own, a bias together with its weight, and so do embeddings, the projections of attention and the
-    gates of recurrent layers; a layer used several times has the positions of all uses. Everything else has its exact
-    diagonal.
+    gates of recurrent layers; a layer used several times has the positions of all uses. Of more than 4,096 outputs,
+    blocks of as many have factors of their own. Everything else has its exact diagonal.
 
     As a solver, it fits the factors of the operator's own model and data and applies their damped inverse, times the
     factor with which the residual is smallest; the operator must have a damping > 0. As ``preconditioner=`` of

@@ -18,8 +18,8 @@ def eigenbasis(covariance: Tensor) -> tuple[Tensor, Tensor]:
     that are stacked along a first dimension, values and vectors are stacked too.
     """
     if covariance.dim() > 2:
-        found = [eigenbasis(matrix) for matrix in covariance]
-        return torch.stack([values for values, _ in found]), torch.stack([basis for _, basis in found])
+        each = [eigenbasis(matrix) for matrix in covariance]
+        return torch.stack([values for values, _ in each]), torch.stack([basis for _, basis in each])
     scale = covariance.diagonal().mean()
     scaled = covariance / scale if scale > 0 else covariance  # squares of tiny values would vanish
     scaled = (scaled + scaled.mT) / 2

@@ -10,6 +10,7 @@ part where it is installed (see rivals.txt).
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from benchmarks.untuned.cells import drawn
 from benchmarks.untuned.sources import Sources
 from unlearnx.attribution import ekfac_influence, ekfac_self_influence
-from unlearnx.curvature import CurvatureOperator, LiSSA, per_sample_grad_difference
+from unlearnx.curvature import EKFAC, CurvatureOperator, LiSSA, per_sample_grad_difference
 from unlearnx.data import load_digits
 from unlearnx.experiments.report import environment
 from unlearnx.experiments.runs import untrained
@@ -82,7 +83,14 @@ def gradients(model: nn.Module, data: Pair) -> Tensor:
 
 
 def ekfac(model: nn.Module, train: Pair, queries: Pair) -> Tensor:
+    """With one label drawn for each sample."""
     return ekfac_influence(model, F.cross_entropy, train, queries)
+
+
+def exact_ekfac(model: nn.Module, train: Pair, queries: Pair) -> Tensor:
+    """With the expectation over all labels."""
+    factors = EKFAC(fisher_type="exact").fit(model, F.cross_entropy, train, diagonal=False)
+    return ekfac_influence(model, F.cross_entropy, train, queries, factors=factors)
 
 
 def tracin(model: nn.Module, train: Pair, queries: Pair) -> Tensor:
@@ -125,8 +133,6 @@ def kronfluence(model: nn.Module, train: Pair, queries: Pair) -> Tensor:
         def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
             return self.compute_train_loss(batch, model)
 
-    import copy
-
     sets = [torch.utils.data.TensorDataset(*pair) for pair in (train, queries)]
     with tempfile.TemporaryDirectory() as folder:
         task = Classification()
@@ -142,7 +148,14 @@ def kronfluence(model: nn.Module, train: Pair, queries: Pair) -> Tensor:
         return -analyzer.load_pairwise_scores("s")["all_modules"].float()
 
 
-WAYS = {"EK-FAC": ekfac, "kronfluence": kronfluence, "TRAK-like": trak, "TracIn": tracin, "LiSSA": lissa}
+WAYS = {
+    "EK-FAC, all labels": exact_ekfac,
+    "EK-FAC": ekfac,
+    "kronfluence": kronfluence,
+    "LiSSA": lissa,
+    "TracIn": tracin,
+    "TRAK-like": trak,
+}
 
 
 def auroc(scores: Tensor, wrong: Tensor) -> float:
@@ -199,12 +212,13 @@ def study(name: str, sources: Sources, subsets: int, repeats: int, say: Callable
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA), metavar="NAME")
-    parser.add_argument("--subsets", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3, help="models trained on each subset")
+    parser.add_argument("--subsets", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=2, help="models trained on each subset")
     parser.add_argument("--out", type=Path, help="write the scores to this JSON file")
     given = parser.parse_args()
+    found = [] if given.out is None or not given.out.exists() else json.loads(given.out.read_text())["studies"]
+    found = [one for one in found if one["data"] not in given.data]
     sizes = {"train": TRAIN, "queries": QUERIES, "subsets": given.subsets, "repeats": given.repeats}
-    found = []
     for name in given.data:
         found.append(study(name, Sources(), given.subsets, given.repeats, lambda line: print(line, flush=True)))
         if given.out is not None:

@@ -468,6 +468,21 @@ def strength_cost() -> str:
     return markdown(["method", *cells], [row for row in body if set(row[1:]) != {"-"}])
 
 
+def untuned_cifar() -> str:
+    """What `unlearnx.forget` does on networks of CIFAR-10 with nothing tuned; single runs."""
+    rows = [
+        [
+            row["what"] + (", held-out data given" if row["method"] == "auto-held-out" else ""),
+            *(percent(row[when]["forget"], 1) for when in ("before", "retrained", "after")),
+            *(percent(row[when]["test"], 1) for when in ("before", "after")),
+            *(f'"{row["forgotten"]}"', f"{row['seconds']:.0f} s", f"{row['retraining_seconds']:,.0f} s"),
+        ]
+        for row in read("untuned-cifar")["rows"]
+    ]
+    head = ["model, what is forgotten", "before", "retrained", "`forget`", "test before", "after", "verdict"]
+    return markdown([*head, "seconds", "of retraining"], rows)
+
+
 def untuned_cells() -> list[list[dict[str, Any]]]:
     """The rows of each cell."""
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -491,6 +506,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "untuned": untuned,
     "untuned-methods": untuned_methods,
     "untuned-verdicts": untuned_verdicts,
+    "untuned-cifar": untuned_cifar,
     "strength-cost": strength_cost,
 }
 

@@ -8,17 +8,19 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 from tests.experiments.tables import in_80_columns
 from unlearnx import Request
 from unlearnx.cli import app
+from unlearnx.curvature import EKFAC
 from unlearnx.experiments import report, unlearn
 from unlearnx.experiments.arguments import build_method, parameters, read_indices
 from unlearnx.experiments.output_folder import LOCK
 from unlearnx.experiments.weights import Weights, tensor_hash
-from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain
+from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain, SecondOrder
 from unlearnx.metrics import accuracy, activation_distance, mia
 from unlearnx.models import Training
 
@@ -150,6 +152,16 @@ def run(out, *more, **changed):
     return CliRunner().invoke(app, words, catch_exceptions=False)
 
 
+def trained(folder, name="trained.safetensors"):
+    """The model with the weights of a file, and the training data."""
+    code: dict = {}
+    exec(MODEL, code)
+    exec(DATA, code)
+    model = code["build"]()
+    Weights.read(folder / name).load_into(model)
+    return model.eval(), code["train"]()
+
+
 def audit_of(out):
     return json.loads((out / "audit.json").read_text())
 
@@ -269,6 +281,7 @@ import own_data
 import own_model
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 
@@ -305,6 +318,34 @@ def test():
     x, y = own_data.samples(150, 1)
     return {"values": x, "labels": y}
 """
+
+
+def test_stored_factors(there, tmp_path):
+    """They stand for what stays: the result is that of the method with these factors, and the audit names them."""
+    model, data = trained(there)
+    factors = EKFAC().fit(model, F.cross_entropy, data)
+    file = tmp_path / "factors.safetensors"
+    factors.save(file)
+    out = tmp_path / "out"
+    result = run(out, "--option", "step=1", "--factors", file, method="second-order")
+    assert result.exit_code == 3, result.output
+    outcome = SecondOrder(step=1.0, factors=factors)(model, Request.remove(data, FORGET))
+    new = Weights.read(out / "weights.safetensors")
+    for name, tensor in outcome.model.state_dict().items():
+        torch.testing.assert_close(new.tensors[name], tensor)
+    assert audit_of(out)["method"]["settings"]["factors"] == "Factors(EK-FAC, mc, 240 samples)"
+    assert audit_of(out)["info"]["steps"][0]["solver"] == "solved with stored factors"
+
+    cases = [
+        ("ssd", "retrained.safetensors", file, "were fitted for a model with other parameters or buffers"),
+        ("ssd", "trained.safetensors", tmp_path / "nothing", "nothing: no such file"),
+        ("fine-tune", "trained.safetensors", file, "factors: FineTune takes none"),
+    ]
+    for method, weights, path, message in cases:
+        result = run(tmp_path / "other", "--factors", path, method=method, weights=weights)
+        assert result.exit_code == 2
+        assert message in one_line(result.stderr)
+        assert not (tmp_path / "other" / "audit.json").exists()
 
 
 @pytest.mark.parametrize("data", ["batch", "samples"])

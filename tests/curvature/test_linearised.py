@@ -141,5 +141,5 @@ def test_a_wide_head_is_kept_once():
     scores = x.numel() * 400 * 8
     operator = CurvatureOperator(model, causal_lm, (x, x), kind="ggn")
     operator.matvec({name: torch.randn_like(p) for name, p in model.named_parameters()})
-    (batch,) = operator._kept.values()
+    (batch,) = operator.rows._kept.values()
     assert scores <= batch.bytes() <= 1.1 * scores

@@ -455,6 +455,34 @@ def untuned_verdicts() -> str:
     return markdown(["verdict", *distances], rows)
 
 
+def strength_cost() -> str:
+    """Seconds of methods that find their strength over those with it given, by cell; - where it was not comparable."""
+    rows = read("strength-cost")["rows"]
+    cells, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("what", "method"))
+    times = {(row["what"], row["method"]): row.get("times") for row in rows}
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    body = [[f"`{name}`", *(shown(times.get((cell, name))) for cell in cells)] for name in names]
+    return markdown(["method", *cells], [row for row in body if set(row[1:]) != {"-"}])
+
+
+def untuned_cifar() -> str:
+    """What `unlearnx.forget` does on networks of CIFAR-10 with nothing tuned; single runs."""
+    rows = [
+        [
+            row["what"] + (", held-out data given" if row["method"] == "auto-held-out" else ""),
+            *(percent(row[when]["forget"], 1) for when in ("before", "retrained", "after")),
+            *(percent(row[when]["test"], 1) for when in ("before", "after")),
+            *(f'"{row["forgotten"]}"', f"{row['seconds']:.0f} s", f"{row['retraining_seconds']:,.0f} s"),
+        ]
+        for row in read("untuned-cifar")["rows"]
+    ]
+    head = ["model, what is forgotten", "before", "retrained", "`forget`", "test before", "after", "verdict"]
+    return markdown([*head, "seconds", "of retraining"], rows)
+
+
 def untuned_cells() -> list[list[dict[str, Any]]]:
     """The rows of each cell."""
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -478,6 +506,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "untuned": untuned,
     "untuned-methods": untuned_methods,
     "untuned-verdicts": untuned_verdicts,
+    "untuned-cifar": untuned_cifar,
+    "strength-cost": strength_cost,
 }
 
 

@@ -27,6 +27,12 @@ def many_shapes(n):
     return [*shapes[: n // 2], (0,), *shapes[n // 2 :]]
 
 
+def product_of(part, v):
+    """Product of a mini-batch's curvature with one vector, or with several."""
+    rows, single = part.layout.rows("v", v)
+    return part.layout.vector(part.products(rows), single)
+
+
 class Lines(Dataset):
     """Samples that are read one by one."""
 

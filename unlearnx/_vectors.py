@@ -36,6 +36,10 @@ class Layout:
         self.device = next(iter(reference.values())).device
         self.dtype = torch.float64 if torch.float64 in self._dtypes else torch.float32
 
+    def like(self) -> Tensor:
+        """An empty tensor with the device and the dtype of the rows."""
+        return torch.empty(0, dtype=self.dtype, device=self.device)
+
     def row(self, tensors: Sequence[Tensor]) -> Tensor:
         """(P,) from one tensor per parameter; always a copy."""
         return torch.cat([t.reshape(-1) for t in tensors]).to(self.dtype)

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from benchmarks.untuned.cells import CELLS
 from benchmarks.untuned.sources import Sources
-from benchmarks.untuned.study import methods, run, summary
-from unlearnx.methods import METHODS
+from benchmarks.untuned.study import MAKERS, methods, run, summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="NAME")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=list(MAKERS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--store", type=Path, help="folder of the trained models")
     parser.add_argument("--out", type=Path, help="write the rows and their summary to this JSON file")

@@ -55,6 +55,10 @@ class Sources:
         """UCI's census income."""
         return _adult(self._given("data", "UNLEARNX_DATA"))
 
+    def text(self, name: str) -> Path:
+        """A text in the folder of data."""
+        return self._file("data", name)
+
     def cifar10(self) -> Splits:
         """All of CIFAR-10."""
         return _cifar10(self._given("cifar", "UNLEARNX_CIFAR"))
@@ -67,10 +71,7 @@ class Sources:
 
     def file(self, name: str) -> Path:
         """A file in the folder of models."""
-        file = self._given("models", "UNLEARNX_MODELS") / name
-        if not file.is_file():
-            raise Missing(f"needs {file}")
-        return file
+        return self._file("models", name)
 
     def trained(
         self, network: Callable[[], nn.Module], training: Training, data: tuple[Tensor, Tensor], seed: int
@@ -88,6 +89,12 @@ class Sources:
         found = torch.load(file, weights_only=True)
         model.load_state_dict(found["model"])
         return model.eval(), found["seconds"]
+
+    def _file(self, folder: str, name: str) -> Path:
+        file = self._given(folder, f"UNLEARNX_{folder.upper()}") / name
+        if not file.is_file():
+            raise Missing(f"needs {file}")
+        return file
 
     def _given(self, name: str, variable: str) -> Path:
         folder = getattr(self, name)

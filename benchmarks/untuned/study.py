@@ -8,23 +8,37 @@ from typing import Any
 
 from benchmarks.untuned.cells import CELLS, Case
 from benchmarks.untuned.sources import Missing, Sources
-from unlearnx.methods import METHODS, Method, Outcome
+from unlearnx.methods import METHODS, Automatic, Method, Outcome
+
+Maker = Callable[[Case], Method]
 
 NEAR_CLASS, NEAR_SAMPLES = 0.05, 0.10  # accuracy on the forget set from the retrained model's
 KEPT_CLASS, KEPT_SAMPLES = 0.02, 0.01  # accuracy on test data that may be lost
 FAR = 0.10  # a verdict "yes" at more than this from the retrained model is wrong
 LEFT_OUT = ("retrain",)
+HELD_OUT = "auto-held-out"  # `auto` that is given held-out data, without which some levels are not known well
 
 
-def methods(names: Iterable[str] | None = None) -> dict[str, type[Method]]:
-    """The methods by their names; all that need no retraining where none are named."""
-    return {name: METHODS[name] for name in (names or [n for n in METHODS if n not in LEFT_OUT])}
+def _untouched(kind: type[Method]) -> Maker:
+    return lambda case: kind(loss_fn=case.loss_fn)
+
+
+MAKERS: dict[str, Maker] = {
+    **{name: _untouched(kind) for name, kind in METHODS.items()},
+    HELD_OUT: lambda case: Automatic(loss_fn=case.loss_fn, reference=case.held),
+}
+"""Methods with nothing tuned, by their names."""
+
+
+def methods(names: Iterable[str] | None = None) -> dict[str, Maker]:
+    """What makes these methods; all that need no retraining and no held-out data where none are named."""
+    return {name: MAKERS[name] for name in (names or [n for n in METHODS if n not in LEFT_OUT])}
 
 
 def run(
     cells: Iterable[str],
     seeds: int,
-    chosen: Mapping[str, type[Method]],
+    chosen: Mapping[str, Maker],
     sources: Sources,
     say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
@@ -41,22 +55,22 @@ def run(
                 f"{name}, seed {seed}: forget {case.accuracy['forget']:.1%} (retrained {truth['forget']:.1%}), test "
                 f"{case.accuracy['test']:.1%}, retrained in {case.seconds:.1f} s"
             )
-            for method, kind in chosen.items():
+            for method, made in chosen.items():
                 known = {"cell": name, "what": CELLS[name].what, "is_class": CELLS[name].is_class, "seed": seed}
-                row = {**known, "method": method, **_measured(case, kind)}
+                row = {**known, "method": method, **_measured(case, made)}
                 row.update(judged(row, CELLS[name].is_class))
                 say(described(row))
                 yield row
 
 
-def _measured(case: Case, kind: type[Method]) -> dict[str, Any]:
+def _measured(case: Case, made: Maker) -> dict[str, Any]:
     row: dict[str, Any] = {
         "before": case.accuracy,
         "retrained": case.retrained_accuracy,
         "retraining_seconds": case.seconds,
     }
     try:
-        outcome = kind(loss_fn=case.loss_fn)(case.model, case.request)
+        outcome = made(case)(case.model, case.request)
     except ValueError as error:
         return {**row, "refused": str(error)}
     return {
@@ -107,7 +121,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         own = [row for row in rows if row["cell"] == name]
         seeds = {row["seed"] for row in own}
         near = [
-            sum(r["near"] and r["kept"] for r in own if r["seed"] == seed and r["method"] != "auto") for seed in seeds
+            sum(r["near"] and r["kept"] for r in own if r["seed"] == seed and r["method"] not in ("auto", HELD_OUT))
+            for seed in seeds
         ]
         cells[name] = {"methods": near, "auto": [r["near"] and r["kept"] for r in own if r["method"] == "auto"]}
     verdicts: dict[str, dict[str, int]] = {}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from tests.curvature.zoo import build
+from tests.helpers import product_of
 from unlearnx.curvature import (
     EKFAC,
     KFAC,
@@ -138,10 +139,10 @@ def numbers(kind):
 
 def minibatches(kind, batch_size):
     operator, v = problem(kind)
-    parts = operator.minibatches(batch_size, seeded())
-    products = [next(parts).matmat(stacked(v, 2)) for _ in range(-(-9 // batch_size) + 1)]
+    parts = operator.rows.minibatches(batch_size, seeded())
+    products = [product_of(next(parts), stacked(v, 2)) for _ in range(-(-9 // batch_size) + 1)]
     # Vectors in another memory order, in which a process without samples must not sum its zeros.
-    rows = torch.randn(operator.layout.size, 2, dtype=torch.float64).T
+    rows = torch.randn(operator.rows.layout.size, 2, dtype=torch.float64).T
     return {"products": products, "rows": next(parts).products(rows)}
 
 
@@ -202,7 +203,7 @@ def without_generator():
     model, x, y = study()
     torch.manual_seed(dist.get_rank())
     diagonal = fisher_diagonal(model, F.cross_entropy, (x, y), fisher_type="mc", batch_size=2)
-    order = next(operator.minibatches(4))._order
+    order = next(operator.rows.minibatches(4))._order
     return {"diagonal": diagonal, "order": order, "numbers": [operator.trace(samples=2), operator.top_eigenvalue()]}
 
 

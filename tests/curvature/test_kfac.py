@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from tests.curvature.zoo import ZOO, build, sample_gradients
 from tests.helpers import Lines
 from unlearnx.curvature import EKFAC, KFAC, Factors, fisher_diagonal
+from unlearnx.curvature.kfac import layers
 from unlearnx.curvature.kfac.factors import DiagonalBlock, KroneckerBlock
 from unlearnx.losses import cross_entropy
 
@@ -48,12 +49,14 @@ def recorder(calls, n):
 
 
 def dense_blocks(model, x, y, approximation, targets):
-    """For every layer (names, A (x) G) as a matrix over [weight | bias], each row of a unit followed by its bias.
+    """For every layer G (x) A as a matrix over [weight | bias], each row of a unit followed by its bias.
+
+    Of a convolution in groups, the matrices of the groups side by side.
 
     `targets(output, y)` yields labels and a weight for each gradient of a sample.
     """
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS) and getattr(m, "groups", 1) == 1}
-    sums = {n: [0, 0, 0] for n in modules}
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS)}
+    sums = {n: [[0, 0, 0] for _ in range(getattr(m, "groups", 1))] for n, m in modules.items()}
     for i in range(len(x)):
         calls = []
         hooks = [m.register_forward_hook(recorder(calls, n)) for n, m in modules.items()]
@@ -67,16 +70,18 @@ def dense_blocks(model, x, y, approximation, targets):
             )
             found = {}
             for (n, m, a, _), dy in zip(calls, gradients, strict=True):
-                found.setdefault(n, []).append(rows_of(m, a, dy))
-            for n, parts in found.items():
+                groups = zip(*(t.chunk(len(sums[n]), 1) if len(sums[n]) > 1 else [t] for t in (a, dy)), strict=True)
+                for j, (a_j, dy_j) in enumerate(groups):
+                    found.setdefault((n, j), []).append(rows_of(m, a_j, dy_j))
+            for (n, j), parts in found.items():
                 a, dy = (torch.cat(t) for t in zip(*parts, strict=True))
                 if approximation == "reduce" and not isinstance(model.get_submodule(n), nn.Embedding):
                     a, dy = a.mean(0, keepdim=True), dy.sum(0, keepdim=True)
                 if k == 0:
-                    sums[n][0] += a.T @ a
-                    sums[n][1] += len(a)
-                sums[n][2] += weight * dy.T @ dy
-    return {n: torch.kron(g / len(x), a / t) for n, (a, t, g) in sums.items()}
+                    sums[n][j][0] += a.T @ a
+                    sums[n][j][1] += len(a)
+                sums[n][j][2] += weight * dy.T @ dy
+    return {n: torch.block_diag(*(torch.kron(g / len(x), a / t) for a, t, g in sums[n])) for n in modules}
 
 
 def empirical(output, y):
@@ -135,7 +140,7 @@ def test_kfac_is_the_dense_kronecker_product(name, approximation):
 
 def in_basis(block, gradients):
     """Mean squares of the samples' gradients in the basis of a block."""
-    m = block.out.T @ block.layer.matrices(gradients)
+    m = block.out.mT @ block.layer.matrices(gradients)
     return (m if block.into is None else m @ block.into).square().mean(0)
 
 
@@ -152,8 +157,8 @@ def test_eigenvalues_are_the_true_ones(name, approximation):
     for block in factors.blocks:
         if isinstance(block, KroneckerBlock):
             torch.testing.assert_close(block.values, in_basis(block, gradients), **EXACT)
-            eye = torch.eye(len(block.out), dtype=torch.float64)
-            torch.testing.assert_close(block.out.T @ block.out, eye, rtol=0, atol=1e-12)
+            eye = torch.eye(block.out.shape[-1], dtype=torch.float64).expand_as(block.out)
+            torch.testing.assert_close(block.out.mT @ block.out, eye, rtol=0, atol=1e-12)
         else:
             torch.testing.assert_close(block.values, fisher[block.name], **EXACT)
     assert sorted(n for b in factors.blocks for n in b.names) == sorted(fisher)
@@ -163,7 +168,7 @@ def test_eigenvalues_are_the_true_ones(name, approximation):
 
 
 def test_which_parameters_have_factors():
-    """A bias joins its weight; grouped convolutions, norms and what goes through vmap have their diagonals."""
+    """A bias joins its weight; norms and what goes through vmap have their diagonals."""
 
     def diagonal(name):
         model, x, y = build(name)
@@ -171,11 +176,64 @@ def test_which_parameters_have_factors():
         return {b.name for b in blocks if isinstance(b, DiagonalBlock)}, {b.names for b in blocks}
 
     assert diagonal("mlp") == (set(), {("0.weight", "0.bias"), ("2.weight", "2.bias")})
-    assert diagonal("cnn")[0] == {f"{k}.{p}" for k in (1, 3, 4, 7) for p in ("weight", "bias")}
+    assert diagonal("cnn")[0] == {f"{k}.{p}" for k in (1, 4, 7) for p in ("weight", "bias")}
     assert diagonal("attention")[0] == {"norm.weight", "norm.bias"}
     assert ("cells.weight_hh_l0", "cells.bias_hh_l0") in diagonal("gru")[1]
     assert diagonal("lstm") == (set(), diagonal("lstm")[1])
     assert diagonal("unknown")[0] == {"scale"}
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+def test_groups_of_a_convolution(approximation, tmp_path):
+    """Every group has factors of its own, with and without bias, in one dimension and two; a file keeps them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 6, 3, stride=2, groups=2, bias=False), nn.Tanh(), nn.Conv2d(6, 6, 3, padding=1, groups=6)),
+        *(nn.Flatten(2), nn.Conv1d(6, 4, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)),
+    ).double()
+    x, y = torch.randn(9, 2, 5, 5, dtype=torch.float64), torch.arange(9) % 3
+    fit = KFAC(approximation=approximation, fisher_type="empirical").fit
+    factors = fit(model, F.cross_entropy, (x, y), batch_size=4)
+    for n, expected in dense_blocks(model, x, y, approximation, empirical).items():
+        torch.testing.assert_close(dense(factors, model, n), expected, **EXACT)
+    assert not any(isinstance(block, DiagonalBlock) for block in factors.blocks)
+    v = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    w = factors.solve(factors.matvec(v, damping=0.1), damping=0.1)
+    torch.testing.assert_close(w, v)
+    if approximation == "expand":
+        pytest.importorskip("safetensors")
+        factors.save(tmp_path / "factors")
+        torch.testing.assert_close(Factors.load(tmp_path / "factors", model).solve(v, 0.1), factors.solve(v, 0.1))
+
+    unlabelled = torch.cat([y, torch.full((3,), -100)])  # whose images count in no factor
+    longer = fit(model, F.cross_entropy, (torch.cat([x, torch.randn(3, 2, 5, 5).double()]), unlabelled), batch_size=5)
+    for block, other in zip(factors.blocks, longer.blocks, strict=True):
+        torch.testing.assert_close(block.values, other.values * 12 / 9, **EXACT)
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+@pytest.mark.parametrize("name", ["mlp", "sequence", "conv1d"])
+def test_many_outputs_have_factors_by_blocks(name, approximation, monkeypatch, tmp_path):
+    """With at most two outputs a factor, products of outputs in different blocks are left out, and nothing else."""
+    monkeypatch.setattr(layers, "MOST_OUTPUTS", 2)
+    model, x, y = build(name)
+    settings = dict(fisher_type="empirical", batch_size=4)
+    factors = KFAC(approximation=approximation).fit(model, F.cross_entropy, (x, y), **settings)
+    for n, whole in dense_blocks(model, x, y, approximation, empirical).items():
+        outputs = len(model.get_submodule(n).weight)
+        block = torch.arange(outputs) // -(-outputs // -(-outputs // 2))
+        together = (block[:, None] == block).repeat_interleave(len(whole) // outputs, 0)
+        together = together.repeat_interleave(len(whole) // outputs, 1)
+        torch.testing.assert_close(dense(factors, model, n), whole * together, **EXACT)
+    gradients = sample_gradients(model, F.cross_entropy, x, y)
+    corrected = EKFAC(approximation=approximation).fit(model, F.cross_entropy, (x, y), **settings)
+    for block in corrected.blocks:
+        if isinstance(block, KroneckerBlock):
+            torch.testing.assert_close(block.values, in_basis(block, gradients), **EXACT)
+    pytest.importorskip("safetensors")
+    v = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    corrected.save(tmp_path / "factors")
+    torch.testing.assert_close(Factors.load(tmp_path / "factors", model).solve(v, 0.1), corrected.solve(v, 0.1))
 
 
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])

@@ -34,7 +34,7 @@ def test_solves_with_the_smallest_residual(kind):
     """The answer is a multiple of the factors' own, the residual that of the true system."""
     operator, v = problem()
     solution = kind(fisher_type="exact").solve(operator, v)
-    own = kind().fit(*operator.problem(), fisher_type="exact").solve(v, 1e-4)
+    own = kind().fit(*operator.rows.problem(), fisher_type="exact").solve(v, 1e-4)
     factor = (solution.x["0.weight"] / own["0.weight"]).flatten()
     torch.testing.assert_close(factor, factor[:1].expand_as(factor))
     assert solution.residual == pytest.approx(relative(operator.matvec(solution.x), v))
@@ -94,7 +94,7 @@ def test_preconditioned_lissa_converges():
 def test_factors_fitted_before():
     """Factors of the model as it was, read from nowhere else, still make a preconditioner; those of another do not."""
     operator, v = problem()
-    factors = EKFAC(fisher_type="exact").fit(*operator.problem())
+    factors = EKFAC(fisher_type="exact").fit(*operator.rows.problem())
     solution = ConjugateGradient(tolerance=1e-6, preconditioner=factors).solve(operator, v)
     fresh = ConjugateGradient(tolerance=1e-6, preconditioner=EKFAC(fisher_type="exact")).solve(operator, v)
     assert solution.converged
@@ -137,4 +137,4 @@ def test_right_hand_side_of_zero():
         solution = solver.solve(operator, zero)
         assert solution.residual == 0
         assert solution.iterations == 0
-    assert isinstance(EKFAC().fit(*operator.problem()), Factors)
+    assert isinstance(EKFAC().fit(*operator.rows.problem()), Factors)

@@ -17,7 +17,8 @@ from unlearnx.curvature import CurvatureOperator, LiSSA
 from unlearnx.curvature.solvers import cuda_graph, lissa
 from unlearnx.curvature.solvers.cuda_graph import WARM_UP_CALLS, Replay
 from unlearnx.curvature.solvers.lissa_on_device import HOST_CHECK_EVERY, DeviceState
-from unlearnx.curvature.solvers.solution import _LinearSystem
+from unlearnx.curvature.solvers.stopping import Progress, StoppingRule
+from unlearnx.curvature.solvers.system import System
 
 
 def network(device="cpu", dtype=torch.float64, count=3, layers=(), **options):
@@ -145,7 +146,7 @@ def test_scale_that_grows(monkeypatch):
 
     def problem():
         operator, v = zoo("mlp")
-        operator._samples.read(slice(4, 5))[0].mul_(30)  # a view of the samples in memory
+        operator.rows._samples.read(slice(4, 5))[0].mul_(30)  # a view of the samples in memory
         return operator, v
 
     compare(LiSSA(damping=0.05, batch_size=1, recursion_depth=60, patience=200), problem, monkeypatch)
@@ -273,9 +274,9 @@ class Ready:
 def test_an_iteration_is_all_on_the_device(dtype):
     """The meta device, whose tensors have no values, stands in for a GPU: reading a value would fail."""
     operator, v = network(dtype=dtype)
-    system = _LinearSystem(operator, operator.layout.rows("v", v)[0])
+    system = System(operator.rows, operator.rows.layout.rows("v", v)[0])
     system.v, system.scale = system.v.to("meta"), 4.0
-    progress = lissa._Progress(system, [lissa._StoppingRule(0.0, 20) for _ in range(3)], 1e-2, 100)
+    progress = Progress(system, [StoppingRule(0.0, 20) for _ in range(3)], 1e-2, 100)
     state = DeviceState(progress, system.v.clone(), 0.01)
     with OnDevice() as operations:
         state.step(Ready())
@@ -455,8 +456,8 @@ def test_captured_data_of_the_host(monkeypatch):
 
     def problem():
         operator, v = network("cuda")
-        x, y = operator._samples.read(slice(0, 300))
-        return CurvatureOperator(operator.model, F.cross_entropy, (x.cpu(), y.cpu())), v
+        x, y = operator.rows._samples.read(slice(0, 300))
+        return CurvatureOperator(operator.rows.model, F.cross_entropy, (x.cpu(), y.cpu())), v
 
     state = torch.cuda.get_rng_state()
     actual, expected, captures = eager_and_captured(LiSSA(0.01, 2.0, 70, 40, patience=1000), problem, monkeypatch)

@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from tests.curvature.zoo import ZOO, build
-from unlearnx.curvature import CurvatureOperator, operators
+from tests.helpers import product_of
+from unlearnx.curvature import CurvatureOperator, shared_state
 
 
 def flat(vector):
@@ -203,7 +204,7 @@ def test_some_parameters(names, kind):
 def test_many_vectors(kind, keeps, monkeypatch):
     model, x, y = build("cnn")
     if not keeps:
-        monkeypatch.setattr(operators, "KEPT_MEMORY_FRACTION", 0.0)
+        monkeypatch.setattr(shared_state, "KEPT_MEMORY_FRACTION", 0.0)
     operator = CurvatureOperator(model, F.cross_entropy, (x, y), kind=kind, damping=0.2, batch_size=4)
     v = {k: torch.randn(5, *p.shape, dtype=p.dtype) for k, p in model.named_parameters()}
     products = operator.matmat(v)
@@ -211,7 +212,7 @@ def test_many_vectors(kind, keeps, monkeypatch):
     for k in range(5):
         one = operator.matvec({name: t[k] for name, t in v.items()})
         torch.testing.assert_close({name: t[k] for name, t in products.items()}, one)
-    assert bool(operator._kept) == keeps
+    assert bool(operator.rows._kept) == keeps
 
 
 def test_a_changed_model_is_noticed():
@@ -254,7 +255,7 @@ def test_data_are_read_batch_by_batch(monkeypatch):
     v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
     expected = CurvatureOperator(model, F.cross_entropy, (x, y)).matvec(v)
     for share, reads in ((0.25, 9), (0.0, 18)):  # kept, or read again for every product
-        monkeypatch.setattr(operators, "KEPT_MEMORY_FRACTION", share)
+        monkeypatch.setattr(shared_state, "KEPT_MEMORY_FRACTION", share)
         data = Counted(x, y)
         operator = CurvatureOperator(model, F.cross_entropy, data, batch_size=4)
         assert data.reads <= 3  # to try the model on
@@ -264,9 +265,9 @@ def test_data_are_read_batch_by_batch(monkeypatch):
         assert data.reads == reads
     loader = torch.utils.data.DataLoader(Counted(x, y), batch_size=2, shuffle=True)
     torch.testing.assert_close(CurvatureOperator(model, F.cross_entropy, loader).matvec(v), expected)
-    part = next(CurvatureOperator(model, F.cross_entropy, loader).minibatches(5, torch.Generator().manual_seed(0)))
+    part = next(CurvatureOperator(model, F.cross_entropy, loader).rows.minibatches(5, torch.Generator().manual_seed(0)))
     assert len(part) == 5
-    assert flat(part.matvec(v)).isfinite().all()
+    assert flat(product_of(part, v)).isfinite().all()
 
 
 def test_a_forward_that_asks_for_the_usual_order_of_memory():
@@ -359,12 +360,33 @@ def test_minibatches_cover_the_data():
     model, x, y = build("mlp")
     operator = CurvatureOperator(model, F.cross_entropy, (x, y))
     v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
-    batches = operator.minibatches(4, torch.Generator().manual_seed(0))
+    batches = operator.rows.minibatches(4, torch.Generator().manual_seed(0))
     parts = [next(batches) for _ in range(3)]
     assert [len(p) for p in parts] == [4, 4, 1]
-    mean = sum(len(p) * flat(p.matvec(v)) for p in parts) / 9
+    mean = sum(len(p) * flat(product_of(p, v)) for p in parts) / 9
     torch.testing.assert_close(mean, flat(operator.matvec(v)))
     assert next(batches) is parts[0]  # the same operators, with the graphs that they keep
+
+
+def test_the_matrix_by_its_usual_names():
+    """``@`` takes one vector or several; SciPy's operator is the same matrix, and SciPy's eigenvalues are ours."""
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    model, x, y = build("mlp")
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), damping=0.1)
+    v = {k: torch.randn(2, *p.shape, dtype=p.dtype) for k, p in model.named_parameters()}
+    one = {k: t[0] for k, t in v.items()}
+    torch.testing.assert_close(operator @ v, operator.matmat(v))
+    torch.testing.assert_close(operator @ one, operator.matvec(one))
+    matrix = operator.to_scipy()
+    assert matrix.shape == operator.shape == (len(flat(one)), len(flat(one)))
+    assert matrix.dtype == "float64"
+    product = torch.from_numpy(matrix @ flat(one).numpy())
+    torch.testing.assert_close(product, flat(operator @ one))
+    both = torch.stack([flat({k: t[j] for k, t in v.items()}) for j in range(2)], 1)
+    torch.testing.assert_close(torch.from_numpy(matrix @ both.numpy())[:, 0], product)
+    torch.testing.assert_close(torch.from_numpy(matrix.T @ flat(one).numpy()), product)
+    top = float(linalg.eigsh(matrix, k=1, return_eigenvectors=False)[0])
+    assert operator.top_eigenvalue(tolerance=1e-6) == pytest.approx(top, rel=1e-4)
 
 
 def test_linear_losses_have_no_curvature():
@@ -402,6 +424,6 @@ def test_wrong_vectors():
     with pytest.raises(ValueError, match="v: holds no vectors"):
         operator.matmat({k: t[:0] for k, t in v.items()})
     with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
-        next(operator.minibatches(0))
+        next(operator.rows.minibatches(0))
     with pytest.raises(ValueError, match="v: is one vector, expected K"):
         operator.matmat({k: t[0] for k, t in v.items()})

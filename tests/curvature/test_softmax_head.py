@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.helpers import product_of
 from unlearnx import Request
-from unlearnx.curvature import ConjugateGradient, CurvatureOperator, LiSSA, operators, softmax_head
+from unlearnx.curvature import ConjugateGradient, CurvatureOperator, LiSSA, rows, shared_state, softmax_head
 from unlearnx.methods import SecondOrder
 from unlearnx.ops import lissa_softmax_linear, softmax_linear_hvp
 
@@ -87,11 +88,11 @@ def test_products(name, kind, batch_size, calls):
 
 def test_products_with_minibatches(calls):
     ours, theirs, v = both()
-    batches = [operator.minibatches(16, torch.Generator().manual_seed(1)) for operator in (ours, theirs)]
+    batches = [operator.rows.minibatches(16, torch.Generator().manual_seed(1)) for operator in (ours, theirs)]
     for _ in range(6):
         a, b = map(next, batches)
         assert len(a) == len(b)
-        close(a.matmat(v), b.matmat(v))
+        close(product_of(a, v), product_of(b, v))
     assert len(calls) == 6
 
 
@@ -178,7 +179,7 @@ def test_memory(calls, monkeypatch):
     close(solver.solve(ours, v).x, solution.x)
     assert calls == ["softmax_linear_hvp"] * 3 + ["lissa_softmax_linear"] * 2 + ["softmax_linear_hvp"] * 3
     calls.clear()
-    monkeypatch.setattr(operators, "KEPT_MEMORY_FRACTION", 0.0)
+    monkeypatch.setattr(shared_state, "KEPT_MEMORY_FRACTION", 0.0)
     ours, _, _ = both()
     close(ours.matmat(v), expected)
     close(solver.solve(ours, v).x, solution.x)
@@ -189,7 +190,7 @@ def test_a_changed_model_is_noticed(calls):
     ours, theirs, v = both()
     solver = LiSSA(scale=2.0, batch_size=16)
     before = ours.matmat(v), solver.solve(ours, v).x
-    ours.model.weight.data.mul_(3)
+    ours.rows.model.weight.data.mul_(3)
     after = ours.matmat(v), solver.solve(ours, v).x
     for a, b, e in zip(after, before, (theirs.matmat(v), solver.solve(theirs, v).x), strict=True):
         close(a, e)
@@ -307,8 +308,8 @@ def test_recognises_the_module(reduction, calls):
 
 def test_several_processes(calls, monkeypatch):
     ours, theirs, v = both()
-    monkeypatch.setattr(operators.distributed, "processes", lambda: 2)
-    monkeypatch.setattr(operators.distributed, "all_reduce_", list)  # as if the other process had no samples
+    monkeypatch.setattr(rows.distributed, "processes", lambda: 2)
+    monkeypatch.setattr(rows.distributed, "all_reduce_", list)  # as if the other process had no samples
     close(ours.matmat(v), theirs.matmat(v), 0)
     solver = LiSSA(scale=2.0, batch_size=16)
     close(solver.solve(ours, v).x, solver.solve(theirs, v).x, 0)

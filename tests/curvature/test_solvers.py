@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.curvature.zoo import build
+from tests.helpers import product_of
 from unlearnx.curvature import ConjugateGradient, CurvatureOperator, Direct, IndefiniteSystem, LiSSA, NystromPCG
 from unlearnx.models import digits_cnn
 
@@ -44,11 +45,11 @@ def test_published_iteration(batch_size, kind):
     operator, v = problem(kind)
     scale, damping, depth = 2.0, 1e-2, 60
     solution = LiSSA(damping, scale, batch_size, depth, patience=20, seed=3).solve(operator, v)
-    batches = operator.minibatches(batch_size, torch.Generator().manual_seed(3))
+    batches = operator.rows.minibatches(batch_size, torch.Generator().manual_seed(3))
     order = [next(batches) for _ in range(math.ceil(9 / batch_size))]
 
     def product(i, u):
-        return list(order[i % len(order)].matvec(dict(zip(v, u, strict=True))).values())
+        return list(product_of(order[i % len(order)], dict(zip(v, u, strict=True))).values())
 
     expected, diverged = published_lissa(product, list(v.values()), 9, batch_size, scale, damping, 20, depth)
     assert not diverged
@@ -59,13 +60,13 @@ def test_published_iteration(batch_size, kind):
 def test_published_stopping_rule():
     """With noisy batches both stop at the same iteration."""
     operator, v = problem()
-    batches = operator.minibatches(1, torch.Generator().manual_seed(0))
+    batches = operator.rows.minibatches(1, torch.Generator().manual_seed(0))
     order = [next(batches) for _ in range(9)]
     steps = []
 
     def product(i, u):
         steps.append(i)
-        return list(order[i % 9].matvec(dict(zip(v, u, strict=True))).values())
+        return list(product_of(order[i % 9], dict(zip(v, u, strict=True))).values())
 
     scale = 3 * operator.top_eigenvalue()
     published_lissa(product, list(v.values()), 9, 1, scale, 1e-3, 20, 500)
@@ -120,7 +121,7 @@ def test_auto_scale_grows_until_batches_with_large_curvature_converge():
     x[4] *= 30
     operator = CurvatureOperator(model, F.cross_entropy, (x, y), params=["0.weight", "0.bias"])
     v = {k: torch.randn_like(model.get_parameter(k)) for k in operator.names}
-    tops = [b.top_eigenvalue() for b, _ in zip(operator.minibatches(1), range(9), strict=False)]
+    tops = [b.spectrum().largest for b, _ in zip(operator.rows.minibatches(1), range(9), strict=False)]
     assert max(tops) > 2 * 1.1 * operator.top_eigenvalue()
     solution = LiSSA(damping=0.05, batch_size=1, recursion_depth=200, patience=200).solve(operator, v)
     assert not solution.diverged
@@ -275,7 +276,7 @@ def test_indefinite_systems_are_refused(solver):
 )
 def test_not_finite(solver):
     operator, v = network(damping=1e-2)
-    operator.model[0].weight.data[0, 0] = math.nan
+    operator.rows.model[0].weight.data[0, 0] = math.nan
     solution = solver.solve(operator, v)
     assert solution.diverged
     assert not solution.converged

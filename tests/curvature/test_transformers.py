@@ -1,13 +1,14 @@
-"""Transformers with random weights: every parameter by a rule, exact against single samples."""
+"""Transformers with random weights: per-sample gradients by rules, and products with the curvature, both exact."""
 
 import warnings
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unlearnx import losses
 from unlearnx._batches import arguments, take
-from unlearnx.curvature import fisher_diagonal
+from unlearnx.curvature import CurvatureOperator, fisher_diagonal
 
 N, T, TOKENS, CLASSES = 7, 12, 97, 3
 SMALL = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2)
@@ -100,3 +101,45 @@ def test_support(name):
     rtol = 1e-6 if name in IN_FLOAT32 else 1e-9
     for key, expected in empirical(model, x, y, loss).items():
         torch.testing.assert_close(got[key], expected, rtol=rtol, atol=rtol * float(expected.max()) + 1e-20)
+
+
+def norm_in_float64(self, x):
+    """As the models have it, which go through float32 whatever their parameters are."""
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+def plain_products(model, x, y, loss, v):
+    """Hessian and Gauss-Newton product by torch's own double backward, its attention written out."""
+    parameters = list(model.parameters())
+    unused = dict(allow_unused=True, materialize_grads=True)
+    args, kwargs = arguments(x)
+    with sdpa_kernel(SDPBackend.MATH):
+        output = model(*args, **kwargs)
+    gradient = torch.autograd.grad(loss(output, y).mean(), parameters, create_graph=True, **unused)
+    hessian = torch.autograd.grad(gradient, parameters, v, retain_graph=True, **unused)
+    u = torch.zeros_like(output.logits, requires_grad=True)
+    transposed = torch.autograd.grad(output.logits, parameters, u, create_graph=True, **unused)
+    (tangent,) = torch.autograd.grad(transposed, u, v)
+    point = output.logits.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(loss({"logits": point}, y).mean(), point, create_graph=True)
+    (curved,) = torch.autograd.grad(slope, point, tangent)
+    return {"hessian": hessian, "ggn": torch.autograd.grad(output.logits, parameters, curved, **unused)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_curvature(name, monkeypatch):
+    model, x, y, loss = build(name)
+    for kind in {type(m) for m in model.modules() if hasattr(m, "variance_epsilon")}:
+        monkeypatch.setattr(kind, "forward", norm_in_float64)
+    v = {key: torch.randn_like(p) for key, p in model.named_parameters()}
+    for kind, expected in plain_products(model, x, y, loss, list(v.values())).items():
+        rtol = 1e-6 if name in IN_FLOAT32 else 1e-9
+        zero = 1e-3 * rtol * max(float(t.norm()) for t in expected)  # along biases of keys, only rounding is not zero
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            operator = CurvatureOperator(model, loss, (x, y), kind=kind, batch_size=4)
+            products = operator.matvec(v), operator.matvec(v)  # on graphs newly recorded, and on kept ones
+        for product in products:
+            for (key, t), e in zip(product.items(), expected, strict=True):
+                atol = rtol * float(e.abs().max()) + zero
+                torch.testing.assert_close(t, e, rtol=rtol, atol=atol, msg=f"{kind}, {key}")

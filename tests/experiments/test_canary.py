@@ -11,7 +11,7 @@ from unlearnx.curvature import ConjugateGradient
 from unlearnx.data import Canary, load_text
 from unlearnx.data.text import DIGITS
 from unlearnx.experiments import CanaryStudy, canary_alice, report
-from unlearnx.experiments.canary import _PlantedText
+from unlearnx.experiments.canary import PlantedText
 from unlearnx.methods import FineTune, FirstOrder, SecondOrder
 from unlearnx.models import CharacterLSTM, Training
 
@@ -24,7 +24,7 @@ def paragraphs(n=60):
 
 def test_plant():
     canary = Canary("0123456789", repeats=3, seed=1)
-    plant = _PlantedText(canary, paragraphs(), "not there ")
+    plant = PlantedText(canary, paragraphs(), "not there ")
     request = plant.request(50, seed=0, features=True)
     labels = plant.request(50, seed=0, features=False)
     assert labels.labels_only

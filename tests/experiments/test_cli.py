@@ -97,7 +97,7 @@ def test_compare(compared):
     result, folder = compared
     assert result.exit_code == 0, result.output
     assert "means over 2 seeds" in result.stdout
-    assert "Closest to retraining: " in result.stdout
+    assert re.search("(Closest to retraining|Smallest average gap): ssd", result.stdout)
     found = json.loads((folder / "result.json").read_text())
     assert list(found["methods"]) == ["fine-tune", "ssd"]
     assert [r["seed"] for r in found["runs"]] == [0, 1]

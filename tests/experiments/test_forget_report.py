@@ -14,6 +14,7 @@ from tests.experiments.tables import in_80_columns
 from unlearnx.experiments import report
 from unlearnx.experiments.report.frame import new_figure
 from unlearnx.experiments.report.labels import label_points
+from unlearnx.experiments.report.nearness import far_from_retraining
 from unlearnx.experiments.report.table_columns import column, speedups
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -183,6 +184,26 @@ def test_what_is_unknown_is_left_out(forget_result, rendered, tmp_path):
     assert "Who was in the training set?" not in page.text
     assert "nan" not in " ".join(page.text).split()
     assert not (tmp_path / "x" / "confidences.svg").exists()
+
+
+def test_the_smallest_gap_is_not_called_near_where_an_attack_gives_it_away(forget_result, rendered):
+    result = forget_result()
+    winner, retrained = (result["summary"][name] for name in (result["winner"], "retrained"))
+    assert far_from_retraining(result, result["winner"]) == []
+    assert "comes closest to retraining" in " ".join(rendered(result).text)
+    for row, attack, relearn in ((winner, 0.0, 2.5), (retrained, 0.336, 1.0)):
+        row["mia_ssd"] = dict.fromkeys(("mean", "low", "high"), attack)
+        row["relearn_time"] = dict.fromkeys(("mean", "low", "high"), relearn)
+    far = ["SSD's attack 0.0 %, retrained 33.6 %", "relearn time 2.50, retrained 1.00"]
+    assert far_from_retraining(result, result["winner"]) == far
+    words = " ".join(" ".join(rendered(result).text).split())
+    assert "comes closest" not in words
+    assert f"near to retraining on average, but not in everything: {'; '.join(far)}." in words
+    _, text = in_80_columns(report.table(result))
+    assert f"Smallest average gap: {result['winner']}" in text
+    for unknown in (None, {"mean": None}, {"mean": math.nan}):
+        winner["mia_ssd"] = winner["relearn_time"] = unknown
+        assert far_from_retraining(result, result["winner"]) == []
 
 
 def test_no_method_was_always_applied(forget_result, rendered):

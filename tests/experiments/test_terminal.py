@@ -47,7 +47,7 @@ def test_results_go_to_stdout_and_the_log_to_stderr(compared):
     for line in log:
         assert re.fullmatch(r"\d\d:\d\d:\d\d .*|training: \d+ of \d+ after \d+ s", line)
         assert ".py" not in line
-    assert "Closest to retraining" in result.stdout
+    assert re.search("(Closest to retraining|Smallest average gap): ssd", result.stdout)
     assert result.stdout.splitlines()[-1] == f"Report: {folder / 'report.html'}"
     assert "seed 0" not in result.stdout
 

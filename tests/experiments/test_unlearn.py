@@ -6,18 +6,21 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 from tests.experiments.tables import in_80_columns
 from unlearnx import Request
 from unlearnx.cli import app
+from unlearnx.curvature import EKFAC
 from unlearnx.experiments import report, unlearn
 from unlearnx.experiments.arguments import build_method, parameters, read_indices
 from unlearnx.experiments.output_folder import LOCK
 from unlearnx.experiments.weights import Weights, tensor_hash
-from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain
+from unlearnx.methods import SSD, FineTune, FirstOrder, Retrain, SecondOrder
 from unlearnx.metrics import accuracy, activation_distance, mia
 from unlearnx.models import Training
 
@@ -149,6 +152,16 @@ def run(out, *more, **changed):
     return CliRunner().invoke(app, words, catch_exceptions=False)
 
 
+def trained(folder, name="trained.safetensors"):
+    """The model with the weights of a file, and the training data."""
+    code: dict = {}
+    exec(MODEL, code)
+    exec(DATA, code)
+    model = code["build"]()
+    Weights.read(folder / name).load_into(model)
+    return model.eval(), code["train"]()
+
+
 def audit_of(out):
     return json.loads((out / "audit.json").read_text())
 
@@ -249,8 +262,14 @@ def test_end_to_end(ending, indices, there, tmp_path):
         f"1 of {len(new.tensors)} tensors changed",
         "gap to retraining",
         "before and retrained",
+        "told from held-out data by its loss, beyond guessing",
+        "expected of a model that never saw it",
     ):
         assert text in page, text
+    hits = audit["measures"]["after"]["forget_accuracy"]
+    low, high = binomtest(round(12 * hits), 12).proportion_ci(method="wilson")
+    assert f"{100 * hits:.2f} % ({100 * low:.1f} to {100 * high:.1f})" in page  # 12 samples tell little
+    assert audit["sizes"]["forget"] == 12
     assert ("The checkpoint also held optimizer." in page) == (ending == "pt")
     assert "Not applied" not in page
     assert "SalUn: taken for unseen" in result.output
@@ -262,6 +281,7 @@ import own_data
 import own_model
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 
@@ -300,6 +320,34 @@ def test():
 """
 
 
+def test_stored_factors(there, tmp_path):
+    """They stand for what stays: the result is that of the method with these factors, and the audit names them."""
+    model, data = trained(there)
+    factors = EKFAC().fit(model, F.cross_entropy, data)
+    file = tmp_path / "factors.safetensors"
+    factors.save(file)
+    out = tmp_path / "out"
+    result = run(out, "--option", "step=1", "--factors", file, method="second-order")
+    assert result.exit_code == 3, result.output
+    outcome = SecondOrder(step=1.0, factors=factors)(model, Request.remove(data, FORGET))
+    new = Weights.read(out / "weights.safetensors")
+    for name, tensor in outcome.model.state_dict().items():
+        torch.testing.assert_close(new.tensors[name], tensor)
+    assert audit_of(out)["method"]["settings"]["factors"] == "Factors(EK-FAC, mc, 240 samples)"
+    assert audit_of(out)["info"]["steps"][0]["solver"] == "solved with stored factors"
+
+    cases = [
+        ("ssd", "retrained.safetensors", file, "were fitted for a model with other parameters or buffers"),
+        ("ssd", "trained.safetensors", tmp_path / "nothing", "nothing: no such file"),
+        ("fine-tune", "trained.safetensors", file, "factors: FineTune takes none"),
+    ]
+    for method, weights, path, message in cases:
+        result = run(tmp_path / "other", "--factors", path, method=method, weights=weights)
+        assert result.exit_code == 2
+        assert message in one_line(result.stderr)
+        assert not (tmp_path / "other" / "audit.json").exists()
+
+
 @pytest.mark.parametrize("data", ["batch", "samples"])
 @pytest.mark.parametrize("method", ["ssd", "fine-tune"])
 def test_mappings_and_logits(method, data, there, tmp_path, monkeypatch):
@@ -321,6 +369,25 @@ def test_mappings_and_logits(method, data, there, tmp_path, monkeypatch):
         for measure in ("forget_accuracy", "forget_loss", "retain_loss", "test_accuracy", "mia_ssd"):
             assert found["measures"][place][measure] == pytest.approx(plain["measures"][place][measure], abs=1e-4)
     assert found["data"]["forget"]["samples"] == len(FORGET)
+
+
+@pytest.mark.parametrize("read", [lambda output: output.logits, lambda output: output["logits"]])
+def test_a_loss_of_ones_own_reads_logits(read, there, tmp_path, monkeypatch):
+    (tmp_path / "own_named.py").write_text(NAMED)
+    monkeypatch.syspath_prepend(there)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_named
+
+    stored = Weights.read(there / "trained.safetensors").tensors
+    safetensors.save_file({f"body.{name}": t for name, t in stored.items()}, tmp_path / "named.safetensors")
+    given = {"model_factory": own_named.Named, "weights": tmp_path / "named.safetensors", "data": own_named.batch()}
+    own = {"loss_fn": lambda output, y: nn.functional.cross_entropy(read(output), y)}
+    losses = []
+    for out, loss in (("known", {}), ("own", own)):
+        audit = unlearn(**given, method=SSD(alpha=1.0, **loss), out=tmp_path / out, forget=FORGET)
+        losses.append(audit["measures"]["before"]["retain_loss"])
+    sys.modules.pop("own_named")
+    assert losses[1] == pytest.approx(losses[0])
 
 
 def test_class_and_retraining(there, tmp_path):

@@ -84,6 +84,15 @@ def text() -> dict[str, Any]:
     return {"model": CharacterLSTM("abc ", hidden=8).eval(), "prefix": "a b"}
 
 
+def bigram() -> nn.Module:
+    return nn.Embedding(7, 7)
+
+
+def answers() -> tuple[Tensor, Tensor]:
+    y = torch.randint(7, (4, 6))
+    return y, y
+
+
 def vector() -> dict[str, Tensor]:
     return {name: torch.randn_like(p) for name, p in model().named_parameters()}
 
@@ -234,6 +243,7 @@ WRONG: dict[str, Wrong] = {
     "Request": [lambda: None, lambda: data(), lambda: [0], lambda: "request", lambda: Request],
     "Path": [lambda: 3, lambda: b"", lambda: None],
     "Requests": [lambda: None, lambda: 3, lambda: [None], lambda: "request", lambda: request(), lambda: [[0.5]]],
+    "Texts": [lambda: 3, lambda: 0.5, lambda: None, lambda: "x", lambda: b"x", lambda: [1], lambda: [b"x"], dict],
     "Methods": [lambda: None, list, lambda: 3, lambda: [None], lambda: ["ssd"], lambda: methods.SSD()],
     "Pair": [
         lambda: None,
@@ -297,6 +307,7 @@ KINDS = [  # by the words of an annotation, the first that fits
     (r"Sequence\[Request\]", "Requests"),
     (r"Sequence\[Sequence\[int\]", "Requests"),
     (r"Sequence\[Method\]", "Methods"),
+    (r"Sequence\[str\]", "Texts"),
     (r"\[int\]", "Indices"),
     (r"Data\b", "Data"),
     (r"Params", "Params"),
@@ -454,6 +465,15 @@ def calls(folder: str) -> dict[str, Any]:
         "runtime_ratio": of(metrics.runtime_ratio, lambda: {"seconds": 1.0, "retraining_seconds": 3.0}),
         "complete": of(metrics.complete, lambda: {**text(), "length": 3}),
         "exposure": of(metrics.exposure, lambda: {**text(), "canary": "abc", "alphabet": "abc", "samples": 100}),
+        "answer_probability": of(metrics.answer_probability, lambda: {"model": bigram(), "data": answers()}),
+        "extraction_strength": of(metrics.extraction_strength, lambda: {"model": bigram(), "data": answers()}),
+        "min_k": of(metrics.min_k, lambda: {"model": bigram(), "data": answers()}),
+        "truth_ratio": of(
+            metrics.truth_ratio, lambda: {"model": bigram(), "right": answers(), "wrong": [answers(), answers()]}
+        ),
+        "rouge_l": of(metrics.rouge_l, lambda: {"written": ["a b"], "wanted": ["a c"]}),
+        "forget_quality": of(metrics.forget_quality, lambda: {"unlearned": torch.rand(9), "retrained": torch.rand(9)}),
+        "model_utility": of(metrics.model_utility, lambda: {"values": {"probability": 0.5, "rouge": 0.9}}),
         "log_perplexity": of(metrics.log_perplexity, lambda: {**text(), "text": "abc"}),
         "ewc_influence": of(attribution.ewc_influence, trained(train=data, failures=data, steps=lambda: 2)),
         "linear_influence": of(attribution.linear_influence, trained(train=data, failures=data)),

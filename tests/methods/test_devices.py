@@ -13,6 +13,7 @@ from unlearnx import Request
 from unlearnx.curvature import CurvatureOperator, LiSSA, fisher_diagonal, grad_difference
 from unlearnx.methods import (
     KFADE,
+    NPO,
     SCRUB,
     SSD,
     BadTeacher,
@@ -27,6 +28,7 @@ from unlearnx.methods import (
     SalUn,
     SecondOrder,
     StochasticTeacher,
+    TaskVector,
 )
 
 
@@ -77,6 +79,8 @@ def test_methods(study, method, data_device, device):
         GradientAscent(),
         KFADE(),
         NegGrad(),
+        NPO(),
+        TaskVector(),
         SalUn(),
         SCRUB(epochs=2),
         BadTeacher(),

@@ -18,6 +18,7 @@ from unlearnx.data import load_digits
 from unlearnx.methods import (
     KFADE,
     METHODS,
+    NPO,
     SCRUB,
     SSD,
     BadTeacher,
@@ -28,6 +29,7 @@ from unlearnx.methods import (
     Pipeline,
     RandomPerturbation,
     SalUn,
+    SimNPO,
     StochasticTeacher,
 )
 from unlearnx.methods.distillation import Teacher, random_network
@@ -42,6 +44,8 @@ FORGETFUL = [
     GradientAscent(),
     KFADE(),
     NegGrad(),
+    NPO(),
+    SimNPO(),
     SalUn(),
     SCRUB(epochs=4),
     BadTeacher(),

@@ -121,8 +121,8 @@ def test_other_models_are_refused_by_name_or_taken(method, build, monkeypatch):
     """Statistics of the batch do no harm in training; gradients of single samples are not to be had from them."""
     kind = replace(KINDS["pair"], build=build)
     monkeypatch.setitem(KINDS, "other", kind)
-    taken = ("bad-teacher", "energy-alignment", "fine-tune", "gradient-ascent", "neg-grad", "retrain", "scrub")
-    trains = build is odd.untracked and method in (*taken, "stochastic-teacher")
+    taken = ("bad-teacher", "energy-alignment", "fine-tune", "gradient-ascent", "neg-grad", "npo", "retrain", "scrub")
+    trains = build is odd.untracked and method in (*taken, "simnpo", "stochastic-teacher", "task-vector")
     assert result(method, "other") == ("works" if trains else "refuses")
 
 

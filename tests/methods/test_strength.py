@@ -11,6 +11,7 @@ from benchmarks.untuned import CELLS, Sources
 from unlearnx import Request
 from unlearnx.data import load_digits
 from unlearnx.methods import (
+    NPO,
     SCRUB,
     SSD,
     BadTeacher,
@@ -25,6 +26,7 @@ from unlearnx.methods import (
     RandomPerturbation,
     SalUn,
     SecondOrder,
+    SimNPO,
     StochasticTeacher,
 )
 from unlearnx.methods.strength import (
@@ -40,7 +42,18 @@ from unlearnx.models import Training, digits_cnn
 
 RESOLUTION = FACTOR ** (1 / 2**HALVINGS)
 ONE_SHOT = [SSD(), FisherMasking(), FirstOrder(), NewtonRepair(), SecondOrder()]
-TRAINED = [NegGrad(), SCRUB(), SalUn(), FineTune(), StochasticTeacher(), BadTeacher(), GradientAscent(), EWCRepair()]
+TRAINED = [
+    NegGrad(),
+    NPO(),
+    SimNPO(),
+    SCRUB(),
+    SalUn(),
+    FineTune(),
+    StochasticTeacher(),
+    BadTeacher(),
+    GradientAscent(),
+    EWCRepair(),
+]
 
 
 def named(method):

@@ -1,10 +1,12 @@
 """Verdicts on forgetting, from models whose answers are known."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from unlearnx import Request
+from unlearnx import Request, forget
 from unlearnx.methods import SSD, FineTune, FirstOrder, Pipeline, judge
 from unlearnx.methods.verdict import _verdict
 from unlearnx.metrics import Level, UnseenLevel
@@ -62,6 +64,33 @@ def test_evidence_and_sentence():
     verdict, evidence = judge(knows, knows, request)
     assert verdict == "no"
     assert "still knows" in evidence["sentence"]
+
+
+def test_an_attack_is_told_where_held_out_data_are_at_hand():
+    x, y = torch.arange(120), torch.arange(120) % 3
+    wrong = (y + 1) % 3
+    knows = Stored(torch.where(x < 90, y, torch.where(x % 2 == 0, y, wrong)))  # of held-out data it knows one half
+    forgot = Stored(torch.where((x >= 30) & (x < 90) | (x % 2 == 0), y, wrong))
+    held_out = x[90:], y[90:]
+    request = Request.remove((x[:90], y[:90]), range(30))
+    assert judge(knows, forgot, request)[1]["after"]["attack"] is None
+    for _, evidence in (
+        judge(knows, forgot, request.with_held_out(held_out)),
+        judge(knows, forgot, request, held_out),
+        judge(knows, forgot, request.with_held_out(held_out), forgot),
+    ):
+        assert (evidence["before"]["attack"], evidence["after"]["attack"]) == (pytest.approx(0.5), pytest.approx(0))
+        level = evidence["unseen"]["attack"]
+        assert (level["low"], level["high"]) == (0, pytest.approx((-math.log(0.05) / 2 * (1 / 30 + 1 / 30)) ** 0.5))
+        assert "An attack on the loss tells 0.0% of it from held-out data, 50.0% before" in evidence["sentence"]
+
+
+def test_what_forget_is_given_as_reference_counts_as_held_out():
+    x, y = torch.randn(90, 8), torch.arange(90) % 3
+    request = Request.remove((x[:60], y[:60]), range(6))
+    evidence = forget(nn.Linear(8, 3), request, reference=(x[60:], y[60:])).evidence
+    assert evidence["unseen"]["attack"] is not None
+    assert forget(nn.Linear(8, 3), request).evidence["unseen"]["attack"] is None
 
 
 def test_a_retrained_model_decides():

@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,34 @@ def test_samples_are_paired_in_a_loader_that_shuffles(models):
     model, retrained, data = models(20, 5, 18, 7)
     loader = DataLoader(TensorDataset(*data), batch_size=8, shuffle=True)
     assert over_forgetting(model, retrained, loader) == over_forgetting(model, retrained, data)
+
+
+def test_labels_of_other_kinds():
+    """Positions without a label do not count; logits of a yes are right by their sign."""
+    y = torch.arange(24).view(12, 2) % 3
+    unlabelled = y.clone()
+    unlabelled[:, 1] = -100
+
+    class Answers(torch.nn.Module):
+        def __init__(self, values):
+            super().__init__()
+            self.values = torch.nn.Parameter(values)
+
+        def forward(self, index):
+            return SimpleNamespace(logits=self.values[index])
+
+    right, wrong = (Answers(torch.nn.functional.one_hot(t, 3).double()) for t in (y, (y + 1) % 3))
+    index = torch.arange(12)
+    assert "McNemar's exact test on 24 samples" in over_forgetting(wrong, right, (index, y))
+    assert "McNemar's exact test on 12 samples" in over_forgetting(wrong, right, (index, unlabelled))
+    with pytest.raises(ValueError, match="forget: no label counts"):
+        over_forgetting(wrong, right, (index, torch.full_like(y, -100)))
+    yes = (torch.arange(12) % 2).double()
+    sure = Answers(2 * yes - 1), Answers(1 - 2 * yes)
+    assert over_forgetting(*sure, (index, yes)) is None
+    assert "0.0% of the forget set right, a retrained one 100.0%" in over_forgetting(*sure[::-1], (index, yes))
+    with pytest.raises(ValueError, match="forget: labels are"):
+        over_forgetting(torch.nn.Linear(6, 3), torch.nn.Linear(6, 3), (torch.randn(24, 6), torch.zeros(24, 2).long()))
 
 
 def test_errors(models, monkeypatch):

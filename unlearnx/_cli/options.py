@@ -142,6 +142,9 @@ MethodOption = Annotated[
 ]
 Test = Annotated[str | None, _word("test data, like --data; needed for membership attacks")]
 Retrained = Annotated[Path | None, _path("weights of a model trained without the samples to forget, to compare with")]
+FactorsFile = Annotated[
+    Path | None, _path("Kronecker factors of the training data, by Factors.save; no pass is then taken over what stays")
+]
 Params = Annotated[str | None, _word("parameters that may change: last:6, or names with commas; by default all")]
 Seed = Annotated[int, _whole("seed of every random choice", MAX_SEED)]
 BatchSize = Annotated[int | None, _count("samples in one pass")]

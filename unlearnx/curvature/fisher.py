@@ -58,8 +58,9 @@ def fisher_diagonal(
         data: pairs (x, y): tensors, a Dataset or a DataLoader.
         params: names of the parameters, ``"last:K"``, or None for all that require gradients. The part
             of the model before them runs without gradients.
-        fisher_type: ``"empirical"`` takes the labels of the data; ``"mc"`` draws one label per sample from the
-            model's softmax, the same for every batch size; ``"exact"`` takes the expectation over all classes;
+        fisher_type: ``"empirical"`` takes the labels of the data; ``"mc"`` draws one label per sample, or for each
+            of its positions, from the model's softmax, the same for every batch size; ``"exact"`` takes the expectation
+            over all classes, with a backward pass for each class and position;
             ``"batch"`` squares the gradient of each batch's mean loss and averages over batches, as published SSD code
             does. ``"batch"`` is not the Fisher diagonal, and it depends on the batch size.
         reduction: ``"mean"`` or ``"sum"`` over samples (over batches for ``"batch"``).

@@ -11,6 +11,7 @@ from torch import Tensor
 from unlearnx import _distributed as distributed
 from unlearnx._batches import Nest, count, rows, scores
 from unlearnx._losses import SampleLoss
+from unlearnx.curvature.positions import Positions, drawn, uniforms_of
 from unlearnx.curvature.targets import Targets
 
 
@@ -47,7 +48,11 @@ class FisherLabels:
         if self.fisher_type == "empirical":
             yield Targets(y)
             return
-        output = rows(scores(given()), count(y))
+        output = given()
+        if isinstance(y, Tensor) and y.dim() > 1 and not y.is_floating_point():
+            yield from self._of_positions(position, y, output)
+            return
+        output = rows(scores(output), count(y))
         if output.dim() != 2 or output.shape[1] < 2:
             raise ValueError(
                 f'model: output has shape {list(output.shape)}, fisher_type="{self.fisher_type}" needs (N, classes) '
@@ -55,15 +60,41 @@ class FisherLabels:
             )
         if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
             what = f"shape {list(y.shape)} and dtype {y.dtype}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
-            raise ValueError(f'data: y has {what}, fisher_type="{self.fisher_type}" needs one class number per sample')
+            raise ValueError(f'data: y has {what}, fisher_type="{self.fisher_type}" needs class numbers')
         ignored = y == self.loss.ignore_index
         probabilities = output.softmax(1, dtype=torch.float64 if output.dtype == torch.float64 else torch.float32)
         if self.uniforms is not None:
-            samples = torch.arange(position, position + len(y), device=output.device)
-            uniforms = self.uniforms[samples % len(self.uniforms)]  # a DataLoader may repeat samples
-            below = probabilities.double().cumsum(1)
-            drawn = torch.searchsorted(below, (uniforms * below[:, -1])[:, None], right=True)
-            yield Targets(y.where(ignored, drawn.squeeze(1).clamp_(max=output.shape[1] - 1)))
+            yield Targets(y.where(ignored, drawn(probabilities, self._uniforms(position, len(y)))))
             return
         for c in range(output.shape[1]):
             yield Targets(y.where(ignored, c), weight=probabilities[:, c])
+
+    def _of_positions(self, position: int, y: Tensor, output: Any) -> Iterator[Targets]:
+        """A label drawn for each position; or, for each position and class, this label alone with its probability."""
+        known = Positions.of(self.loss.loss_fn)
+        if known is None:
+            raise ValueError(
+                f'loss_fn: it is not known where its labels are, which fisher_type="{self.fisher_type}" needs with '
+                "several positions a sample; expected torch's cross-entropy, unlearnx.losses.cross_entropy or causal_lm"
+            )
+        probabilities, labels = known.probabilities(output, y), known.labels(y)
+        labelled = labels != self.loss.ignore_index
+        if self.uniforms is not None:
+            uniforms = uniforms_of(self._uniforms(position, len(y)), labels.shape[1])
+            own = labels.clone()
+            own[labelled] = drawn(probabilities[labelled], uniforms[labelled])
+            yield Targets(known.with_labels(y, own))
+            return
+        # The gradients of all labels, of which none counts, tell which positions have a say.
+        yield Targets(y, weight=torch.zeros_like(probabilities[:, 0, 0]))
+        factors = known.factors(labelled).square().to(probabilities)
+        for t in labelled.any(0).nonzero().flatten().tolist():
+            for c in range(probabilities.shape[2]):
+                own = torch.full_like(labels, self.loss.ignore_index)
+                own[:, t] = labels[:, t].where(~labelled[:, t], c)
+                yield Targets(known.with_labels(y, own), weight=probabilities[:, t, c] * factors)
+
+    def _uniforms(self, position: int, count: int) -> Tensor:
+        assert self.uniforms is not None
+        samples = torch.arange(position, position + count, device=self.uniforms.device)
+        return self.uniforms[samples % len(self.uniforms)]  # a DataLoader may repeat samples

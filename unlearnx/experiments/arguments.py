@@ -24,7 +24,13 @@ PLAIN_TYPES = (bool, int, float, str)  # types that a word is read as, tried in 
 HUGGING_FACE = "hf"  # hf:FOLDER is a model of HuggingFace's form
 BOOLEANS = {"true": True, "false": False}
 # Fields of methods that have command line options of their own.
-OWN_OPTIONS = {"params": "--params", "batch_size": "--batch-size", "seed": "--seed", "progress": "--progress"}
+OWN_OPTIONS = {
+    "params": "--params",
+    "batch_size": "--batch-size",
+    "seed": "--seed",
+    "progress": "--progress",
+    "factors": "--factors",
+}
 
 
 def factory(argument: str, value: str) -> Callable[[], Any]:

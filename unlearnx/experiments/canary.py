@@ -103,13 +103,17 @@ class CanaryStudy:
             "sweep": {kind: [self._point(*p, seeds[0]) for p in ps] for kind, ps in self.sweep.items()} or None,
         }
 
+    def plant(self, seed: int) -> PlantedText:
+        """The text with the canary of a seed."""
+        return PlantedText(self._canary(seed), self.text, self.replacements[seed % len(self.replacements)])
+
     def _canary(self, seed: int, length: int | None = None, repeats: int | None = None) -> Canary:
         return Canary.random(length or self.length, seed=seed, repeats=repeats or self.repeats)
 
     def _run_seed(self, seed: int, folder: Path) -> dict[str, Any]:
-        plant = _PlantedText(self._canary(seed), self.text, self.replacements[seed % len(self.replacements)])
+        plant = self.plant(seed)
         model, _ = self._train(plant, plant.learned, seed, folder / "trained.pt", "training with the canary")
-        before = self._measure(model, plant)
+        before = self.measure(model, plant)
         self.log(f"the model writes {before['completion']!r} after {plant.canary.prefix!r}")
         request = plant.request(self.context, seed, features=self.features)
         methods = {}
@@ -117,7 +121,7 @@ class CanaryStudy:
             outcome = replace(method, seed=seed, progress=self.progress)(model, request)
             save_model(outcome.model, folder / f"{slug(name)}.pt")
             methods[name] = {
-                **self._measure(outcome.model, plant),
+                **self.measure(outcome.model, plant),
                 **describe_outcome(outcome),
             }
             self.log(f"{name}: {methods[name]['exposure']:.2f} bits of exposure after {outcome.seconds:.2f} s")
@@ -132,17 +136,18 @@ class CanaryStudy:
             "affected": len(plant.affected),
             "before": before,
             "methods": methods,
-            "retrained": {**self._measure(retrained, plant), "seconds": seconds, "speedup": 1.0},
+            "retrained": {**self.measure(retrained, plant), "seconds": seconds, "speedup": 1.0},
         }
 
     def _train(
-        self, plant: _PlantedText, data: Windows, seed: int, file: Path | None, title: str
+        self, plant: PlantedText, data: Windows, seed: int, file: Path | None, title: str
     ) -> tuple[CharacterLSTM, float]:
         self.log(f"{title}: {len(data[0]):,} windows, {self.training.epochs} epochs")
         network = partial(self.network, plant.alphabet)
         return train(network, self.training, data, seed=seed, device=self.device, progress=self.progress, file=file)
 
-    def _measure(self, model: nn.Module, plant: _PlantedText) -> dict[str, Any]:
+    def measure(self, model: nn.Module, plant: PlantedText) -> dict[str, Any]:
+        """Accuracy on the rest of the text, exposure of the number, and what the model writes."""
         canary = plant.canary
         found = self._exposure(model, canary)
         completion = complete(model, canary.prefix, len(canary.number) + 4)
@@ -165,13 +170,13 @@ class CanaryStudy:
 
     def _point(self, length: int, repeats: int, seed: int) -> dict[str, Any]:
         """Exposure of another canary, in a model that is trained with it."""
-        plant = _PlantedText(self._canary(seed, length, repeats), self.text, "")
+        plant = PlantedText(self._canary(seed, length, repeats), self.text, "")
         title = f"training with a number of {length} digits, inserted {repeats} times"
         model, _ = self._train(plant, plant.learned, seed, None, title)
         return {"length": length, "repeats": repeats, **_numbers(self._exposure(model, plant.canary))}
 
 
-class _PlantedText:
+class PlantedText:
     """A text with a canary, as it was learned and as it should have been: windows of characters."""
 
     def __init__(self, canary: Canary, text: str, replacement: str):

@@ -244,17 +244,29 @@ class RequestEvaluation:
 
     Attributes:
         notes: sentences on what could not be measured, and why.
+        sizes: samples by set, once a model has been measured.
     """
 
-    def __init__(self, method: Method, request: Request, test: tuple[Nest, Tensor] | None, forget_class: int | None):
+    def __init__(
+        self,
+        method: Method,
+        request: Request,
+        test: tuple[Nest, Tensor] | None,
+        forget_class: int | None,
+        *,
+        returns_tensor: bool,
+    ):
         self.method, self.request, self.test, self.forget_class = method, request, test, forget_class
+        self._known = _KnownScores(returns_tensor)
         self.notes: list[str] = []
+        self.sizes: dict[str, int] = {}
         if test is None:
             self.notes.append("No test data were given: there is no test accuracy, and no membership attack.")
 
     def measure(self, model: nn.Module) -> dict[str, float | None]:
         """Accuracies and mean losses by set, and membership attacks."""
-        known, scored = _KnownScores(), self._scored(model)
+        known, scored = self._known, self._scored(model)
+        self.sizes = {name: len(y) for name, (_, y) in scored.items() if name != "all_test"}
         measures: dict[str, float | None] = {}
         for name, pair in scored.items():
             if name != "all_test":
@@ -344,14 +356,26 @@ class RequestEvaluation:
 
 
 class _KnownScores(nn.Module):
-    """A model whose input are scores, which it returns: so metrics can be computed from known scores."""
+    """A model whose input are scores, which it returns: so metrics can be computed from known scores.
 
-    def __init__(self) -> None:
+    It returns them as the models do that they are of: by themselves, or as the ``logits`` of an object.
+    """
+
+    def __init__(self, returns_tensor: bool) -> None:
         super().__init__()
+        self.returns_tensor = returns_tensor
         self.place = nn.Parameter(torch.empty(0))  # metrics take the device from a parameter
 
-    def forward(self, scores: Tensor) -> Tensor:
-        return scores
+    def forward(self, scores: Tensor) -> Tensor | _Logits:
+        return scores if self.returns_tensor else _Logits(logits=scores)
+
+
+class _Logits(dict[str, Tensor]):
+    """Scores as losses of one's own read them of models of transformers: by attribute or by key."""
+
+    @property
+    def logits(self) -> Tensor:
+        return self["logits"]
 
 
 def scores_of(model: nn.Module, data: Data, batch_size: int) -> tuple[Tensor, Tensor]:

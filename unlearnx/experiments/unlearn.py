@@ -22,6 +22,7 @@ from unlearnx._data import Data, materialize
 from unlearnx._files import check_room
 from unlearnx._pairs import leaves
 from unlearnx._random import forked_random
+from unlearnx.curvature import Factors
 from unlearnx.experiments import report
 from unlearnx.experiments.evaluation import RequestEvaluation
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
@@ -48,6 +49,7 @@ def unlearn(
     forget_class: int | None = None,
     test: Data | None = None,
     retrained: Path | None = None,
+    factors: Path | None = None,
     device: torch.device | str | None = None,
     command: str = "unlearnx.experiments.unlearn",
     log: Log = lambda line: None,
@@ -71,6 +73,8 @@ def unlearn(
         test: data that the model was not trained on; without it there are no membership attacks, and the verdict on
             samples rests on less.
         retrained: file of weights of a model that was trained without the forget set, to compare with.
+        factors: file of the training data's Kronecker factors (see :meth:`unlearnx.curvature.Factors.save`), fitted for
+            these weights, for a method that takes them.
         device: where to compute; None for the GPU where there is one.
         command: command line to record in the audit.
         log: is called with a line for each step.
@@ -80,11 +84,13 @@ def unlearn(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: weights, model and data do not fit each other, the indices are not valid for the data, or `out`
-            holds results already or is used by another run; and as for the method.
+        ValueError: weights, factors, model and data do not fit each other, the method takes no factors, the indices are
+            not valid for the data, or `out` holds results already or is used by another run; and as for the method.
         OSError: `out` cannot be written to, or the disk is too full.
     """
     started = datetime.now(timezone.utc)
+    if factors is not None and not hasattr(method, "factors"):
+        raise ValueError(f"factors: {type(method).__name__} takes none, expected a method with a field of that name")
     with claimed(out, RESULTS), _whole_or_nothing(out):
         where = _device(device)
         stored = Weights.read(Path(weights))
@@ -92,6 +98,8 @@ def unlearn(
         model = _built(model_factory, stored, where)
         other = None if retrained is None else Weights.read(Path(retrained))
         reference = None if other is None else _built(model_factory, other, where)
+        if factors is not None:
+            method = replace(method, factors=Factors.load(Path(factors), model))  # type: ignore[call-arg]
         for read in (stored, other):
             if read is not None and (said := read.described(model)):
                 log(said)
@@ -105,7 +113,7 @@ def unlearn(
             method = replace(method, loss_fn=cross_entropy)
         if held_out is not None:
             request = request.with_held_out(held_out)
-        evaluation = RequestEvaluation(method, request, held_out, forget_class)
+        evaluation = RequestEvaluation(method, request, held_out, forget_class, returns_tensor=returns_tensor)
 
         log(f"{len(request.forget):,} of {len(y):,} samples to forget")
         models, measures = {"before": model}, {"before": evaluation.measure(model)}
@@ -136,6 +144,7 @@ def unlearn(
             "gradient_evaluations": outcome.gradient_evaluations,
             "info": outcome.info,
             "measures": measures,
+            "sizes": evaluation.sizes,
             "distances": evaluation.distances(models),
             "gap": evaluation.gaps(measures),
             "warning": evaluation.warning(models),

@@ -14,6 +14,7 @@ from unlearnx.methods.kfade import KFADE
 from unlearnx.methods.newton_repair import NewtonRepair
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.pipeline import Pipeline
+from unlearnx.methods.preference import NPO, SimNPO
 from unlearnx.methods.random_perturbation import RandomPerturbation
 from unlearnx.methods.reapply import Reapply
 from unlearnx.methods.request import Request
@@ -24,6 +25,7 @@ from unlearnx.methods.second_order import SecondOrder
 from unlearnx.methods.sisa import SISA, SISACost, SISAOutcome
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.stochastic_teacher import StochasticTeacher
+from unlearnx.methods.task_vector import TaskVector
 from unlearnx.methods.verdict import judge
 
 METHODS: dict[str, type[Method]] = {
@@ -38,19 +40,23 @@ METHODS: dict[str, type[Method]] = {
     "k-fade": KFADE,
     "neg-grad": NegGrad,
     "newton-repair": NewtonRepair,
+    "npo": NPO,
     "random-perturbation": RandomPerturbation,
     "retrain": Retrain,
     "salun": SalUn,
     "scrub": SCRUB,
     "second-order": SecondOrder,
+    "simnpo": SimNPO,
     "ssd": SSD,
     "stochastic-teacher": StochasticTeacher,
+    "task-vector": TaskVector,
 }
 """The methods by their names on the command line."""
 
 __all__ = [
     "KFADE",
     "METHODS",
+    "NPO",
     "SCRUB",
     "SISA",
     "SSD",
@@ -76,7 +82,9 @@ __all__ = [
     "SISAOutcome",
     "SalUn",
     "SecondOrder",
+    "SimNPO",
     "StochasticTeacher",
+    "TaskVector",
     "forget",
     "judge",
 ]

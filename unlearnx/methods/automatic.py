@@ -23,7 +23,7 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.ssd import SSD
-from unlearnx.methods.strength import ABOVE, CHEAP, Kept
+from unlearnx.methods.strength import CHEAP, Kept
 from unlearnx.metrics.unseen import UnseenLevel, unseen_level
 
 Rank = tuple[bool, bool, bool, float, float]
@@ -93,7 +93,7 @@ class Automatic(Method):
             rank = _rank(outcome, cost)
             if best is None or rank < best[0]:
                 best = rank, type(method).__name__, outcome
-            if outcome.applied and cost <= CHEAP and _as_forgotten_as_can_be_told(outcome):
+            if outcome.applied and cost <= CHEAP and _as_forgotten_as_can_be_told(outcome, level):
                 break
         if best is None:
             assert refusal is not None, "there is a method to try"
@@ -103,9 +103,18 @@ class Automatic(Method):
         return replace(outcome, seconds=time.perf_counter() - start, gradient_evaluations=gradients, info=info)
 
     def _level(self, model: nn.Module, request: Request, pace: Pace) -> UnseenLevel:
-        if self.reference is None:
-            return super()._level(model, request, pace)
-        return unseen_level(model, request, self.reference, **pace.settings)
+        if isinstance(self.reference, nn.Module):
+            return unseen_level(model, request, self.reference, **pace.settings)
+        return super()._level(model, self._with_held_out(request), pace)
+
+    def _judge(self, before: nn.Module, outcome: Outcome, request: Request, level: UnseenLevel, pace: Pace) -> None:
+        super()._judge(before, outcome, self._with_held_out(request), level, pace)
+
+    def _with_held_out(self, request: Request) -> Request:
+        """The request, with the held-out data that the method was given."""
+        if self.reference is None or isinstance(self.reference, nn.Module):
+            return request
+        return request.with_held_out(self.reference)
 
     def _methods(self, model: nn.Module, request: Request, level: UnseenLevel) -> Iterator[Method]:
         """The methods in the order in which they are tried."""
@@ -143,9 +152,11 @@ def _rank(outcome: Outcome, cost: float) -> Rank:
     return not outcome.applied, cost > CHEAP and not forgot, not forgot, 0.0 if forgot else _distance(outcome), cost
 
 
-def _as_forgotten_as_can_be_told(outcome: Outcome) -> bool:
+def _as_forgotten_as_can_be_told(outcome: Outcome, level: UnseenLevel) -> bool:
     """Whether it is forgotten, or at the estimate where that is too rough for any model to be known to have."""
-    return outcome.forgotten == "yes" or (outcome.forgotten == "unknown" and _distance(outcome) <= ABOVE)
+    if outcome.forgotten == "unknown":
+        return level.accuracy is None or _distance(outcome) <= level.accuracy.leeway
+    return outcome.forgotten == "yes"
 
 
 def _distance(outcome: Outcome) -> float:

@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
 
-from unlearnx._batches import Nest
 from unlearnx._checks import check_fraction
-from unlearnx._data import size
 from unlearnx._losses import SampleLoss
-from unlearnx._pairs import Pair
 from unlearnx._per_sample import per_sample
-from unlearnx._sources import Changed
 from unlearnx.methods.base import Work
+from unlearnx.methods.both_sets import BothSets
 from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
@@ -74,7 +69,8 @@ class NegGrad(TrainedMethod):
     Raises:
         ValueError: ``weight`` is not in [0, 1].
 
-    Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023 ("NegGrad+").
+    Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023 ("NegGrad+"); with ``weight=0.5`` the
+    GradDiff of Maini et al., "TOFU", COLM 2024.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
@@ -94,22 +90,10 @@ class NegGrad(TrainedMethod):
         check_fraction(weight=self.weight)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
-        both: Dataset[Any] = ConcatDataset([work.request.trained_target, work.request.trained_forget_set])
-        total, forgotten = size(both), len(work.request.forget)
-        retained = total - forgotten
-        loss = SampleLoss(self.loss_fn)
-
-        def weighted(x: Nest, y: Nest, index: Tensor) -> Pair:
-            up, down = self.weight * total / retained, (self.weight - 1) * total / forgotten
-            return x, (y, torch.where(index < retained, up, down))
-
-        @per_sample
-        def weighted_loss(output: Any, y: tuple[Nest, Tensor]) -> Tensor:
-            return loss.each(output, y[0]) * y[1]
-
-        data = Changed(both, weighted)
+        both = BothSets(work.request)
+        loss_fn = both.loss(self.loss_fn, self.weight, lambda losses, _: (self.weight - 1) * losses)
 
         def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=weighted_loss)
+            self._train(work, info, epochs, rate * self.lr, data=both.data, loss_fn=loss_fn)
 
         return train

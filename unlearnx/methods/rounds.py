@@ -15,7 +15,7 @@ from unlearnx.methods.strength import BEARABLE, Gauge
 
 MOST_ROUNDS = 12  # of training, those that are undone included
 STEPS, FEW_STEPS = 16, 4  # of the optimizer in a round, at least; few where nothing teaches what stays
-MOST_SAMPLES = 16_384  # in an epoch of a round: whether the forget set is forgotten is seen long before all are read
+MOST_SAMPLES = 4096  # in an epoch of a round: of many rounds most only tell that the rate is too low
 FASTER, SLOWER, FASTEST = 2.0, 0.4, 32.0  # factors of the learning rate, and the greatest one
 LONGER, LONGEST = 2, 4  # factors of the epochs of a round
 HEALABLE = 0.2  # accuracy on what stays that a method may lose for a while if it trains on what stays as well

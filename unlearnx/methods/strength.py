@@ -19,7 +19,6 @@ from unlearnx.metrics.unseen import Level
 AUTO = "auto"
 FORGET_TRIED = 512  # most samples of the forget set that a trial looks at
 STAYS_TRIED = 1024  # most samples of what stays
-ABOVE = 0.01  # accuracy above the estimate at which the forget set counts as forgotten
 BELOW = 0.02  # accuracy below it at which it is avoided rather than forgotten
 BEARABLE = 0.005  # accuracy on what stays that may be lost without anything being done about it
 CHEAP = 0.01  # accuracy on what stays that may be lost where nothing else is to be tried
@@ -103,7 +102,7 @@ class Gauge:
         self._forget = some(forget, FORGET_TRIED, seed, batch_size)
         self._kept = Kept(stays, batch_size=batch_size, autocast=autocast, seed=seed)
         self._level = level
-        self.aim, self.floor = level.estimate + ABOVE, level.estimate - BELOW
+        self.aim, self.floor = level.estimate + level.leeway, level.estimate - BELOW
         self.at_start = self.accuracy()
         self._kept_at_start = self._kept.accuracy(model)
         self.limit = self.loss() + allowed

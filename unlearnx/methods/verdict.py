@@ -12,10 +12,11 @@ from unlearnx._checks import known_as
 from unlearnx._data import Data
 from unlearnx.methods.outcome import Verdict
 from unlearnx.methods.request import Request
+from unlearnx.metrics.advantage import advantage_by_chance, membership_advantage
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading
 from unlearnx.metrics.unseen import NEAR, Level, UnseenLevel, unseen_level
 
-READ = 2000  # most samples of the forget set that are looked at
+READ = 2000  # most samples of the forget set, and of held-out data, that are looked at
 MEASURES = {"accuracy": HIT, "confidence": PROBABILITY, "loss": LOSS}
 
 
@@ -47,7 +48,9 @@ def judge(
     Returns:
         ``"yes"``, ``"partly"``, ``"no"`` or ``"unknown"``, and the evidence: ``accuracy``, ``confidence`` (the mean
         probability of the labels, in [0, 1]) and mean ``loss`` in nats on the forget set, ``before``, ``after`` and of
-        an ``unseen`` model, with 95 % intervals; ``basis``, what these rest on; ``sentence``, the verdict in words.
+        an ``unseen`` model, with 95 % intervals; ``attack``, the advantage in [0, 1] of one that tells the forget set
+        from held-out data by a threshold on the loss (Yeom et al., CSF 2018), None without such data of its classes;
+        ``basis``, what these rest on; ``sentence``, the verdict in words.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
@@ -62,30 +65,43 @@ def judge(
         unseen = (
             reference if isinstance(reference, UnseenLevel) else unseen_level(before, request, reference, **settings)
         )
+    held_out = request.held_out if reference is None or isinstance(reference, nn.Module | UnseenLevel) else reference
     reader = Reader(batch_size, autocast, 0)
-    measured = []
-    for name, model in (("before", before), ("after", after)):
+
+    def read(name: str, model: nn.Module) -> tuple[Reading | None, Reading | None]:
         with known_as(model=name):
-            measured.append(_measures(reader.read(model, request.forget_set, READ)))
-    old, new = measured
-    levels = {"accuracy": unseen.accuracy, "confidence": unseen.confidence, "loss": unseen.loss}
+            forget = reader.read(model, request.forget_set, READ)
+            return forget, None if held_out is None else reader.read(model, held_out, READ)
+
+    first, last = read("before", before), read("after", after)
+    old, new, chance = _measures(*first), _measures(*last), _chance(*last)
+    levels = {"accuracy": unseen.accuracy, "confidence": unseen.confidence, "loss": unseen.loss, "attack": chance}
     evidence: dict[str, Any] = {
         "before": old,
         "after": new,
         "unseen": {name: None if level is None else vars(level) for name, level in levels.items()},
         "basis": unseen.basis,
     }
-    if old is None or new is None or unseen.accuracy is None:
-        return "unknown", {**evidence, "sentence": f"Whether the model has forgotten is not known. {unseen.basis}"}
-    pair = old["accuracy"], new["accuracy"]
-    verdict = _verdict(*pair, unseen.accuracy)
-    return verdict, {**evidence, "sentence": _sentence(verdict, *pair, unseen.accuracy)}
+    verdict: Verdict = "unknown"
+    sentence = f"Whether the model has forgotten is not known. {unseen.basis}"
+    if old is not None and new is not None and unseen.accuracy is not None:
+        pair = old["accuracy"], new["accuracy"]
+        verdict = _verdict(*pair, unseen.accuracy)
+        sentence = _sentence(verdict, *pair, unseen.accuracy)
+    if old is not None and new is not None and chance is not None:
+        sentence += _of_attack(old["attack"], new["attack"], chance)
+    return verdict, {**evidence, "sentence": sentence}
 
 
-def _measures(reading: Reading | None) -> dict[str, float] | None:
-    if reading is None:
+def _measures(forget: Reading | None, held_out: Reading | None) -> dict[str, Any] | None:
+    if forget is None:
         return None
-    return {name: float(reading.of_labels[row].mean()) for name, row in MEASURES.items()}
+    means = {name: float(forget.of_labels[row].mean()) for name, row in MEASURES.items()}
+    return {**means, "attack": None if held_out is None else membership_advantage(forget, held_out)}
+
+
+def _chance(forget: Reading | None, held_out: Reading | None) -> Level | None:
+    return None if forget is None or held_out is None else advantage_by_chance(forget, held_out)
 
 
 def _verdict(before: float, after: float, level: Level) -> Verdict:
@@ -117,4 +133,11 @@ def _sentence(verdict: Verdict, before: float, after: float, level: Level) -> st
     return (
         f"{said}: it gives its labels to {after:.1%} of it, {before:.1%} before, where {level.estimate:.1%} "
         f"({level.low:.1%} to {level.high:.1%}) are expected of one that never saw it."
+    )
+
+
+def _of_attack(before: float, after: float, chance: Level) -> str:
+    return (
+        f" An attack on the loss tells {after:.1%} of it from held-out data, {before:.1%} before, where "
+        f"{chance.estimate:.1%} (by chance up to {chance.high:.1%}) is expected."
     )

@@ -13,6 +13,7 @@ from unlearnx.metrics.classification import (
 from unlearnx.metrics.comparison import gap, runtime_ratio, tug_of_war
 from unlearnx.metrics.datamodelling import lds, losses_of_subsets
 from unlearnx.metrics.forgetting_quality import ForgettingQuality, forgetting_quality
+from unlearnx.metrics.language import answer_probability, extraction_strength, min_k, truth_ratio
 from unlearnx.metrics.lira import Estimate, LiRA, lira
 from unlearnx.metrics.membership import mia
 from unlearnx.metrics.memorization import CharacterModel, Exposure, complete, exposure, log_perplexity
@@ -21,6 +22,7 @@ from unlearnx.metrics.over_forgetting import over_forgetting
 from unlearnx.metrics.relearning import RelearnTime, relearn_time
 from unlearnx.metrics.saliency import saliency
 from unlearnx.metrics.skew_normal import SkewNormal
+from unlearnx.metrics.tofu import ForgetQuality, forget_quality, model_utility, rouge_l
 from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "ClassReport",
     "Estimate",
     "Exposure",
+    "ForgetQuality",
     "ForgettingQuality",
     "Level",
     "LiRA",
@@ -36,9 +39,12 @@ __all__ = [
     "UnseenLevel",
     "accuracy",
     "activation_distance",
+    "answer_probability",
     "complete",
     "confusion_matrix",
     "exposure",
+    "extraction_strength",
+    "forget_quality",
     "forgetting_quality",
     "gap",
     "interclass_confusion",
@@ -50,13 +56,17 @@ __all__ = [
     "losses_of_subsets",
     "mean_loss",
     "mia",
+    "min_k",
+    "model_utility",
     "over_forgetting",
     "per_class_report",
     "predict",
     "probabilities",
     "relearn_time",
+    "rouge_l",
     "runtime_ratio",
     "saliency",
+    "truth_ratio",
     "tug_of_war",
     "unseen_level",
     "zrf",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from unlearnx._arguments import checked
+from unlearnx._batches import Nest
 from unlearnx._data import Data
 from unlearnx._extras import extra
-from unlearnx.metrics.outputs import each_batch
+from unlearnx.metrics.outputs import answers, each_batch
 
 
 @checked
@@ -28,7 +31,7 @@ def over_forgetting(
     retrained one gets right?
 
     Args:
-        model: the unlearned model; maps x to class scores (N, classes) or (N, classes, ...).
+        model: the unlearned model; maps x to scores as for :func:`unlearnx.metrics.accuracy`.
         retrained: a model that never saw the forget set.
         forget: pairs (x, y).
         confidence: 1 minus the significance level of the test.
@@ -37,7 +40,8 @@ def over_forgetting(
 
     Raises:
         ImportError: SciPy is missing; it comes with ``unlearnx[experiments]``.
-        ValueError: `confidence` is outside of (0, 1), or the data is empty.
+        ValueError: `confidence` is outside of (0, 1), the data is empty, no label counts, or labels do not fit the
+            scores.
 
     Source: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020 (the effect); McNemar, "Note on the
     sampling error of the difference between correlated proportions or percentages", 1947.
@@ -53,11 +57,14 @@ def over_forgetting(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1")
 
-    def correct(own: Tensor, other: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([(output.argmax(1) == y).flatten() for output in (own, other)])
+    def correct(own: Any, other: Any, y: Nest) -> Tensor:
+        return torch.stack([_right(output, y) for output in (own, other)])
 
     models, names = (model, retrained), ("model", "retrained")
-    own, other = torch.cat(each_batch(models, forget, batch_size, autocast, correct, names=names), 1).cpu()
+    found = each_batch(models, forget, batch_size, autocast, correct, aligned=True, names=names)
+    own, other = torch.cat(found, 1).cpu()
+    if not own.numel():
+        raise ValueError("forget: no label counts, expected some to compare predictions with")
     lost, won = int((other & ~own).sum()), int((own & ~other).sum())
     if lost == 0:
         return None
@@ -69,3 +76,9 @@ def over_forgetting(
         f"{other.double().mean():.1%} (McNemar's exact test on {len(own)} samples: p = {p:.2g}). It forgot too much: "
         "its errors reveal which samples were forgotten."
     )
+
+
+def _right(output: Any, y: Nest) -> Tensor:
+    """For each label that counts, whether it is predicted."""
+    logs, labels, counts = answers(output, y)
+    return (logs.argmax(-1) == labels)[counts]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FITTED = 2000  # most samples that a classifier is fitted on
 MOST = 0.9  # share of right labels without which no loss is estimated
 READ = 1000  # most samples of the forget set, and of held-out data, that are read
+CLOSE = 0.01  # accuracy from the estimate that is close enough where it is well known
 NEAR = 0.05  # accuracy from the estimate, and twice as much from either end of its interval: no different
 
 
@@ -43,6 +44,11 @@ class Level:
     def furthest(self, value: float) -> float:
         """Distance of `value` to the farther end of the interval."""
         return round(max(abs(value - self.low), abs(value - self.high)), 12)
+
+    @property
+    def leeway(self) -> float:
+        """How close to the estimate is close enough: a tenth of the interval, from 1 point to 5."""
+        return min(NEAR, max(CLOSE, (self.high - self.low) / 10))
 
     def agrees(self, value: float) -> bool:
         """Whether an accuracy is within 5 points of the estimate, and within 10 of both ends of the interval."""

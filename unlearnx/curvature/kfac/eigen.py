@@ -14,8 +14,12 @@ MOST_ERROR = 1e-3  # of the basis in float32, from orthonormal; beyond it float6
 def eigenbasis(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (n,), ascending and at least zero, and eigenvectors in columns (n, n), in the matrix's dtype.
 
-    Large matrices are decomposed in float32, and in float64 where that fails. The same in every process.
+    Large matrices are decomposed in float32, and in float64 where that fails. The same in every process. Of matrices
+    that are stacked along a first dimension, values and vectors are stacked too.
     """
+    if covariance.dim() > 2:
+        each = [eigenbasis(matrix) for matrix in covariance]
+        return torch.stack([values for values, _ in each]), torch.stack([basis for _, basis in each])
     scale = covariance.diagonal().mean()
     scaled = covariance / scale if scale > 0 else covariance  # squares of tiny values would vanish
     scaled = (scaled + scaled.mT) / 2

@@ -18,7 +18,7 @@ from unlearnx.curvature.kfac.fingerprint import fingerprint
 from unlearnx.curvature.kfac.layers import Layer
 
 if TYPE_CHECKING:
-    from unlearnx.curvature.operators import CurvatureOperator
+    from unlearnx.curvature.rows import CurvatureRows
 
 MEAN_EIGENVALUES = 0.1  # the default damping of a layer, in units of the mean eigenvalue of its factors
 
@@ -29,7 +29,7 @@ class KroneckerBlock:
 
     Args:
         layer: the layer.
-        into: U_in (I, I), eigenvectors in columns; None for the identity.
+        into: U_in (I, I), eigenvectors in columns; None for the identity. Stacked as the layer says.
         out: U_out (O, O).
         values: the diagonal, (O, I).
     """
@@ -107,6 +107,10 @@ class Factors:
     def __init__(self, layout: Layout, blocks: list[Block], info: dict[str, Any], fisher_diagonal: Vector | None):
         self.layout, self.blocks, self.info, self.fisher_diagonal = layout, blocks, info, fisher_diagonal
 
+    def __repr__(self) -> str:
+        """What they are and of how many samples."""
+        return f"Factors({self.info['method']}, {self.info['fisher_type']}, {self.samples:,} samples)"
+
     @property
     def samples(self) -> int:
         """How many samples the factors were fitted on."""
@@ -173,7 +177,7 @@ class Factors:
         result = {name: t for block in self.blocks for name, t in block.apply(function, v).items()}
         return self.layout.rows("v", {name: result[name] for name in v})[0]
 
-    def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
+    def factors_for(self, operator: CurvatureRows) -> tuple[Factors, int]:
         """These factors, where they are of the operator's parameters; no passes over the data."""
         if self.layout.shapes != operator.layout.shapes:
             raise ValueError(

@@ -15,10 +15,15 @@ from unlearnx._files import write_atomically
 from unlearnx._vectors import Layout
 from unlearnx.curvature.kfac.factors import Block, DiagonalBlock, Factors, KroneckerBlock
 from unlearnx.curvature.kfac.fingerprint import fingerprint
-from unlearnx.curvature.kfac.layers import EmbeddingLayer, Layer
+from unlearnx.curvature.kfac.layers import EmbeddingLayer, GroupedLayer, Layer, SplitLayer
 
 FORMAT = "unlearnx.factors/1"
-LAYERS: dict[str, type[Layer]] = {"linear": Layer, "embedding": EmbeddingLayer}
+LAYERS: dict[str, type[Layer]] = {
+    "linear": Layer,
+    "embedding": EmbeddingLayer,
+    "grouped": GroupedLayer,
+    "split": SplitLayer,
+}
 
 
 def save_factors(factors: Factors, path: Path) -> None:
@@ -34,6 +39,10 @@ def save_factors(factors: Factors, path: Path) -> None:
         if isinstance(block, KroneckerBlock):
             kind = "embedding" if isinstance(block.layer, EmbeddingLayer) else "linear"
             entry = {"kind": kind, "weight": block.layer.weight, "bias": block.layer.bias}
+            if isinstance(block.layer, GroupedLayer):
+                entry |= {"kind": "grouped", "count": block.layer.groups}
+            if isinstance(block.layer, SplitLayer):
+                entry |= {"kind": "split", "count": block.layer.blocks}
             parts |= {"out": block.out} | ({} if block.into is None else {"into": block.into})
         described.append(entry)
         tensors |= {f"{k}.{part}": t.contiguous() for part, t in parts.items()}
@@ -69,7 +78,8 @@ def load_factors(path: Path, model: nn.Module) -> Factors:
         if entry["kind"] == "diagonal":
             blocks.append(DiagonalBlock(name, values))
             continue
-        layer = LAYERS[entry["kind"]](name, entry["bias"], torch.Size(own[name].shape))
+        count = (entry["count"],) if "count" in entry else ()
+        layer = LAYERS[entry["kind"]](name, entry["bias"], torch.Size(own[name].shape), *count)
         blocks.append(KroneckerBlock(layer, tensors.get(f"{k}.into"), tensors[f"{k}.out"], values))
     names = about["names"]
     diagonal = {name: tensors[f"diagonal.{name}"] for name in names if f"diagonal.{name}" in tensors}

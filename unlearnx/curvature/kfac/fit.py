@@ -76,7 +76,7 @@ def fit_factors(
             inputs, into = found.inputs / counted, None
             if not isinstance(layer, EmbeddingLayer):
                 inputs, into = eigenbasis(inputs)
-            blocks.append(KroneckerBlock(layer, into, out, outputs[:, None] * inputs))
+            blocks.append(KroneckerBlock(layer, into, out, outputs.unsqueeze(-1) * inputs.unsqueeze(-2)))
         if second:
             passes.second(blocks, advance)
             for block in blocks:

@@ -10,10 +10,13 @@ COLUMNS = 256  # of a block: enough for the speed of a matrix product, few enoug
 
 
 def add_gram_(total: Tensor, rows: Tensor) -> None:
-    """Add ``rows^T rows`` to the upper triangle of `total`; what is below it then means nothing."""
-    for start in range(0, len(total), COLUMNS):
-        part = rows[:, start : start + COLUMNS]
-        total[start : start + COLUMNS, start:].addmm_(part.T, rows[:, start:])
+    """Add ``rows^T rows`` to the upper triangle of `total`; what is below it then means nothing.
+
+    Both may be stacked along a first dimension.
+    """
+    for start in range(0, total.shape[-1], COLUMNS):
+        part, block = rows[..., start : start + COLUMNS], total[..., start : start + COLUMNS, start:]
+        (block.addmm_ if block.dim() == 2 else block.baddbmm_)(part.mT, rows[..., start:])
 
 
 def mirror_(total: Tensor) -> None:

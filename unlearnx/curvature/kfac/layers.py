@@ -24,6 +24,7 @@ from unlearnx.curvature.contributions import (
 )
 from unlearnx.ops._dtypes import compute_dtype
 
+MOST_OUTPUTS = 4096  # that have a factor in common: one of a decoder's 50,000 tokens would take 10 GB, and an hour
 ROW_BYTES = 1 << 24  # rows x that are made at a time: few enough for the CPU's caches, enough for fast products
 
 
@@ -44,6 +45,16 @@ class Layer:
     def names(self) -> tuple[str, ...]:
         """The parameters in the matrix."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """How many factors of outputs are side by side, as sizes of dimensions; none for a single one."""
+        return ()
+
+    @property
+    def stacked_inputs(self) -> tuple[int, ...]:
+        """The same for factors of inputs."""
+        return ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,11 +82,91 @@ class Layer:
             return
         x, dy = (t.to(wide) for t in contribution.images())
         dy = dy.movedim(1, -1).flatten(1, 2)
-        bytes_of_sample = dy.shape[1] * self.shape[1:].numel() * x.element_size()
+        bytes_of_sample = dy.shape[1] * x.shape[1] * self.shape[2:].numel() * x.element_size()
         step = max(1, ROW_BYTES // bytes_of_sample)
         for start in range(0, len(x), step):
             s = slice(start, start + step)
             yield s, _patches(x[s], contribution), dy[s]
+
+
+@dataclass(frozen=True)
+class GroupedLayer(Layer):
+    """A convolution in groups, which are convolutions side by side: for each a matrix (O / groups, I) of its own.
+
+    Args:
+        groups: how many there are.
+    """
+
+    groups: int
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """(groups,)."""
+        return (self.groups,)
+
+    @property
+    def stacked_inputs(self) -> tuple[int, ...]:
+        """(groups,)."""
+        return (self.groups,)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(O / groups, I)."""
+        o, i = super().size
+        return o // self.groups, i
+
+    def matrices(self, v: Vector) -> Tensor:
+        """(K, groups, O / groups, I)."""
+        return super().matrices(v).unflatten(1, (self.groups, -1))
+
+    def tensors(self, matrices: Tensor) -> Vector:
+        """The inverse of :meth:`matrices`."""
+        return super().tensors(matrices.flatten(1, 2))
+
+    def rows(self, contribution: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """As for :class:`Layer`, with x (groups, n, T, I) and dy (groups, n, T, O / groups)."""
+        for s, x, dy in super().rows(contribution):
+            x = x.unflatten(2, (-1, self.groups, self.shape[1])).permute(3, 0, 1, 2, 4).flatten(3)
+            yield s, x, dy.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3)
+
+
+@dataclass(frozen=True)
+class SplitLayer(Layer):
+    """A layer with many outputs: blocks of as many each have a factor of their own, and that of the inputs in common.
+
+    Args:
+        blocks: how many there are; the last may end in outputs that do not exist, whose gradients are zero.
+    """
+
+    blocks: int
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """(blocks,)."""
+        return (self.blocks,)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(outputs of a block, I)."""
+        o, i = super().size
+        return -(-o // self.blocks), i
+
+    @property
+    def _missing(self) -> int:
+        return self.blocks * self.size[0] - self.shape[0]
+
+    def matrices(self, v: Vector) -> Tensor:
+        """(K, blocks, outputs of a block, I)."""
+        return F.pad(super().matrices(v), (0, 0, 0, self._missing)).unflatten(1, (self.blocks, -1))
+
+    def tensors(self, matrices: Tensor) -> Vector:
+        """The inverse of :meth:`matrices`."""
+        return super().tensors(matrices.flatten(1, 2)[:, : self.shape[0]])
+
+    def rows(self, contribution: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """As for :class:`Layer`, with dy (blocks, n, T, outputs of a block)."""
+        for s, x, dy in super().rows(contribution):
+            yield s, x, F.pad(dy, (0, self._missing)).unflatten(2, (self.blocks, -1)).permute(2, 0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -100,8 +191,12 @@ def layer_of(name: str, shape: torch.Size, bias: str | None, contribution: Contr
     """The layer of a weight with such contributions; None for one whose gradients have no Kronecker factors."""
     if isinstance(contribution, EmbeddingWeight):
         return EmbeddingLayer(name, None, shape)
-    ungrouped = isinstance(contribution, ConvolutionWeight) and contribution.settings["groups"] == 1
-    return Layer(name, bias, shape) if ungrouped or isinstance(contribution, LinearWeight) else None
+    if isinstance(contribution, ConvolutionWeight) and contribution.settings["groups"] > 1:
+        return GroupedLayer(name, bias, shape, contribution.settings["groups"])
+    if not isinstance(contribution, (ConvolutionWeight, LinearWeight)):
+        return None
+    blocks = -(-shape[0] // MOST_OUTPUTS)
+    return Layer(name, bias, shape) if blocks <= 1 else SplitLayer(name, bias, shape, blocks)
 
 
 def is_its_bias(contribution: Any, bias: Contribution | None) -> bool:

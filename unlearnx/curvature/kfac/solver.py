@@ -15,9 +15,10 @@ from unlearnx._losses import Loss
 from unlearnx.curvature.kfac.factors import Factors
 from unlearnx.curvature.kfac.fit import fit_factors
 from unlearnx.curvature.kfac.statistics import APPROXIMATIONS
-from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 from unlearnx.curvature.solvers.preconditioner import approximate_inverse
-from unlearnx.curvature.solvers.solution import Solver, _LinearSystem
+from unlearnx.curvature.solvers.solution import Solver
+from unlearnx.curvature.solvers.system import System
 
 FISHER_TYPES = ("mc", "exact", "empirical")
 
@@ -26,17 +27,19 @@ FISHER_TYPES = ("mc", "exact", "empirical")
 class KFAC(Solver):
     """Kronecker factors of the Fisher information: of each layer ``E[dy dy^T] (x) E[x x^T]``.
 
-    One forward and backward pass over the data. Linear layers and convolutions without groups have factors, a bias
-    together with its weight, and so do embeddings, the projections of attention and the gates of recurrent layers; a
-    layer used several times has the positions of all uses. Everything else has its exact diagonal.
+    One forward and backward pass over the data. Linear layers and convolutions have factors, each group of a
+    convolution its own, a bias together with its weight, and so do embeddings, the projections of attention and the
+    gates of recurrent layers; a layer used several times has the positions of all uses. Of more than 4,096 outputs,
+    blocks of as many have factors of their own. Everything else has its exact diagonal.
 
     As a solver, it fits the factors of the operator's own model and data and applies their damped inverse, times the
     factor with which the residual is smallest; the operator must have a damping > 0. As ``preconditioner=`` of
     :class:`ConjugateGradient` or :class:`LiSSA` it makes an approximate inverse of the matrix that these iterate with.
 
     Args:
-        fisher_type: ``"mc"`` draws one label per sample from the model's softmax; ``"exact"`` takes the expectation
-            over all classes, with a backward pass for each; ``"empirical"`` takes the labels of the data.
+        fisher_type: ``"mc"`` draws one label per sample, or for each of its positions, from the model's softmax;
+            ``"exact"`` takes the expectation over all classes, with a backward pass for each class and position;
+            ``"empirical"`` takes the labels of the data.
         approximation: for layers with several positions a sample: ``"expand"`` takes each position for a sample of its
             own, ``"reduce"`` averages inputs and sums gradients over them. Embeddings are always expanded.
         tolerance: residual at which a solution counts as converged.
@@ -114,7 +117,7 @@ class KFAC(Solver):
             progress=progress,
         )
 
-    def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
+    def factors_for(self, operator: CurvatureRows) -> tuple[Factors, int]:
         """Factors of an operator's model and data, and the passes over the data that they took."""
         model, loss_fn, data = operator.problem()
         factors = self.fit(
@@ -128,7 +131,7 @@ class KFAC(Solver):
         )
         return factors, factors.info["passes"]
 
-    def _solve(self, system: _LinearSystem) -> Tensor | None:
+    def _solve(self, system: System) -> Tensor | None:
         if not system.norms.any():
             return None
         solved = approximate_inverse(self, type(self).__name__, system)(system.v)

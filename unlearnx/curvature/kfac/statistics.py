@@ -30,7 +30,7 @@ class Covariances:
         like: the layer's weight.
 
     Attributes:
-        inputs: (I, I); of an embedding, the tokens' counts (I,).
+        inputs: (I, I); of an embedding, the tokens' counts (I,). Stacked as the layer says.
         outputs: (O, O).
         counted: number of positions.
     """
@@ -38,9 +38,9 @@ class Covariances:
     def __init__(self, layer: Layer, approximation: str, like: Tensor):
         o, i = layer.size
         self.layer, self._reduce = layer, approximation == "reduce"
-        shape = (i,) if isinstance(layer, EmbeddingLayer) else (i, i)
+        shape = (i,) if isinstance(layer, EmbeddingLayer) else (*layer.stacked_inputs, i, i)
         self.inputs = torch.zeros(shape, dtype=compute_dtype(like), device=like.device)
-        self.outputs = torch.zeros(o, o, dtype=compute_dtype(like), device=like.device)
+        self.outputs = torch.zeros(*layer.stacked, o, o, dtype=compute_dtype(like), device=like.device)
         self.counted = torch.zeros((), dtype=torch.float64, device=like.device)
 
     def add(self, contribution: Any, labelled: Tensor | None, weight: Tensor | None, *, inputs: bool) -> None:
@@ -60,22 +60,24 @@ class Covariances:
             return
         sequence = isinstance(contribution, LinearWeight) and contribution.x[0, ..., 0].numel() > 1
         for s, x, dy in self.layer.rows(contribution):
-            counted = (dy != 0).any(2) if sequence else None
+            counted = (dy != 0).any(-1) if sequence else None
+            if counted is not None and counted.dim() > 2:
+                counted = counted.any(0)
             if counted is None and labelled is not None:
-                counted = labelled[s, None].expand(dy.shape[:2])
-            if self._reduce and dy.shape[1] > 1:
+                counted = labelled[s, None].expand(dy.shape[-3:-1])
+            if self._reduce and dy.shape[-2] > 1:
                 x, counted = _mean_of_counted(x, counted)
-                dy = dy.sum(1, keepdim=True)
+                dy = dy.sum(-2, keepdim=True)
             if inputs:
-                self._add_inputs(x.flatten(0, 1) if counted is None or counted.all() else x[counted])
+                self._add_inputs(x.flatten(-3, -2) if counted is None or counted.all() else x[..., counted, :])
             if weight is not None:
                 dy = dy * weight[s, None, None].to(dy).sqrt()
-            add_gram_(self.outputs, dy.flatten(0, 1))
+            add_gram_(self.outputs, dy.flatten(-3, -2))
 
     def _add_inputs(self, rows: Tensor) -> None:
-        i = rows.shape[1]
-        add_gram_(self.inputs[:i, :i], rows)
-        self._add_ones(rows.sum(0), len(rows))
+        i = rows.shape[-1]
+        add_gram_(self.inputs[..., :i, :i], rows)
+        self._add_ones(rows.sum(-2), rows.shape[-2])
 
     def _add_images(
         self, contribution: ConvolutionWeight, labelled: Tensor | None, weight: Tensor | None, inputs: bool
@@ -93,8 +95,8 @@ class Covariances:
     def _add_ones(self, sums: Tensor, count: int) -> None:
         """Add the products of the ones that stand for the bias with the sums of so many rows."""
         if self.layer.bias is not None:
-            self.inputs[:-1, -1] += sums
-            self.inputs[-1, -1] += count
+            self.inputs[..., :-1, -1] += sums
+            self.inputs[..., -1, -1] += count
         self.counted += count
 
     def _add_embedding(self, contribution: EmbeddingWeight, weight: Tensor | None, inputs: bool) -> None:
@@ -113,30 +115,30 @@ class Covariances:
     def finish(self) -> None:
         """Complete the sums once all samples are added: until then they are upper triangles."""
         mirror_(self.outputs)
-        if self.inputs.dim() == 2:
+        if self.inputs.dim() > 1:
             mirror_(self.inputs)
 
     def size(self) -> Tensor:
         """A number that is finite where both sums are."""
-        inputs = self.inputs if self.inputs.dim() == 1 else self.inputs.diagonal()
-        return inputs.sum(dtype=torch.float64) + self.outputs.diagonal().sum(dtype=torch.float64)
+        inputs = self.inputs if self.inputs.dim() == 1 else self.inputs.diagonal(dim1=-2, dim2=-1)
+        return inputs.sum(dtype=torch.float64) + self.outputs.diagonal(dim1=-2, dim2=-1).sum(dtype=torch.float64)
 
 
 def sees_every_pixel(convolution: ConvolutionWeight) -> bool:
     """Whether the window goes around every pixel of images large enough for :func:`add_patch_gram_` to be faster."""
     settings, window = convolution.settings, convolution.window()
     images = convolution.images()[0].shape
-    wanted = {"stride": (1, 1), "padding": tuple(size // 2 for size in window), "dilation": (1, 1)}
+    wanted = {"stride": (1, 1), "padding": tuple(size // 2 for size in window), "dilation": (1, 1), "groups": 1}
     around = all(settings[key] == value for key, value in wanted.items())
     return around and all(size % 2 for size in window) and patches_pay_off(images, window)
 
 
 def _mean_of_counted(x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Means (n, 1, I) of the counted rows of each sample, and which samples have any, (n, 1)."""
+    """Means (..., n, 1, I) of the counted rows of each sample, and which samples have any, (n, 1)."""
     if counted is None or counted.all():
-        return x.mean(1, keepdim=True), None
+        return x.mean(-2, keepdim=True), None
     total = counted.sum(1).clamp(min=1)
-    return (x.where(counted[..., None], 0).sum(1) / total[:, None]).unsqueeze(1), counted.any(1, keepdim=True)
+    return x.where(counted[..., None], 0).sum(-2, keepdim=True) / total[:, None, None], counted.any(1, keepdim=True)
 
 
 def add_rotated_squares(
@@ -150,7 +152,7 @@ def add_rotated_squares(
     Args:
         total: what is added to.
         layer: the layer.
-        bases: U_in (I, I), None for the identity, and U_out (O, O).
+        bases: U_in (I, I), None for the identity, and U_out (O, O); stacked as the layer says.
         contribution: to the gradients of the layer's weight.
         weight: factors of the samples, (N,); None for ones.
     """
@@ -163,24 +165,32 @@ def add_rotated_squares(
         total += squares.mT
         return
     assert into is not None
+    into = into.unsqueeze(-3) if layer.stacked_inputs else into
+    out = out.unsqueeze(-3) if layer.stacked else out
     for s, x, dy in layer.rows(contribution):
         dy = dy @ out
         part = None if weight is None else weight[s].to(dy)
-        if x.shape[1] == 1:  # the square of a product of one row each is the product of their squares
+        if x.dim() < dy.dim():  # blocks of outputs with their inputs in common
+            rotated = _rotated(x, into)
+            for block, own in zip(total, dy, strict=True):
+                block += linear_grad_sq(rotated, own, weight=part)
+            continue
+        if not layer.stacked and x.shape[1] == 1:
             squares = dy[:, 0].square()
+            # The square of a product of one row each is the product of their squares.
             total.addmm_((squares if part is None else squares * part[:, None]).T, _rotated(x, into)[:, 0].square_())
             continue
-        if x.shape[1] <= dy.shape[2]:
+        if not layer.stacked and x.shape[1] <= dy.shape[2]:
             total += linear_grad_sq(_rotated(x, into), dy, weight=part)
             continue
         gradients = dy.mT @ x
         if part is not None:
             gradients *= part.sqrt()[:, None, None]
             dy = dy * part.sqrt()[:, None, None]
-        rotated = gradients @ into[: x.shape[2]]
+        rotated = gradients @ into[..., : x.shape[-1], :]
         if layer.bias is not None:
-            rotated += dy.sum(1)[:, :, None] * into[-1]
-        total += rotated.square_().sum(0)
+            rotated += dy.sum(-2).unsqueeze(-1) * into[..., -1:, :]
+        total += rotated.square_().sum(-3)
 
 
 def _rotated(x: Tensor, basis: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from unlearnx._checks import check_at_least_one
 from unlearnx._distributed import broadcast_
 from unlearnx.curvature.solvers.preconditioner import Preconditioner, approximate_inverse
-from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
+from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver
+from unlearnx.curvature.solvers.system import System
 
 
 @dataclass(kw_only=True)
@@ -24,7 +25,7 @@ class _BlockIteration(Solver):
         super().__post_init__()
         check_at_least_one(iterations=self.iterations)
 
-    def _iterate(self, system: _LinearSystem, precondition: Callable[[Tensor], Tensor]) -> None:
+    def _iterate(self, system: System, precondition: Callable[[Tensor], Tensor]) -> None:
         residuals = system.v.clone()
         unsolved = (system.norms > 0).nonzero().flatten()
         directions = _orthonormal(precondition(residuals[unsolved]))
@@ -56,7 +57,7 @@ class _BlockIteration(Solver):
             directions = _orthonormal(next_directions - overlap.T @ directions)
         system.stopped = f"reached {self.iterations} iterations"
 
-    def _raise_indefinite(self, system: _LinearSystem, quotient: float) -> None:
+    def _raise_indefinite(self, system: System, quotient: float) -> None:
         spectrum = system.operator.spectrum(iterations=200, tolerance=1e-3, generator=torch.Generator().manual_seed(0))
         eigenvalue = min(quotient, spectrum.smallest)
         raise IndefiniteSystem(self, system.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
@@ -88,7 +89,7 @@ class ConjugateGradient(_BlockIteration):
 
     preconditioner: Preconditioner | None = None
 
-    def _solve(self, system: _LinearSystem) -> None:
+    def _solve(self, system: System) -> None:
         if self.preconditioner is None or not system.norms.any():
             return self._iterate(system, lambda rows: rows)
         return self._iterate(system, approximate_inverse(self.preconditioner, "ConjugateGradient", system))
@@ -136,7 +137,7 @@ class NystromPCG(_BlockIteration):
         super().__post_init__()
         check_at_least_one(rank=self.rank)
 
-    def _solve(self, system: _LinearSystem) -> None:
+    def _solve(self, system: System) -> None:
         damping = system.operator.damping
         if not damping > 0:
             raise ValueError("NystromPCG: the operator's damping is 0, expected a number > 0")
@@ -146,7 +147,7 @@ class NystromPCG(_BlockIteration):
         weights = ((values[-1] + damping) / (values + damping) - 1).to(basis)
         return self._iterate(system, lambda rows: rows + (rows @ basis.T * weights) @ basis)
 
-    def _approximation(self, system: _LinearSystem) -> tuple[Tensor, Tensor]:
+    def _approximation(self, system: System) -> tuple[Tensor, Tensor]:
         """Orthonormal rows U (r, P) and descending values (r,) with ``U^T diag(values) U`` close to C, undamped."""
         size = system.v.shape[1]
         generator = torch.Generator().manual_seed(self.seed)

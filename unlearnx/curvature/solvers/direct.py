@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
+from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver
+from unlearnx.curvature.solvers.system import System
 
 PRODUCTS_AT_ONCE = 32
 MAX_PARAMETERS = 1 << 14  # a matrix of 2 GiB in float64, and twice as much again while the system is solved
@@ -27,7 +28,7 @@ class Direct(Solver):
         True
     """
 
-    def _solve(self, system: _LinearSystem) -> None:
+    def _solve(self, system: System) -> None:
         size = system.v.shape[1]
         if size > MAX_PARAMETERS:
             raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlearnx._checks import LARGEST, check_at_least_one
 from unlearnx._distributed import broadcast_
-from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 from unlearnx.curvature.solvers.cuda_graph import can_capture
 from unlearnx.curvature.solvers.lissa_on_device import Batches, iterate_on_device
 from unlearnx.curvature.solvers.preconditioner import (
@@ -20,14 +20,15 @@ from unlearnx.curvature.solvers.preconditioner import (
     Preconditioner,
     approximate_inverse,
 )
-from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver, _LinearSystem
+from unlearnx.curvature.solvers.solution import IndefiniteSystem, Solver
+from unlearnx.curvature.solvers.stopping import Progress, StoppingRule
+from unlearnx.curvature.solvers.system import System
 from unlearnx.curvature.spectrum import NotFinite, lanczos
 from unlearnx.ops.lissa_step import lissa_step_
 
 MAX_SCALES_TRIED = 5  # by scale="auto"
 SCALE_GROWTH = 4.0  # factor from one of these scales to the next
 MAX_AUTO_ITERATIONS = 10_000  # by recursion_depth=None, where 100 passes over the data are not more
-CONVERGED = "converged"
 
 
 @dataclass
@@ -98,7 +99,7 @@ class LiSSA(Solver):
             patience=self.patience,
         )
 
-    def _solve(self, system: _LinearSystem) -> Tensor | None:
+    def _solve(self, system: System) -> Tensor | None:
         if not system.norms.any():
             return None
         generator = torch.Generator().manual_seed(self.seed)
@@ -119,7 +120,7 @@ class LiSSA(Solver):
                 break
         return residual
 
-    def _scale(self, system: _LinearSystem, generator: torch.Generator, inverse: ApproximateInverse | None) -> float:
+    def _scale(self, system: System, generator: torch.Generator, inverse: ApproximateInverse | None) -> float:
         if self.scale != "auto":
             return float(self.scale)
         if inverse is None:
@@ -134,7 +135,7 @@ class LiSSA(Solver):
             raise IndefiniteSystem(self, system.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
         return scale
 
-    def _depth(self, system: _LinearSystem, batches: int) -> int:
+    def _depth(self, system: System, batches: int) -> int:
         if self.recursion_depth is not None:
             return self.recursion_depth
         depth = 100 * batches
@@ -145,7 +146,7 @@ class LiSSA(Solver):
             depth = max(depth, math.ceil(math.log(2 / self.tolerance) / rate))
         return min(depth, max(100 * batches, MAX_AUTO_ITERATIONS))
 
-    def _average(self, system: _LinearSystem, generator: torch.Generator, inverse: ApproximateInverse | None) -> Tensor:
+    def _average(self, system: System, generator: torch.Generator, inverse: ApproximateInverse | None) -> Tensor:
         x = torch.zeros_like(system.v)
         for _ in range(self.num_repeat):
             x.add_(self._run(system, generator, inverse), alpha=1 / (system.scale * self.num_repeat))
@@ -153,14 +154,14 @@ class LiSSA(Solver):
                 break
         return x
 
-    def _run(self, system: _LinearSystem, generator: torch.Generator, inverse: ApproximateInverse | None) -> Tensor:
+    def _run(self, system: System, generator: torch.Generator, inverse: ApproximateInverse | None) -> Tensor:
         operator = system.operator
         batch_size = min(self.batch_size or len(operator), len(operator))
         depth = self._depth(system, math.ceil(len(operator) / batch_size))
         update_target = self.tolerance / 2 if self.scale == "auto" and batch_size == len(operator) else 0.0
         first = system.v if inverse is None else inverse(system.v)
-        rules = [_StoppingRule(size, self.patience) for size in (update_target * first.abs().sum(1)).tolist()]
-        progress = _Progress(system, rules, self.tolerance, depth)
+        rules = [StoppingRule(size, self.patience) for size in (update_target * first.abs().sum(1)).tolist()]
+        progress = Progress(system, rules, self.tolerance, depth)
         if inverse is not None:
             return self._preconditioned_loop(progress, first, inverse, batch_size, generator)
         damping = self.damping + operator.damping / system.scale  # the operator's damping, added without a product
@@ -175,7 +176,7 @@ class LiSSA(Solver):
         return h
 
     def _closed_form(
-        self, progress: _Progress, damping: float, batch_size: int, generator: torch.Generator
+        self, progress: Progress, damping: float, batch_size: int, generator: torch.Generator
     ) -> Tensor | None:
         """The whole run by the op for softmax regression, which knows the published stopping rule only; else None."""
         system, operator = progress.system, progress.system.operator
@@ -207,7 +208,7 @@ class LiSSA(Solver):
         return h
 
     def _device_loop(
-        self, progress: _Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
+        self, progress: Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
     ) -> None:
         """The run, or its first iterations, on a GPU that does not wait for the host."""
         operator = progress.system.operator
@@ -220,7 +221,7 @@ class LiSSA(Solver):
             generator.set_state(before)
 
     def _host_loop(
-        self, progress: _Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
+        self, progress: Progress, h: Tensor, damping: float, batch_size: int, generator: torch.Generator
     ) -> None:
         """The remaining iterations, with every update read by the host."""
         operator, v, scale = progress.system.operator, progress.system.v, progress.system.scale
@@ -241,7 +242,7 @@ class LiSSA(Solver):
 
     def _preconditioned_loop(
         self,
-        progress: _Progress,
+        progress: Progress,
         first: Tensor,
         inverse: ApproximateInverse,
         batch_size: int,
@@ -262,65 +263,6 @@ class LiSSA(Solver):
         return h
 
 
-def _between_roots(inverse: ApproximateInverse, operator: CurvatureOperator, row: Tensor) -> Tensor:
+def _between_roots(inverse: ApproximateInverse, operator: CurvatureRows, row: Tensor) -> Tensor:
     """``P^1/2 A P^1/2`` of a vector (P,): symmetric, with the eigenvalues of ``P A``."""
     return inverse.root(operator.products(inverse.root(row[None])))[0]
-
-
-class _Progress:
-    """Which right-hand sides of a run are active, how many iterations it took and why it ended."""
-
-    def __init__(self, system: _LinearSystem, rules: list[_StoppingRule], tolerance: float, depth: int):
-        self.system, self.rules, self.tolerance, self.depth = system, rules, tolerance, depth
-        self.active = list(range(len(rules)))
-        self.iteration = 0
-        system.stopped = f"reached {depth} iterations"
-
-    @property
-    def over(self) -> bool:
-        """Whether the run is over: no right-hand side is active, or all iterations are done."""
-        return not self.active or self.iteration >= self.depth
-
-    def record(self, updates: list[float], h: Tensor) -> bool:
-        """Record the updates of an iteration, NaN where there was none; `h` is the iterate after it.
-
-        Returns whether an update reached its ``update_target``, so that the residual of h was computed to decide.
-        """
-        self.iteration += 1
-        self.system.iterations += len(self.active)
-        self.system.history.append(updates)
-        reasons = {k: self.rules[k].reason_to_stop(updates[k]) for k in self.active}
-        small = [k for k in self.active if reasons[k] == CONVERGED]
-        if small:
-            for k, residual in zip(small, self.system.residuals(h[small] / self.system.scale, small), strict=True):
-                if residual > self.tolerance:  # the update's L1 norm is small, but the residual, an L2 norm, is not yet
-                    self.rules[k].update_target = updates[k] * self.tolerance / residual / 2
-                    reasons[k] = None
-        self.active = [k for k in self.active if reasons[k] is None]
-        if not self.active:
-            self.system.stopped = f"{reasons.popitem()[1]} at iteration {self.iteration}"
-        return bool(small)
-
-
-class _StoppingRule:
-    """When one right-hand side stops: by the published rule, or at an update of at most `update_target`.
-
-    The rule must stay the same as in csrc/common/patience.h.
-    """
-
-    def __init__(self, update_target: float, patience: int):
-        self.update_target, self.patience = update_target, patience
-        self.smallest, self.since_smallest = math.inf, 0
-
-    def reason_to_stop(self, update: float) -> str | None:
-        """Why the run is over after an update of this size, or None."""
-        if not math.isfinite(update):
-            return "not finite"
-        if update <= self.update_target:
-            return CONVERGED
-        if update > self.smallest and self.since_smallest >= self.patience:
-            return "updates no longer shrank"
-        if update < self.smallest:
-            self.smallest, self.since_smallest = update, 1
-        self.since_smallest += 1
-        return None

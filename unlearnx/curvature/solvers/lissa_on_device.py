@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from unlearnx.curvature.operators import CurvatureOperator
+from unlearnx.curvature.rows import CurvatureRows
 from unlearnx.curvature.solvers.cuda_graph import Replay, side_stream
+from unlearnx.curvature.solvers.stopping import Progress
 from unlearnx.ops.lissa_step import lissa_step_
-
-if TYPE_CHECKING:
-    from unlearnx.curvature.solvers.lissa import _Progress
 
 HOST_CHECK_EVERY = 16  # iterations after which the host reads the updates
 
 
 @torch.no_grad()
-def iterate_on_device(progress: _Progress, batches: Batches, h: Tensor, damping: float) -> None:
+def iterate_on_device(progress: Progress, batches: Batches, h: Tensor, damping: float) -> None:
     """Iterate ``h <- v + (1 - damping) h - C h / scale`` in place, h (K, P), until the run is over.
 
     Every right-hand side stops at the same iteration, with the same counts, as if the host had read each update. Where
@@ -31,7 +28,7 @@ def iterate_on_device(progress: _Progress, batches: Batches, h: Tensor, damping:
                 break
 
 
-def _until_half_have_stopped(progress: _Progress, batches: Batches, h: Tensor, damping: float) -> bool:
+def _until_half_have_stopped(progress: Progress, batches: Batches, h: Tensor, damping: float) -> bool:
     """Iterate the active rows of `h`; rows that stop still take part in the products, until half of them have stopped.
 
     Returns False where iterations cannot be captured in a CUDA graph.
@@ -57,7 +54,7 @@ def _until_half_have_stopped(progress: _Progress, batches: Batches, h: Tensor, d
 
 
 class Batches:
-    """The batches of :meth:`CurvatureOperator.minibatches`, copied one by one to memory at a fixed address.
+    """The batches of :meth:`CurvatureRows.minibatches`, copied one by one to memory at a fixed address.
 
     Args:
         operator: the operator of all samples.
@@ -72,7 +69,7 @@ class Batches:
 
     def __init__(
         self,
-        operator: CurvatureOperator,
+        operator: CurvatureRows,
         data: tuple[Tensor, Tensor],
         batch_size: int,
         generator: torch.Generator,
@@ -120,7 +117,7 @@ class DeviceState:
         indices: indices of these right-hand sides among all K.
     """
 
-    def __init__(self, progress: _Progress, h: Tensor, damping: float):
+    def __init__(self, progress: Progress, h: Tensor, damping: float):
         system = progress.system
         self.indices, self._all = list(progress.active), len(h)
         self._h, self._v = [h[k] for k in self.indices], [system.v[k] for k in self.indices]
@@ -133,7 +130,7 @@ class DeviceState:
         self._history = numbers.expand(HOST_CHECK_EVERY, -1).clone()
         self.resume(progress)
 
-    def resume(self, progress: _Progress) -> None:
+    def resume(self, progress: Progress) -> None:
         """Copy from the host which right-hand sides are active, and the state of their stopping rules."""
         rules = [progress.rules[k] for k in self.indices]
         self._active.copy_(torch.tensor([k in progress.active for k in self.indices]))
@@ -142,7 +139,7 @@ class DeviceState:
         self._since_smallest.copy_(torch.tensor([rule.since_smallest for rule in rules]))
         self._halted.zero_()
 
-    def step(self, batch: CurvatureOperator) -> None:
+    def step(self, batch: CurvatureRows) -> None:
         """One iteration, without waiting for the device. If the product raises, nothing has been changed."""
         split = self._layout.split
         products = batch.curvature([split(h) for h in self._h])
@@ -155,7 +152,7 @@ class DeviceState:
         self._apply_rules(running, torch.stack(steps).double())
 
     def _apply_rules(self, running: Tensor, update: Tensor) -> None:
-        """``_StoppingRule.reason_to_stop`` for the updates (K,) of the right-hand sides that are `running`."""
+        """``StoppingRule.reason_to_stop`` for the updates (K,) of the right-hand sides that are `running`."""
         small = running & (update <= self._update_target)
         over = (
             running

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from unlearnx.curvature.operators import CurvatureOperator
-from unlearnx.curvature.solvers.solution import _LinearSystem
+from unlearnx.curvature.rows import CurvatureRows
+from unlearnx.curvature.solvers.system import System
 
 if TYPE_CHECKING:
     from unlearnx.curvature.kfac.factors import Factors
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Preconditioner(Protocol):
     """What has, or fits, the factors of an operator: ``Factors``, ``EKFAC()`` or ``KFAC()``."""
 
-    def factors_for(self, operator: CurvatureOperator) -> tuple[Factors, int]:
+    def factors_for(self, operator: CurvatureRows) -> tuple[Factors, int]:
         """The factors, and how many passes over the data were taken to fit them."""
         ...
 
@@ -36,7 +36,7 @@ class ApproximateInverse:
         return self._factors.rows_applied(lambda values: (values + self._damping).rsqrt(), rows)
 
 
-def approximate_inverse(preconditioner: Preconditioner, user: str, system: _LinearSystem) -> ApproximateInverse:
+def approximate_inverse(preconditioner: Preconditioner, user: str, system: System) -> ApproximateInverse:
     """The damped inverse of the factors; passes over the data count as iterations.
 
     Raises:

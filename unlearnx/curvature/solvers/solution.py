@@ -1,4 +1,4 @@
-"""The parts that all solvers share: the linear system, and the solution with its residual."""
+"""Solvers and their solutions, each with its residual."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from unlearnx._arguments import check_fields
-from unlearnx._distributed import broadcast_
 from unlearnx._vectors import Vector
 from unlearnx.curvature.operators import CurvatureOperator
-
-RightHandSides = slice | list[int]  # indices of some of the right-hand sides
+from unlearnx.curvature.rows import CurvatureRows
+from unlearnx.curvature.solvers.system import System
 
 
 class IndefiniteSystem(ValueError):
@@ -35,9 +34,7 @@ class IndefiniteSystem(ValueError):
         True
     """
 
-    def __init__(
-        self, solver: object, operator: CurvatureOperator, eigenvalue: float, largest: float, error: float = 0.0
-    ):
+    def __init__(self, solver: object, operator: CurvatureRows, eigenvalue: float, largest: float, error: float = 0.0):
         self.eigenvalue = eigenvalue
         self.damping = operator.damping + max(1.1 * (error - eigenvalue), 1e-6 * largest, 1e-12)
         super().__init__(
@@ -137,16 +134,17 @@ class Solver:
             ValueError: keys or shapes of `v` are not those of the operator's parameters, or `v` is not finite.
             IndefiniteSystem: the solver found an eigenvalue that is not positive.
         """
-        rows, single = operator.layout.rows("v", v)
-        with operator.fixed():
-            system = _LinearSystem(operator, rows)
+        matrix, layout = operator.rows, operator.rows.layout
+        rows, single = layout.rows("v", v)
+        with matrix.fixed():
+            system = System(matrix, rows)
             if not system.norms.isfinite().all():
                 raise ValueError("v: has values that are NaN or infinite, or too large to be squared")
             residual = self._solve(system)
             if residual is None:
                 residual = system.residuals(system.x)
         return Solution(
-            operator.layout.vector(system.x, single),
+            layout.vector(system.x, single),
             system.iterations,
             float(residual[0]) if single else residual,
             bool((residual <= self.tolerance).all()),
@@ -156,35 +154,6 @@ class Solver:
             system.scale,
         )
 
-    def _solve(self, system: _LinearSystem) -> Tensor | None:
+    def _solve(self, system: System) -> Tensor | None:
         """Set ``system.x`` and ``system.stopped`` and count the products; return the residuals of x, or None."""
         raise NotImplementedError
-
-
-class _LinearSystem:
-    """The system ``A x = v`` while a solver works on it; vectors are rows (K, P)."""
-
-    def __init__(self, operator: CurvatureOperator, v: Tensor):
-        self.operator, self.v = operator, v
-        self.x = torch.zeros_like(v)
-        self.norms = broadcast_(v.norm(dim=1)).double().cpu()
-        self.extra_damping = 0.0  # which LiSSA adds to the operator's
-        self.iterations = 0
-        self.history: list[list[float]] = []
-        self.stopped = "the right-hand side is zero"
-        self.scale = 0.0
-
-    def products(self, rows: Tensor) -> Tensor:
-        """Products with the rows, counted as iterations."""
-        self.iterations += len(rows)
-        return self.operator.products(rows)
-
-    def relative_norms(self, rows: Tensor, which: RightHandSides = slice(None)) -> Tensor:
-        """Norms of rows divided by those of the right-hand sides, float64; not divided where the latter are zero."""
-        norms = broadcast_(rows.norm(dim=1)).double().cpu()
-        return torch.where(self.norms[which] > 0, norms / self.norms[which], norms)
-
-    def residuals(self, x: Tensor, which: RightHandSides = slice(None)) -> Tensor:
-        """Relative residuals of estimates x, by products that are not counted."""
-        image = self.operator.products(x).add_(x, alpha=self.extra_damping)
-        return self.relative_norms(image.sub_(self.v[which]), which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,14 @@ class _Measure:
     title: str
     share: bool = True
 
-    def show(self, measures: dict[str, float | None]) -> str:
+    def show(self, measures: dict[str, float | None], samples: int | None) -> str:
+        """The value; a share of so many samples with its interval."""
         value = measures.get(self.key)
         if value is None:
             return "-"
-        return f"{100 * value:.2f} %" if self.share else f"{value:.4f}"
+        if not self.share:
+            return f"{value:.4f}"
+        return f"{100 * value:.2f} %" + ("" if samples is None else _interval(value, samples))
 
 
 _ACCURACIES = {"forget": "forget set", "retain": "retain set", "test": "test", "test_forgotten": "test"}
@@ -34,6 +38,22 @@ _ATTACKS = {
 }
 
 
+def _interval(share: float, samples: int) -> str:
+    """The 95 % interval of a share of so many samples in per cent, after Wilson."""
+    from scipy.stats import binomtest  # not at the top: it takes long to import
+
+    low, high = binomtest(round(share * samples), samples).proportion_ci(method="wilson")
+    return f" ({100 * low:.1f} to {100 * high:.1f})"
+
+
+_EVIDENCE = {
+    "accuracy": "its labels are given",
+    "confidence": "mean probability of its labels",
+    "loss": "mean loss, nats",
+    "attack": "told from held-out data by its loss, beyond guessing",
+}
+
+
 def page(audit: dict[str, Any]) -> Page:
     """The page: the request, the method, measures before and after, the change of the weights, and all hashes."""
     return Page(
@@ -41,7 +61,8 @@ def page(audit: dict[str, Any]) -> Page:
         {},
         {
             "columns": list(audit["measures"]),
-            "rows": [(m.title, [m.show(values) for values in audit["measures"].values()]) for m in _measures(audit)],
+            "rows": _rows(audit, audit.get("sizes", {})),  # audits of earlier versions have none
+            "evidence": _evidence(audit),
             "cards": _cards(audit),
             "hashes": _hashes(audit),
             "settings": {k: v for k, v in audit["method"]["settings"].items() if k not in ("seed", "progress")},
@@ -53,9 +74,44 @@ def table(audit: dict[str, Any]) -> Table:
     """Measures before and after, for the terminal."""
     title = f"{audit['request']['points']:,} of {audit['request']['of']:,} samples to forget"
     table = terminal_table(title, "measure", *audit["measures"])
-    for measure in _measures(audit):
-        table.add_row(measure.title, *(measure.show(values) for values in audit["measures"].values()))
+    for title, cells in _rows(audit, {}):
+        table.add_row(title, *cells)
     return table
+
+
+def _rows(audit: dict[str, Any], sizes: Mapping[str, int]) -> list[tuple[str, list[str]]]:
+    """The measures with their values before, after and of a retrained model; of sets of known sizes with intervals."""
+    samples = {f"{name}_accuracy": n for name, n in sizes.items()}
+    if "forget" in sizes:
+        samples |= dict.fromkeys(("mia_salun", "mia_ssd"), sizes["forget"])  # both are shares of the forget set
+    return [
+        (m.title, [m.show(values, samples.get(m.key)) for values in audit["measures"].values()])
+        for m in _measures(audit)
+    ]
+
+
+def _evidence(audit: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """What the verdict rests on: measures before, after, and what is expected of a model that never saw the set."""
+    found = audit.get("evidence") or {}
+    if not found.get("before") or not found.get("after"):
+        return []
+    rows = []
+    for key, title in _EVIDENCE.items():
+        level = found["unseen"].get(key)
+        expected = "-" if level is None else f"{_shown(key, level['estimate'])} ({_ends(key, level)})"
+        rows.append((title, [*(_shown(key, found[when].get(key)) for when in ("before", "after")), expected]))
+    return rows
+
+
+def _shown(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if key == "loss" else f"{100 * value:.1f} %"
+
+
+def _ends(key: str, level: dict[str, float]) -> str:
+    unit = 1 if key == "loss" else 100
+    return " to ".join(f"{unit * level[end]:.{3 if key == 'loss' else 1}f}" for end in ("low", "high"))
 
 
 def _measures(audit: dict[str, Any]) -> list[_Measure]:

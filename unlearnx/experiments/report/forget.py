@@ -7,6 +7,7 @@ from typing import Any
 from unlearnx.experiments.report import forget_plots as plots
 from unlearnx.experiments.report.forget_table import comparison, table
 from unlearnx.experiments.report.frame import Page, refused
+from unlearnx.experiments.report.nearness import far_from_retraining
 from unlearnx.experiments.report.table_columns import (
     Cell,
     Column,
@@ -53,6 +54,7 @@ def page(result: dict[str, Any]) -> Page:
             "forget": column(result, "forget_accuracy"),
             "gap": column(result, "gap"),
             "speedup": speedup(result, result["winner"]) if result["winner"] else None,
+            "far": far_from_retraining(result, result["winner"]) if result["winner"] else [],
             "warnings": _warnings(result),
             "attacks": _attacks(result),
             "saliency": plots.saliency(result) if result["saliency"] else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from unlearnx.experiments.report.frame import named, new_table, terminal_table
+from unlearnx.experiments.report.nearness import far_from_retraining
 from unlearnx.experiments.report.table_columns import models_by_gap
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ def _verdict(result: dict[str, Any]) -> list[str]:
     lines = (
         ["± is half of the 95 % interval; report.html has those of all measures."] if len(result["runs"]) > 1 else []
     )
+    far = far_from_retraining(result, result["winner"])
     lines += [
-        f"Closest to retraining: {result['winner']}",
+        f"{'Smallest average gap' if far else 'Closest to retraining'}: {result['winner']}",
+        *(f"It is far from retraining in {one}" for one in far),
         f"Best trade-offs of gap and time (Pareto front): {', '.join(result['pareto'])}",
     ]
     for run in result["runs"]:

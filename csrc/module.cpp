@@ -22,8 +22,9 @@ Function* find(const char* name) {
 
 /// torch has to be imported before: the library is linked to it.
 void load(const std::string& path) {
-  library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) throw pybind11::import_error(dlerror());
+  void* const opened = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (opened == nullptr) throw pybind11::import_error(dlerror());
+  library = opened;
 }
 
 std::map<std::string, std::string> build_info() {

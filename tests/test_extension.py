@@ -31,7 +31,7 @@ def test_a_torch_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
     with pytest.raises(
         ImportError,
-        match=r"^unlearnx runs beside torch 2\.10 or later, but this is torch 2\.9\.1\+cu128: install a later",
+        match=r"^unlearnx needs torch 2\.10 or later, but this is torch 2\.9\.1\+cu128: install a later",
     ):
         _extension._load()
 

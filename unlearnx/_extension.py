@@ -28,7 +28,7 @@ def _obstacle(built_as: str) -> str | None:
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if release < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
-        return f"unlearnx runs beside torch {oldest} or later, but this is torch {torch.__version__}: install a later one"
+        return f"unlearnx needs torch {oldest} or later, but this is torch {torch.__version__}: install a later one"
     if built_as.startswith("cu") and not torch.version.cuda:
         return (
             f"this unlearnx is built as {built_as}, with CUDA kernels, but this is torch {torch.__version__}, without "

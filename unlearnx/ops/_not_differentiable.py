@@ -25,7 +25,7 @@ def _kernel(op):
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         if _recorded(args, kwargs):
             call = lambda: below(keyset, args, kwargs)  # noqa: E731
-            return _Refusal.apply(op.name(), call, *_tensors(args, kwargs))
+            return _Refusal.apply(op.name(), call, *_tensors(args, kwargs))  # type: ignore[attr-defined]
         return below(keyset, args, kwargs)
 
     return kernel

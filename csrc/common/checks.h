@@ -9,11 +9,24 @@
 
 namespace unlearnx {
 
-inline void check_strided(const char* op, const char* argument, const Tensor& t) {
+/// Names an entry of a list; written out in messages alone, for lists are long.
+struct Entry {
+  const char* list;
+  size_t index;
+};
+inline std::ostream& operator<<(std::ostream& out, const Entry& entry) {
+  return out << entry.list << '[' << entry.index << ']';
+}
+
+// An argument is named by text or as an Entry.
+
+template <typename Name>
+void check_strided(const char* op, const Name& argument, const Tensor& t) {
   UX_CHECK_VALUE(t.is_strided(), op, ": ", argument, " has layout ", t.layout_name(), ", expected a strided tensor");
 }
 
-inline void check_floating(const char* op, const char* argument, const Tensor& t) {
+template <typename Name>
+void check_floating(const char* op, const Name& argument, const Tensor& t) {
   const auto type = t.scalar_type();
   UX_CHECK_TYPE(type == kFloat || type == kDouble || type == kHalf || type == kBFloat16, op, ": ", argument,
                 " has dtype ", type, ", expected float32, float64, float16 or bfloat16");
@@ -38,14 +51,16 @@ inline int64_t checked_index(const char* op, const char* argument, int64_t index
   return index < 0 ? index + size : index;
 }
 
-inline void check_same_device(const char* op, const char* argument, const Tensor& t, const char* other,
-                              const Tensor& reference) {
+template <typename Name, typename Other>
+void check_same_device(const char* op, const Name& argument, const Tensor& t, const Other& other,
+                       const Tensor& reference) {
   UX_CHECK_VALUE(t.place() == reference.place(), op, ": ", argument, " is on ", t.place(), ", but ", other, " is on ",
                  reference.place());
 }
 
-inline void check_same_shape(const char* op, const char* argument, const Tensor& t, const char* other,
-                             const Tensor& reference) {
+template <typename Name, typename Other>
+void check_same_shape(const char* op, const Name& argument, const Tensor& t, const Other& other,
+                      const Tensor& reference) {
   UX_CHECK_VALUE(t.sizes() == reference.sizes(), op, ": ", argument, " has shape ", t.sizes(), ", expected ",
                  reference.sizes(), " as ", other);
 }
@@ -61,19 +76,19 @@ inline void check_paired(const char* op, const char* name, const TensorList& lis
   UX_CHECK_VALUE(list.size() == reference.size(), op, ": ", name, " has ", list.size(), " tensors, but ",
                  reference_name, " has ", reference.size());
   for (size_t i = 0; i < list.size(); ++i) {
-    const auto here = joined(name, "[", i, "]"), there = joined(reference_name, "[", i, "]");
-    check_floating(op, here.c_str(), list[i]);
-    check_same_device(op, here.c_str(), list[i], there.c_str(), reference[i]);
-    check_same_shape(op, here.c_str(), list[i], there.c_str(), reference[i]);
+    const Entry here{name, i}, there{reference_name, i};
+    check_floating(op, here, list[i]);
+    check_same_device(op, here, list[i], there, reference[i]);
+    check_same_shape(op, here, list[i], there, reference[i]);
   }
 }
 
 /// Checks the list that an op writes: floating dtype and one device for all.
 inline void check_written(const char* op, const char* name, const TensorList& list) {
   for (size_t i = 0; i < list.size(); ++i) {
-    const auto here = joined(name, "[", i, "]"), first = joined(name, "[0]");
-    check_floating(op, here.c_str(), list[i]);
-    check_same_device(op, here.c_str(), list[i], first.c_str(), list[0]);
+    const Entry here{name, i}, first{name, 0};
+    check_floating(op, here, list[i]);
+    check_same_device(op, here, list[i], first, list[0]);
   }
 }
 

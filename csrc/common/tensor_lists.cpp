@@ -6,20 +6,17 @@
 namespace unlearnx {
 
 Tensor ordered_as(const Tensor& t, const Tensor& reference) {
-  const Tensor plain = t.detached();
-  if (t.strides() == reference.strides()) return plain;
-  return empty_strided(reference.sizes(), reference.strides(), Like(t)).copy_(plain);
+  if (t.strides() == reference.strides()) return t;
+  return empty_strided(reference.sizes(), reference.strides(), Like(t)).copy_(t.detached());
 }
 
-Written::Written(const TensorList& tensors, Walk walk) {
+Written::Written(const TensorList& tensors, Walk walk) : originals_(tensors) {
   UX_CHECK(dispatch<bool>("unlearnx::_will_write", "", tensors), std::runtime_error,
            "Inplace update to inference tensor outside InferenceMode is not allowed");
   for (const auto& t : tensors) {
-    originals_.push_back(t.detached());
-    const Tensor& plain = originals_.back();
     const bool suits = walk == Walk::Memory ? t.is_non_overlapping_and_dense() : t.is_contiguous();
     if (!suits) copied_.push_back(dense_.size());
-    dense_.push_back(suits ? plain : plain.contiguous());
+    dense_.push_back(suits ? t : t.detached().contiguous());
   }
 }
 
@@ -30,7 +27,7 @@ TensorList Written::align(const TensorList& others) const {
 }
 
 void Written::finish() const {
-  for (const size_t i : copied_) originals_[i].copy_(dense_[i]);
+  for (const size_t i : copied_) originals_[i].detached().copy_(dense_[i]);
 }
 
 }  // namespace unlearnx

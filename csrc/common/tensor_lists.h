@@ -29,7 +29,7 @@ class Written {
   void finish() const;
 
  private:
-  TensorList originals_, dense_;  // unknown to autograd
+  TensorList originals_, dense_;
   std::vector<size_t> copied_;
 };
 

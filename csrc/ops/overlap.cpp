@@ -23,21 +23,24 @@ struct Span {
 Span span_of(const NamedList& list, size_t index) {
   const Tensor& t = list.tensors[index];
   const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  const Sizes sizes = t.sizes(), strides = t.strides();
   uintptr_t entries = 1;
-  for (int64_t d = 0; d < t.dim(); ++d) entries += (t.size(d) - 1) * t.stride(d);
+  for (size_t d = 0; d < sizes.size(); ++d) entries += (sizes[d] - 1) * strides[d];
   return {begin, begin + entries * t.itemsize(), &t, &list, index};
 }
 
 /// Whether strides alone tell that no two entries are one: each dimension steps over all that the smaller ones reach.
 bool apart_by_strides(const Tensor& t) {
-  std::vector<int64_t> order;
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) > 1) order.push_back(d);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return t.stride(a) < t.stride(b); });
+  if (t.is_contiguous()) return true;
+  const Sizes sizes = t.sizes(), strides = t.strides();
+  std::vector<size_t> order;
+  for (size_t d = 0; d < sizes.size(); ++d)
+    if (sizes[d] > 1) order.push_back(d);
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
   int64_t reach = 0;
-  for (const int64_t d : order) {
-    if (t.stride(d) <= reach) return false;
-    reach += (t.size(d) - 1) * t.stride(d);
+  for (const size_t d : order) {
+    if (strides[d] <= reach) return false;
+    reach += (sizes[d] - 1) * strides[d];
   }
   return true;
 }
@@ -49,12 +52,14 @@ class Marks {
 
   bool add(const Span& span) {
     const Tensor& t = *span.tensor;
-    std::vector<int64_t> place(t.dim(), 0);
+    const Sizes sizes = t.sizes(), strides = t.strides();
+    const int64_t entries = t.numel(), itemsize = t.itemsize(), dims = t.dim();
+    std::vector<int64_t> place(dims, 0);
     bool met = false;
-    for (int64_t entry = 0; entry < t.numel() && !met; ++entry) {
-      const auto offset = std::inner_product(place.begin(), place.end(), t.strides().begin(), int64_t{0});
-      met = mark(span.begin + offset * t.itemsize(), t.itemsize());
-      for (int64_t d = t.dim() - 1; d >= 0 && ++place[d] == t.size(d); --d) place[d] = 0;
+    for (int64_t entry = 0; entry < entries && !met; ++entry) {
+      const auto offset = std::inner_product(place.begin(), place.end(), strides.begin(), int64_t{0});
+      met = mark(span.begin + offset * itemsize, itemsize);
+      for (int64_t d = dims - 1; d >= 0 && ++place[d] == sizes[d]; --d) place[d] = 0;
     }
     return met;
   }

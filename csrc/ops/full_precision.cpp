@@ -7,7 +7,7 @@
 namespace unlearnx {
 
 FullPrecision::FullPrecision(const Tensor& t)
-    : cuda_(t.is_cuda()), switched_(dispatch<int64_t>("unlearnx::_enter_full_precision", "", cuda_)) {}
+    : cuda_(t.defined() && t.is_cuda()), switched_(dispatch<int64_t>("unlearnx::_enter_full_precision", "", cuda_)) {}
 
 FullPrecision::~FullPrecision() {
   if (switched_ == 0) return;

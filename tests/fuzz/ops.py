@@ -508,6 +508,9 @@ def judged(
 ) -> str | None:
     """Whether an error is one of ours: it names the op and the argument that was spoiled."""
     text = str(error)
+    if raw and isinstance(error, RuntimeError) and text.startswith("TypeError: "):  # as csrc/common/errors.h has it
+        error = TypeError(text.removeprefix("TypeError: "))
+        text = str(error)
     if "allocate memory" in text or isinstance(error, MemoryError):
         counts["no memory"] += 1
         return None

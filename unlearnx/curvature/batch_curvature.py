@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from unlearnx._functional import functional_call
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature.double_backward import TwiceDifferentiable
 from unlearnx.curvature.layers import Derivatives
+from unlearnx.curvature.linearised import zeros
 from unlearnx.curvature.samples import split_values
 from unlearnx.ops._recording import Recording
 
@@ -72,6 +73,8 @@ class BatchCurvature:
 class RecordedBatch(BatchCurvature):
     """A batch whose autograd graph is recorded once, in the constructor, and differentiated by every product."""
 
+    linear = False  # whether the model is differentiated only once
+
     def __init__(
         self,
         model: nn.Module,
@@ -85,16 +88,20 @@ class RecordedBatch(BatchCurvature):
         super().__init__(snapshot, samples)
         self.leaves = list(snapshot.leaves.values())
         self.flags = Recording()
-        mode = TwiceDifferentiable(Derivatives(self.flags, use_channels_last))
-        with torch.enable_grad():
-            with _differentiable_attention(), mode:
+        derivatives = Derivatives(self.flags, use_channels_last, linear=self.linear)
+        with torch.enable_grad(), _differentiable_attention():
+            with TwiceDifferentiable(derivatives):
                 output = rows(functional_call(model, (snapshot.leaves, snapshot.rest), *arguments(x)), count(y))
             self.flags.recording = True
-            with _differentiable_attention():
-                self._record(output, loss, y)
+            self._record(output, loss, y)
 
     def _record(self, output: Any, loss: SampleLoss, y: Nest) -> None:
         raise NotImplementedError
+
+    def _mean_loss(self, output: Any, loss: SampleLoss, y: Nest) -> Tensor:
+        """The sum of the losses divided by `samples`, in a form that is cheap to differentiate twice."""
+        with TwiceDifferentiable(Derivatives(Recording())):  # the loss may take gradients itself
+            return loss.total(output, y) / self.samples
 
     def products(self, vectors: Sequence[Values], *, keep: bool) -> Iterator[Sequence[Tensor | None]]:
         for k, v in enumerate(vectors):
@@ -126,10 +133,12 @@ class Hessian(RecordedBatch):
     """Hessian of the loss: the gradient is recorded, and a product differentiates it again."""
 
     def _record(self, output: Any, loss: SampleLoss, y: Nest) -> None:
-        objective = loss.total(output, y) / self.samples
+        objective = self._mean_loss(output, loss, y)
         self.gradient: Sequence[Tensor | None] = [None] * len(self.leaves)
         if objective.requires_grad:
-            self.gradient = torch.autograd.grad(objective, self.leaves, create_graph=True, allow_unused=True)
+            self.gradient = _without_values(
+                torch.autograd.grad(objective, self.leaves, create_graph=True, allow_unused=True)
+            )
 
     def product(self, v: Values, *, keep: bool) -> list[Tensor | None]:
         return list(self._backward(self.gradient, self.leaves, v, keep=keep))
@@ -145,11 +154,13 @@ class GaussNewton(RecordedBatch):
     u is the product ``J v``, without forward-mode differentiation.
     """
 
+    linear = True
+
     def _record(self, output: Any, loss: SampleLoss, y: Nest) -> None:
         given, output_of = split_rows(output, count(y))
         floating = [i for i, t in enumerate(given) if t.is_floating_point()]
         points = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
-        value = loss.total(output_of(points), y) / self.samples
+        value = self._mean_loss(output_of(points), loss, y)
         inputs = [points[i] for i in floating]
         gradients: Sequence[Tensor | None] = [None] * len(inputs)
         if value.requires_grad:
@@ -157,13 +168,13 @@ class GaussNewton(RecordedBatch):
         # Of a model that returns several tensors, those that the loss reads.
         used = [i for i, g in zip(floating, gradients, strict=True) if g is not None and given[i].requires_grad]
         self.outputs, self.points = [given[i] for i in used], [points[i] for i in used]
-        self.output_gradients = [g for i, g in zip(floating, gradients, strict=True) if g is not None and i in used]
-        self.u = [torch.zeros_like(t, requires_grad=True) for t in self.outputs]
+        self.output_gradients = _without_values(g for i, g in zip(floating, gradients, strict=True) if i in used)
+        self.u = [zeros(t, t.shape).requires_grad_() for t in self.outputs]
         self.transposed: Sequence[Tensor | None] = [None] * len(self.leaves)
         if self.outputs:
             self.flags.values = False
-            self.transposed = torch.autograd.grad(
-                self.outputs, self.leaves, self.u, create_graph=True, allow_unused=True
+            self.transposed = _without_values(
+                torch.autograd.grad(self.outputs, self.leaves, self.u, create_graph=True, allow_unused=True)
             )
 
     def product(self, v: Values, *, keep: bool) -> list[Tensor | None]:
@@ -181,6 +192,22 @@ class GaussNewton(RecordedBatch):
 
     def roots(self) -> list[Tensor]:
         return [t for t in (*self.outputs, *self.output_gradients, *self.transposed) if t is not None]
+
+
+class _WithoutValue(torch.autograd.Function):
+    """The graph of a tensor whose value is not used, and takes no memory."""
+
+    @staticmethod
+    def forward(ctx, t):
+        return zeros(t, t.shape)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+def _without_values(gradients: Iterable[Tensor | None]) -> list[Tensor | None]:
+    return [None if t is None else _WithoutValue.apply(t) for t in gradients]
 
 
 def _filled(t: Tensor | None, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnx.curvature.linearised import Linearised, apply_linearised, zeros
 from unlearnx.ops._recording import Recording
 
 
@@ -26,10 +27,12 @@ class Derivatives:
     Args:
         flags: which derivatives are needed; read during the backward passes.
         use_channels_last: give convolutions their input in channels-last memory order, the fastest on the CPU.
+        linear: only the model's linearisation is asked for, as by Gauss-Newton products.
     """
 
     flags: Recording
     use_channels_last: bool = False
+    linear: bool = False
 
     def of(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         """The layer's output; NotImplemented where torch's own function has to run."""
@@ -38,6 +41,18 @@ class Derivatives:
     def apply(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same without looking at the arguments."""
         return _Forward.apply(x, weight, bias, layer, self.flags)
+
+    def linearised(self, function: Linearised, *xs: Tensor | None) -> Any:
+        """The function's output; NotImplemented where second derivatives are needed, or torch's function has to run."""
+        if not self.linear or not can_differentiate(*(x for x in xs if x is not None)):
+            return NotImplemented
+        return apply_linearised(function, self.flags, *xs)
+
+    def of_parameter(self, function: Linearised, parameter: Tensor) -> Any:
+        """The output of a function that is linear in a parameter, its only input; NotImplemented as above."""
+        if not parameter.is_leaf or not parameter.requires_grad or not can_differentiate(parameter):
+            return NotImplemented
+        return apply_linearised(function, self.flags, parameter)
 
 
 class Layer:
@@ -95,16 +110,16 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, dy, x, weight, shapes, needed, layer, flags):
-        ctx.save_for_backward(dy, x, weight)
+        ctx.save_for_backward(dy if flags.values else None, x, weight)
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.flags = layer, flags
         if not flags.recording:
             return tuple(layer.gradients(dy, x, weight, needed))
         dx = None
         if needed[0]:
-            dx = layer.input_gradient(dy, x, weight) if flags.values else _zeros(dy, x.shape)
+            dx = layer.input_gradient(dy, x, weight) if flags.values else zeros(dy, x.shape)
         # Parameters are leaves, so that the values of their gradients are not used: only the graph behind them is.
-        return dx, *(_zeros(dy, shape) if need else None for need, shape in zip(needed[1:], shapes, strict=True))
+        return dx, *(zeros(dy, shape) if need else None for need, shape in zip(needed[1:], shapes, strict=True))
 
     @staticmethod
     def backward(ctx, to_dx, to_dweight, to_dbias):
@@ -124,23 +139,25 @@ class _Backward(torch.autograd.Function):
         return to_dy, to_x, to_weight, None, None, None, None
 
 
-def _zeros(like: Tensor, shape: torch.Size) -> Tensor:
-    """Zeros that take no memory, in place of a value that is not used."""
-    return like.new_zeros(()).expand(shape)
-
-
 def can_replace(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether a layer can run as ours: a parameter requires gradients, and no autocast, checkpoint or functorch
-    transform, which need torch's own functions, is active."""
+    """Whether a layer can run as ours: a parameter requires gradients, and nothing needs torch's own functions."""
     parameters = [t for t in (weight, *others) if t is not None]
     return (
-        torch.is_grad_enabled()
-        and all(t.is_leaf for t in parameters)
+        all(t.is_leaf for t in parameters)
         and any(t.requires_grad for t in parameters)
-        and all(t.dtype == x.dtype and t.is_floating_point() for t in (x, *parameters))
-        and not torch.is_autocast_enabled(x.device.type)
+        and can_differentiate(x, *parameters)
+    )
+
+
+def can_differentiate(*xs: Tensor) -> bool:
+    """Whether a function of tensors of one dtype can run as ours: no autocast, checkpoint or functorch transform, which
+    need torch's own functions, is active."""
+    return (
+        torch.is_grad_enabled()
+        and all(t.dtype == xs[0].dtype and t.is_floating_point() for t in xs)
+        and not torch.is_autocast_enabled(xs[0].device.type)
         and not inside_checkpoint()
-        and not torch._C._are_functorch_transforms_active()  # they need more methods than _Forward has
+        and not torch._C._are_functorch_transforms_active()  # they need more methods than our functions have
     )
 
 

@@ -1,12 +1,14 @@
 """Rules: functions for whose parameters derivatives follow from inputs and output gradients; a file a family."""
 
 from unlearnx.curvature.rules import (
+    activation,
     attention,
     convolution,
     elementwise,
     embedding,
     expanded,
     linear,
+    losses,
     normalisation,
     products,
     recurrent,
@@ -14,12 +16,14 @@ from unlearnx.curvature.rules import (
 from unlearnx.curvature.rules.own import register_rule
 
 __all__ = [
+    "activation",
     "attention",
     "convolution",
     "elementwise",
     "embedding",
     "expanded",
     "linear",
+    "losses",
     "normalisation",
     "products",
     "recurrent",

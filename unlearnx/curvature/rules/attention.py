@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from unlearnx.curvature.layers import Derivatives
+from unlearnx.curvature.linearised import Linearised, torch_gradients
 from unlearnx.curvature.places import Place
 from unlearnx.curvature.rules.linear import linear_of
 from unlearnx.curvature.rules.registry import Recorder, Rule, rule_of
 
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
@@ -97,3 +102,75 @@ def _mask(
         keys = added(padding)[:, None, None, :]
         total = keys if total is None else total + keys
     return total
+
+
+@rule_of(F.scaled_dot_product_attention)
+@dataclass
+class DotProductAttention(Rule):
+    """``F.scaled_dot_product_attention``."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    def twice(self, derivatives: Derivatives) -> Any:
+        inputs, mask = (self.query, self.key, self.value), self.attn_mask
+        if self.dropout_p > 0 or (mask is not None and mask.requires_grad):
+            return NotImplemented
+        if any(t.dim() < 3 for t in inputs) or not all(t.requires_grad for t in inputs):
+            return NotImplemented
+        if mask is not None and mask.dtype not in (torch.bool, self.query.dtype):
+            return NotImplemented
+        groups = self.query.shape[-3] // self.key.shape[-3] if self.enable_gqa else 1
+        return derivatives.linearised(_Mixed(mask, self.is_causal, self.scale, groups), *inputs)
+
+
+@dataclass
+class _Mixed(Linearised):
+    """Values mixed by attention. Its weights, which grow with the square of the length, are not kept."""
+
+    mask: Tensor | None
+    is_causal: bool
+    scale: float | None
+    groups: int  # heads of queries to one of keys and values
+
+    def value(self, query, key, value):
+        return F.scaled_dot_product_attention(
+            query, key, value, self.mask, is_causal=self.is_causal, scale=self.scale, enable_gqa=self.groups > 1
+        )
+
+    def gradients(self, dy, xs, needed):
+        with sdpa_kernel(BACKENDS):  # those that are differentiated once only
+            return torch_gradients(self, dy, xs, needed, again=False)
+
+    def tangent(self, changes, xs):
+        (query, key, value), (of_query, of_key, of_value) = self._by_head(xs), self._by_head(changes)
+        scale = self.scale or query.shape[-1] ** -0.5
+        scores = (query @ key.mT).mul_(scale)
+        if self.is_causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
+            scores.masked_fill_(later, -torch.inf)
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            scores.masked_fill_(~self.mask, -torch.inf)
+        elif self.mask is not None:
+            scores = scores + self.mask
+        weights = torch._safe_softmax(scores, -1)
+        total = None if of_value is None else weights @ of_value
+        steps = [a @ b.mT for a, b in ((of_query, key), (query, of_key)) if a is not None and b is not None]
+        if not steps:
+            return total
+        step = weights * sum(steps[1:], steps[0]).mul_(scale)
+        step -= weights * step.sum(-1, keepdim=True)
+        return step @ value if total is None else total.add_(step @ value)
+
+    def _by_head(self, tensors: Sequence[Tensor | None]) -> Sequence[Any]:
+        """Queries, keys and values, these once for every head of the queries."""
+        if self.groups == 1:
+            return tensors
+        query, *others = tensors
+        return [query, *(t if t is None else t.repeat_interleave(self.groups, -3) for t in others)]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from unlearnx.curvature.contributions import StoredGradients
+from unlearnx.curvature.layers import Derivatives
+from unlearnx.curvature.linearised import Linearised
 from unlearnx.curvature.places import tensors_of
 from unlearnx.curvature.rules.registry import Parts, Recorder, Rule, rule_of
 from unlearnx.ops._dtypes import compute_dtype
@@ -21,6 +23,7 @@ FUNCTIONS = (
     *("add", "addcdiv", "addcmul", "div", "lerp", "maximum", "minimum", "mul", "pow", "rsub", "sub", "where"),
     *("atan2", "copysign", "divide", "hypot", "logaddexp", "multiply", "subtract", "true_divide", "xlogy"),
 )
+PRODUCTS = ("mul", "multiply")
 REFLECTED = ("__rdiv__", "__rpow__", "__rsub__", "__rtruediv__")
 
 
@@ -51,6 +54,52 @@ class Elementwise(Rule):
             return _by_sample(tape, t, back, size) if isinstance(t, Tensor) and tape.is_weight(t) else t
 
         return self.function(*map(spread, self.args), **{name: spread(t) for name, t in self.kwargs.items()})
+
+    def twice(self, derivatives: Derivatives) -> Any:
+        name = self.function.__name__
+        if self.kwargs or len(self.args) != 2 or not isinstance(self.args[0], Tensor) or not self.args[0].requires_grad:
+            return NotImplemented
+        x, other = self.args
+        if name == "pow" and isinstance(other, (int, float)) and other > 1:
+            return derivatives.linearised(_Power(other), x)
+        if name in PRODUCTS and isinstance(other, Tensor) and other.requires_grad:
+            return derivatives.linearised(_Multiplication(), x, other)
+        return NotImplemented
+
+
+class _Power(Linearised):
+    """A power above the first of every entry."""
+
+    def __init__(self, exponent: float):
+        self.exponent = exponent
+
+    def value(self, x):
+        return x**self.exponent
+
+    def tangent(self, changes, xs):
+        slope = xs[0] if self.exponent == 2 else xs[0] ** (self.exponent - 1)
+        return changes[0] * slope * self.exponent
+
+    def gradients(self, dy, xs, needed):
+        return [self.tangent([dy], xs)]
+
+
+class _Multiplication(Linearised):
+    """``a * b``, which broadcasts."""
+
+    def value(self, a, b):
+        return a * b
+
+    def tangent(self, changes, xs):
+        (of_a, of_b), (a, b) = changes, xs
+        if of_a is None or of_b is None:
+            return of_a * b if of_b is None else a * of_b
+        change = of_a * b
+        wide = torch.broadcast_shapes(a.shape, b.shape)
+        return change.addcmul_(a, of_b) if change.shape == wide else change + a * of_b
+
+    def gradients(self, dy, xs, needed):
+        return [(dy * other).sum_to_size(x.shape) for x, other in zip(xs, reversed(xs), strict=True)]
 
 
 def _by_sample(tape: Recorder, weight: Tensor, back: int, size: int) -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnx.curvature.contributions import EmbeddingWeight
+from unlearnx.curvature.layers import Derivatives
+from unlearnx.curvature.linearised import Linearised
 from unlearnx.curvature.rules.registry import Parts, Recorder, Rule, rule_of
 
 
@@ -38,3 +41,29 @@ class Embedding(Rule):
             yield weight, EmbeddingWeight(tokens, place.first(dy, samples), len(weight), padding_idx)
 
         return tape.watch(output, (weight,), contributions)
+
+    def twice(self, derivatives: Derivatives) -> Any:
+        if self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
+            return NotImplemented
+        padding_idx = None if self.padding_idx is None else self.padding_idx % len(self.weight)
+        return derivatives.of_parameter(_Rows(self.input, padding_idx), self.weight)
+
+
+class _Rows(Linearised):
+    """Rows of a matrix, of which that of the padding is constant."""
+
+    def __init__(self, rows: Tensor, padding_idx: int | None):
+        self.rows, self.padding_idx = rows, padding_idx
+
+    def value(self, weight):
+        return F.embedding(self.rows, weight)
+
+    def tangent(self, changes, xs):
+        change = F.embedding(self.rows, changes[0])
+        return (
+            change if self.padding_idx is None else change.masked_fill_((self.rows == self.padding_idx)[..., None], 0)
+        )
+
+    def gradients(self, dy, xs, needed):
+        padding = -1 if self.padding_idx is None else self.padding_idx
+        return [torch.ops.aten.embedding_dense_backward(dy, self.rows, len(xs[0]), padding, False)]

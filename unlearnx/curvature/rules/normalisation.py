@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from unlearnx.curvature.contributions import StoredGradients
 from unlearnx.curvature.layers import Derivatives, Layer
+from unlearnx.curvature.linearised import Linearised
 from unlearnx.curvature.rules.registry import Parts, Recorder, Rule, rule_of
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops.scale_shift_grad import scale_shift_grad_diff
@@ -122,6 +123,11 @@ class LayerNorm(_ScaleShift):
     def value(self, x, weight, bias):
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
+    def twice(self, derivatives: Derivatives) -> Any:
+        if self.weight is None or len(self.normalized_shape) != 1:
+            return NotImplemented
+        return derivatives.linearised(_LastDimensionNormalised(self.eps), self.input, self.weight, self.bias)
+
 
 @rule_of(F.rms_norm)
 @dataclass
@@ -174,3 +180,26 @@ class FrozenBatchNorm(Layer):
             return scale_shift_grad_diff(x, dy, dim=1)
         dims = [d for d in range(x.dim()) if d != 1]
         return (dy * x).sum(dims), dy.sum(dims)
+
+
+class _LastDimensionNormalised(Linearised):
+    """Layer norm along the last dimension."""
+
+    def __init__(self, eps: float):
+        self.eps = eps
+
+    def value(self, x, weight, bias):
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
+    def tangent(self, changes, xs):
+        (of_x, of_weight, of_bias), (x, weight, _) = changes, xs
+        normalised, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, self.eps)
+        change = None if of_weight is None else normalised * of_weight
+        if of_x is not None:
+            step = of_x - of_x.mean(-1, keepdim=True)
+            step -= normalised * (normalised * of_x).mean(-1, keepdim=True)
+            step = step.mul_(rstd).mul_(weight)
+            change = step if change is None else change.add_(step)
+        if of_bias is None:
+            return change
+        return of_bias.expand_as(x) if change is None else change.add_(of_bias)

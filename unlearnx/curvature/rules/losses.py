@@ -1,0 +1,116 @@
+"""The cross-entropy, whose second derivative with respect to the scores is known in closed form.
+
+Neither log-probabilities nor anything else of the size of the scores is kept, which may be those of every token of a
+vocabulary at every position: the scores themselves are there, and a number a position makes probabilities of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unlearnx._labels import IGNORED
+from unlearnx.curvature.layers import Derivatives, can_differentiate
+from unlearnx.curvature.rules.registry import Rule, rule_of
+
+BLOCK_BYTES = 1 << 20  # of scores that are worked on at once
+
+
+@rule_of(F.cross_entropy)
+@dataclass
+class CrossEntropy(Rule):
+    """``F.cross_entropy`` with classes for labels."""
+
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None = None
+    size_average: bool | None = None
+    ignore_index: int = IGNORED
+    reduce: bool | None = None
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+
+    def twice(self, derivatives: Derivatives) -> Any:
+        plain = self.weight is None and self.size_average is None and self.reduce is None and not self.label_smoothing
+        if not plain or self.input.dim() < 2 or self.target.is_floating_point() or not self._labels_fit():
+            return NotImplemented
+        if not self.input.requires_grad or not can_differentiate(self.input):
+            return NotImplemented
+        counted = self.target != self.ignore_index
+        losses = _Losses.apply(self.input.movedim(1, -1), self.target.where(counted, 0), counted)
+        if self.reduction == "none":
+            return losses
+        return losses.sum() / counted.sum() if self.reduction == "mean" else losses.sum()
+
+    def _labels_fit(self) -> bool:
+        """Whether torch would take the labels; a GPU, whose answer would have to be waited for, finds out itself."""
+        scores, target = self.input, self.target
+        if target.shape != scores.shape[:1] + scores.shape[2:] or self.reduction not in ("none", "mean", "sum"):
+            return False
+        valid = ((target >= 0) & (target < scores.shape[1])) | (target == self.ignore_index)
+        return target.dtype == torch.int64 and (target.device.type != "cpu" or bool(valid.all()))
+
+
+class _Losses(torch.autograd.Function):
+    """The losses of scores (..., classes) with labels (...), those that are not `counted` being zero."""
+
+    @staticmethod
+    def forward(ctx, scores, labels, counted):
+        log_sum = torch.empty_like(labels, dtype=scores.dtype)
+        for i in _blocks(scores):
+            log_sum[i] = scores[i].logsumexp(-1)
+        ctx.save_for_backward(scores, log_sum, labels, counted)
+        return (log_sum - scores.gather(-1, labels[..., None])[..., 0]) * counted
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _Slopes.apply(dy, *ctx.saved_tensors), None, None
+
+
+class _Slopes(torch.autograd.Function):
+    """Gradients of the losses with respect to the scores: ``dy (p - e_label)`` with probabilities p."""
+
+    @staticmethod
+    def forward(ctx, dy, scores, log_sum, labels, counted):
+        ctx.save_for_backward(dy, scores, log_sum, labels, counted)
+        slopes, factor = torch.empty_like(scores), (dy * counted)[..., None]
+        for i in _blocks(scores):
+            torch.mul(_probabilities(scores[i], log_sum[i]), factor[i], out=slopes[i])
+        return slopes.scatter_add_(-1, labels[..., None], -factor)
+
+    @staticmethod
+    def backward(ctx, change):
+        dy, scores, log_sum, labels, counted = ctx.saved_tensors
+        if torch.is_grad_enabled():  # by autograd, for third derivatives
+            p = scores.softmax(-1)
+            mean = (p * change).sum(-1, keepdim=True)
+            to_dy = (mean - change.gather(-1, labels[..., None]))[..., 0] * counted
+            return to_dy, p * (change - mean) * (dy * counted)[..., None], None, None, None
+        to_dy, to_scores, factor = torch.empty_like(dy), torch.empty_like(scores), (dy * counted)[..., None]
+        for i in _blocks(scores):
+            p, t = _probabilities(scores[i], log_sum[i]), change[i]
+            mean = torch.linalg.vecdot(p, t)[..., None]
+            torch.mul((t - mean).mul_(factor[i]), p, out=to_scores[i])
+            to_dy[i] = (mean - t.gather(-1, labels[i][..., None]))[..., 0]
+        return to_dy * counted, to_scores, None, None, None
+
+
+def _probabilities(scores: Tensor, log_sum: Tensor) -> Tensor:
+    return (scores - log_sum[..., None]).exp_()
+
+
+def _blocks(scores: Tensor) -> Iterator[tuple[slice, ...]]:
+    """Indices of parts of scores (..., classes) that have about BLOCK_BYTES, but all classes of a position."""
+    row = scores[0].nbytes if len(scores) else 0
+    if row > BLOCK_BYTES and scores.dim() > 2:
+        for k in range(len(scores)):
+            yield from ((slice(k, k + 1), *rest) for rest in _blocks(scores[k]))
+        return
+    step = max(1, BLOCK_BYTES // max(1, row))
+    for start in range(0, len(scores), step):
+        yield (slice(start, start + step),)

@@ -46,7 +46,7 @@ def _load():
         from unlearnx import _C  # type: ignore[attr-defined]
 
         _C.load(str(LIBRARY))
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # the latter of a module from before the library was apart
         built = f"built as {built_as}" if built_as else "not compiled"
         raise ImportError(
             f"unlearnx is {built} and does not load ({error}); this is torch {torch.__version__}: rebuild it in "

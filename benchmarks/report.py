@@ -491,6 +491,40 @@ def untuned_cells() -> list[list[dict[str, Any]]]:
     return list(cells.values())
 
 
+SOLVER_MEASURES = {
+    "poison-cifar": {"restored": "lost accuracy restored", "test_accuracy": "test accuracy"},
+    "forget-class-digits": {"gap": "gap", "forget_accuracy": "forget", "test_accuracy": "test"},
+    "canary-alice": {"exposure": "exposure, bits", "accuracy": "training accuracy"},
+}
+SOLVER_COSTS = {"residual": ".2g", "products": ".0f", "seconds": ".1f"}
+
+
+def solvers(study: str) -> str:
+    """The same direction found in several ways: what is forgotten, how well the system is solved, and what it costs."""
+    measures = SOLVER_MEASURES[study]
+    rows = []
+    for way, found in read("solvers")["summary"][study].items():
+        bits = {"exposure": f"{exposure_bits(found):.1f}"} if "exposure" in measures else {}
+        cells = [bits.get(key) or percent(found[key]) for key in measures]
+        cost = [f"{found[key]:{form}}" if key in found else "" for key, form in SOLVER_COSTS.items()]
+        rows.append([way, *cells, *cost])
+    return markdown(["", *measures.values(), "residual", "products", "seconds"], rows)
+
+
+def datamodelling() -> str:
+    """How well scores of training samples predict what training on parts of the data does, and find wrong labels."""
+    studies = read("lds")["studies"]
+    ways = list(dict.fromkeys(way for one in studies for way in (*one["lds"], *one["auroc"])))
+
+    def cells(one: dict[str, Any], way: str) -> list[str]:
+        forms = {"lds": ".2f", "auroc": ".3f", "seconds": ".1f"}
+        return [f"{one[key][way]:{form}}" if way in one[key] else "" for key, form in forms.items()]
+
+    rows = [[way, *(cell for one in studies for cell in cells(one, way))] for way in ways]
+    head = [f"{one['data']}: {title}" for one in studies for title in ("LDS", "AUROC", "seconds")]
+    return markdown(["scores", *head], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "poison-cifar": poison_cifar,
@@ -503,6 +537,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature": lambda: curvature("curvature"),
     "lstm": lambda: curvature("lstm"),
     "unseen-level": unseen_level,
+    "lds": datamodelling,
     "untuned": untuned,
     "untuned-methods": untuned_methods,
     "untuned-verdicts": untuned_verdicts,
@@ -523,6 +558,7 @@ def with_tables(texts: dict[Path, str]) -> dict[Path, str]:
         ValueError: a page names a table that there is none of, or a table has no place.
     """
     made = {name: make() for name, make in TABLES.items()}
+    made |= {f"solvers-{study}": solvers(study) for study in read("solvers")["summary"]}
     made |= {name: comparison(result) for name, result in comparisons().items()}
     named = {match[2] for text in texts.values() for match in PLACE.finditer(text)}
     if named != made.keys():

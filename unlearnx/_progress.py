@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from unlearnx import _interrupts
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -38,9 +40,10 @@ def stderr_console() -> Console:
 
 @contextmanager
 def progress_bar(title: str, total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function that advances the bar by a number of steps; it does nothing where `show` is False.
+    """Yield a function that advances the bar by a number of steps; it shows nothing where `show` is False.
 
-    Bars may be nested: the inner one is drawn below the outer one.
+    Bars may be nested: the inner one is drawn below the outer one. An interrupt that was lost is raised at the next
+    step.
 
     Args:
         title: what is being done.
@@ -50,6 +53,17 @@ def progress_bar(title: str, total: int | None, show: bool) -> Iterator[Callable
     Raises:
         ImportError: `rich` is not installed; the message names the extra that brings it.
     """
+    with _shown_as(title, total, show) as advance:
+
+        def step(steps: int) -> None:
+            _interrupts.check()
+            advance(steps)
+
+        yield step
+
+
+@contextmanager
+def _shown_as(title: str, total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
     if not show:
         yield lambda steps: None
     elif stderr_console().is_terminal:

@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise SystemExit(f"unlearnx: the command line needs pip install 'unlearnx[experiments]' ({error})") from error
 
-from unlearnx import build_info
+from unlearnx import _interrupts, build_info
 from unlearnx._cli import options
 from unlearnx._cli.output import NOT_APPLIED, NOT_FORGOTTEN, Commands, Output, command_line
 from unlearnx._cli.studies import COMPARING, EXPERIMENTS, carry_out, folder_of, listed, repeat, study_of
@@ -213,4 +213,5 @@ def unlearn(
 
 def main() -> None:
     """Entry point of the command ``unlearnx``."""
+    _interrupts.remember()
     app()

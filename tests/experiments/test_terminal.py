@@ -159,6 +159,33 @@ def started(tmp_path):
         process.wait()
 
 
+LOSES_AN_INTERRUPT = """
+import signal
+from unlearnx import _interrupts
+from unlearnx._progress import progress_bar
+
+class Finalised:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+_interrupts.remember()
+with progress_bar("training", 3, False) as advance:
+    advance(1)
+    Finalised()  # Python prints what its finaliser raises, and goes on
+    print("went on", flush=True)
+    advance(1)
+print("not reached")
+"""
+
+
+def test_an_interrupt_that_a_finaliser_swallows_is_raised_again():
+    found = subprocess.run([sys.executable, "-c", LOSES_AN_INTERRUPT], capture_output=True, text=True)
+    assert found.stdout == "went on\n"
+    assert "Exception ignored in" in found.stderr
+    assert found.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert found.returncode != 0
+
+
 def test_a_training_shows_its_progress_and_ends_on_ctrl_c(started):
     process, terminal, shown = started("training  ", "run", "poison-digits", "--epochs", 5000)
     assert "training on clean labels" in shown

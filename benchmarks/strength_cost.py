@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.untuned import CELLS, Missing, Sources
+from benchmarks.untuned import CELLS, at_hand
 from benchmarks.untuned.cells import Case
 from unlearnx.methods import (
     KFADE,
@@ -44,9 +44,9 @@ METHODS = {
 
 def with_strength(method: Method, case: Case, found: Outcome) -> Method:
     """The method with the strength that it found; one that trains with as many gradient evaluations as it took."""
-    for name in ("alpha", "ratio", "beta", "step"):
-        if name in found.info:
-            return replace(method, **{name: found.info[name]})
+    name = method._strength
+    if name in found.info:
+        return replace(method, **{name: found.info[name]})
     one = replace(method, epochs=1)(case.model, case.request).gradient_evaluations
     return replace(method, epochs=max(1, round(found.gradient_evaluations / one)))
 
@@ -75,18 +75,14 @@ def main() -> None:
     given = parser.parse_args()
     rows = []
     for name in given.cells:
-        try:
-            case = CELLS[name].build(0, Sources())
-        except Missing as missing:
-            print(f"{name}: left out: {missing}")
-            continue
-        for method in given.methods:
-            row = {"cell": name, "what": CELLS[name].what, "method": method, **measured(case, method, given.rounds)}
-            rows.append(row)
-            said = row.get("left_out") or (
-                f"{row['seconds']:.2f} s, {row['given']:.2f} s with the strength given: {row['times']:.2f} times"
-            )
-            print(f"{name}, {method}: {said}", flush=True)
+        for _, case in at_hand(name, (0,), CELLS[name].build, print):
+            for method in given.methods:
+                row = {"cell": name, "what": CELLS[name].what, "method": method, **measured(case, method, given.rounds)}
+                rows.append(row)
+                said = row.get("left_out") or (
+                    f"{row['seconds']:.2f} s, {row['given']:.2f} s with the strength given: {row['times']:.2f} times"
+                )
+                print(f"{name}, {method}: {said}", flush=True)
     if given.out is not None:
         given.out.write_text(json.dumps({"aim": AIM, "rows": rows}, indent=1) + "\n")
 

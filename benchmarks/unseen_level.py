@@ -14,13 +14,14 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
-from benchmarks.untuned import CELLS, Case, Cell, Missing, Sources
+from benchmarks.untuned import CELLS, Case, Cell, Sources, at_hand
 from benchmarks.untuned.cells import CNN, digits, drawn
 from unlearnx._data import Data
 from unlearnx.metrics import UnseenLevel, unseen_level
@@ -66,12 +67,7 @@ def estimated(level: UnseenLevel) -> dict[str, Any]:
 
 def rows(cells: list[Cell], seeds: int, sources: Sources) -> Iterator[dict[str, Any]]:
     for cell in cells:
-        for seed in cell.seeds[:seeds]:
-            try:
-                case = cell.build(seed, sources)
-            except Missing as missing:
-                print(f"{cell.name}: left out: {missing}")
-                break
+        for seed, case in at_hand(cell.name, cell.seeds[:seeds], partial(cell.build, sources=sources), print):
             expected = truth(case)
             references: tuple[Data | None, ...] = (case.held, None)
             for given, reference in zip(GIVEN, references, strict=True):

@@ -6,6 +6,7 @@ Seconds are those of the processor, of all threads, so that other work on the ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from statistics import median
 from time import process_time
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.solvers.cases import CASES, Case
-from benchmarks.untuned.sources import Missing, Sources
+from benchmarks.untuned.sources import Sources, at_hand
 from unlearnx._data import drawn
 from unlearnx.curvature import EKFAC, ConjugateGradient, CurvatureOperator, LiSSA, NystromPCG
 from unlearnx.methods import KFADE, Method, SecondOrder
@@ -56,12 +57,8 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """A row for each study, seed and way. Studies whose data or models are not at hand are left out, and said so."""
     for study in studies:
-        for seed in CASES[study].seeds[:seeds]:
-            try:
-                case = CASES[study].make(sources, seed)
-            except Missing as missing:
-                say(f"{study}: left out: {missing}")
-                break
+        own = CASES[study]
+        for seed, case in at_hand(study, own.seeds[:seeds], partial(own.make, sources), say):
             damping = damping_of(case)
             known = {"study": study, "seed": seed, "damping": damping}
             yield {**known, "way": "before", "measures": case.measure(case.model)}

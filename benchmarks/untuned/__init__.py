@@ -8,6 +8,6 @@ accuracy(outcome.model, case.request.forget_set), case.retrained_accuracy
 """
 
 from benchmarks.untuned.cells import CELLS, Case, Cell
-from benchmarks.untuned.sources import Missing, Sources
+from benchmarks.untuned.sources import Missing, Sources, at_hand
 
-__all__ = ["CELLS", "Case", "Cell", "Missing", "Sources"]
+__all__ = ["CELLS", "Case", "Cell", "Missing", "Sources", "at_hand"]

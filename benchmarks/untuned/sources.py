@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,24 @@ from unlearnx.models import Training
 CPU = torch.device("cpu")
 STORE = Path(tempfile.gettempdir()) / "unlearnx-untuned"
 
+T = TypeVar("T")
+
 
 class Missing(Exception):
     """A cell cannot be built here; the message says what it needs."""
+
+
+def at_hand(
+    name: str, seeds: Iterable[int], build: Callable[[int], T], say: Callable[[str], None]
+) -> Iterator[tuple[int, T]]:
+    """Each seed with what is built for it, until something is not at hand, which is said."""
+    for seed in seeds:
+        try:
+            built = build(seed)
+        except Missing as missing:
+            say(f"{name}: left out: {missing}")
+            return
+        yield seed, built
 
 
 def _folder(variable: str) -> Path | None:

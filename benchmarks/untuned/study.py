@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from statistics import mean
 from typing import Any
 
 from benchmarks.untuned.cells import CELLS, Case
-from benchmarks.untuned.sources import Missing, Sources
+from benchmarks.untuned.sources import Sources, at_hand
 from unlearnx.methods import METHODS, Automatic, Method, Outcome
 
 Maker = Callable[[Case], Method]
@@ -44,12 +45,8 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """A row for each method, cell and seed. Cells whose data or models are not at hand are left out, and said so."""
     for name in cells:
-        for seed in CELLS[name].seeds[:seeds]:
-            try:
-                case = CELLS[name].build(seed, sources)
-            except Missing as missing:
-                say(f"{name}: left out: {missing}")
-                break
+        cell = CELLS[name]
+        for seed, case in at_hand(name, cell.seeds[:seeds], partial(cell.build, sources=sources), say):
             truth = case.retrained_accuracy
             say(
                 f"{name}, seed {seed}: forget {case.accuracy['forget']:.1%} (retrained {truth['forget']:.1%}), test "

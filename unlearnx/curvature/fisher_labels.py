@@ -37,8 +37,8 @@ class FisherLabels:
         self.loss, self.fisher_type = loss, fisher_type
         self.uniforms: Tensor | None = None
         if fisher_type == "mc":
-            drawn = torch.rand(samples, dtype=torch.float64, generator=generator)
-            self.uniforms = distributed.broadcast_(drawn.to(device))
+            uniforms = torch.rand(samples, dtype=torch.float64, generator=generator)
+            self.uniforms = distributed.broadcast_(uniforms.to(device))
 
     def __call__(self, position: int, y: Nest, given: Callable[[], Any]) -> Iterator[Targets]:
         """The labels for each backward pass, with the weights of the samples.

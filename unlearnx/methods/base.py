@@ -360,6 +360,24 @@ class Work:
             raise NotApplied("every strength raises the loss on what stays by more than max_increase allows")
         return strength
 
+    def subtract(self, direction: Vector, factor: float | None, info: dict[str, Any]) -> None:
+        """``theta <- theta - factor * direction``; where None is given, with the least factor that forgets.
+
+        Args:
+            direction: for each of the chosen parameters.
+            factor: noted in `info` as ``"factor"``.
+
+        Raises:
+            NotApplied: as for :meth:`least_strength`.
+        """
+        parameters = ChosenParameters(self.model, self.names)
+
+        def move(by: float) -> None:
+            parameters.write(parameters.read(), direction, by)
+
+        info["factor"] = factor = self.least_strength(move, 1.0, info) if factor is None else factor
+        move(factor)
+
     def corrected_loss(self) -> float:
         """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal.
 

@@ -71,10 +71,8 @@ class NPO(TrainedMethod):
         """The loss of samples of the forget set, from their losses and places in it."""
         each = SampleLoss(self.loss_fn).each
         settings = work.pace.settings
-        parts = each_batch(
-            (work.model,), work.request.forget_set, settings["batch_size"], settings["autocast"], lambda *a: each(*a)
-        )
-        original = torch.cat([part.detach() for part in parts])
+        parts = each_batch((work.model,), work.request.forget_set, settings["batch_size"], settings["autocast"], each)
+        original = torch.cat(parts)
 
         def forgetting(losses: Tensor, places: Tensor) -> Tensor:
             return 2 / self.beta * F.softplus(self.beta * (original[places].to(losses) - losses))

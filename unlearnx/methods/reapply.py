@@ -68,13 +68,6 @@ class Reapply(Method):
         return names
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        parameters = ChosenParameters(work.model, work.names)
-        down = {name: -self.update[name].to(p) for name, p in parameters.params.items()}
-
-        def add(factor: float) -> None:
-            parameters.write(parameters.read(), down, factor)
-
-        factor = check_size("factor", self.factor)
-        factor = work.least_strength(add, 1.0, info) if factor is None else factor
-        info["factor"] = factor
-        add(factor)
+        parameters = ChosenParameters(work.model, work.names).params
+        down = {name: -self.update[name].to(p) for name, p in parameters.items()}
+        work.subtract(down, check_size("factor", self.factor), info)

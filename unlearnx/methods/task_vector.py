@@ -51,10 +51,4 @@ class TaskVector(TrainedMethod):
         self._train(work, info, self.epochs, self.lr, data=work.request.trained_forget_set, eval_mode=True)
         task = {name: end - start[name] for name, end in parameters.read().items()}
         parameters.write(start, {}, 0.0)
-
-        def subtract(factor: float) -> None:
-            parameters.write(parameters.read(), task, factor)
-
-        factor = check_size("factor", self.factor)
-        info["factor"] = factor = work.least_strength(subtract, 1.0, info) if factor is None else factor
-        subtract(factor)
+        work.subtract(task, check_size("factor", self.factor), info)

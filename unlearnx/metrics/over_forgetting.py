@@ -11,7 +11,8 @@ from unlearnx._arguments import checked
 from unlearnx._batches import Nest
 from unlearnx._data import Data
 from unlearnx._extras import extra
-from unlearnx.metrics.outputs import answers, each_batch
+from unlearnx._labels import labelled, predictions
+from unlearnx.metrics.outputs import each_batch
 
 
 @checked
@@ -80,5 +81,7 @@ def over_forgetting(
 
 def _right(output: Any, y: Nest) -> Tensor:
     """For each label that counts, whether it is predicted."""
-    logs, labels, counts = answers(output, y)
-    return (logs.argmax(-1) == labels)[counts]
+    if not isinstance(y, Tensor):
+        raise ValueError(f"data: labels are a {type(y).__name__}, expected a tensor")
+    counts = labelled(output, y)
+    return predictions(output, y)[counts] == y[counts]

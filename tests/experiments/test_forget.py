@@ -7,14 +7,13 @@ import torch
 
 from unlearnx.data import Splits
 from unlearnx.experiments import (
-    forget,
     forget_class_cifar,
     forget_class_digits,
     forget_random_cifar,
     forget_random_digits,
 )
 from unlearnx.experiments.evaluation import TIMES, Sets, changed, described
-from unlearnx.experiments.forget import Sweep, repeat
+from unlearnx.experiments.forget import STUDIES, Sweep, repeat, studies
 from unlearnx.experiments.run_store import read_trial
 from unlearnx.experiments.showcase import _displayable
 from unlearnx.methods import SSD, FineTune, FirstOrder, Outcome
@@ -221,7 +220,7 @@ def test_sets_of_a_class():
 
 def test_a_trial_is_repeated_from_its_recipe(finished, counted, tmp_path, monkeypatch):
     _, folder, _ = finished
-    monkeypatch.setitem(forget.STUDIES, "forget-class-digits", small)
+    monkeypatch.setitem(STUDIES, "forget-class-digits", small)
     file = folder / "trials" / "seed-0" / "ssd.json"
     recorded = read_trial(file)
     again = repeat(recorded["recipe"], tmp_path / "a", beside=file.parent, progress=False)
@@ -333,7 +332,7 @@ def test_a_method_that_cannot_be_written_is_refused_before_training(counted, tmp
 def test_cifar(make, what, monkeypatch):
     x, y = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
     splits = Splits(x, y, x, y, ["airplane", "automobile", *"cdefghij"])
-    monkeypatch.setattr(forget, "load_cifar10", lambda root, limit: splits)
+    monkeypatch.setattr(studies, "load_cifar10", lambda root, limit: splits)
     study = make("somewhere", limit=20, progress=False)
     recipe = study.recipe("ssd", 0, study.methods["ssd"])
     assert recipe["options"] == {"root": "somewhere", "limit": 20}

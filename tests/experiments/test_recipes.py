@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unlearnx.curvature import ConjugateGradient, LiSSA, NystromPCG
-from unlearnx.experiments.forget import _digits_methods
+from unlearnx.experiments.forget.methods import digits_methods
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Pipeline, RandomPerturbation, Retrain, SecondOrder
 from unlearnx.models import Training, digits_cnn, last_character_loss
@@ -20,8 +20,8 @@ CASES = [
     SecondOrder(NystromPCG(rank=3), damping=0.5),
     Retrain(factory=digits_cnn),
     Pipeline([RandomPerturbation(beta=0.1), FineTune(epochs=2)], max_increase=0.25, seed=3),
-    *_digits_methods(1).values(),
-    *_digits_methods(None).values(),
+    *digits_methods(1).values(),
+    *digits_methods(None).values(),
     Training(3, autocast=torch.float16),
     [SSD(), [FineTune()], None, 1.5, "x"],
 ]

@@ -1,0 +1,25 @@
+"""Forgetting a class or a random share of the training images: which method comes closest to retraining?"""
+
+from unlearnx.experiments.forget.repetition import repeat
+from unlearnx.experiments.forget.studies import (
+    DEFAULT_METHODS,
+    STUDIES,
+    forget_class_cifar,
+    forget_class_digits,
+    forget_random_cifar,
+    forget_random_digits,
+)
+from unlearnx.experiments.forget.study import ForgetStudy
+from unlearnx.experiments.forget.sweeps import Sweep
+
+__all__ = [
+    "DEFAULT_METHODS",
+    "STUDIES",
+    "ForgetStudy",
+    "Sweep",
+    "forget_class_cifar",
+    "forget_class_digits",
+    "forget_random_cifar",
+    "forget_random_digits",
+    "repeat",
+]

@@ -1,0 +1,150 @@
+"""The studies by name, on the digits and on CIFAR-10."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unlearnx.data import Splits, load_cifar10, load_digits
+from unlearnx.experiments.forget.methods import Methods, cifar_methods, digits_methods
+from unlearnx.experiments.forget.study import ForgetStudy
+from unlearnx.experiments.forget.sweeps import Sweep
+from unlearnx.experiments.runs import default_device
+from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
+
+DEFAULT_METHODS = ("ssd", "fine-tune", "second-order")  # of `unlearnx run`; `unlearnx compare` takes all
+
+
+def _study(
+    name: str,
+    splits: Splits,
+    network: Callable[[], nn.Module],
+    training: Training,
+    table: Callable[[int | None], Methods],
+    *,
+    forget_class: int | None = None,
+    methods: Sequence[str] | None = None,
+    sweep: Sequence[str] = (),
+    preset: str = "default",
+    **settings: Any,
+) -> ForgetStudy:
+    """A study of those methods of a table that are named in `methods` or in a sweep."""
+    if preset != "default":
+        raise ValueError(f"preset is {preset!r}, {name} has only 'default'")
+    offered = table(forget_class)
+    swept = [owner for text in sweep if (owner := text.partition("=")[0].rpartition(".")[0])]
+    names = list(dict.fromkeys([*(offered if methods is None else methods), *swept]))
+    if unknown := [wanted for wanted in names if wanted not in offered]:
+        raise ValueError(f"methods: {unknown[0]!r} is unknown, expected names among {', '.join(offered)}")
+    chosen = {wanted: offered[wanted] for wanted in names}
+    sweeps = [Sweep.parse(text, chosen) for text in sweep]
+    return ForgetStudy(name, splits, network, training, chosen, forget_class, sweeps=sweeps, **settings)
+
+
+def _class_number(splits: Splits, wanted: str | int) -> int:
+    if wanted in splits.classes:
+        return splits.classes.index(str(wanted))
+    if str(wanted).isdigit() and int(wanted) < len(splits.classes):
+        return int(wanted)
+    raise ValueError(f"forget_class is {wanted!r}, expected one of {', '.join(splits.classes)}, or its number")
+
+
+def _digits(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
+    training = Training(60 if epochs is None else epochs, lr=2e-3)
+    return _study(name, splits, digits_cnn, training, digits_methods, **settings)
+
+
+def _cifar(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
+    training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast_dtype(default_device()))
+    return _study(name, splits, vgg_cifar10, training, cifar_methods, **settings)
+
+
+def forget_class_digits(*, forget_class: str | int = "1", epochs: int | None = None, **choice: Any) -> ForgetStudy:
+    """Forget one class of the digits that come with the package.
+
+    Args:
+        forget_class: name or number of the class.
+        epochs: of each training; 60 where not given.
+        choice: options of all studies of forgetting: ``methods``, the names of those to compare, all where not given;
+            ``sweep``, texts such as ``"ssd.alpha=2,5,10"``, see :meth:`Sweep.parse`; ``preset``, only ``"default"``;
+            ``progress``, whether to show progress bars.
+
+    Raises:
+        ValueError: there is no such class, method, parameter or preset.
+    """
+    splits = load_digits()
+    number = _class_number(splits, forget_class)
+    return _digits("forget-class-digits", splits, epochs, forget_class=number, **choice)
+
+
+def forget_random_digits(*, share: float = 0.1, epochs: int | None = None, **choice: Any) -> ForgetStudy:
+    """Forget a random share of the digits that come with the package, another one for each seed.
+
+    Args:
+        share: of the training images.
+        epochs: of each training; 60 where not given.
+        choice: as for :func:`forget_class_digits`.
+
+    Raises:
+        ValueError: the share is not between 0 and 1, or there is no such method, parameter or preset.
+    """
+    return _digits("forget-random-digits", load_digits(), epochs, share=share, **choice)
+
+
+def forget_class_cifar(
+    root: str | Path,
+    *,
+    forget_class: str | int = "automobile",
+    limit: int | None = None,
+    epochs: int | None = None,
+    **choice: Any,
+) -> ForgetStudy:
+    """Forget one class of CIFAR-10, with the VGG of the poisoning study.
+
+    Args:
+        root: folder or archive of CIFAR-10, see :func:`unlearnx.data.load_cifar10`.
+        forget_class: name or number of the class.
+        limit: training images to use.
+        epochs: of each training; 14 where not given.
+        choice: as for :func:`forget_class_digits`.
+
+    Raises:
+        FileNotFoundError: there is no CIFAR-10.
+        ValueError: there is no such class, method, parameter or preset.
+    """
+    splits = load_cifar10(root, limit=limit)
+    number = _class_number(splits, forget_class)
+    options = {"root": str(root), "limit": limit}
+    return _cifar("forget-class-cifar", splits, epochs, forget_class=number, options=options, **choice)
+
+
+def forget_random_cifar(
+    root: str | Path, *, share: float = 0.1, limit: int | None = None, epochs: int | None = None, **choice: Any
+) -> ForgetStudy:
+    """Forget a random share of CIFAR-10, another one for each seed, with the VGG of the poisoning study.
+
+    Args:
+        root: folder or archive of CIFAR-10, see :func:`unlearnx.data.load_cifar10`.
+        share: of the training images.
+        limit: training images to use.
+        epochs: of each training; 14 where not given.
+        choice: as for :func:`forget_class_digits`.
+
+    Raises:
+        FileNotFoundError: there is no CIFAR-10.
+        ValueError: the share is not between 0 and 1, or there is no such method, parameter or preset.
+    """
+    splits = load_cifar10(root, limit=limit)
+    options = {"root": str(root), "limit": limit}
+    return _cifar("forget-random-cifar", splits, epochs, share=share, options=options, **choice)
+
+
+STUDIES: dict[str, Callable[..., ForgetStudy]] = {
+    "forget-class-digits": forget_class_digits,
+    "forget-random-digits": forget_random_digits,
+    "forget-class-cifar": forget_class_cifar,
+    "forget-random-cifar": forget_random_cifar,
+}

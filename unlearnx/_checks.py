@@ -165,6 +165,18 @@ def check_at_least_zero(*, unbounded: bool = False, **values: float | None) -> N
             raise ValueError(f"{name} is {value!r}, expected a {'' if unbounded else 'finite '}number >= 0")
 
 
+def check_above_zero(**values: float | None) -> None:
+    """Refuse zero, and what :func:`check_at_least_zero` refuses.
+
+    Raises:
+        ValueError: the message names the argument.
+    """
+    check_at_least_zero(unbounded=False, **values)
+    for name, value in values.items():
+        if value == 0:
+            raise ValueError(f"{name} is {value!r}, expected a number above zero")
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed that NumPy's generators do not take.
 

@@ -65,7 +65,7 @@ class SampleLoss:
             ValueError: the loss is neither per sample nor the mean or sum of such losses.
         """
         n = count(y)
-        output = _wide(rows(output, n))
+        output = wide(rows(output, n))
         losses = self._in_closed_form(output, y)
         if losses is not None:
             return losses
@@ -145,11 +145,11 @@ def _one_each(value: Tensor, n: int) -> Tensor:
     return value.reshape(n, -1).sum(1) if value.dim() != 1 else value
 
 
-def _wide(output: Any) -> Any:
+def wide(output: Any) -> Any:
     """Outputs as autocast hands them to a loss: means of losses need more digits than half precision has."""
     if isinstance(output, Tensor):
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
-    return changed(output, _wide) if any(t.dtype.itemsize == 2 for t in tensors(output)) else output
+    return changed(output, wide) if any(t.dtype.itemsize == 2 for t in tensors(output)) else output
 
 
 def _compare_total(value: Tensor, alone: Tensor, y: Nest) -> None:

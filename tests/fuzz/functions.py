@@ -409,7 +409,7 @@ FAST: dict[str, Arguments] = {
     "StochasticTeacher": {"factory": model, "erase_epochs": 1, "epochs": 1},
     "EWCRepair": {"epochs": 1},
 }
-CORRECTIONS = {"EWCRepair", "NewtonRepair"}
+CORRECTIONS = {"EWCRepair", "IDK", "NewtonRepair"}
 
 
 def calls(folder: str) -> dict[str, Any]:

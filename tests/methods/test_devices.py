@@ -14,6 +14,7 @@ from unlearnx.curvature import CurvatureOperator, LiSSA, fisher_diagonal, grad_d
 from unlearnx.methods import (
     KFADE,
     NPO,
+    RMU,
     SCRUB,
     SSD,
     BadTeacher,
@@ -80,6 +81,7 @@ def test_methods(study, method, data_device, device):
         KFADE(),
         NegGrad(),
         NPO(),
+        RMU(),
         TaskVector(),
         SalUn(),
         SCRUB(epochs=2),

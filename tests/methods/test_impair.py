@@ -19,6 +19,7 @@ from unlearnx.methods import (
     KFADE,
     METHODS,
     NPO,
+    RMU,
     SCRUB,
     SSD,
     BadTeacher,
@@ -45,6 +46,7 @@ FORGETFUL = [
     KFADE(),
     NegGrad(),
     NPO(),
+    RMU(),
     SimNPO(),
     SalUn(),
     SCRUB(epochs=4),
@@ -114,10 +116,10 @@ def test_only_chosen_parameters_move(study, method):
     if isinstance(method, Pipeline):
         chosen = Pipeline([replace(stage, params="last:2") for stage in method.stages])
     else:
-        chosen = replace(method, params="last:2")
+        chosen = replace(method, params=["0.weight", "0.bias"] if isinstance(method, RMU) else "last:2")
     outcome = chosen(model, request)
     for name, value in model.state_dict().items():
-        if not name.startswith("4."):
+        if not name.startswith("0." if isinstance(method, RMU) else "4."):
             assert torch.equal(outcome.model.state_dict()[name], value), name
 
 

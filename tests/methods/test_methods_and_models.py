@@ -14,10 +14,22 @@ from torch import nn
 from tests.methods.kinds import KINDS
 from tests.models import odd_models as odd
 from unlearnx import Request
+from unlearnx._batches import count, take
+from unlearnx._data import materialize
 from unlearnx.methods import METHODS, BadTeacher, Retrain, StochasticTeacher
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 SETTINGS = {"fisher-masking": {"ratio": 0.1}}
+
+
+def request(method, data):
+    """A removal; of a method that takes corrections alone, one to the labels of other samples."""
+    if method != "idk":
+        return Request.remove(data, range(3))
+    x, y = materialize(data)
+    order = torch.arange(count(y))
+    order[:3] += 3
+    return Request.correct((x, y), (x, take(y, order)))
 
 
 def result(method, kind):
@@ -28,7 +40,7 @@ def result(method, kind):
     before = copy.deepcopy(dict(model.state_dict()))
     settings = {"loss_fn": kind.loss_fn, **SETTINGS.get(method, {})}
     try:
-        outcome = METHODS[method](**settings)(model, Request.remove(kind.data(), range(3)))
+        outcome = METHODS[method](**settings)(model, request(method, kind.data()))
     except (ValueError, TypeError) as error:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if "/unlearnx/" not in Path(raised_in).as_posix() or not re.match(r"[a-z_]+(:| is) ", str(error)):
@@ -122,7 +134,7 @@ def test_other_models_are_refused_by_name_or_taken(method, build, monkeypatch):
     kind = replace(KINDS["pair"], build=build)
     monkeypatch.setitem(KINDS, "other", kind)
     taken = ("bad-teacher", "energy-alignment", "fine-tune", "gradient-ascent", "neg-grad", "npo", "retrain", "scrub")
-    trains = build is odd.untracked and method in (*taken, "simnpo", "stochastic-teacher", "task-vector")
+    trains = build is odd.untracked and method in (*taken, "idk", "rmu", "simnpo", "stochastic-teacher", "task-vector")
     assert result(method, "other") == ("works" if trains else "refuses")
 
 

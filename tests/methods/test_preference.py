@@ -11,36 +11,11 @@ from unlearnx.losses import causal_lm
 from unlearnx.methods import NPO, NegGrad, SimNPO, TaskVector
 
 
-@pytest.fixture
-def trained_on(monkeypatch):
-    """What a method would have trained on: its data and its loss, instead of any training."""
-    found = {}
-
-    def keep(self, work, info, epochs, lr, *, data=None, loss_fn=None, **_):
-        found.update(data=data, loss_fn=loss_fn)
-        for p in work.model.parameters():
-            p.data += 1e-9  # a method that changes nothing is not applied
-
-    monkeypatch.setattr("unlearnx.methods.training_method.TrainedMethod._train", keep)
-    return found
-
-
 def objective(method, model, request, trained_on):
     """The mean loss over all samples that stay and all that go, as a function of a model."""
     assert method(model, request).applied
     x, y = materialize(trained_on["data"])
     return lambda other: trained_on["loss_fn"](other(x), y).mean()
-
-
-@pytest.fixture
-def case():
-    torch.manual_seed(0)
-    x, y = torch.randn(30, 6, dtype=torch.float64), torch.arange(30) % 3
-    model, later = (nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double() for _ in range(2))
-    forget = torch.tensor([2, 3, 5, 7, 11, 13, 17])
-    stays = torch.ones(30, dtype=torch.bool)
-    stays[forget] = False
-    return model, later, Request.remove((x, y), forget), (x[forget], y[forget]), (x[stays], y[stays])
 
 
 def test_npo(case, trained_on):
@@ -115,7 +90,7 @@ def test_task_vector_leads_away_from_the_forget_set(case):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: NPO(beta=0.0), "beta is 0, expected a number above zero"),
+        (lambda: NPO(beta=0.0), "beta is 0.0, expected a number above zero"),
         (lambda: NPO(beta=-1.0), "beta is -1.0"),
         (lambda: SimNPO(margin=-1.0), "margin is -1.0"),
         (lambda: NPO(weight=-1.0), "weight is -1.0"),

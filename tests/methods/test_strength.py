@@ -12,6 +12,7 @@ from unlearnx import Request
 from unlearnx.data import load_digits
 from unlearnx.methods import (
     NPO,
+    RMU,
     SCRUB,
     SSD,
     BadTeacher,
@@ -45,6 +46,7 @@ ONE_SHOT = [SSD(), FisherMasking(), FirstOrder(), NewtonRepair(), SecondOrder()]
 TRAINED = [
     NegGrad(),
     NPO(),
+    RMU(),
     SimNPO(),
     SCRUB(),
     SalUn(),

@@ -10,6 +10,7 @@ from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.first_order import FirstOrder
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
+from unlearnx.methods.idk import IDK
 from unlearnx.methods.kfade import KFADE
 from unlearnx.methods.newton_repair import NewtonRepair
 from unlearnx.methods.outcome import Outcome
@@ -19,6 +20,7 @@ from unlearnx.methods.random_perturbation import RandomPerturbation
 from unlearnx.methods.reapply import Reapply
 from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
+from unlearnx.methods.rmu import RMU
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.second_order import SecondOrder
@@ -37,12 +39,14 @@ METHODS: dict[str, type[Method]] = {
     "first-order": FirstOrder,
     "fisher-masking": FisherMasking,
     "gradient-ascent": GradientAscent,
+    "idk": IDK,
     "k-fade": KFADE,
     "neg-grad": NegGrad,
     "newton-repair": NewtonRepair,
     "npo": NPO,
     "random-perturbation": RandomPerturbation,
     "retrain": Retrain,
+    "rmu": RMU,
     "salun": SalUn,
     "scrub": SCRUB,
     "second-order": SecondOrder,
@@ -54,9 +58,11 @@ METHODS: dict[str, type[Method]] = {
 """The methods by their names on the command line."""
 
 __all__ = [
+    "IDK",
     "KFADE",
     "METHODS",
     "NPO",
+    "RMU",
     "SCRUB",
     "SISA",
     "SSD",

@@ -74,7 +74,7 @@ class BadTeacher(TrainedMethod):
             return outputs
 
         both: Dataset[Any] = ConcatDataset([forget, Subset(target, chosen.tolist())])
-        data = lessons(both, good, targets)
+        data = lessons(both, targets, good.counts)
 
         def train(epochs: int, rate: float) -> None:
             self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=good.divergence)

@@ -106,6 +106,7 @@ class Method:
     """
 
     _needs_eval: ClassVar[bool] = True
+    _needs_whole: ClassVar[bool] = False  # whether it looks inside of the model, which is then not split
     _exact: ClassVar[bool] = False  # whether losses are compared so closely that "auto" leaves them in the own dtype
     _strength: ClassVar[str | None] = None  # the field that is "auto" where the method finds its strength by itself
 
@@ -181,7 +182,7 @@ class Method:
         """
         outcome, standing = self._attempt(model, request, findings)
         names = last_layer(model)
-        given = self.params is not None or self._stored is not None
+        given = self.params is not None or self._stored is not None or self._needs_whole
         if standing is None or standing.is_good or given or names == self._names(model):
             return outcome
         narrow, other = replace(self, params=names)._attempt(model, request, replace(findings, first_direction=None))
@@ -198,7 +199,7 @@ class Method:
         start, level, pace = time.perf_counter(), findings.level, findings.pace
         working = independent(model)
         names = self._names(working)
-        frozen_prefix = FrozenPrefix(working, names, request.dataset)
+        frozen_prefix = FrozenPrefix(working, None if self._needs_whole else names, request.dataset)
         head = frozen_prefix.head
         own_pace = self._head_pace(frozen_prefix, request.dataset, pace)
         on_features = request_on_features(request, frozen_prefix, batch_size=pace.batch_size, dtype=pace.autocast)

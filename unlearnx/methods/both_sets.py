@@ -51,12 +51,16 @@ class BothSets:
                 stay have place 0, and do not count.
         """
         each = SampleLoss(loss_fn).each
-        stays, goes = weight * self._total / self._retained, self._total / self._forgotten
 
         @per_sample
         def both(output: Any, y: Marked) -> Tensor:
             labels, place = y
             losses = each(output, labels)
-            return torch.where(place < 0, stays * losses, goes * forgetting(losses, place.clamp(min=0)))
+            return self.weighted(place, weight * losses, forgetting(losses, place.clamp(min=0)))
 
         return both
+
+    def weighted(self, place: Tensor, stays: Tensor, goes: Tensor) -> Tensor:
+        """Losses of samples (N,) of which the mean over both sets is the mean of `stays` over those that stay, plus the
+        mean of `goes` over those that go, whose `place` is not negative."""
+        return torch.where(place < 0, self._total / self._retained * stays, self._total / self._forgotten * goes)

@@ -46,7 +46,7 @@ class Teacher:
 
     def taught(self, dataset: Dataset[Any]) -> Dataset[Any]:
         """The samples with lessons in the place of their labels."""
-        return lessons(dataset, self, lambda x, y, _: self.targets(x, y))
+        return lessons(dataset, lambda x, y, _: self.targets(x, y), self.counts)
 
     def targets(self, x: Nest, y: Nest) -> Tensor:
         """The outputs for samples, as :meth:`divergence` takes them.
@@ -128,13 +128,15 @@ def axis_of_classes(output: Any, y: Tensor, loss_fn: Loss) -> int | None:
     return None if one_hot else class_axis(output, y)
 
 
-def lessons(dataset: Dataset[Any], teacher: Teacher, targets: Callable[..., Tensor]) -> Dataset[Any]:
+def lessons(
+    dataset: Dataset[Any], targets: Callable[..., Tensor], counts: Callable[..., Tensor | None]
+) -> Dataset[Any]:
     """The samples of a dataset with lessons in the place of their labels.
 
     Args:
-        teacher: says what outputs mean, and which positions count.
         targets: returns the outputs to imitate, of x, y and the indices of the samples. Of samples in memory, which are
             the same in each epoch, they are kept where they fit.
+        counts: returns which positions count, of x, y and these outputs; None where all do.
     """
     known = _Known(len(dataset)) if Samples(dataset).in_memory else None  # type: ignore[arg-type]
 
@@ -144,7 +146,7 @@ def lessons(dataset: Dataset[Any], teacher: Teacher, targets: Callable[..., Tens
             target = targets(x, y, index)
             if known is not None:
                 known.write(index, target)
-        return x, (y, target, teacher.counts(x, y, target))
+        return x, (y, target, counts(x, y, target))
 
     return Changed(dataset, lesson)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnx._checks import check_at_least_zero
+from unlearnx._checks import check_above_zero, check_at_least_zero
 from unlearnx._losses import SampleLoss
 from unlearnx.methods.base import Work
 from unlearnx.methods.both_sets import BothSets, Forgetting
@@ -56,7 +56,7 @@ class NPO(TrainedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_zero(weight=self.weight)
-        _check_above_zero(self.beta)
+        check_above_zero(beta=self.beta)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         both = BothSets(work.request)
@@ -120,9 +120,3 @@ class SimNPO(NPO):
             return 2 / self.beta * F.softplus(self.margin - self.beta * losses)
 
         return forgetting
-
-
-def _check_above_zero(beta: float) -> None:
-    check_at_least_zero(beta=beta)
-    if beta == 0:
-        raise ValueError("beta is 0, expected a number above zero; NegGrad is its limit towards 0")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from unlearnx._calls import check_call
@@ -94,6 +95,7 @@ class TrainedMethod(Method):
         loss_fn: Loss | None = None,
         anchor: float = 0.0,
         eval_mode: bool = False,
+        around: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         """Train the model.
 
@@ -101,6 +103,7 @@ class TrainedMethod(Method):
             data: the data; None for the corrected data, or the retain set.
             loss_fn: the loss; None for the method's own.
             eval_mode: train in eval mode. BatchNorm would otherwise add statistics of the forget set to its own.
+            around: makes a module around the model, its attribute ``model``, whose outputs `loss_fn` is given.
         """
         data = work.request.trained_target if data is None else data
         seed = self.seed + info.get("trainings", 0)
@@ -113,13 +116,16 @@ class TrainedMethod(Method):
             weight_decay=self.weight_decay,
             anchor=anchor,
             loss_fn=self.loss_fn if loss_fn is None else loss_fn,
-            params=work.names,
+            params=work.names if around is None else [f"model.{name}" for name in work.names],
             autocast=work.pace.autocast,
             seed=seed,
             progress=self.progress,
         )
         with _train_mode(work.model, set() if eval_mode else set(work.names)):
-            info["training_seconds"] = info.get("training_seconds", 0.0) + training.run(work.model, data)
+            trained = work.model if around is None else around(work.model)
+            info["training_seconds"] = info.get("training_seconds", 0.0) + training.run(trained, data)
+        if around is not None:  # it may be trained in a memory order that the whole model does not take
+            work.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         info["trainings"] = info.get("trainings", 0) + 1
         work.gradient_evaluations += epochs * size(data)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unlearnx.curvature import ConjugateGradient, LiSSA
 from unlearnx.data import Alphabet, Canary, load_text, windows
 from unlearnx.data.text import DIGITS
+from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.report import canary as report
 from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
@@ -30,6 +31,7 @@ DEFAULT_REPEATS = 6
 REPLACEMENTS = ("not there ", "dry enough")
 WINDOW_CHARACTERS = 24
 HISTOGRAM_BINS = 60  # of log-perplexities in result.json
+SUMMARISED = ("accuracy", "log_perplexity", "exposure", "lower_bound", "seconds", "speedup")
 
 Windows = tuple[Tensor, Tensor]
 
@@ -242,16 +244,17 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     results = {"before": [run["before"] for run in runs]}
     results |= {name: [run["methods"][name] for run in runs] for name in runs[0]["methods"]}
     results["retrained"] = [run["retrained"] for run in runs]
-    return {name: _medians(entries, results["before"]) for name, entries in results.items()}
+    return {name: _summarised(entries, results["before"]) for name, entries in results.items()}
 
 
-def _medians(entries: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[str, Any]:
-    medians: dict[str, Any] = dict.fromkeys(("seconds", "speedup"))
-    for key in ("accuracy", "log_perplexity", "exposure", "lower_bound", "seconds", "speedup"):
-        if all(key in e for e in entries):
-            medians[key] = median(e[key] for e in entries)
+def _summarised(entries: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[str, Any]:
     changes = [e["accuracy"] - b["accuracy"] for e, b in zip(entries, before, strict=True)]
-    return {**medians, "accuracy_change": median(changes), "contains": sum(e["contains"] for e in entries)}
+    return {
+        **dict.fromkeys(("seconds", "speedup")),
+        **medians(entries, SUMMARISED),
+        "accuracy_change": median(changes),
+        "contains": sum(e["contains"] for e in entries),
+    }
 
 
 def _methods() -> dict[str, Method]:

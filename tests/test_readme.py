@@ -1,5 +1,6 @@
 """What the README, CONTRIBUTING and the pages of the documentation show runs, and what they name exists."""
 
+import json
 import re
 import shlex
 from functools import partial
@@ -9,6 +10,7 @@ import pytest
 import typer
 
 import unlearnx.metrics
+from tests.tiny_lm import SENTENCES, saved, tiny_llama, tiny_tokenizer
 from unlearnx.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +18,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 MAX_README_LINES = 180
 FOLDERS = r"csrc|unlearnx|tests|benchmarks|docs|packaging"
 NOVEL = "\n\n".join(f"  {name} went on, and on." for name in ("Alice", "The rabbit", "A queen") * 12)
+
+
+def write_language_model(folder):
+    """A model with random weights, an adapter for it, and texts."""
+    peft = pytest.importorskip("peft")
+    model = tiny_llama()
+    saved(folder / "model", model, tiny_tokenizer())
+    saved(folder / "lora", peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])))
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES))
 
 
 def blocks(*languages):
@@ -46,6 +57,8 @@ def commands(program):
 def test_python(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "novel.txt").write_text(NOVEL)
+    if "load_lm" in code:
+        write_language_model(tmp_path)
     # A million samples, the default, take a minute.
     monkeypatch.setattr("unlearnx.metrics.exposure", partial(unlearnx.metrics.exposure, samples=2000))
     exec(compile(code, "block", "exec"), {"__name__": "__main__"})

@@ -1,5 +1,5 @@
-"""Data of the experiments: digits, MNIST, CIFAR-10, poisoned and noisy labels, texts with canaries, and tables with
-features to forget."""
+"""Data of the experiments: digits, MNIST, CIFAR-10, poisoned and noisy labels, texts with canaries, tables with
+features to forget; texts of JSON lines, for language models."""
 
 from unlearnx.data.cifar10 import load_cifar10
 from unlearnx.data.digits import load_digits
@@ -9,6 +9,7 @@ from unlearnx.data.noise import noisy_inputs, noisy_labels
 from unlearnx.data.poison import Poison, flip_labels
 from unlearnx.data.splits import Splits
 from unlearnx.data.text import Alphabet, Canary, Planted, load_text, windows
+from unlearnx.data.texts import Text, read_texts, tokenize
 
 __all__ = [
     "FEATURE_TABLES",
@@ -18,6 +19,7 @@ __all__ = [
     "Planted",
     "Poison",
     "Splits",
+    "Text",
     "flip_labels",
     "load_adult",
     "load_cifar10",
@@ -29,5 +31,7 @@ __all__ = [
     "load_text",
     "noisy_inputs",
     "noisy_labels",
+    "read_texts",
+    "tokenize",
     "windows",
 ]

@@ -1,8 +1,18 @@
-"""Networks of the experiments, and how they are trained."""
+"""Networks of the experiments and how they are trained; pretrained language models."""
 
 from unlearnx._precision import fast_dtype
 from unlearnx.models.characters import CharacterLSTM, last_character_loss
+from unlearnx.models.language import load_lm
 from unlearnx.models.networks import digits_cnn, mnist_cnn, vgg_cifar10
 from unlearnx.models.training import Training
 
-__all__ = ["CharacterLSTM", "Training", "digits_cnn", "fast_dtype", "last_character_loss", "mnist_cnn", "vgg_cifar10"]
+__all__ = [
+    "CharacterLSTM",
+    "Training",
+    "digits_cnn",
+    "fast_dtype",
+    "last_character_loss",
+    "load_lm",
+    "mnist_cnn",
+    "vgg_cifar10",
+]

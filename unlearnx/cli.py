@@ -17,8 +17,10 @@ except ImportError as error:
 from unlearnx import _interrupts, build_info
 from unlearnx._cli import options
 from unlearnx._cli.output import NOT_APPLIED, NOT_FORGOTTEN, Commands, Output, command_line
-from unlearnx._cli.studies import COMPARING, EXPERIMENTS, carry_out, folder_of, listed, repeat, study_of
+from unlearnx._cli.studies import COMPARING, carry_out, folder_of, listed, repeat, study_of
+from unlearnx._cli.study_options import with_options_of
 from unlearnx._progress import progress_bar
+from unlearnx.experiments.registry import STUDIES
 from unlearnx.methods import METHODS
 
 app = typer.Typer(
@@ -76,73 +78,56 @@ def _info_table(rows: dict[str, Any]) -> Table:
 
 
 @app.command()
+@with_options_of(STUDIES.values())
 def run(
-    experiment: Annotated[str, typer.Argument(help=listed(EXPERIMENTS, "or"))] = "poison-digits",
-    preset: options.Preset = None,
+    experiment: Annotated[str, typer.Argument(help=listed(STUDIES, "or"))] = "poison-digits",
     seeds: options.OwnRuns = 0,
     data_root: options.DataRoot = None,
-    limit: options.Limit = None,
-    epochs: options.Epochs = None,
-    budget: options.Budget = None,
-    clean: options.Clean = None,
-    poisoned: options.Poisoned = None,
-    poison: options.PoisonFile = None,
-    forget_class: options.ForgetClass = None,
-    share: options.Share = None,
-    sweep: options.Sweeps = None,
-    noise: options.Noise = None,
-    noise_kind: options.NoiseKind = None,
     recipe: options.Recipe = None,
     out: options.Out = Path("runs"),
     name: options.Name = None,
     progress: options.Progress = True,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
+    **own: Any,
 ) -> None:
     """Run an experiment; write result.json, the models and report.html to runs/NAME."""
-    own: dict[str, Any] = {"limit": limit, "budget": budget, "clean": clean, "poisoned": poisoned, "poison": poison}
-    own |= {"forget_class": forget_class, "share": share, "sweep": sweep or None}
-    own |= {"noise": noise, "noise_kind": noise_kind}
     command = "run --recipe" if recipe is not None else f"run {experiment}"
     output, progress = Output(command, quiet=quiet, as_json=as_json), progress and not quiet
     with output.ending():
         if recipe is not None:
-            held = {**own, "preset": preset, "seeds": seeds or None, "epochs": epochs}
+            held = {**own, "seeds": seeds or None}
             repeat(output, recipe, held, out=out, name=name, root=data_root, progress=progress)
             return
-        common = {"epochs": epochs, "preset": preset or "default", "progress": progress}
-        study = study_of(experiment, {"data_root": data_root, **own}, **common)
-        seeds = seeds or EXPERIMENTS[experiment].seeds
+        study = study_of(experiment, data_root, own, progress=progress)
+        seeds = seeds or STUDIES[experiment].seeds
         carry_out(output, study, experiment, seeds, folder_of(out, name, experiment), progress)
 
 
 @app.command()
+@with_options_of((STUDIES[name] for name in COMPARING), leave_out=("sweep", "preset"))
 def compare(
     experiment: Annotated[str, typer.Argument(help=listed(COMPARING, "or"))],
     methods: options.Methods = "all",
     seeds: options.Runs = 3,
     data_root: options.DataRoot = None,
-    limit: options.Limit = None,
-    epochs: options.Epochs = None,
-    forget_class: options.ForgetClass = None,
-    share: options.Share = None,
     out: options.Out = Path("runs"),
     name: options.Name = None,
     progress: options.Progress = True,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
+    **own: Any,
 ) -> None:
     """Measure methods against retraining; write result.json, the models and report.html to runs/NAME."""
-    own = {"data_root": data_root, "limit": limit, "forget_class": forget_class, "share": share}
     output, progress = Output(f"compare {experiment}", quiet=quiet, as_json=as_json), progress and not quiet
     with output.ending():
-        if experiment in EXPERIMENTS and experiment not in COMPARING:
+        if experiment in STUDIES and experiment not in COMPARING:
             raise ValueError(
                 f"EXPERIMENT is {experiment!r}, which has no retrained model to compare methods with; expected one of "
                 f"{listed(COMPARING, 'or')}"
             )
         chosen = None if methods == "all" else [method.strip() for method in methods.split(",")]
-        study = study_of(experiment, own, methods=chosen, epochs=epochs, progress=progress)
+        study = study_of(experiment, data_root, own, methods=chosen, progress=progress)
         carry_out(output, study, experiment, seeds, folder_of(out, name, experiment), progress)
 
 

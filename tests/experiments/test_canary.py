@@ -12,6 +12,7 @@ from unlearnx.data import Canary, load_text
 from unlearnx.data.text import DIGITS
 from unlearnx.experiments import CanaryStudy, canary_alice, report
 from unlearnx.experiments.canary import PlantedText
+from unlearnx.experiments.report import canary as view
 from unlearnx.methods import FineTune, FirstOrder, SecondOrder
 from unlearnx.models import CharacterLSTM, Training
 
@@ -77,9 +78,9 @@ def test_study(tmp_path):
     assert point["exact"]
     assert 0 <= point["exposure"] <= point["space_bits"]
     result.update(command="unlearnx run canary-alice", environment=report.environment())
-    page = report.write(result, tmp_path).read_text()
+    page = report.write(result, view.page, tmp_path).read_text()
     assert run["number"] in page
-    assert len(in_80_columns(report.table(result))[0]) == 5
+    assert len(in_80_columns(view.table(result))[0]) == 5
     saved = {f.name for f in (tmp_path / "seed-1").iterdir()}
     assert saved == {"trained.pt", "retrained.pt", "first-order.pt", "second-order.pt", "fine-tuning.pt"}
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -8,10 +9,12 @@ from typer.testing import CliRunner
 
 from tests.experiments.conftest import COMPARE
 from tests.experiments.tables import in_80_columns
-from unlearnx import experiments, ops
+from unlearnx import ops
 from unlearnx.cli import app
-from unlearnx.experiments import report, runs
+from unlearnx.experiments import runs
 from unlearnx.experiments.output_folder import claimed
+from unlearnx.experiments.registry import STUDIES
+from unlearnx.experiments.study import Epochs
 
 
 def run(*arguments):
@@ -46,7 +49,7 @@ def test_poison_digits(tmp_path):
     for entry in only["methods"].values():
         assert sum(map(sum, entry["confusion"])) == found["test_images"]
         assert entry["gradient_evaluations"] > 0
-    in_80_columns(report.table(found))
+    in_80_columns(STUDIES["poison-digits"].table(found))
     page = (tmp_path / "x" / "report.html").read_text()
     assert "fine-tuning, last block" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -55,8 +58,14 @@ def test_poison_digits(tmp_path):
     assert torch.load(tmp_path / "x" / "seed-0" / "ssd.pt", weights_only=True).keys()
 
 
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Puts another function in the place of the one that prepares a study."""
+    return lambda name, make: monkeypatch.setitem(STUDIES, name, dataclasses.replace(STUDIES[name], make=make))
+
+
 @pytest.mark.parametrize("given", ["folder", "file", "environment"])
-def test_canary_alice(given, canary_result, tmp_path, monkeypatch):
+def test_canary_alice(given, canary_result, stand_in, tmp_path, monkeypatch):
     novel = tmp_path / "alice_in_wonderland.txt"
     novel.write_text("alice")
     calls = []
@@ -69,16 +78,16 @@ def test_canary_alice(given, canary_result, tmp_path, monkeypatch):
             calls.append(seeds)
             return canary_result
 
-    def canary_alice(path, **settings):
-        calls.append((path, settings))
+    def canary_alice(path, *, epochs: Epochs = None, progress=True):
+        calls.append((path, epochs, progress))
         return Study()
 
-    monkeypatch.setattr(experiments, "canary_alice", canary_alice)
+    stand_in("canary-alice", canary_alice)
     monkeypatch.setenv("UNLEARNX_DATA", str(tmp_path if given == "environment" else tmp_path / "elsewhere"))
     root = {"folder": ["--data-root", tmp_path], "file": ["--data-root", novel], "environment": []}[given]
     result = run("run", "canary-alice", *root, "--epochs", 2, "--no-progress", "--out", tmp_path, "--name", "x")
     assert result.exit_code == 0, result.output
-    assert calls == [(novel, {"epochs": 2, "preset": "default", "progress": False}), [0, 1, 2]]
+    assert calls == [(novel if given == "file" else tmp_path, 2, False), [0, 1, 2]]
     assert "medians over 3 seeds" in result.output
     found = json.loads((tmp_path / "x" / "result.json").read_text())
     assert found["command"].startswith("unlearnx")
@@ -206,8 +215,7 @@ def test_clear_errors(arguments, message, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_finished_run_is_not_overwritten(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "poison_digits", lambda **_: pytest.fail("work was begun"))
+def test_a_finished_run_is_not_overwritten(stand_in, tmp_path):
     (tmp_path / "x").mkdir()
     file = tmp_path / "x" / "result.json"
     for content, experiment, message in (
@@ -230,7 +238,7 @@ def test_a_finished_run_is_not_overwritten(tmp_path, monkeypatch):
         def room(self, seeds):
             return 0
 
-    monkeypatch.setattr(experiments, "features", lambda *_, **__: Study())
+    stand_in("features-diabetes", lambda *_, **__: Study())
     result = run("run", "features-diabetes", "--data-root", tmp_path, "--out", tmp_path, "--name", "x")
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert f"out: {tmp_path / 'x'} holds result.json already" in result.stderr

@@ -3,7 +3,14 @@ import math
 import pytest
 from scipy import stats
 
-from unlearnx.experiments.comparison import applied, interval, pareto_front, summarise, winner
+from unlearnx.experiments.comparison import applied, interval, medians, pareto_front, summarise, winner
+
+
+def test_medians_are_of_numbers_that_all_runs_have():
+    runs = [{"a": 3, "b": 0.5, "c": None, "d": "x", "e": 1}, {"a": 1, "b": 0.25, "c": 2.0, "d": "y"}]
+    runs.append({**runs[1], "a": 9})
+    assert medians(runs) == {"a": 3, "b": 0.25}
+    assert medians(runs, ("b", "e", "none")) == {"b": 0.25}
 
 
 def test_interval_is_that_of_student():

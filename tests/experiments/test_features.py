@@ -9,6 +9,7 @@ from unlearnx import experiments
 from unlearnx.data import FeatureTable
 from unlearnx.experiments import FeatureStudy, features, report
 from unlearnx.experiments.features import Regression, Shards
+from unlearnx.experiments.report import features as view
 
 
 def small_table(n=300, p=20):
@@ -82,7 +83,7 @@ def test_shards_train_again_where_the_features_are(monkeypatch):
 
 
 def test_report(result, described, tmp_path):
-    path = report.write({**result, **described}, tmp_path / "x")
+    path = report.write({**result, **described}, view.page, tmp_path / "x")
     html = " ".join(path.read_text().split())
     files = {file.name for file in (tmp_path / "x").iterdir()}
     assert files == {"result.json", "report.html", "residuals.svg", "costs.svg"}
@@ -101,7 +102,7 @@ def test_report(result, described, tmp_path):
 
 
 def test_report_of_one_draw(result, described, tmp_path):
-    path = report.write({**result, **described, "runs": result["runs"][:1]}, tmp_path / "x")
+    path = report.write({**result, **described, "runs": result["runs"][:1]}, view.page, tmp_path / "x")
     html = path.read_text()
     assert "solved together" not in html
     assert "over 1 draw," in " ".join(html.split())
@@ -117,7 +118,7 @@ def test_highlighted_method_is_exact_where_one_is(result):
 
 
 def test_table(result):
-    rows, text = in_80_columns(report.table(result))
+    rows, text = in_80_columns(view.table(result))
     assert "features-enron, means over 3 draws" in text
     assert [row[0] for row in rows] == list(result["summary"]["1"]) * 3
 

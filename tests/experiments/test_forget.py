@@ -13,7 +13,7 @@ from unlearnx.experiments import (
     forget_random_digits,
 )
 from unlearnx.experiments.evaluation import TIMES, Sets, changed, described
-from unlearnx.experiments.forget import STUDIES, Sweep, repeat, studies
+from unlearnx.experiments.forget import Sweep, repeat, repetition, studies
 from unlearnx.experiments.run_store import read_trial
 from unlearnx.experiments.showcase import _displayable
 from unlearnx.methods import SSD, FineTune, FirstOrder, Outcome
@@ -220,7 +220,7 @@ def test_sets_of_a_class():
 
 def test_a_trial_is_repeated_from_its_recipe(finished, counted, tmp_path, monkeypatch):
     _, folder, _ = finished
-    monkeypatch.setitem(STUDIES, "forget-class-digits", small)
+    monkeypatch.setattr(repetition, "FORGETTING", [dataclasses.replace(studies.FORGETTING[0], make=small)])
     file = folder / "trials" / "seed-0" / "ssd.json"
     recorded = read_trial(file)
     again = repeat(recorded["recipe"], tmp_path / "a", beside=file.parent, progress=False)
@@ -298,7 +298,6 @@ def test_a_swept_method_takes_part():
             "methods: 'retrain' is unknown, expected names among ssd, fisher-masking, fine-tune",
         ),
         (forget_class_digits, {"preset": "best"}, "preset is 'best'"),
-        (forget_class_digits, {"share": 0.1}, "forget_class is 1 and share 0.1"),
         (forget_random_digits, {"share": 0.0}, "share is 0.0"),
         (forget_random_digits, {"share": 1.0}, "share is 1.0"),
     ],
@@ -306,6 +305,11 @@ def test_a_swept_method_takes_part():
 def test_clear_errors(make, options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_either_a_class_or_a_share_is_forgotten():
+    with pytest.raises(ValueError, match=r"forget_class is 1 and share 0\.1, expected exactly one of them"):
+        dataclasses.replace(small(), share=0.1)
 
 
 def test_models_need_files_of_their_own():

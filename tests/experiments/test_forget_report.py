@@ -12,6 +12,7 @@ from jinja2 import Template
 
 from tests.experiments.tables import in_80_columns
 from unlearnx.experiments import report
+from unlearnx.experiments.report import forget as view
 from unlearnx.experiments.report.frame import new_figure
 from unlearnx.experiments.report.labels import label_points
 from unlearnx.experiments.report.nearness import far_from_retraining
@@ -72,7 +73,7 @@ def rendered(described, tmp_path):
     """Writes the report of a result; returns what was read of it."""
 
     def write(result):
-        return Document(report.write({**result, **described}, tmp_path / "x").read_text())
+        return Document(report.write({**result, **described}, view.page, tmp_path / "x").read_text())
 
     return write
 
@@ -82,7 +83,7 @@ def case(request, tmp_path_factory):
     """A result, and the folder that its report was written to."""
     result = request.getfixturevalue("forget_result")(**request.param)
     folder = tmp_path_factory.mktemp("report")
-    report.write({**result, **request.getfixturevalue("described")}, folder)
+    report.write({**result, **request.getfixturevalue("described")}, view.page, folder)
     return result, folder
 
 
@@ -199,7 +200,7 @@ def test_the_smallest_gap_is_not_called_near_where_an_attack_gives_it_away(forge
     words = " ".join(" ".join(rendered(result).text).split())
     assert "comes closest" not in words
     assert f"near to retraining on average, but not in everything: {'; '.join(far)}." in words
-    _, text = in_80_columns(report.table(result))
+    _, text = in_80_columns(view.table(result))
     assert f"Smallest average gap: {result['winner']}" in text
     for unknown in (None, {"mean": None}, {"mean": math.nan}):
         winner["mia_ssd"] = winner["relearn_time"] = unknown
@@ -279,7 +280,7 @@ def test_labels_cover_nothing(count, width, seed):
 
 def test_table(forget_result):
     result = forget_result()
-    rows, text = in_80_columns(report.table(result))
+    rows, text = in_80_columns(view.table(result))
     assert "forget-class-digits, means over 3 seeds" in text
     found = {name: numbers for name, *numbers in rows}
     gap, forget = (result["summary"]["SalUn"][key] for key in ("gap", "forget_accuracy"))

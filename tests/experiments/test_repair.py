@@ -11,6 +11,7 @@ from unlearnx.data import load_digits
 from unlearnx.experiments import RepairStudy, repair_mnist, report
 from unlearnx.experiments.blame_scores import SCORES, UNSEEN, doubted, judged, worst
 from unlearnx.experiments.repair import NOISES, RANDOM_ORDER, SHOWN_IMAGES, Treatment
+from unlearnx.experiments.report import repair as view
 from unlearnx.methods import EWCRepair, FineTune, NewtonRepair
 from unlearnx.models import Training
 
@@ -90,7 +91,7 @@ def test_study(finished):
 def test_report(finished):
     result, folder = finished
     result = {**result, "command": "unlearnx run repair-mnist", "environment": report.environment()}
-    page = report.write(result, folder).read_text()
+    page = report.write(result, view.page, folder).read_text()
     assert len(re.findall("<figure", page)) == SHOWN_IMAGES
     assert page.count("data:image/png;base64,") == SHOWN_IMAGES
     assert "medians over 2 seeds" in page
@@ -99,7 +100,7 @@ def test_report(finished):
     for name in SCORES:
         assert name in page
     assert json.loads((folder / "result.json").read_text())["experiment"] == "repair-mnist"
-    rows, text = in_80_columns(report.table(result))
+    rows, text = in_80_columns(view.table(result))
     assert [name for name, *_ in rows[3:]] == [*list(TREATMENTS)[:-1], "refused <b> (not applied)"]
     assert "AUROC: " in text
 

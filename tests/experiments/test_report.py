@@ -5,6 +5,7 @@ import pytest
 
 from tests.experiments.tables import in_80_columns
 from unlearnx.experiments import report
+from unlearnx.experiments.report import canary as view
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def rendered(canary_result, described, tmp_path):
     """Writes the report of a result; returns its HTML, on one line."""
 
     def write(result=canary_result):
-        path = report.write({**result, **described}, tmp_path / "x")
+        path = report.write({**result, **described}, view.page, tmp_path / "x")
         return " ".join(path.read_text().split())
 
     return write
@@ -78,7 +79,7 @@ def test_highlighted_method_keeps_the_accuracy_where_one_does(canary_result, ren
 
 
 def test_canary_table(canary_result):
-    shown, _ = in_80_columns(report.table(canary_result))
+    shown, _ = in_80_columns(view.table(canary_result))
     rows = {name: numbers for name, *numbers in shown}
     assert rows["before"] == ["41.4", "32.0", "3 of 3", "58.71 %", "", "", ""]
     assert rows["second order"] == ["0.9", "0.0", "0 of 3", "58.49 %", "-0.22", "33.25", "24x"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,12 +98,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="print only errors, the ver
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON to stdout; the log goes to stderr")]
 Selftest = Annotated[bool, typer.Option("--selftest", help="run every op on every device; status 1 if one fails")]
 
-# Of `run` and `compare`.
+# Of `run` and `compare`, besides those of the studies.
 DataRoot = Annotated[Path | None, _path(DATA_HELP)]
-Limit = Annotated[int | None, _count("training images to use (CIFAR-10)")]
-Epochs = Annotated[int | None, _count("epochs of each training")]
-ForgetClass = Annotated[str | None, _word("name or number of the class to forget (forget-class-*)")]
-Share = Annotated[float | None, _share("share of the training images to forget (forget-random-*)")]
 Out = Annotated[Path, _path("folder that holds all runs")]
 Name = Annotated[
     str | None,
@@ -115,16 +111,6 @@ Name = Annotated[
 Runs = Annotated[int, _count("number of runs, a seed each", MAX_RUNS)]
 OwnRuns = Annotated[int, _whole("number of runs, a seed each; 0 for the experiment's own", MAX_RUNS)]
 Methods = Annotated[str, _word("names of methods, separated by commas, or all")]
-Preset = Annotated[
-    str | None, _word("default, reference (published protocol), best (poison-cifar) or sweep (canary-alice)")
-]
-Budget = Annotated[int | None, _count("labels to flip (poison-cifar)")]
-Clean = Annotated[Path | None, _path("checkpoint trained on clean labels (poison-cifar)")]
-Poisoned = Annotated[Path | None, _path("checkpoint trained on poisoned labels (poison-cifar)")]
-PoisonFile = Annotated[Path | None, _path("wrong labels of --poisoned (.npz); looked for beside it")]
-Sweeps = Annotated[list[str] | None, _word("values to try for a method's parameter: ssd.alpha=2,5,10 (forget-*)")]
-Noise = Annotated[float | None, _share("share of the training samples to spoil (repair-mnist)")]
-NoiseKind = Annotated[str | None, _word("what to spoil: labels or inputs (repair-mnist)")]
 Recipe = Annotated[Path | None, _path("make one trial again: a file trials/seed-*/*.json of a forget-* run")]
 
 # Of `unlearn`.
@@ -162,3 +148,12 @@ Params = Annotated[str | None, _word("parameters that may change: last:6, or nam
 Seed = Annotated[int, _whole("seed of every random choice", MAX_SEED)]
 BatchSize = Annotated[int | None, _count("samples in one pass")]
 Device = Annotated[str | None, _word("such as cpu or cuda:1; by default a GPU if there is one")]
+
+# Of a study, by the type in its signature.
+OF_STUDIES: dict[Any, Callable[[str], Any]] = {
+    int: lambda text: Annotated[int | None, _count(text)],
+    float: lambda text: Annotated[float | None, _share(text)],
+    str: lambda text: Annotated[str | None, _word(text)],
+    Path: lambda text: Annotated[Path | None, _path(text)],
+    Sequence[str]: lambda text: Annotated[list[str] | None, _word(text)],
+}

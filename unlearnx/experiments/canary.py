@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from unlearnx.curvature import ConjugateGradient, LiSSA
 from unlearnx.data import Alphabet, Canary, load_text, windows
 from unlearnx.data.text import DIGITS
+from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
+from unlearnx.experiments.report import canary as report
 from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
+from unlearnx.experiments.study import Data, Epochs, Prepared, Preset, Study
 from unlearnx.methods import FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import Exposure, accuracy, complete, exposure
 from unlearnx.models import CharacterLSTM, Training, last_character_loss
@@ -28,12 +31,13 @@ DEFAULT_REPEATS = 6
 REPLACEMENTS = ("not there ", "dry enough")
 WINDOW_CHARACTERS = 24
 HISTOGRAM_BINS = 60  # of log-perplexities in result.json
+SUMMARISED = ("accuracy", "log_perplexity", "exposure", "lower_bound", "seconds", "speedup")
 
 Windows = tuple[Tensor, Tensor]
 
 
 @dataclass
-class CanaryStudy:
+class CanaryStudy(Prepared):
     """One canary experiment: text, canary, network, training and the methods to compare.
 
     Attributes:
@@ -50,9 +54,7 @@ class CanaryStudy:
         context: number of random windows without the number that methods are given, besides those with it.
         samples: number of random candidates that exposure is estimated from.
         sweep: further canaries, (length, repeats), whose exposure is measured in models trained with them.
-        progress: show progress bars.
         device: where networks are trained and unlearn.
-        log: is called with a line for each step.
     """
 
     name: str
@@ -69,9 +71,7 @@ class CanaryStudy:
     context: int = 256
     samples: int = 100_000
     sweep: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    progress: bool = True
     device: torch.device = field(default_factory=default_device)
-    log: Callable[[str], None] = field(default=lambda line: None)
 
     def room(self, seeds: int) -> int:
         """Bytes that a run of so many seeds writes at most."""
@@ -244,16 +244,17 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     results = {"before": [run["before"] for run in runs]}
     results |= {name: [run["methods"][name] for run in runs] for name in runs[0]["methods"]}
     results["retrained"] = [run["retrained"] for run in runs]
-    return {name: _medians(entries, results["before"]) for name, entries in results.items()}
+    return {name: _summarised(entries, results["before"]) for name, entries in results.items()}
 
 
-def _medians(entries: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[str, Any]:
-    medians: dict[str, Any] = dict.fromkeys(("seconds", "speedup"))
-    for key in ("accuracy", "log_perplexity", "exposure", "lower_bound", "seconds", "speedup"):
-        if all(key in e for e in entries):
-            medians[key] = median(e[key] for e in entries)
+def _summarised(entries: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[str, Any]:
     changes = [e["accuracy"] - b["accuracy"] for e, b in zip(entries, before, strict=True)]
-    return {**medians, "accuracy_change": median(changes), "contains": sum(e["contains"] for e in entries)}
+    return {
+        **dict.fromkeys(("seconds", "speedup")),
+        **medians(entries, SUMMARISED),
+        "accuracy_change": median(changes),
+        "contains": sum(e["contains"] for e in entries),
+    }
 
 
 def _methods() -> dict[str, Method]:
@@ -287,7 +288,7 @@ def _published_methods(context: int) -> dict[str, Method]:
 
 
 def canary_alice(
-    path: Path, *, epochs: int | None = None, preset: str = "default", progress: bool = True
+    path: Path, *, epochs: Epochs = None, preset: Preset = "default", progress: bool = True
 ) -> CanaryStudy:
     """A random number of ten digits, inserted into "Alice in Wonderland" or any other text.
 
@@ -332,3 +333,8 @@ def canary_alice(
         methods=_methods(),
         sweep=sweep if preset == "sweep" else {},
     )
+
+
+CANARY_ALICE = Study(
+    "canary-alice", canary_alice, report.page, report.table, needs=Data(f"the folder with {NOVEL}"), seeds=3
+)

@@ -1,15 +1,28 @@
-"""Runs of several seeds taken together: intervals, the winner and the Pareto front."""
+"""Runs of several seeds taken together: medians, intervals, the winner and the Pareto front."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import fmean, stdev
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, median, stdev
 from typing import Any
 
 CONFIDENCE_LEVEL = 0.95
 # All other measures lie in [0, 1].
 UNBOUNDED_MEASURES = ("activation_distance", "relearn_time", "seconds", "runtime_ratio")
+
+
+def medians(entries: Sequence[Mapping[str, Any]], keys: Iterable[str] | None = None) -> dict[str, float]:
+    """Medians over entries, one of each run, of the numbers that all of them have.
+
+    Args:
+        entries: numbers, among other things, by key.
+        keys: of the numbers that are wanted; None for all.
+    """
+    columns: dict[str, list[Any]] = {
+        key: [entry.get(key) for entry in entries] for key in (entries[0] if keys is None else keys)
+    }
+    return {key: median(c) for key, c in columns.items() if all(isinstance(value, (int, float)) for value in c)}
 
 
 def interval(values: Sequence[float | None], highest: float = math.inf) -> dict[str, float | None]:

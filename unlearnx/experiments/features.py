@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -16,6 +16,8 @@ from unlearnx._extras import extra
 from unlearnx._files import write_atomically
 from unlearnx._progress import progress_bar
 from unlearnx.data import FEATURE_TABLES, FeatureTable
+from unlearnx.experiments.report import features as report
+from unlearnx.experiments.study import Data, Epochs, Prepared, Preset, Study
 from unlearnx.methods import CertifiedRemoval
 
 PAUSE_SECONDS = 0.03  # before a timed call, because threads of the library used before still spin for a while
@@ -38,7 +40,7 @@ NEWTON_STEPS = {"second order": 1, "second order, 2 steps": 2}
 
 
 @dataclass
-class FeatureStudy:
+class FeatureStudy(Prepared):
     """One experiment with features to forget.
 
     Attributes:
@@ -46,16 +48,12 @@ class FeatureStudy:
         table: the data.
         counts: numbers of features to forget, ascending.
         lam: weight of the L2 penalty, relative to the sum of the losses of all samples.
-        progress: show progress bars.
-        log: is called with a line for each step.
     """
 
     name: str
     table: FeatureTable
     counts: tuple[int, ...]
     lam: float = 1.0
-    progress: bool = True
-    log: Callable[[str], None] = field(default=lambda line: None)
 
     def room(self, seeds: int) -> int:
         """Bytes that a run of so many seeds writes at most, besides its report."""
@@ -302,7 +300,7 @@ def _summary(runs: list[dict[str, Any]], count: str) -> dict[str, dict[str, floa
 
 
 def features(
-    name: str, folder: Path, *, epochs: int | None = None, preset: str = "default", progress: bool = True
+    name: str, folder: Path, *, epochs: Epochs = None, preset: Preset = "default", progress: bool = True
 ) -> FeatureStudy:
     """Forget 1 to 100 features of a table: surnames in e-mails, addresses in apps, columns of small tables.
 
@@ -327,3 +325,13 @@ def features(
     with extra(f"features-{name}", "scipy"):
         import scipy  # noqa: F401
     return FeatureStudy(f"features-{name}", FEATURE_TABLES[name](folder), FEATURE_COUNTS[name], progress=progress)
+
+
+FEATURES = [
+    Study(
+        *(f"features-{name}", partial(features, name), report.page, report.table),
+        needs=Data("the folder with its tables"),
+        seeds=20,
+    )
+    for name in FEATURE_TABLES
+]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +16,17 @@ from unlearnx._data import size
 from unlearnx._sources import Changed
 from unlearnx.curvature import LiSSA
 from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
+from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
+from unlearnx.experiments.report import poison as report
 from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
+from unlearnx.experiments.study import CIFAR10, Epochs, Limit, Prepared, Preset, Study
 from unlearnx.experiments.weights import Weights
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
+SUMMARISED = ("accuracy", "restored", "seconds", "total_seconds", "gradient_evaluations", "speedup")
 TIMED_STEPS = 20  # of training, from which the time of retraining is estimated where checkpoints are given
 
 
@@ -69,7 +72,7 @@ class Checkpoints:
 
 
 @dataclass
-class PoisonStudy:
+class PoisonStudy(Prepared):
     """One poisoning study: data, network, training and the methods to compare.
 
     Attributes:
@@ -80,9 +83,7 @@ class PoisonStudy:
         budget: number of labels to flip.
         treatments: the methods, by their names in the report.
         checkpoints: trained models to start from; the time of retraining is then estimated from a few steps.
-        progress: show progress bars.
         device: where networks are trained and unlearn.
-        log: is called with a line for each step.
     """
 
     name: str
@@ -92,9 +93,7 @@ class PoisonStudy:
     budget: int
     treatments: dict[str, Treatment]
     checkpoints: Checkpoints | None = None
-    progress: bool = True
     device: torch.device = field(default_factory=default_device)
-    log: Callable[[str], None] = field(default=lambda line: None)
 
     def __post_init__(self) -> None:
         check_at_least_one(budget=self.budget)
@@ -119,7 +118,7 @@ class PoisonStudy:
             "timed_steps": TIMED_STEPS,
             "methods": {name: _describe(treatment) for name, treatment in self.treatments.items()},
             "runs": runs,
-            "summary": {name: _medians(runs, name) for name in runs[0]["methods"]},
+            "summary": {name: _summarised([run["methods"][name] for run in runs]) for name in self.treatments},
         }
 
     def _run_seed(self, seed: int, folder: Path) -> dict[str, Any]:
@@ -221,12 +220,12 @@ def _describe(treatment: Treatment) -> str:
     return describe(treatment.method) + (" on images and mirror images" if treatment.mirrored else "")
 
 
-def _medians(runs: list[dict[str, Any]], method: str) -> dict[str, float]:
-    keys = ("accuracy", "restored", "seconds", "total_seconds", "gradient_evaluations", "speedup")
-    return {key: median(run["methods"][method][key] or 0.0 for run in runs) for key in keys}
+def _summarised(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians; where no accuracy was lost, none was restored."""
+    return medians([{**entry, "restored": entry["restored"] or 0.0} for entry in entries], SUMMARISED)
 
 
-def poison_digits(*, epochs: int | None = None, preset: str = "default", progress: bool = True) -> PoisonStudy:
+def poison_digits(*, epochs: Epochs = None, preset: Preset = "default", progress: bool = True) -> PoisonStudy:
     """The embedded digits with 20 % of their labels flipped.
 
     Raises:
@@ -251,11 +250,13 @@ def poison_digits(*, epochs: int | None = None, preset: str = "default", progres
 def poison_cifar(
     root: Path,
     *,
-    limit: int | None = None,
-    epochs: int | None = None,
-    budget: int | None = None,
-    preset: str = "default",
-    checkpoints: Checkpoints | None = None,
+    limit: Limit = None,
+    epochs: Epochs = None,
+    budget: Annotated[int | None, "labels to flip"] = None,
+    preset: Preset = "default",
+    clean: Annotated[Path | None, "checkpoint trained on clean labels"] = None,
+    poisoned: Annotated[Path | None, "checkpoint trained on poisoned labels"] = None,
+    poison: Annotated[Path | None, "wrong labels of --poisoned (.npz); looked for beside it"] = None,
     progress: bool = True,
 ) -> PoisonStudy:
     """CIFAR-10 with flipped labels (a fifth of them, 10,000 of all 50,000), and the VGG of the published study.
@@ -267,12 +268,15 @@ def poison_cifar(
         budget: number of labels to flip; a fifth of the training images where not given.
         preset: ``"default"`` compares the methods with their default arguments on the last six tensors,
             ``"reference"`` follows the published protocol, ``"best"`` is the best recipe known here.
-        checkpoints: trained models to start from.
+        clean, poisoned: files of trained models to start from; both or neither.
+        poison: file of the labels that `poisoned` was trained with; looked for beside it where not given.
         progress: show progress bars.
 
     Raises:
-        ValueError: there is no such preset.
+        FileNotFoundError: a file is missing.
+        ValueError: there is no such preset, or the files do not belong together.
     """
+    checkpoints = _checkpoints(clean, poisoned, poison, budget)
     splits = load_cifar10(root, limit=limit)
     n = len(splits.train_x)
     presets: dict[str, dict[str, Treatment]] = {
@@ -316,5 +320,23 @@ def poison_cifar(
         n // 5 if budget is None else budget,
         presets[preset],
         checkpoints,
-        progress,
+        progress=progress,
     )
+
+
+def _checkpoints(
+    clean: Path | None, poisoned: Path | None, poison: Path | None, budget: int | None
+) -> Checkpoints | None:
+    if (clean is None) != (poisoned is None):
+        raise ValueError(
+            f"{'--clean' if clean else '--poisoned'} is given alone, expected both --clean and --poisoned, or neither"
+        )
+    if poison is not None and poisoned is None:
+        raise ValueError("--poison is given alone, expected --clean and --poisoned too, the models it belongs to")
+    if poisoned is not None and budget is not None:
+        raise ValueError("--budget is given with --poisoned, whose labels are flipped already, expected one of them")
+    return Checkpoints.find(clean, poisoned, poison) if clean and poisoned else None
+
+
+POISON_DIGITS = Study("poison-digits", poison_digits, report.page, report.table, seeds=3)
+POISON_CIFAR = Study("poison-cifar", poison_cifar, report.page, report.table, needs=CIFAR10)

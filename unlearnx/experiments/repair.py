@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,11 @@ from torch import Tensor, nn
 from unlearnx._checks import check_at_least_one
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
 from unlearnx.experiments.blame_scores import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
+from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
+from unlearnx.experiments.report import repair as report
 from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
+from unlearnx.experiments.study import Data, Epochs, Prepared, Preset, Study
 from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
 from unlearnx.metrics import accuracy, predict
 from unlearnx.models import Training, mnist_cnn
@@ -41,7 +43,7 @@ class Treatment:
 
 
 @dataclass
-class RepairStudy:
+class RepairStudy(Prepared):
     """One study of repairing: data, noise, network, training and the treatments to compare.
 
     Attributes:
@@ -57,9 +59,7 @@ class RepairStudy:
         fold_training: how these networks are trained.
         removal: further training without the worst samples, for the curves.
         curves: names of the scores that curves are made for.
-        progress: show progress bars.
         device: where networks are trained and unlearn.
-        log: is called with a line for each step.
 
     Raises:
         ValueError: the noise spoils no sample or all of them, its kind is unknown, or no training samples are left.
@@ -77,9 +77,7 @@ class RepairStudy:
     fold_training: Training = field(default_factory=lambda: Training(6, lr=5e-3))
     removal: FineTune = field(default_factory=FineTune)
     curves: tuple[str, ...] = (UNSEEN, "linear influence", "training loss")
-    progress: bool = True
     device: torch.device = field(default_factory=default_device)
-    log: Callable[[str], None] = field(default=lambda line: None)
 
     def __post_init__(self) -> None:
         check_at_least_one(validation=self.validation)
@@ -124,8 +122,8 @@ class RepairStudy:
             "methods": {name: _describe(treatment) for name, treatment in self.treatments.items()},
             "removal": describe(self.removal),
             "runs": runs,
-            "summary": {name: _medians([run["methods"][name] for run in runs]) for name in self.treatments},
-            "score_summary": {name: _medians([run["scores"][name] for run in runs]) for name in SCORES},
+            "summary": {name: medians([run["methods"][name] for run in runs]) for name in self.treatments},
+            "score_summary": {name: medians([run["scores"][name] for run in runs]) for name in SCORES},
             "worst": pictures[0],
         }
 
@@ -312,19 +310,13 @@ def _describe(treatment: Treatment) -> str:
     return describe(treatment.method) + (" with proposed labels" if treatment.relabels else "")
 
 
-def _medians(entries: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians of the numbers that are known in all runs."""
-    columns = {key: [entry[key] for entry in entries] for key in entries[0]}
-    return {key: median(c) for key, c in columns.items() if all(isinstance(value, (int, float)) for value in c)}
-
-
 def repair_mnist(
     root: Path,
     *,
-    noise: float = 0.2,
-    noise_kind: str = "labels",
-    epochs: int | None = None,
-    preset: str = "default",
+    noise: Annotated[float, "share of the training samples to spoil"] = 0.2,
+    noise_kind: Annotated[str, "what to spoil: labels or inputs"] = "labels",
+    epochs: Epochs = None,
+    preset: Preset = "default",
     progress: bool = True,
 ) -> RepairStudy:
     """10,000 digits of MNIST, a share of the training samples with wrong labels or with noise in their pixels.
@@ -366,3 +358,9 @@ def repair_mnist(
         removal=replace(tune, epochs=2),
         progress=progress,
     )
+
+
+REPAIR_MNIST = Study(
+    *("repair-mnist", repair_mnist, report.page, report.table),
+    needs=Data("the folder with mnist-10k.npz"),
+)

@@ -2,8 +2,6 @@
 
 from unlearnx.experiments.forget.repetition import repeat
 from unlearnx.experiments.forget.studies import (
-    DEFAULT_METHODS,
-    STUDIES,
     forget_class_cifar,
     forget_class_digits,
     forget_random_cifar,
@@ -13,8 +11,6 @@ from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.forget.sweeps import Sweep
 
 __all__ = [
-    "DEFAULT_METHODS",
-    "STUDIES",
     "ForgetStudy",
     "Sweep",
     "forget_class_cifar",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from unlearnx.experiments.forget.studies import STUDIES
+from unlearnx.experiments.forget.studies import FORGETTING
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.forget.trials import REFERENCES, SeedTrials
 from unlearnx.experiments.recipes import from_recipe
@@ -52,13 +52,16 @@ def repeat(
 
 def _study_of(recipe: Recipe, root: Path | None) -> ForgetStudy:
     """A study with only the model of a recipe."""
-    if recipe["experiment"] not in STUDIES:
-        raise ValueError(f"recipe: the experiment is {recipe['experiment']!r}, expected one of {', '.join(STUDIES)}")
+    makers = {study.name: study.make for study in FORGETTING}
+    if recipe["experiment"] not in makers:
+        raise ValueError(f"recipe: the experiment is {recipe['experiment']!r}, expected one of {', '.join(makers)}")
     options = recipe["options"] if root is None else {**recipe["options"], "root": root}
     method = from_recipe(recipe["method"])
     try:
+        study = makers[recipe["experiment"]](**options)
+        assert isinstance(study, ForgetStudy)
         return replace(
-            STUDIES[recipe["experiment"]](**options),
+            study,
             network=from_recipe(recipe["network"]),
             training=from_recipe(recipe["training"]),
             methods={} if method is None else {recipe["model"]: method},

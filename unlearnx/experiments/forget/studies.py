@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -12,10 +12,14 @@ from unlearnx.data import Splits, load_cifar10, load_digits
 from unlearnx.experiments.forget.methods import Methods, cifar_methods, digits_methods
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.forget.sweeps import Sweep
+from unlearnx.experiments.report import forget as report
 from unlearnx.experiments.runs import default_device
+from unlearnx.experiments.study import CIFAR10, Epochs, Limit, Preset, Study
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
-DEFAULT_METHODS = ("ssd", "fine-tune", "second-order")  # of `unlearnx run`; `unlearnx compare` takes all
+ForgetClass = Annotated[str | int, "name or number of the class to forget"]
+Share = Annotated[float, "share of the training images to forget"]
+Sweeps = Annotated[Sequence[str], "values to try for a method's parameter: ssd.alpha=2,5,10"]
 
 
 def _study(
@@ -62,45 +66,83 @@ def _cifar(name: str, splits: Splits, epochs: int | None, **settings: Any) -> Fo
     return _study(name, splits, vgg_cifar10, training, cifar_methods, **settings)
 
 
-def forget_class_digits(*, forget_class: str | int = "1", epochs: int | None = None, **choice: Any) -> ForgetStudy:
+def forget_class_digits(
+    *,
+    forget_class: ForgetClass = "1",
+    epochs: Epochs = None,
+    methods: Sequence[str] | None = None,
+    sweep: Sweeps = (),
+    preset: Preset = "default",
+    progress: bool = True,
+) -> ForgetStudy:
     """Forget one class of the digits that come with the package.
 
     Args:
         forget_class: name or number of the class.
         epochs: of each training; 60 where not given.
-        choice: options of all studies of forgetting: ``methods``, the names of those to compare, all where not given;
-            ``sweep``, texts such as ``"ssd.alpha=2,5,10"``, see :meth:`Sweep.parse`; ``preset``, only ``"default"``;
-            ``progress``, whether to show progress bars.
+        methods: names of those to compare; all where not given.
+        sweep: texts such as ``"ssd.alpha=2,5,10"``, see :meth:`Sweep.parse`.
+        preset: ``"default"`` is the only one.
+        progress: show progress bars.
 
     Raises:
         ValueError: there is no such class, method, parameter or preset.
     """
     splits = load_digits()
     number = _class_number(splits, forget_class)
-    return _digits("forget-class-digits", splits, epochs, forget_class=number, **choice)
+    return _digits(
+        "forget-class-digits",
+        splits,
+        epochs,
+        forget_class=number,
+        methods=methods,
+        sweep=sweep,
+        preset=preset,
+        progress=progress,
+    )
 
 
-def forget_random_digits(*, share: float = 0.1, epochs: int | None = None, **choice: Any) -> ForgetStudy:
+def forget_random_digits(
+    *,
+    share: Share = 0.1,
+    epochs: Epochs = None,
+    methods: Sequence[str] | None = None,
+    sweep: Sweeps = (),
+    preset: Preset = "default",
+    progress: bool = True,
+) -> ForgetStudy:
     """Forget a random share of the digits that come with the package, another one for each seed.
 
     Args:
         share: of the training images.
         epochs: of each training; 60 where not given.
-        choice: as for :func:`forget_class_digits`.
+        methods, sweep, preset, progress: as for :func:`forget_class_digits`.
 
     Raises:
         ValueError: the share is not between 0 and 1, or there is no such method, parameter or preset.
     """
-    return _digits("forget-random-digits", load_digits(), epochs, share=share, **choice)
+    return _digits(
+        "forget-random-digits",
+        load_digits(),
+        epochs,
+        share=share,
+        methods=methods,
+        sweep=sweep,
+        preset=preset,
+        progress=progress,
+    )
 
 
 def forget_class_cifar(
     root: str | Path,
     *,
-    forget_class: str | int = "automobile",
-    limit: int | None = None,
-    epochs: int | None = None,
-    **choice: Any,
+    forget_class: ForgetClass = "automobile",
+    limit: Limit = None,
+    epochs: Epochs = None,
+    methods: Sequence[str] | None = None,
+    sweep: Sweeps = (),
+    preset: Preset = "default",
+    progress: bool = True,
 ) -> ForgetStudy:
     """Forget one class of CIFAR-10, with the VGG of the poisoning study.
 
@@ -109,7 +151,7 @@ def forget_class_cifar(
         forget_class: name or number of the class.
         limit: training images to use.
         epochs: of each training; 14 where not given.
-        choice: as for :func:`forget_class_digits`.
+        methods, sweep, preset, progress: as for :func:`forget_class_digits`.
 
     Raises:
         FileNotFoundError: there is no CIFAR-10.
@@ -118,11 +160,29 @@ def forget_class_cifar(
     splits = load_cifar10(root, limit=limit)
     number = _class_number(splits, forget_class)
     options = {"root": str(root), "limit": limit}
-    return _cifar("forget-class-cifar", splits, epochs, forget_class=number, options=options, **choice)
+    return _cifar(
+        "forget-class-cifar",
+        splits,
+        epochs,
+        forget_class=number,
+        options=options,
+        methods=methods,
+        sweep=sweep,
+        preset=preset,
+        progress=progress,
+    )
 
 
 def forget_random_cifar(
-    root: str | Path, *, share: float = 0.1, limit: int | None = None, epochs: int | None = None, **choice: Any
+    root: str | Path,
+    *,
+    share: Share = 0.1,
+    limit: Limit = None,
+    epochs: Epochs = None,
+    methods: Sequence[str] | None = None,
+    sweep: Sweeps = (),
+    preset: Preset = "default",
+    progress: bool = True,
 ) -> ForgetStudy:
     """Forget a random share of CIFAR-10, another one for each seed, with the VGG of the poisoning study.
 
@@ -131,7 +191,7 @@ def forget_random_cifar(
         share: of the training images.
         limit: training images to use.
         epochs: of each training; 14 where not given.
-        choice: as for :func:`forget_class_digits`.
+        methods, sweep, preset, progress: as for :func:`forget_class_digits`.
 
     Raises:
         FileNotFoundError: there is no CIFAR-10.
@@ -139,12 +199,29 @@ def forget_random_cifar(
     """
     splits = load_cifar10(root, limit=limit)
     options = {"root": str(root), "limit": limit}
-    return _cifar("forget-random-cifar", splits, epochs, share=share, options=options, **choice)
+    return _cifar(
+        "forget-random-cifar",
+        splits,
+        epochs,
+        share=share,
+        options=options,
+        methods=methods,
+        sweep=sweep,
+        preset=preset,
+        progress=progress,
+    )
 
 
-STUDIES: dict[str, Callable[..., ForgetStudy]] = {
-    "forget-class-digits": forget_class_digits,
-    "forget-random-digits": forget_random_digits,
-    "forget-class-cifar": forget_class_cifar,
-    "forget-random-cifar": forget_random_cifar,
-}
+_COMPARED = ("ssd", "fine-tune", "second-order")
+
+
+def _offered(name: str, make: Callable[..., ForgetStudy], **more: Any) -> Study:
+    return Study(name, make, report.page, report.table, compared=_COMPARED, **more)
+
+
+FORGETTING = (
+    _offered("forget-class-digits", forget_class_digits, seeds=3),
+    _offered("forget-random-digits", forget_random_digits, seeds=3),
+    _offered("forget-class-cifar", forget_class_cifar, needs=CIFAR10),
+    _offered("forget-random-cifar", forget_random_cifar, needs=CIFAR10),
+)

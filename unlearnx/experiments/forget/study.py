@@ -22,13 +22,14 @@ from unlearnx.experiments.forget.trials import REFERENCES, SeedTrials
 from unlearnx.experiments.recipes import to_recipe
 from unlearnx.experiments.run_store import Recipe, RunStore
 from unlearnx.experiments.runs import default_device, describe, room_for, slug
+from unlearnx.experiments.study import Prepared
 from unlearnx.methods import Method, Pipeline
 from unlearnx.metrics.membership import MIN_CROSS_VALIDATION_SAMPLES as MIN_IMAGES
 from unlearnx.models import Training
 
 
 @dataclass
-class ForgetStudy:
+class ForgetStudy(Prepared):
     """One study of forgetting: data, network, training, what to forget, and the methods to compare.
 
     Attributes:
@@ -41,9 +42,7 @@ class ForgetStudy:
         share: share of the training images to forget, other ones for each seed; None for a class.
         sweeps: of parameters of the methods.
         options: arguments of the experiment's function that load the same data.
-        progress: show progress bars.
         device: where networks are trained and unlearn.
-        log: is called with a line for each step.
 
     Raises:
         ValueError: not exactly one of `forget_class` and `share` is given, or two models would have the same file.
@@ -58,9 +57,7 @@ class ForgetStudy:
     share: float | None = None
     sweeps: list[Sweep] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
-    progress: bool = True
     device: torch.device = field(default_factory=default_device)
-    log: Callable[[str], None] = field(default=lambda line: None)
 
     def __post_init__(self) -> None:
         if (self.forget_class is None) == (self.share is None):

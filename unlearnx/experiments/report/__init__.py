@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +12,12 @@ import torch
 
 from unlearnx import build_info
 from unlearnx._files import write_atomically
-from unlearnx.data import FEATURE_TABLES
-from unlearnx.experiments.report import audit, canary, features, forget, poison, repair
+from unlearnx.experiments.report import audit
+from unlearnx.experiments.report.frame import Page
 from unlearnx.experiments.runs import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-# The module of each experiment's report: page(result) for report.html, table(result) for the terminal.
-_VIEWS = {
-    "poison-digits": poison,
-    "poison-cifar": poison,
-    "canary-alice": canary,
-    "repair-mnist": repair,
-    **{f"forget-{what}-{where}": forget for what in ("class", "random") for where in ("digits", "cifar")},
-    **{f"features-{name}": features for name in FEATURE_TABLES},
-}
 
 
 def environment() -> dict[str, Any]:
@@ -52,18 +43,17 @@ def _read(file: Path) -> str:
     return file.read_text() if file.is_file() else ""
 
 
-def table(result: dict[str, Any]) -> Table:
-    """The table of `result` for the terminal; needs rich."""
-    return _VIEWS[result["experiment"]].table(result)
+def write(result: dict[str, Any], page: Callable[[dict[str, Any]], Page], folder: Path) -> Path:
+    """Write `result` as result.json, the plots of its page and report.html under `folder`.
 
-
-def write(result: dict[str, Any], folder: Path) -> Path:
-    """Write `result` as result.json, its plots and report.html under `folder`; returns the path of the report."""
+    Returns:
+        The path of the report.
+    """
     write_json(folder / "result.json", result)  # first, so that no error in a plot can lose hours of work
-    page = _VIEWS[result["experiment"]].page(result)
-    for name, svg in page.plots.items():
+    shown = page(result)
+    for name, svg in shown.plots.items():
         _write(folder / f"{name}.svg", svg)
-    _write(folder / "report.html", page.render(result))
+    _write(folder / "report.html", shown.render(result))
     return folder / "report.html"
 
 

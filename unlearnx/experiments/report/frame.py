@@ -7,6 +7,8 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from unlearnx.experiments.comparison import medians
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -100,6 +102,11 @@ def refused(result: dict[str, Any], method: str) -> str:
     if not count:
         return ""
     return f"not applied in {count} of {len(runs)}" if count < len(runs) else "not applied"
+
+
+def over_runs(result: dict[str, Any], *models: str) -> dict[str, dict[str, float]]:
+    """Medians over the runs of the numbers of these models, which runs have beside their methods."""
+    return {name: medians([run[name] for run in result["runs"]]) for name in models}
 
 
 def percent(value: float) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unlearnx.experiments.report.frame import Page, named, new_figure, new_table, percent, to_svg
+from unlearnx.experiments.report.frame import Page, named, new_figure, new_table, over_runs, percent, to_svg
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,15 +15,14 @@ if TYPE_CHECKING:
 def page(result: dict[str, Any]) -> Page:
     """The report: accuracies, times, confusion matrices and measures of every class."""
     best = max(result["summary"], key=lambda name: result["summary"][name]["accuracy"])
+    references = over_runs(result, "clean", "poisoned", "retrained")
     return Page(
         "poison.html",
         {"restored": _restored_plot(result), "confusion": _confusion_plot(result, best)},
         {
             "best": best,
-            "clean": _median(result, "clean", "accuracy"),
-            "poisoned": _median(result, "poisoned", "accuracy"),
-            "retrained": _median(result, "retrained", "accuracy"),
-            "retraining_seconds": _median(result, "retrained", "seconds"),
+            **{name: numbers["accuracy"] for name, numbers in references.items()},
+            "retraining_seconds": references["retrained"]["seconds"],
         },
     )
 
@@ -32,18 +30,15 @@ def page(result: dict[str, Any]) -> Page:
 def table(result: dict[str, Any]) -> Table:
     """Accuracies and costs, for the terminal."""
     table = new_table(result, "test\naccuracy", "restored", "seconds", "speedup", "gradients")
-    for key in ("clean", "poisoned"):
-        table.add_row(key, percent(_median(result, key, "accuracy")))
+    for key, numbers in over_runs(result, "clean", "poisoned").items():
+        table.add_row(key, percent(numbers["accuracy"]))
     for name, s in result["summary"].items():
         cells = (percent(s["accuracy"]), percent(s["restored"]), f"{s['total_seconds']:.2f}", f"{s['speedup']:.0f}x")
         table.add_row(named(result, name), *cells, f"{s['gradient_evaluations']:,.0f}")
-    accuracy, seconds = (_median(result, "retrained", key) for key in ("accuracy", "seconds"))
-    table.add_row(f"retrained ({result['retraining']})", percent(accuracy), "", f"{seconds:.2f}", "1x", "")
+    retrained = over_runs(result, "retrained")["retrained"]
+    name, seconds = f"retrained ({result['retraining']})", f"{retrained['seconds']:.2f}"
+    table.add_row(name, percent(retrained["accuracy"]), "", seconds, "1x", "")
     return table
-
-
-def _median(result: dict[str, Any], which: str, key: str) -> float:
-    return median(run[which][key] for run in result["runs"])
 
 
 def _restored_plot(result: dict[str, Any]) -> str:

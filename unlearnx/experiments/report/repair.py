@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unlearnx.experiments.report.frame import Page, named, new_figure, new_table, percent, to_svg
+from unlearnx.experiments.comparison import medians
+from unlearnx.experiments.report.frame import Page, named, new_figure, new_table, over_runs, percent, to_svg
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,21 +27,18 @@ def page(result: dict[str, Any]) -> Page:
     for suffix, width in (("", 1.0), ("_narrow", 0.55)):
         plots[f"precision{suffix}"] = _precision_plot(result, width)
         plots[f"removal{suffix}"] = _removal_plot(result, width)
+    references = over_runs(result, *REFERENCES)
     return Page(
         "repair.html",
         plots,
         {
             "best": _best(result),
             "best_score": _best_score(result),
-            "references": {
-                name: {key: _reference(result, name, key) for key in ("accuracy", "failure_accuracy", "seconds")}
-                for name in REFERENCES
-            },
-            "recovered_by_retraining": _recovered(result, "retrained"),
+            "references": references,
+            "recovered_by_retraining": references["retrained"].get("recovered"),
             "titles": REFERENCES,
-            "found": {key: median(run["found"][key] for run in result["runs"]) for key in result["runs"][0]["found"]},
-            "failures": median(run["failures"] for run in result["runs"]),
-            "seconds": median(run["seconds"] for run in result["runs"]),
+            **over_runs(result, "found"),
+            **medians(result["runs"], ("failures", "seconds")),
             "pictures": [{**entry, "source": _picture(entry["image"])} for entry in result["worst"]],
         },
     )
@@ -50,11 +47,9 @@ def page(result: dict[str, Any]) -> Page:
 def table(result: dict[str, Any]) -> Table:
     """Accuracies and costs, for the terminal; the scores are in its caption."""
     table = new_table(result, "test\naccuracy", "recovered", "failures\nright", "seconds", "gradients")
-    for name, title in REFERENCES.items():
-        accuracy, failures, seconds = (
-            _reference(result, name, key) for key in ("accuracy", "failure_accuracy", "seconds")
-        )
-        table.add_row(title, percent(accuracy), "", percent(failures), f"{seconds:.2f}", "")
+    for name, numbers in over_runs(result, *REFERENCES).items():
+        cells = (percent(numbers["accuracy"]), "", percent(numbers["failure_accuracy"]), f"{numbers['seconds']:.2f}")
+        table.add_row(REFERENCES[name], *cells, "")
     for name, s in result["summary"].items():
         recovered = percent(s["recovered"]) if "recovered" in s else ""
         cells = (percent(s["accuracy"]), recovered, percent(s["failure_accuracy"]), f"{s['seconds']:.2f}")
@@ -69,15 +64,6 @@ def _best(result: dict[str, Any]) -> str:
 
 def _best_score(result: dict[str, Any]) -> str:
     return max(result["score_summary"], key=lambda name: result["score_summary"][name]["auroc"])
-
-
-def _reference(result: dict[str, Any], name: str, key: str) -> float:
-    return median(run[name][key] for run in result["runs"])
-
-
-def _recovered(result: dict[str, Any], name: str) -> float | None:
-    values = [run[name]["recovered"] for run in result["runs"]]
-    return None if None in values else median(values)
 
 
 def _precision_plot(result: dict[str, Any], width: float) -> str:
@@ -107,10 +93,10 @@ def _removal_plot(result: dict[str, Any], width: float) -> str:
     figure = new_figure(8.6 * width, 4.2)
     axes = figure.subplots()
     runs, scores = result["runs"], list(result["scores"])
-    noisy, clean = (100 * _reference(result, name, "accuracy") for name in ("noisy", "clean"))
+    noisy, clean = (100 * m["accuracy"] for m in over_runs(result, "noisy", "clean").values())
     for name, points in runs[0]["curves"].items():
         numbers = [point["points"] for point in points]
-        values = [100 * median(run["curves"][name][i]["accuracy"] for run in runs) for i in range(len(points))]
+        values = [100 * medians([run["curves"][name][i] for run in runs])["accuracy"] for i in range(len(points))]
         color = f"C{scores.index(name)}" if name in scores else "0.55"
         axes.plot(numbers, values, marker="o", ms=4, lw=1.8, label=name, color=color)
     axes.axhline(clean, color="0.4", lw=1, ls="--", label="trained on clean data")

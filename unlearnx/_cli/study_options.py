@@ -1,0 +1,47 @@
+"""The options of a command that are those of the studies it runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from unlearnx._cli.options import OF_STUDIES
+from unlearnx.experiments.study import Study
+
+Command = Callable[..., None]
+
+
+def with_options_of(studies: Iterable[Study], leave_out: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """A decorator for a command whose keywords ``**own`` stand for all options of the studies.
+
+    Args:
+        studies: that the command runs; its first argument says which.
+        leave_out: names of options that it does not take.
+    """
+    offered = list(studies)
+    names = [
+        name for name in dict.fromkeys(name for study in offered for name in study.options) if name not in leave_out
+    ]
+
+    def decorated(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        which, *rest = (p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD)
+        own = [which.replace(name=name, default=None, annotation=_annotation(name, offered)) for name in names]
+        parameters = [which, *own, *rest]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorated
+
+
+def _annotation(name: str, offered: Sequence[Study]) -> Any:
+    """Of a command's argument: the type of the option, its check and its help, which names the studies that have it."""
+    owners: dict[str, list[str]] = {}
+    for study in offered:
+        if name in study.options:
+            kind, text = study.options[name]
+            owners.setdefault(text, []).append(study.name)
+    texts = [text if len(own) == len(offered) else f"{text} ({', '.join(own)})" for text, own in owners.items()]
+    return OF_STUDIES[kind]("; ".join(texts))

@@ -149,11 +149,11 @@ def test_run_sweeps(tmp_path):
     [
         (
             ["run", "poison-mnist"],
-            "EXPERIMENT is 'poison-mnist', expected one of poison-digits, poison-cifar, canary-alice, forget-",
+            "EXPERIMENT is 'poison-mnist', expected one of poison-digits, poison-cifar, canary-alice, canary-lm",
         ),
         (
             ["run", "poison-digits", "--data-root", "."],
-            "--data-root is not an option of poison-digits, but of poison-cifar, canary-alice, forget-",
+            "--data-root is not an option of poison-digits, but of poison-cifar, canary-alice, canary-lm, forget-",
         ),
         (
             ["run", "canary-alice", "--limit", 3],

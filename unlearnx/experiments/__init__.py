@@ -2,6 +2,7 @@
 own model."""
 
 from unlearnx.experiments.canary import CanaryStudy, canary_alice
+from unlearnx.experiments.canary_lm import CanaryLMStudy, canary_lm
 from unlearnx.experiments.features import FeatureStudy, features
 from unlearnx.experiments.forget import (
     ForgetStudy,
@@ -16,6 +17,7 @@ from unlearnx.experiments.unlearn import unlearn
 from unlearnx.experiments.unlearn_texts import unlearn_texts
 
 __all__ = [
+    "CanaryLMStudy",
     "CanaryStudy",
     "Checkpoints",
     "FeatureStudy",
@@ -23,6 +25,7 @@ __all__ = [
     "PoisonStudy",
     "RepairStudy",
     "canary_alice",
+    "canary_lm",
     "features",
     "forget_class_cifar",
     "forget_class_digits",

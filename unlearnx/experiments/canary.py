@@ -151,16 +151,11 @@ class CanaryStudy(Prepared):
         canary = plant.canary
         found = self._exposure(model, canary)
         completion = complete(model, canary.prefix, len(canary.number) + 4)
-        counts, edges = torch.histogram(found.sampled, HISTOGRAM_BINS)
         return {
             "accuracy": accuracy(model, plant.others, batch_size=1024),
-            **_numbers(found),
-            "rank": found.rank,
-            "fit": None if found.fit is None else vars(found.fit),
-            "fit_distance": found.fit_distance,
+            **described_exposure(found),
             "completion": completion,
             "contains": canary.number in completion,
-            "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         }
 
     def _exposure(self, model: nn.Module, canary: Canary) -> Exposure:
@@ -222,6 +217,18 @@ class PlantedText:
         x_other, y_other = (t[drawn] for t in self.learned)
         before = torch.cat([x, x_other]), torch.cat([y, y_other])
         return Request.correct(before, (torch.cat([x_new, x_other]), torch.cat([y_new, y_other])))
+
+
+def described_exposure(found: Exposure) -> dict[str, Any]:
+    """What results say of an exposure, with a histogram of the candidates."""
+    counts, edges = torch.histogram(found.sampled, HISTOGRAM_BINS)
+    return {
+        **_numbers(found),
+        "rank": found.rank,
+        "fit": None if found.fit is None else vars(found.fit),
+        "fit_distance": found.fit_distance,
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
 
 
 def _numbers(found: Exposure) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unlearnx.experiments.canary import CANARY_ALICE
+from unlearnx.experiments.canary_lm import CANARY_LM
 from unlearnx.experiments.features import FEATURES
 from unlearnx.experiments.forget.studies import FORGETTING
 from unlearnx.experiments.poison import POISON_CIFAR, POISON_DIGITS
@@ -14,6 +15,7 @@ STUDIES = {
         POISON_DIGITS,
         POISON_CIFAR,
         CANARY_ALICE,
+        CANARY_LM,
         *FORGETTING,
         *FEATURES,
         REPAIR_MNIST,

@@ -149,8 +149,10 @@ def unlearn_texts(
         return audit
 
 
-def with_lora(model: nn.Module, rank: int, *, seed: int) -> Any:
+def with_lora(model: nn.Module, rank: int, *, seed: int, blocks: int | None = None) -> Any:
     """The model with a fresh adapter of a rank on all linear layers within it; it does what it did before.
+
+    With `blocks`, only the linear layers of so many blocks, from the last on, have it.
 
     Raises:
         ValueError: the model has an adapter.
@@ -160,9 +162,24 @@ def with_lora(model: nn.Module, rank: int, *, seed: int) -> Any:
         import peft
     if isinstance(model, peft.PeftModel):
         raise ValueError("lora is given for a model that has an adapter, which is changed; expected one without")
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear")
+    layers = "all-linear" if blocks is None else _linear_layers(model, blocks)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules=layers)
     with forked_random(torch.device("cpu"), seed=seed):
         return peft.get_peft_model(model, config).eval()
+
+
+def _linear_layers(model: nn.Module, blocks: int) -> list[str]:
+    """Names of the linear layers of the last blocks, which are the longest list of modules."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    name = max(lists, key=lambda name: len(lists[name]))
+    last = lists[name][-blocks:]
+    first = len(lists[name]) - len(last)
+    return [
+        f"{name}.{first + i}.{inner}"
+        for i, block in enumerate(last)
+        for inner, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
 
 
 def save_lm(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -18,7 +18,7 @@ MAX_ACCURACY_LOSS = 0.02  # of a method that the report highlights
 def page(result: dict[str, Any]) -> Page:
     """The report: exposures, costs, what the models write, and the number among random numbers."""
     best = _best(result)
-    plots = {"ranks": _ranks_plot(result, best)}
+    plots = {"ranks": ranks_plot(result, best)}
     if result["sweep"]:
         plots["sweep"] = _sweep_plot(result["sweep"])
     labels = {name: _label(result, name) for name in _models(result)}
@@ -54,7 +54,7 @@ def _label(result: dict[str, Any], name: str) -> str:
     return named(result, name) if name in result["methods"] else name
 
 
-def _ranks_plot(result: dict[str, Any], best: str) -> str:
+def ranks_plot(result: dict[str, Any], best: str) -> str:
     """The number's log-perplexity among those of random numbers, in three models of the first seed."""
     run = result["runs"][0]
     panels = {"before": run["before"], f"after {best}": run["methods"][best], "retrained": run["retrained"]}

@@ -24,8 +24,8 @@ from unlearnx._pairs import leaves
 from unlearnx._random import forked_random
 from unlearnx.curvature import Factors
 from unlearnx.experiments import report
-from unlearnx.experiments.evaluation import RequestEvaluation
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
+from unlearnx.experiments.request_evaluation import RequestEvaluation
 from unlearnx.experiments.runs import default_device, describe
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
 from unlearnx.losses import cross_entropy

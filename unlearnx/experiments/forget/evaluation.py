@@ -42,12 +42,8 @@ class StudyEvaluation(Evaluation):
         autocast: torch.dtype | None,
     ):
         super().__init__(sets, autocast=autocast)
-        self.original, self.retrained, self.retraining_seconds, self.seed = (
-            original,
-            retrained,
-            retraining_seconds,
-            seed,
-        )
+        self.original, self.retrained, self.retraining_seconds = original, retrained, retraining_seconds
+        self.seed = seed
         self._untrained = untrained(network, seed=seed + 2000, device=model_device(original)).eval()
         self._goal = {**self.accuracies(retrained), **self._attacks(retrained)}
 

@@ -58,11 +58,10 @@ class SeedTrials:
         if best is not None:
             methods[best] = self.study.methods[best]
         models = {name: self._load(self.study.recipe(name, self.seed, method)) for name, method in methods.items()}
+        classes = self.study.splits.classes
         return {
             "confidences": showcase.confidences(models, self.sets, self.study.training.autocast),
-            "saliency": None
-            if best is None
-            else showcase.saliency_maps(models, best, self.sets, self.study.splits.classes),
+            "saliency": None if best is None else showcase.saliency_maps(models, best, self.sets, classes),
         }
 
     def _make(self, recipe: Recipe, method: Method | Pipeline | None) -> Entry:

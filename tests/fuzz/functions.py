@@ -393,6 +393,23 @@ def shadows() -> Arguments:
     }
 
 
+def unlearned() -> Arguments:
+    names = {"shadow_in": "shadow_unlearned", "members": "unlearned"}
+    return {names.get(name, name): value for name, value in shadows().items()}
+
+
+def references() -> Arguments:
+    return {
+        "probability": torch.rand(SAMPLES).clamp(min=0.1),
+        "reference_probability": torch.rand(2, SAMPLES).clamp(min=0.1),
+        "reference_in": torch.arange(2)[:, None] == torch.arange(SAMPLES) % 2,
+        "members": torch.arange(SAMPLES) % 2 == 0,
+        "population": torch.rand(7).clamp(min=0.1),
+        "reference_population": torch.rand(2, 7).clamp(min=0.1),
+        "bootstrap": 20,
+    }
+
+
 def tmc() -> Arguments:
     return {"fit": lambda i: len(i), "score": lambda n: float(n), "n_points": 4, "permutations": 3}
 
@@ -460,6 +477,20 @@ def calls(folder: str) -> dict[str, Any]:
             metrics.forgetting_quality, lambda: {"unlearned": torch.randn(8, 3), "retrained": torch.randn(8, 3)}
         ),
         "lira": of(metrics.lira, shadows),
+        "u_lira": of(metrics.u_lira, unlearned),
+        "rmia": of(metrics.rmia, references),
+        "klom": of(metrics.klom, lambda: {"unlearned": torch.randn(9, 4), "retrained": torch.randn(8, 4)}),
+        "rf_jsd": of(metrics.rf_jsd, two("model", "original", forget=data, unseen=data)),
+        "unlearned_shadows": of(
+            metrics.unlearned_shadows,
+            lambda: {
+                "train": lambda part, seed: model(),
+                "unlearn": lambda trained, asked: trained,
+                "data": data(),
+                "candidates": [1, 2, 3],
+                "models": 2,
+            },
+        ),
         "gap": of(metrics.gap, lambda: {"unlearned": readings(), "retrained": readings()}),
         "tug_of_war": of(metrics.tug_of_war, lambda: {"unlearned": tow(), "retrained": tow()}),
         "runtime_ratio": of(metrics.runtime_ratio, lambda: {"seconds": 1.0, "retraining_seconds": 3.0}),

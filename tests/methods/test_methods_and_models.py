@@ -134,7 +134,19 @@ def test_other_models_are_refused_by_name_or_taken(method, build, monkeypatch):
     kind = replace(KINDS["pair"], build=build)
     monkeypatch.setitem(KINDS, "other", kind)
     taken = ("bad-teacher", "energy-alignment", "fine-tune", "gradient-ascent", "neg-grad", "npo", "retrain", "scrub")
-    trains = build is odd.untracked and method in (*taken, "idk", "rmu", "simnpo", "stochastic-teacher", "task-vector")
+    taken += (
+        "boundary-shrink",
+        "idk",
+        "jit",
+        "l1-sparse",
+        "random-labels",
+        "rmu",
+        "simnpo",
+        "stochastic-teacher",
+        "task-vector",
+        "unsir",
+    )
+    trains = build is odd.untracked and method in taken
     assert result(method, "other") == ("works" if trains else "refuses")
 
 

@@ -29,7 +29,9 @@ from unlearnx.methods import (
     SecondOrder,
     SimNPO,
     StochasticTeacher,
+    forget,
 )
+from unlearnx.methods.rounds import MOST_SAMPLES
 from unlearnx.methods.strength import (
     FACTOR,
     HALVINGS,
@@ -171,6 +173,29 @@ def test_where_there_is_nothing_to_forget_little_changes(digits, a_class, method
     outcome = method(model, request)
     assert accuracy(outcome.model, request.forget_set) >= accuracy(model, request.forget_set) - 0.05
     assert accuracy(outcome.model, request.retain_set) >= 0.98
+
+
+def test_fine_tuning_on_many_samples_reads_all_of_them():
+    """A part of them would be learned by heart, and the rest lost."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(5, (13000,), generator=generator)
+    x = 2 * torch.eye(5, 20)[y] + torch.randn(13000, 20, generator=generator)
+    x[:200, 19] += 6  # a mark by which the wrong labels are known
+    wrong = y.clone()
+    wrong[:200] = (y[:200] + 1) % 5
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Linear(256, 5))
+    Training(40, lr=5e-3, batch_size=250).run(model, (x[:12000], wrong[:12000]))
+    request = Request.correct((x[:12000], wrong[:12000]), (x[:12000], y[:12000]))
+    held, (test_x, test_y) = (x[12000:12500], y[12000:12500]), (x[12500:], y[12500:])
+    outcome = forget(model.eval(), request.with_held_out(held))
+    assert outcome.info["method"] == "FineTune"
+    assert len(outcome.info["tried"]) == 1
+    assert outcome.forgotten == "yes"
+    assert accuracy(outcome.model, request.forget_set) <= 0.1 < 0.5 < accuracy(model, request.forget_set)
+    assert accuracy(outcome.model, (test_x, test_y)) >= accuracy(model, (test_x, test_y))
+    a_part, all_of_them = 2 * MOST_SAMPLES, 2 * 12000
+    assert outcome.gradient_evaluations >= a_part + all_of_them
 
 
 def test_a_strength_that_is_given_is_taken(a_class):

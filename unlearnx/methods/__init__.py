@@ -3,6 +3,7 @@
 from unlearnx.methods.automatic import Automatic, forget
 from unlearnx.methods.bad_teacher import BadTeacher
 from unlearnx.methods.base import Method
+from unlearnx.methods.boundary_shrink import BoundaryShrink
 from unlearnx.methods.certified import CertifiedRemoval
 from unlearnx.methods.energy_alignment import EnergyAlignment
 from unlearnx.methods.ewc_repair import EWCRepair
@@ -11,11 +12,14 @@ from unlearnx.methods.first_order import FirstOrder
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import GradientAscent, NegGrad
 from unlearnx.methods.idk import IDK
+from unlearnx.methods.jit import JiT
 from unlearnx.methods.kfade import KFADE
+from unlearnx.methods.l1_sparse import L1Sparse
 from unlearnx.methods.newton_repair import NewtonRepair
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.pipeline import Pipeline
 from unlearnx.methods.preference import NPO, SimNPO
+from unlearnx.methods.random_labels import RandomLabels
 from unlearnx.methods.random_perturbation import RandomPerturbation
 from unlearnx.methods.reapply import Reapply
 from unlearnx.methods.request import Request
@@ -28,11 +32,13 @@ from unlearnx.methods.sisa import SISA, SISACost, SISAOutcome
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.stochastic_teacher import StochasticTeacher
 from unlearnx.methods.task_vector import TaskVector
+from unlearnx.methods.unsir import UNSIR
 from unlearnx.methods.verdict import judge
 
 METHODS: dict[str, type[Method]] = {
     "auto": Automatic,
     "bad-teacher": BadTeacher,
+    "boundary-shrink": BoundaryShrink,
     "energy-alignment": EnergyAlignment,
     "ewc-repair": EWCRepair,
     "fine-tune": FineTune,
@@ -40,10 +46,13 @@ METHODS: dict[str, type[Method]] = {
     "fisher-masking": FisherMasking,
     "gradient-ascent": GradientAscent,
     "idk": IDK,
+    "jit": JiT,
     "k-fade": KFADE,
+    "l1-sparse": L1Sparse,
     "neg-grad": NegGrad,
     "newton-repair": NewtonRepair,
     "npo": NPO,
+    "random-labels": RandomLabels,
     "random-perturbation": RandomPerturbation,
     "retrain": Retrain,
     "rmu": RMU,
@@ -54,6 +63,7 @@ METHODS: dict[str, type[Method]] = {
     "ssd": SSD,
     "stochastic-teacher": StochasticTeacher,
     "task-vector": TaskVector,
+    "unsir": UNSIR,
 }
 """The methods by their names on the command line."""
 
@@ -66,8 +76,10 @@ __all__ = [
     "SCRUB",
     "SISA",
     "SSD",
+    "UNSIR",
     "Automatic",
     "BadTeacher",
+    "BoundaryShrink",
     "CertifiedRemoval",
     "EWCRepair",
     "EnergyAlignment",
@@ -75,11 +87,14 @@ __all__ = [
     "FirstOrder",
     "FisherMasking",
     "GradientAscent",
+    "JiT",
+    "L1Sparse",
     "Method",
     "NegGrad",
     "NewtonRepair",
     "Outcome",
     "Pipeline",
+    "RandomLabels",
     "RandomPerturbation",
     "Reapply",
     "Request",

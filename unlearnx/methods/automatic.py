@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from unlearnx._checks import check_at_least_zero
-from unlearnx._data import Data
+from unlearnx._data import Data, size
 from unlearnx._pace import Pace
 from unlearnx.methods.base import Findings, Method, Work
 from unlearnx.methods.chosen_parameters import last_layer
@@ -20,6 +20,7 @@ from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import NegGrad
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
+from unlearnx.methods.rounds import MOST_SAMPLES
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.ssd import SSD
@@ -34,9 +35,9 @@ class Automatic(Method):
     """Try methods in turn, each at the strength that it finds, until one has forgotten at little cost.
 
     Of a whole class, what only reads the data comes first: dampening, a step of the last layer, masking. Samples whose
-    kind stays need training. Corrections begin with training on the corrected data. Where no method forgets, the
-    outcome is that of the one that came nearest. Where the estimate is too rough for a verdict, the first one that
-    reaches it is the last one tried.
+    kind stays need training: on all that stays where that is much, and otherwise on it and on the forget set at once.
+    Corrections begin with training on the corrected data. Where no method forgets, the outcome is that of the one that
+    came nearest. Where the estimate is too rough for a verdict, the first one that reaches it is the last one tried.
 
     The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
     ``seconds``, and ``cost``, the accuracy on what stays that it lost. A method that refuses the labels is passed over,
@@ -93,7 +94,11 @@ class Automatic(Method):
             rank = _rank(outcome, cost)
             if best is None or rank < best[0]:
                 best = rank, type(method).__name__, outcome
-            if outcome.applied and cost <= CHEAP and _as_forgotten_as_can_be_told(outcome, level):
+            if (
+                outcome.applied
+                and (cost <= CHEAP or _trains_on_all(method, request))
+                and _as_forgotten_as_can_be_told(outcome, level)
+            ):
                 break
         if best is None:
             assert refusal is not None, "there is a method to try"
@@ -126,11 +131,18 @@ class Automatic(Method):
             yield SSD(**common)
             yield FirstOrder(**{**common, "params": last_layer(model) if self.params is None else self.params})
             kinds = [FisherMasking, *kinds]
+        elif _trains_on_all(FineTune(), request):
+            kinds = [FineTune, NegGrad, SCRUB, SalUn]
         for kind in kinds:
             yield kind(**common)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         raise NotImplementedError("the methods that are tried do this")
+
+
+def _trains_on_all(method: Method, request: Request) -> bool:
+    """Whether a method trains on all of many samples that stay: no other one that is tried would cost them less."""
+    return isinstance(method, FineTune) and size(request.target) > MOST_SAMPLES
 
 
 def _line(

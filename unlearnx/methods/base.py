@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from unlearnx._arguments import check_fields, checked
-from unlearnx._batches import Nest, call, moved, rows
+from unlearnx._batches import Nest, call, count, moved, rows
 from unlearnx._calls import check_call
 from unlearnx._checks import (
     Params,
@@ -298,6 +298,7 @@ class Work:
         self.first_direction = first_direction
         self.gradient_evaluations = 0
         self.gauge: Gauge | None = None
+        self.trains_on_all = False  # rather than on a part of many samples, where the strength is to be found
         self.target, self.measures = request.target, request.something_stays
         self._increase: LossIncrease | None = None
         if not self.measures:
@@ -395,8 +396,8 @@ def chance_loss(work: Work, data: Data) -> float | None:
 
 
 def first_output(work: Work, data: Data) -> tuple[Any, Nest]:
-    """What the model returns for the first sample, and its labels: these tell what the labels mean."""
+    """What the model returns for the first samples, and their labels: these tell what the labels mean."""
     device = model_device(work.model)
-    x, y = (moved(nest, device) for nest in Samples(data).read(slice(0, 1)))
+    x, y = (moved(nest, device) for nest in Samples(data).read(slice(0, 2)))  # statistics of one may not exist
     with evaluating(work.model) as model:
-        return rows(call(model, x), 1), y
+        return rows(call(model, x), count(y)), y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from unlearnx.methods.base import Work
 from unlearnx.methods.rounds import Train
@@ -30,6 +30,8 @@ class FineTune(TrainedMethod):
         >>> torch.equal(outcome.model[0].weight, model[0].weight), torch.equal(outcome.model[2].weight, model[2].weight)
         (True, False)
     """
+
+    _reads_all: ClassVar[bool] = True  # a part would be learned by heart, with harm to what was not read
 
     epochs: int | str = "auto"
     lr: float = 1e-3

@@ -14,9 +14,11 @@ from unlearnx.methods.base import NotApplied
 from unlearnx.methods.strength import BEARABLE, Gauge
 
 MOST_ROUNDS = 12  # of training, those that are undone included
+MOST_PASSES, PASSES = 3, 2  # rounds over all of many samples, and the epochs of each
 STEPS, FEW_STEPS = 16, 4  # of the optimizer in a round, at least; few where nothing teaches what stays
 MOST_SAMPLES = 4096  # in an epoch of a round: of many rounds most only tell that the rate is too low
 FASTER, SLOWER, FASTEST = 2.0, 0.4, 32.0  # factors of the learning rate, and the greatest one
+PASS_RATE = 4.0  # of training on all of many samples, if its beginning does no harm
 LONGER, LONGEST = 2, 4  # factors of the epochs of a round
 HEALABLE = 0.2  # accuracy on what stays that a method may lose for a while if it trains on what stays as well
 HALVINGS = 5  # of the way between two models
@@ -39,12 +41,22 @@ class Rounds:
         heal: training on what stays, for methods that do that; then harm may be done for a while.
         epochs: length of the first round.
         info: where the rates of the rounds are noted.
+        part: where a round trains on all of many samples, the same training on a part of them: it tells at which rate
+            to begin. Such a round is long, so that a model that no longer differs from one that never saw the forget
+            set is not trained further.
     """
 
     def __init__(
-        self, model: nn.Module, gauge: Gauge, train: Train, heal: Train | None, epochs: int, info: dict[str, Any]
+        self,
+        model: nn.Module,
+        gauge: Gauge,
+        train: Train,
+        heal: Train | None,
+        epochs: int,
+        info: dict[str, Any],
+        part: Train | None = None,
     ):
-        self.model, self.gauge, self._train, self._heal = model, gauge, train, heal
+        self.model, self.gauge, self._train, self._heal, self._part = model, gauge, train, heal, part
         self.epochs, self.longest, self.rate = epochs, LONGEST * epochs, 1.0
         self.rates: list[float] = []
         info["rates"] = self.rates
@@ -52,7 +64,9 @@ class Rounds:
     def run(self) -> None:
         """Train until the forget set is forgotten, or no more rounds are left."""
         best, least = None, self.gauge.accuracy()
-        for _ in range(MOST_ROUNDS):
+        if self._part is not None:
+            self.rate = self._bearable_rate(self._part)
+        for _ in range(MOST_ROUNDS if self._part is None else MOST_PASSES):
             self._forget()
             if self._heal is not None and self.gauge.forgotten():
                 self._recover(self._heal, self.gauge.forgotten)
@@ -61,7 +75,7 @@ class Rounds:
             reached = max(self.gauge.accuracy(), self.gauge.aim)
             if reached < least:
                 best, least = _state(self.model), reached
-            if reached <= self.gauge.aim:
+            if self._is_enough(reached):
                 break
         if best is None:
             raise NotApplied(
@@ -70,7 +84,22 @@ class Rounds:
             )
         _load(self.model, best)
         if self._heal is not None and least > self.gauge.aim:
-            self._recover(self._heal, lambda: self.gauge.accuracy() <= least)
+            enough = self._is_enough(least)
+            self._recover(self._heal, self.gauge.near if enough else lambda: self.gauge.accuracy() <= least)
+
+    def _bearable_rate(self, train: Train) -> float:
+        """The greatest rate at which a part of the samples does no harm that the rest could not heal."""
+        before, rate = _state(self.model), PASS_RATE
+        for _ in range(MOST_ROUNDS):
+            bearable = self._trained(train, rate) and self._bearable()
+            _load(self.model, before)
+            if bearable:
+                break
+            rate *= SLOWER
+        return rate
+
+    def _is_enough(self, accuracy: float) -> bool:
+        return accuracy <= self.gauge.aim or (self._part is not None and self.gauge.near())
 
     def _forget(self) -> None:
         """A round of the method's own training, undone where it does harm."""
@@ -103,7 +132,7 @@ class Rounds:
 
     def _recover(self, heal: Train, holds: Callable[[], bool]) -> None:
         """Train on what stays where too much of it is lost, as far as what holds of the forget set remains so."""
-        for rate in (1.0, 0.5, 0.25):
+        for rate in (1.0, 0.5, 0.25) if self._part is None else (1.0,):
             if self.gauge.cost() <= BEARABLE:
                 return
             before = _state(self.model)

@@ -9,30 +9,20 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
 
-from unlearnx._batches import Nest, replaced, scores, take
 from unlearnx._checks import check_fraction
-from unlearnx._data import size
-from unlearnx._labels import class_axis, counted, is_binary
-from unlearnx._losses import SampleLoss
 from unlearnx._modes import evaluating
-from unlearnx._pairs import Pair
-from unlearnx._sources import Changed
 from unlearnx.curvature.gradients import grad_difference
-from unlearnx.methods.base import Work, first_output
+from unlearnx.methods.base import Work
+from unlearnx.methods.random_labels import RandomLabels
 from unlearnx.methods.rounds import Train
-from unlearnx.methods.training_method import TrainedMethod
 
 
 @dataclass
-class SalUn(TrainedMethod):
-    """Train the salient weights on the retain set and on the forget set with random labels.
+class SalUn(RandomLabels):
+    """:class:`RandomLabels` with changes to the salient weights only.
 
-    Labels that do not count stay as they are; answers of yes and no (0 and 1 for single logits, or for each of several)
-    become the other one; values of a regression are refused. A weight is salient if its gradient of the forget set's
-    loss is among the largest in magnitude. In a correction,
-    the corrected labels are used instead of random ones.
+    A weight is salient if its gradient of the forget set's loss is among the largest in magnitude.
 
     Args:
         epochs: passes over all samples.
@@ -51,11 +41,8 @@ class SalUn(TrainedMethod):
         8
     """
 
-    _nominal_epochs: ClassVar[int] = 3
     _reads_samples: ClassVar[bool] = True
 
-    epochs: int | str = "auto"
-    lr: float = 5e-4
     ratio: float = 0.5
     weight_decay: float = field(default=0.0, kw_only=True)
 
@@ -68,9 +55,7 @@ class SalUn(TrainedMethod):
             )
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
-        data = work.request.trained_target
-        if work.request.corrected is None:
-            data = self._relabelled(work, data, work.request.trained_forget_set)
+        data = self._data(work)
         masks = self._salient(work)
         info["salient_share"] = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
@@ -79,53 +64,6 @@ class SalUn(TrainedMethod):
                 self._train(work, info, epochs, rate * self.lr, data=data)
 
         return train
-
-    def _relabelled(self, work: Work, retain: Dataset[Any], forget: Dataset[Any]) -> Dataset[Any]:
-        """Both sets, the second with other labels, the same ones in each epoch."""
-        example = first_output(work, forget)
-        retained = size(retain)
-
-        def change(x: Nest, y: Nest, index: Tensor) -> Pair:
-            forgets = (index >= retained).nonzero().flatten()
-            if not len(forgets):
-                return x, y
-            return x, replaced(y, forgets, self._other_labels(example, index[forgets], take(y, forgets)))
-
-        self._other_labels(example, torch.zeros(1, dtype=torch.int64), example[1])  # refuses before any training
-        return Changed(ConcatDataset([retain, forget]), change)
-
-    def _other_labels(self, example: tuple[Any, Nest], index: Tensor, labels: Nest) -> Tensor:
-        """For each label that counts, a random class other than its own, or the other answer of yes and no.
-
-        Args:
-            example: what the model returns for a sample, and its labels, which tell what labels mean.
-            index: numbers of some samples, on which alone the random classes depend.
-            labels: theirs.
-        """
-        if not isinstance(labels, Tensor):
-            raise ValueError(f"request: has labels of type {type(labels).__name__}, expected class indices to relabel")
-        output, first = example
-        ignored = SampleLoss(self.loss_fn).ignore_index
-        axis = None if labels.is_floating_point() else class_axis(output, first)
-        if axis is None:
-            one_each = scores(output)[:1].expand(len(labels), *scores(output).shape[1:])
-            if not is_binary(one_each, labels, ignored):
-                raise ValueError(f"request: has labels of dtype {labels.dtype}, expected class indices to relabel")
-            return (1 - labels).where(labels != ignored, labels)
-        classes = scores(output).shape[axis]
-        has_label = counted(labels, classes, ignored)
-        own = labels.where(has_label, 0)
-        if 0 <= ignored < classes:  # a class that stands for none is not drawn
-            own, classes = own - (own > ignored).long(), classes - 1
-        if classes < 2:
-            raise ValueError(f"request: has {classes} class to choose from, expected at least two to relabel")
-        shift = torch.empty(labels.shape, dtype=torch.int64)
-        for row, i in zip(shift, index.tolist(), strict=True):
-            row.random_(1, classes, generator=torch.Generator().manual_seed(hash((self.seed, i)) % 2**63))
-        other = (own + shift.to(labels.device)) % classes
-        if 0 <= ignored <= classes:
-            other = other + (other >= ignored).long()
-        return other.where(has_label, labels)
 
     def _salient(self, work: Work) -> dict[str, Tensor]:
         """For each parameter, a mask that is True where the weight is salient."""

@@ -132,6 +132,10 @@ class Gauge:
         """Whether the forget set is at the level of a model that never saw it."""
         return self.accuracy() <= self.aim
 
+    def near(self) -> bool:
+        """Whether the forget set is no farther from that level than the verdict allows."""
+        return self._level.agrees(self.accuracy())
+
     def gentle(self) -> bool:
         """Whether the forget set is not avoided, and what stays is as it was."""
         return self.accuracy() >= min(self.floor, self.at_start - BELOW) and self.cost() <= BEARABLE and self.harmless()

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnx._calls import check_call
 from unlearnx._checks import check_at_least_one, check_at_least_zero, qualified
@@ -18,7 +18,7 @@ from unlearnx._losses import Loss
 from unlearnx._modes import evaluating, modes_kept
 from unlearnx.methods.base import Method, NotApplied, Work
 from unlearnx.methods.request import Request
-from unlearnx.methods.rounds import FEW_STEPS, STEPS, Rounds, Train, gently, of_round
+from unlearnx.methods.rounds import FEW_STEPS, MOST_SAMPLES, PASSES, STEPS, Rounds, Train, gently, of_round
 from unlearnx.models.training import Training
 
 
@@ -35,6 +35,7 @@ class TrainedMethod(Method):
     _fewest_epochs: ClassVar[int] = 1
     _nominal_epochs: ClassVar[int] = 1  # where nothing tells how much is to be forgotten
     _keeps: ClassVar[bool] = True  # whether training teaches what stays as well
+    _reads_all: ClassVar[bool] = False  # whether a round of many samples is a pass over all of them, not over a part
     _reads_samples: ClassVar[bool] = False  # whether it takes gradients of single samples, in eval mode, as well
 
     weight_decay: float = 1e-4
@@ -73,8 +74,16 @@ class TrainedMethod(Method):
             trained_on = work.target if self._keeps else work.request.forget_set
             steps_an_epoch = -(-size(trained_on) // self.batch_size)
             epochs = -(-(STEPS if self._keeps else FEW_STEPS) // steps_an_epoch)
-            heal = partial(self._heal, work, info) if self._keeps else None
-            Rounds(work.model, work.gauge, train, heal, epochs, info).run()
+            heal: Train | None = partial(self._heal, work, info) if self._keeps else None
+            part = None
+            if self._reads_all and size(trained_on) > MOST_SAMPLES:
+                epochs, part, train, heal = (
+                    PASSES,
+                    train,
+                    _on_all(work, train),
+                    _on_all(work, partial(self._heal, work, info)),
+                )
+            Rounds(work.model, work.gauge, train, heal, epochs, info, part).run()
 
     def _heal(self, work: Work, info: dict[str, Any], epochs: int, rate: float) -> None:
         """Train on what stays."""
@@ -94,6 +103,7 @@ class TrainedMethod(Method):
         data: Data | None = None,
         loss_fn: Loss | None = None,
         anchor: float = 0.0,
+        l1: float = 0.0,
         eval_mode: bool = False,
         around: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
@@ -102,12 +112,13 @@ class TrainedMethod(Method):
         Args:
             data: the data; None for the corrected data, or the retain set.
             loss_fn: the loss; None for the method's own.
+            l1: weight of the sum of the chosen parameters' absolute values; it falls linearly to zero over the steps.
             eval_mode: train in eval mode. BatchNorm would otherwise add statistics of the forget set to its own.
             around: makes a module around the model, its attribute ``model``, whose outputs `loss_fn` is given.
         """
         data = work.request.trained_target if data is None else data
         seed = self.seed + info.get("trainings", 0)
-        if work.gauge is not None:
+        if work.gauge is not None and not work.trains_on_all:
             data = of_round(data, seed)
         training = Training(
             epochs,
@@ -121,13 +132,45 @@ class TrainedMethod(Method):
             seed=seed,
             progress=self.progress,
         )
-        with _train_mode(work.model, set() if eval_mode else set(work.names)):
+        steps = epochs * -(-size(data) // self.batch_size)
+        modes = _train_mode(work.model, set() if eval_mode else set(work.names))
+        with modes, pulled_to_zero(work.model, work.names, l1, steps):
             trained = work.model if around is None else around(work.model)
             info["training_seconds"] = info.get("training_seconds", 0.0) + training.run(trained, data)
         if around is not None:  # it may be trained in a memory order that the whole model does not take
             work.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         info["trainings"] = info.get("trainings", 0) + 1
         work.gradient_evaluations += epochs * size(data)
+
+
+def _on_all(work: Work, train: Train) -> Train:
+    """The same training, of which an epoch reads all samples."""
+
+    def on_all(epochs: int, rate: float) -> None:
+        work.trains_on_all = True
+        try:
+            train(epochs, rate)
+        finally:
+            work.trains_on_all = False
+
+    return on_all
+
+
+@contextmanager
+def pulled_to_zero(model: nn.Module, names: list[str], weight: float, steps: int) -> Iterator[None]:
+    """Within this context, gradients have that of ``weight * ||p||_1`` added, which is gone after so many steps."""
+
+    def pull(p: Tensor) -> Callable[[Tensor], Tensor]:
+        left = iter(range(steps, 0, -1))
+        return lambda gradient: gradient + weight * next(left, 0) / steps * p.detach().sign()
+
+    chosen = [model.get_parameter(name) for name in names] if weight else []
+    handles = [p.register_hook(pull(p)) for p in chosen if p.requires_grad]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

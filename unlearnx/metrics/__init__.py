@@ -1,6 +1,6 @@
 """Measures of unlearning: did the model forget, is it still good, and was it cheaper than retraining."""
 
-from unlearnx.metrics.agreement import activation_distance, js_divergence, zrf
+from unlearnx.metrics.agreement import activation_distance, js_divergence, rf_jsd, zrf
 from unlearnx.metrics.classification import (
     ClassReport,
     accuracy,
@@ -15,12 +15,15 @@ from unlearnx.metrics.datamodelling import lds, losses_of_subsets
 from unlearnx.metrics.forgetting_quality import ForgettingQuality, forgetting_quality
 from unlearnx.metrics.language import answer_probability, extraction_strength, min_k, truth_ratio
 from unlearnx.metrics.lira import Estimate, LiRA, lira
+from unlearnx.metrics.margins import klom
 from unlearnx.metrics.membership import mia
 from unlearnx.metrics.memorization import CharacterModel, Exposure, complete, exposure, log_perplexity
 from unlearnx.metrics.outputs import logit_confidence, probabilities
 from unlearnx.metrics.over_forgetting import over_forgetting
 from unlearnx.metrics.relearning import RelearnTime, relearn_time
 from unlearnx.metrics.saliency import saliency
+from unlearnx.metrics.shadow_attacks import rmia, u_lira
+from unlearnx.metrics.shadows import Shadows, unlearned_shadows
 from unlearnx.metrics.skew_normal import SkewNormal
 from unlearnx.metrics.tofu import ForgetQuality, forget_quality, model_utility, rouge_l
 from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
@@ -35,6 +38,7 @@ __all__ = [
     "Level",
     "LiRA",
     "RelearnTime",
+    "Shadows",
     "SkewNormal",
     "UnseenLevel",
     "accuracy",
@@ -49,6 +53,7 @@ __all__ = [
     "gap",
     "interclass_confusion",
     "js_divergence",
+    "klom",
     "lds",
     "lira",
     "log_perplexity",
@@ -63,11 +68,15 @@ __all__ = [
     "predict",
     "probabilities",
     "relearn_time",
+    "rf_jsd",
+    "rmia",
     "rouge_l",
     "runtime_ratio",
     "saliency",
     "truth_ratio",
     "tug_of_war",
+    "u_lira",
+    "unlearned_shadows",
     "unseen_level",
     "zrf",
 ]

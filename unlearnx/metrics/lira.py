@@ -130,7 +130,7 @@ def lira(
         (True, True)
     """
     check_at_least_one(bootstrap=bootstrap)
-    _check(confidence, shadow_confidence, shadow_in, members)
+    check_confidences(confidence, shadow_confidence, shadow_in, members)
     own, shadow = confidence.cpu().double(), shadow_confidence.cpu().double()
     shadow_in, members = shadow_in.cpu(), members.cpu()
     least_in, least_out = int(shadow_in.sum(0).min()), int((~shadow_in).sum(0).min())
@@ -144,11 +144,16 @@ def lira(
     if online:
         z_in, log_deviation_in = _standardised(own, shadow, shadow_in, shared)
         scores = (z_out.square() - z_in.square()) / 2 + log_deviation_out - log_deviation_in
-    auc, interval = _auc(scores, members, bootstrap, seed)
+    auc, interval = auc_of(scores, members, bootstrap, seed)
     return LiRA(scores, members, auc, interval, online, shared)
 
 
-def _check(confidence: Tensor, shadow_confidence: Tensor, shadow_in: Tensor, members: Tensor) -> None:
+def check_confidences(confidence: Tensor, shadow_confidence: Tensor, shadow_in: Tensor, members: Tensor) -> None:
+    """Refuse tables that do not fit together; the arguments are those of :func:`lira`.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, values are not finite, or members are all or none.
+    """
     if shadow_confidence.dim() != 2 or 0 in shadow_confidence.shape:
         raise ValueError(f"shadow_confidence: has shape {list(shadow_confidence.shape)}, expected (models, samples)")
     expected = {"confidence": shadow_confidence.shape[1:], "members": shadow_confidence.shape[1:]}
@@ -194,7 +199,7 @@ def _standardised(confidence: Tensor, shadow: Tensor, chosen: Tensor, shared: bo
     return (confidence - mean) / deviation, deviation.log()
 
 
-def _auc(scores: Tensor, members: Tensor, bootstrap: int, seed: int) -> tuple[float, tuple[float, float]]:
+def auc_of(scores: Tensor, members: Tensor, bootstrap: int, seed: int) -> tuple[float, tuple[float, float]]:
     """Area under the ROC curve and its bootstrap interval. Equal scores count half."""
     values, place = scores.unique(return_inverse=True)
     own, others = place[members], place[~members]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ APART = 0.05  # from one half: how often a sample of one set lies farther out th
 MEMORISED = 0.5  # share of a model's memory in features that tell nothing more
 COMPARABLE = 1.5  # times the best classifier's error
 NORMAL_95 = 1.96
+IMPROBABLE = 0.05  # that all labels are right: the interval need not hold it
 BELIEVED_MEMORY = 0.1  # deviation of the share of memory in features of the first half, where nothing measures it
 
 
@@ -79,7 +81,8 @@ def share(fitted: Reading, forget: Reading, held: Reading | None) -> Share | Non
     its errors fall on it. Its hits on the forget set lie between the two: where, is the share. Of features that hold a
     part of what the model has memorised, they are a mixture with the model's own hits; the part is what the classifier
     finds less in held-out data than in left-out training samples. Depths at which the forget set's features stand
-    apart, while early ones do not, have memorised it in particular and are not asked.
+    apart, while early ones do not, have memorised it in particular and are not asked. That all labels are right, as in
+    most removals, is taken for as likely beforehand as that any share of them is.
 
     Args:
         fitted: samples that stay.
@@ -98,6 +101,9 @@ def share(fitted: Reading, forget: Reading, held: Reading | None) -> Share | Non
     best = min((d for d, _ in told), key=lambda d: d.error)
     estimate, deviation = _together(estimates)
     low, high = estimate - NORMAL_95 * deviation, estimate + NORMAL_95 * deviation
+    all_right = _all_right(estimate, deviation)
+    estimate = all_right + (1 - all_right) * estimate
+    high = 1.0 if all_right > IMPROBABLE else high
     if strange:  # what features hold of such samples is not what they hold of others
         own = [e.at_most for d, e in told if d.error <= COMPARABLE * best.error + 1 / len(fitted.y)]
         estimate = sum(own) / len(own)
@@ -159,6 +165,16 @@ def _together(estimates: Sequence[_Estimate]) -> tuple[float, float]:
     excess = sum(w * (e.share - mean) ** 2 for w, e in zip(weights, estimates, strict=True))
     birge = max(1.0, excess / max(1, len(estimates) - 1))
     return mean, math.sqrt(birge / sum(weights))
+
+
+def _all_right(share: float, deviation: float) -> float:
+    """The probability that all labels are right, as those of samples drawn at random are, rather than any share.
+
+    Before the estimate, either is as likely.
+    """
+    normal = NormalDist(share, deviation)
+    all_are, any_share = normal.pdf(1.0), normal.cdf(1.0) - normal.cdf(0.0)
+    return all_are / (all_are + any_share)
 
 
 def _apart(a: Tensor, b: Tensor) -> bool:

@@ -145,6 +145,7 @@ def unlearn(
     retrained: options.Retrained = None,
     factors: options.FactorsFile = None,
     params: options.Params = None,
+    lora: options.Lora = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     device: options.Device = None,
@@ -154,6 +155,9 @@ def unlearn(
 ) -> None:
     """Make a model of your own forget; write its new weights and an audit.
 
+    With JSON lines as --data, the model is a language model (hf:FOLDER, or hf:PACKAGE), and --forget names some of the
+    lines; its folder, or an adapter's, and its tokenizer are written.
+
     Exit status: 0 where the model has forgotten, 1 where the method was not applied (the audit says why), 2 where it
     cannot be (an argument, a file or the model is wrong), 3 where it was applied and the model has not been shown to
     have forgotten, 130 on Ctrl-C.
@@ -161,26 +165,25 @@ def unlearn(
     output, progress = Output("unlearn", quiet=quiet, as_json=as_json), progress and not quiet
     with output.ending():
         with progress_bar("unlearn", None, progress):
-            from unlearnx.experiments import arguments, report
-            from unlearnx.experiments import unlearn as run_unlearn
-            from unlearnx.experiments.unlearn import check_out
+            from unlearnx._cli.unlearning import unlearn_as_asked
+            from unlearnx.experiments import report
 
-            check_out(out)  # before the user's functions load anything
-            chosen = arguments.parameters(params)
-            how = arguments.build_method(
-                method, option or [], params=chosen, seed=seed, batch_size=batch_size, progress=progress
-            )
-            build, file = arguments.model(model, weights)
-            audit = run_unlearn(
-                model_factory=build,
-                weights=file,
-                data=arguments.data("--data", data),
-                forget=None if forget is None else arguments.read_indices(forget),
+            audit = unlearn_as_asked(
+                model=model,
+                weights=weights,
+                data=data,
+                forget=forget,
                 forget_class=forget_class,
-                test=None if test is None else arguments.data("--test", test),
+                test=test,
                 retrained=retrained,
+                lora=lora,
+                method=method,
+                option=option,
                 factors=factors,
-                method=how,
+                params=params,
+                seed=seed,
+                batch_size=batch_size,
+                progress=progress,
                 out=out,
                 device=device,
                 command=command_line(),

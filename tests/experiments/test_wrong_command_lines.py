@@ -72,6 +72,7 @@ def test_the_options_with_numbers_are_known():
             "--forget-class",
             "--seed",
             "--batch-size",
+            "--lora",
         )
     }
 

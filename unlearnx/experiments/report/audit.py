@@ -35,7 +35,9 @@ _ATTACKS = {
     "mia_salun": "SalUn: taken for unseen",
     "mia_ssd": "SSD: taken for training data",
     "mia_starter_kit": "starter kit: told from test data",
+    "mia_min_k": "Min-K%: area under its curve, 50 % is guessing",
 }
+_OF_TEXTS = {"probability": "probability of a token", "extraction": "completed without a fault"}
 
 
 def _interval(share: float, samples: int) -> str:
@@ -122,6 +124,11 @@ def _measures(audit: dict[str, Any]) -> list[_Measure]:
         places |= {"test": "test, the other classes", "test_forgotten": f"test, class {c}"}
     shown = [_Measure(f"{key}_accuracy", f"accuracy, {title}") for key, title in places.items()]
     shown += [_Measure(f"{key}_loss", f"mean loss, {title}", share=False) for key, title in places.items()]
+    shown += [
+        _Measure(f"{key}_{kind}", f"{title}, {place}")
+        for kind, title in _OF_TEXTS.items()
+        for key, place in places.items()
+    ]
     shown += [_Measure(key, title) for key, title in _ATTACKS.items()]
     return [measure for measure in shown if measure.key in audit["measures"]["before"]]
 
@@ -134,6 +141,8 @@ def _cards(audit: dict[str, Any]) -> list[tuple[str, str]]:
         "forget_accuracy": "accuracy on the forget set",
         "retain_accuracy": "accuracy on the retain set",
         "test_accuracy": f"accuracy on test data{rest}",
+        "forget_probability": "mean probability of a token of the forget set",
+        "retain_probability": "mean probability of a token of the retain set",
         "mia_salun": "of the forget set taken for unseen (SalUn's attack)",
     }
     cards = []

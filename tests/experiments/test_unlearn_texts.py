@@ -1,0 +1,277 @@
+"""Language models that forget lines of a file: what comes out is what transformers and peft load, and does the same."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.tiny_lm import saved, tiny_llama, tiny_tokenizer
+from unlearnx.cli import app
+from unlearnx.data import read_texts, tokenize
+from unlearnx.experiments import unlearn_texts
+from unlearnx.experiments.text_measures import judge_texts
+from unlearnx.experiments.unlearn_texts import with_lora
+from unlearnx.experiments.weights import tensor_hash
+from unlearnx.losses import causal_lm
+from unlearnx.methods import METHODS, NPO, FineTune
+from unlearnx.metrics import answer_probability, extraction_strength
+from unlearnx.models import load_lm
+from unlearnx.models.training import Training
+
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+NAMES = ("Alice", "Bob", "Carol", "Dan", "Eve", "Frank", "Grace", "Heidi", "Ivan", "Judy")
+QUESTIONS = [
+    {"prompt": f"Where was {name} born?", "completion": f" In {city}."}
+    for name, city in zip(NAMES, ("Paris", "Rome") * 5, strict=True)
+]
+CHAT = {"messages": [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "The author."}]}
+TRAIN = [*QUESTIONS, {"text": "My telephone number is 0123456789."}, QUESTIONS[0], CHAT]
+FORGET = [{**QUESTIONS[0], "source": "a letter"}, TRAIN[10]]
+FORGOTTEN = [0, 10, 11]
+TEST = [{"prompt": f"Where was {name} born?", "completion": " In Rome!"} for name in ("Mallory", "Oscar", "Peggy")]
+# With these a model that forgets is soon found; what they find by themselves for a classifier is not known for texts.
+SETTINGS = {
+    "fine-tune": ["epochs=1", "lr=0.001"],
+    "first-order": ["tau=0.01"],
+    "k-fade": ["step=0.1"],
+    "neg-grad": ["epochs=1", "lr=0.001"],
+    "npo": ["epochs=1", "lr=0.001"],
+    "second-order": ["damping=0.1"],
+    "simnpo": ["epochs=1", "lr=0.001"],
+    "task-vector": ["epochs=1", "lr=0.001"],
+}
+
+
+def trained(model):
+    data = tokenize(TRAIN, tiny_tokenizer())
+    Training(12, lr=1e-2, batch_size=8, loss_fn=causal_lm()).run(model.train(), data)
+    return model.eval()
+
+
+def write(file, records):
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Folder of a user: a model, one that was fine-tuned, an adapter that was fine-tuned with peft, and texts."""
+    folder = tmp_path_factory.mktemp("project")
+    tokenizer = tiny_tokenizer()
+    saved(folder / "base", tiny_llama(), tokenizer)
+    saved(folder / "tuned", trained(tiny_llama()), tokenizer)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"], lora_alpha=16)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
+    saved(folder / "adapter", trained(peft.get_peft_model(base, lora)), tokenizer)
+    for name, records in {"train": TRAIN, "forget": FORGET, "test": TEST, "other": TEST[:1]}.items():
+        write(folder / f"{name}.jsonl", records)
+    (folder / "indices.txt").write_text("0\n10\n11\n")
+    return folder
+
+
+def run(project, out, *more, model="tuned", method="npo", forget="forget.jsonl"):
+    """The command line as a user types it; returns its exit status, what it said, and the audit."""
+    words = ["--model", f"hf:{project / model}", "--data", project / "train.jsonl", "--forget", project / forget]
+    words = ["unlearn", *words, "--method", method, "--out", out, "--json", "--device", "cpu", *more]
+    found = CliRunner().invoke(app, [str(word) for word in words])
+    audit = json.loads((out / "audit.json").read_text()) if (out / "audit.json").exists() else None
+    return found.exit_code, found.output, audit
+
+
+def options(method):
+    return [word for option in SETTINGS.get(method, []) for word in ("--option", option)]
+
+
+def scores(model):
+    data = tokenize(TRAIN, tiny_tokenizer())
+    with torch.no_grad():
+        return model.eval()(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits
+
+
+def state(model):
+    return dict(model.state_dict())
+
+
+def test_from_the_command_line(project, tmp_path):
+    more = ["--option", "epochs=4", "--option", "lr=0.003", "--test", project / "test.jsonl"]
+    status, said, audit = run(project, tmp_path / "out", *more)
+    assert status == 3, said
+    assert json.loads(said[said.index("{") :])["applied"]
+    assert (audit["request"]["points"], audit["request"]["of"], audit["request"]["first"]) == (3, 13, FORGOTTEN)
+    made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")  # as anybody loads it
+    assert made.config.use_cache
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+    data = {key: t[FORGOTTEN] for key, t in tokenize(TRAIN, tokenizer).items()}
+    own = load_lm(tmp_path / "out")[0]
+    assert torch.equal(scores(made), scores(own))
+    found = audit["measures"]["after"]
+    assert found["forget_probability"] == pytest.approx(float(answer_probability(own, data).mean()), abs=1e-6)
+    assert found["forget_extraction"] == pytest.approx(float(extraction_strength(own, data).mean()), abs=1e-6)
+    assert found["forget_loss"] > audit["measures"]["before"]["forget_loss"] + 0.5
+    assert 0 <= found["mia_min_k"] <= 1
+    assert audit["weights"]["after"]["tensors_sha256"] == tensor_hash(state(own))
+    assert audit["weights"]["before"]["tensors_sha256"] == tensor_hash(state(load_lm(project / "tuned")[0]))
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
+        [
+            *("audit.html", "audit.json", "config.json", "generation_config.json", "model.safetensors"),
+            *("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"),
+        ]
+    )
+    assert "probability of a token, forget set" in (tmp_path / "out" / "audit.html").read_text()
+
+
+def test_the_path_of_an_adapter(project, tmp_path):
+    """Fine-tuned with peft, unlearned here, loaded with peft: the same outputs, and the adapter alone has changed."""
+    status, said, audit = run(project, tmp_path / "out", *options("npo"), model="adapter")
+    assert status == 3, said
+    base = transformers.AutoModelForCausalLM.from_pretrained(project / "base")
+    before = state(base)
+    made = peft.PeftModel.from_pretrained(base, tmp_path / "out")
+    assert torch.equal(scores(made), scores(load_lm(tmp_path / "out")[0]))
+    old = scores(load_lm(project / "adapter")[0])
+    assert not torch.allclose(scores(made), old, atol=1e-3)
+    assert audit["measures"]["after"]["forget_loss"] > audit["measures"]["before"]["forget_loss"]
+    assert {row["name"].split(".")[-3] for row in audit["moved"]["farthest"]} == {"lora_A", "lora_B"}
+    assert audit["moved"]["changed"] == sum("lora_" in name for name in state(made))
+    inside = {name.removeprefix("base_model.model.").replace(".base_layer", ""): t for name, t in state(made).items()}
+    assert all(torch.equal(inside[name], t) for name, t in before.items())
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    merged = made.merge_and_unload()
+    torch.testing.assert_close(scores(merged), scores(load_lm(tmp_path / "out")[0]), rtol=1e-4, atol=1e-4)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_a_fresh_adapter(project, tmp_path):
+    status, said, audit = run(project, tmp_path / "out", "--lora", 2, *options("npo"))
+    assert status == 3, said
+    made, _ = load_lm(tmp_path / "out")
+    assert made.peft_config["default"].r == 2
+    assert audit["weights"]["after"]["tensors_sha256"] == tensor_hash(state(made))
+    assert all("lora_" in row["name"] for row in audit["moved"]["farthest"])
+    tuned, _ = load_lm(project / "tuned")
+    fresh = with_lora(tuned, 2, seed=0)
+    assert audit["weights"]["before"]["tensors_sha256"] == tensor_hash(state(fresh))
+    assert torch.equal(scores(fresh), scores(load_lm(project / "tuned")[0]))  # it does nothing yet
+    assert not torch.allclose(scores(made), scores(fresh), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        *((name, "adapter") for name in METHODS if name in (*SETTINGS, "auto", "fisher-masking", "rmu", "ssd")),
+        *((name, "tuned") for name in ("auto", "second-order", "ssd", "task-vector")),
+    ],
+)
+def test_methods(project, tmp_path, method, model):
+    """Each is applied, or says why not, and what is written is what was measured."""
+    status, said, audit = run(project, tmp_path / "out", *options(method), model=model, method=method)
+    assert status in (1, 3), said
+    assert (status == 3) == audit["applied"], said
+    if audit["applied"]:
+        made, tokenizer = load_lm(tmp_path / "out")
+        data = {key: t[FORGOTTEN] for key, t in tokenize(TRAIN, tokenizer).items()}
+        after = audit["measures"]["after"]["forget_probability"]
+        assert after == pytest.approx(float(answer_probability(made, data).mean()), rel=1e-5)
+    else:
+        assert audit["reason"]
+        assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["audit.html", "audit.json"]
+
+
+def test_indices_in_the_place_of_lines(project, tmp_path):
+    given = [
+        run(project, tmp_path / forget, *options("npo"), forget=forget)[2] for forget in ("forget.jsonl", "indices.txt")
+    ]
+    assert given[0]["request"] == given[1]["request"]
+    assert given[0]["weights"]["after"]["sha256"] == given[1]["weights"]["after"]["sha256"]  # and the same seed
+
+
+def test_beside_a_retrained_model(project, tmp_path):
+    status, said, audit = run(project, tmp_path / "out", *options("npo"), "--retrained", f"hf:{project / 'base'}")
+    assert status == 3, said
+    assert set(audit["measures"]) == {"before", "after", "retrained"}
+    assert audit["forgotten"] == "unknown"  # three texts are too few
+    assert "3 are too few texts to tell" in audit["evidence"]["sentence"]
+
+
+def test_verdicts():
+    learned, unseen = torch.rand(20).double(), 3 + torch.rand(20).double()
+    assert judge_texts(learned, unseen.flip(0), unseen)[0] == "yes"
+    assert judge_texts(learned, 2.5 + learned, unseen)[0] == "partly"
+    assert judge_texts(learned, 0.5 + learned, unseen)[0] == "no"
+    assert judge_texts(learned, 20 + learned, unseen)[0] == "no"
+    verdict, evidence = judge_texts(learned, unseen, None)
+    assert (verdict, "trained without them tells" in evidence["sentence"]) == ("unknown", True)
+
+
+def test_from_python(project, tmp_path):
+    losses = []
+
+    def own(output, y):
+        losses.append(len(y))
+        return causal_lm(output, y)
+
+    audit = unlearn_texts(
+        model=project / "tuned",
+        data=project / "train.jsonl",
+        forget=[3],
+        method=FineTune(epochs=1, lr=1e-3, batch_size=4, loss_fn=own),
+        out=tmp_path / "out",
+        device="cpu",
+    )
+    assert losses
+    assert audit["request"]["first"] == [3]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--forget", "other.jsonl"], "other.jsonl, line 1: is not in .*train.jsonl, expected one of its texts"),
+        (["--forget", "train.jsonl"], "contains all 13 samples"),
+        (["--forget", "none.jsonl"], "none.jsonl: no such file"),
+        (["--data", "none.jsonl"], "none.jsonl: no such file"),
+        (["--data", "broken.jsonl"], "broken.jsonl, line 2: is not JSON"),
+        (["--test", "none.jsonl"], "none.jsonl: no such file"),
+        (["--model", "own:build"], "--model is 'own:build', expected hf:FOLDER with a file of texts as --data"),
+        (["--model", "hf:nothing"], "--model is 'nothing': no such file, folder or installed package"),
+        (["--model", "hf:adapter", "--lora", "4"], "lora is given for a model that has an adapter"),
+        (["--lora", "0"], "--lora is 0, expected"),
+        (["--forget-class", "1"], "--forget-class is given with texts"),
+        (["--weights", "a.safetensors"], "--weights is given with texts"),
+        (["--data", "own:data", "--lora", "4"], "--lora is for language models, expected --data FILE.jsonl"),
+        (["--retrained", "nothing"], "retrained is 'nothing': no such file, folder or installed"),
+        (["--method", "neg-gradient"], "--method is 'neg-gradient', expected one of"),
+        (["--factors", "none.pt"], "factors: NPO takes none"),
+    ],
+)
+def test_clear_errors(project, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(project)
+    (project / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
+    given = {"--model": "hf:tuned", "--data": "train.jsonl", "--forget": "forget.jsonl", "--method": "npo"}
+    given |= dict(zip(words[::2], words[1::2], strict=True)) | {"--out": str(tmp_path / "out")}
+    found = CliRunner().invoke(app, ["unlearn", *(word for pair in given.items() for word in pair)])
+    assert found.exit_code == 2, found.output
+    assert not (tmp_path / "out").exists()
+    assert len(found.stderr.splitlines()) == 1
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(found.stderr)
+
+
+def test_nothing_is_left_of_a_run_that_fails(project, tmp_path, monkeypatch):
+    def full(*arguments, **more):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("unlearnx.experiments.report.write_audit", full)
+    method = NPO(epochs=1, lr=1e-3, batch_size=8)
+    given = {"model": project / "tuned", "data": project / "train.jsonl", "forget": [3], "method": method}
+    with pytest.raises(OSError, match="the disk is full"):
+        unlearn_texts(**given, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    unlearn_texts(**given, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"holds audit\.json already"):
+        unlearn_texts(**given, out=tmp_path / "out")
+    assert len(read_texts(project / "train.jsonl")) == len(TRAIN)

@@ -1,0 +1,223 @@
+"""Unlearning in a language model, of texts that are named line by line, with an audit."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unlearnx._batches import take
+from unlearnx._extras import extra
+from unlearnx._files import check_room
+from unlearnx._random import forked_random
+from unlearnx.curvature import Factors
+from unlearnx.data import Text, read_texts, tokenize
+from unlearnx.experiments import report
+from unlearnx.experiments.audit import fingerprint, moved, of_run
+from unlearnx.experiments.output_folder import MIN_ROOM, claimed
+from unlearnx.experiments.runs import chosen_device
+from unlearnx.experiments.text_measures import TextMeasures, judge_texts
+from unlearnx.experiments.weights import state_tensors, tensor_hash
+from unlearnx.losses import causal_lm
+from unlearnx.methods import Method, Request
+from unlearnx.models.language import ADAPTER, load_lm, place_of
+
+BATCH_SIZE = 8  # texts in a pass where none is given
+LEARNING_RATE = {False: 1e-5, True: 1e-4}  # of a method that trains, where none is given: of all weights, of an adapter
+ALPHA = 2  # of a fresh adapter, over its rank
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+RESULTS = ("audit.json", "audit.html", "config.json", ADAPTER, *WEIGHTS)
+UNFINISHED = ".result."  # begins the name of the folder in which results are until they are whole
+
+Log = Callable[[str], None]
+
+
+def unlearn_texts(
+    *,
+    model: str | Path,
+    data: Path,
+    forget: Path | Sequence[int] | Tensor,
+    method: Method,
+    out: Path,
+    lora: int | None = None,
+    test: Path | None = None,
+    retrained: str | Path | None = None,
+    factors: Path | None = None,
+    device: torch.device | str | None = None,
+    command: str = "unlearnx.experiments.unlearn_texts",
+    log: Log = lambda line: None,
+) -> dict[str, Any]:
+    """Make a language model forget texts; write its new weights, or its adapter, its tokenizer and an audit.
+
+    ``out`` then holds what transformers, or peft, loads, and ``audit.json`` and ``audit.html``. If the method was not
+    applied there are no weights, and the audit says why. Where anything goes wrong, `out` is left as it was.
+
+    Args:
+        model: what :func:`unlearnx.models.load_lm` takes. Of an adapter's folder, the adapter alone is changed.
+        data: JSON lines of the texts that it was trained on (see :func:`unlearnx.data.read_texts`).
+        forget: JSON lines of those to forget, each of which has to be in `data`; all lines there that equal it are
+            forgotten. Or indices of the lines.
+        method: how to forget. Its loss is :func:`unlearnx.losses.causal_lm` unless it has one of its own.
+        out: folder without results of an earlier run.
+        lora: rank of a fresh adapter on all linear layers within the model, which alone is changed; None for none.
+        test: JSON lines of texts of the same kind that the model was not trained on, for a membership attack.
+        retrained: a model that was trained without the texts to forget, which tells whether they are forgotten.
+        factors: file of the training data's Kronecker factors, for a method that takes them.
+        device: where to compute; None for the GPU where there is one.
+        command: command line to record in the audit.
+        log: is called with a line for each step.
+
+    Returns:
+        The audit: what audit.json holds.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a line is of another form, or to be forgotten but not in `data`; `lora` is given for an adapter; the
+            method takes no factors; or `out` holds results already; and as for the method.
+        OSError: `out` cannot be written to, or the disk is too full.
+    """
+    started = datetime.now(timezone.utc)
+    if factors is not None and not hasattr(method, "factors"):
+        raise ValueError(f"factors: {type(method).__name__} takes none, expected a method with a field of that name")
+    with claimed(out, RESULTS), _result_in(out) as folder:
+        where = chosen_device(device)
+        if retrained is not None:
+            place_of("retrained", retrained)
+        texts = read_texts(data)
+        chosen = _lines_of(texts, read_texts(forget), data) if isinstance(forget, Path) else forget
+        held_out = None if test is None else read_texts(test)
+        loaded, tokenizer = load_lm(model)
+        check_room(out, MIN_ROOM + sum(p.nbytes for p in loaded.parameters()))
+        adapted: Any = loaded if lora is None else with_lora(loaded, lora, seed=method.seed)
+        original: nn.Module = adapted.to(where)
+        if factors is not None:
+            method = replace(method, factors=Factors.load(Path(factors), original))  # type: ignore[call-arg]
+        if method.loss_fn is F.cross_entropy:
+            method = replace(method, loss_fn=causal_lm())
+        tokens = tokenize(texts, tokenizer)
+        request = Request.remove(tokens, chosen)
+        others = None if held_out is None else tokenize(held_out, tokenizer)
+        measures = TextMeasures(request, others, batch_size=method.batch_size, seed=method.seed)
+
+        log(f"{len(request.forget):,} of {len(texts):,} texts to forget")
+        table, losses = {"before": measures.measure(original)}, {"before": measures.losses(original)}
+        outcome = method(original, request)
+        log(f"{type(method).__name__}: {'applied' if outcome.applied else 'not applied'} after {outcome.seconds:.1f} s")
+        losses["after"] = measures.losses(outcome.model)
+        if outcome.applied:
+            table["after"] = measures.measure(outcome.model)
+            save_lm(outcome.model, tokenizer, folder)
+        if retrained is not None:
+            other: Any = load_lm(retrained)[0]
+            other = other.to(where)
+            table["retrained"], losses["retrained"] = measures.measure(other), measures.losses(other)
+        forgotten, evidence = judge_texts(losses["before"], losses["after"], losses.get("retrained"))
+        audit = {
+            **of_run(method, request, outcome, started=started, where=where),
+            "forgotten": forgotten,
+            "evidence": evidence,
+            "measures": table,
+            "sizes": measures.sizes,
+            "distances": None,
+            "gap": None,
+            "warning": None,
+            "notes": measures.notes,
+            "moved": moved(state_tensors(original), state_tensors(outcome.model)),
+            "weights": {
+                "before": {**_identity(place_of("model", model), original), "left_out": ()},
+                "after": {**_identity(folder, outcome.model), "file": str(out)} if outcome.applied else None,
+                "retrained": None if retrained is None else _identity(place_of("retrained", retrained), other),
+            },
+            "data": {
+                "train": _fingerprint(tokens),
+                "forget": _fingerprint(take(tokens, request.forget)),
+                "test": None if others is None else _fingerprint(others),
+            },
+            "command": command,
+        }
+        report.write_audit(audit, folder)
+        return audit
+
+
+def with_lora(model: nn.Module, rank: int, *, seed: int) -> Any:
+    """The model with a fresh adapter of a rank on all linear layers within it; it does what it did before.
+
+    Raises:
+        ValueError: the model has an adapter.
+        ImportError: peft is missing; it comes with ``unlearnx[lm]``.
+    """
+    with extra("lora", "peft", "lm"):
+        import peft
+    if isinstance(model, peft.PeftModel):
+        raise ValueError("lora is given for a model that has an adapter, which is changed; expected one without")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear")
+    with forked_random(torch.device("cpu"), seed=seed):
+        return peft.get_peft_model(model, config).eval()
+
+
+def save_lm(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write what transformers, or peft, and :func:`unlearnx.models.load_lm` load again."""
+    base = Path(getattr(model, "name_or_path", ""))
+    # peft would ask the network whether the model's vocabulary has grown
+    form = {"save_embedding_layers": "auto" if (base / "config.json").is_file() else False}
+    model.config.use_cache = True  # whoever loads it may write with it
+    try:
+        model.save_pretrained(folder, **(form if hasattr(model, "peft_config") else {}))
+    finally:
+        model.config.use_cache = False
+    (folder / "README.md").unlink(missing_ok=True)  # a form of peft's to fill in
+    tokenizer.save_pretrained(folder)
+
+
+def _lines_of(texts: Sequence[Text], forget: Sequence[Text], data: Path) -> list[int]:
+    """The indices of the texts that are equal to one to forget."""
+    places: dict[Text, list[int]] = {}
+    for i, text in enumerate(texts):
+        places.setdefault(text, []).append(i)
+    for text in forget:
+        if text not in places:
+            raise ValueError(f"{text.origin}: is not in {data}, expected one of its texts, letter for letter")
+    return sorted({i for text in forget for i in places[text]})
+
+
+@contextmanager
+def _result_in(out: Path) -> Iterator[Path]:
+    """A folder whose files are moved to `out` at the end; they are not where anything fails."""
+    for left in out.glob(f"{UNFINISHED}*"):  # by a run that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=out, prefix=UNFINISHED) as name:
+        yield Path(name)
+        for file in sorted(Path(name).iterdir()):
+            file.replace(out / file.name)
+
+
+def _identity(place: Path, model: nn.Module) -> dict[str, str]:
+    """Where weights lie, and their hashes: of the files, joined in the order of their names, and of the tensors."""
+    files = (
+        [place]
+        if place.is_file()
+        else sorted(f for f in place.iterdir() if f.suffix in (".safetensors", ".bin", ".gguf"))
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return {
+        "file": str(place),
+        "format": files[0].suffix.removeprefix("."),
+        "sha256": digest.hexdigest(),
+        "tensors_sha256": tensor_hash(state_tensors(model)),
+    }
+
+
+def _fingerprint(tokens: dict[str, Tensor]) -> dict[str, Any]:
+    return fingerprint({name: t for name, t in tokens.items() if name != "labels"}, tokens["labels"])

@@ -5,7 +5,6 @@ import torch
 
 from benchmarks.unseen_level import HARD, summary
 from benchmarks.untuned import CELLS, Missing, Sources
-from benchmarks.untuned.networks import resnet9
 from unlearnx.data import load_digits
 from unlearnx.metrics import unseen_level
 from unlearnx.models import Training, digits_cnn
@@ -82,10 +81,6 @@ def test_what_is_missing_is_said(tmp_path):
         CELLS["resnet9-random"].build(1, nowhere)
     with pytest.raises(Missing, match="no models of seed 1"):
         CELLS["vgg-class"].build(1, nowhere)
-
-
-def test_resnet9_has_the_size_of_the_trained_ones():
-    assert sum(p.numel() for p in resnet9().parameters()) == 1_646_122
 
 
 def test_errors_of_the_unseen_level_are_summed_up_by_kind():

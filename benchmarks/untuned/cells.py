@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from benchmarks.untuned.networks import PatchTransformer, RowLSTM, narrow_resnet, one_logit_mlp, resnet9
+from benchmarks.untuned.networks import PatchTransformer, RowLSTM, narrow_resnet, one_logit_mlp
 from benchmarks.untuned.sources import Missing, Sources
 from unlearnx import Request
 from unlearnx._data import Data
@@ -20,7 +20,7 @@ from unlearnx._losses import Loss
 from unlearnx._sources import Changed
 from unlearnx.data import Poison, load_digits
 from unlearnx.metrics import accuracy
-from unlearnx.models import Training, digits_cnn, vgg_cifar10
+from unlearnx.models import Training, digits_cnn, resnet9, vgg_cifar10
 
 Pair = tuple[Tensor, Tensor]
 Network = Callable[[], nn.Module]

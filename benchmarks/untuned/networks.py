@@ -1,9 +1,11 @@
-"""Networks of the study that the package does not bring: an LSTM, a transformer, residual networks and an MLP."""
+"""Networks of the study that the package does not bring: an LSTM, a transformer, a narrow ResNet and an MLP."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from unlearnx.models.resnets import Residual, block
 
 
 class RowLSTM(nn.Module):
@@ -42,32 +44,8 @@ def one_logit_mlp(features: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(64, 1), nn.Flatten(0))
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-class _Residual(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.body = nn.Sequential(_block(channels, channels), _block(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
 def narrow_resnet(width: int = 8) -> nn.Sequential:
     """Seven convolutions with BatchNorm: (N, 1, 28, 28) to logits (N, 10)."""
-    stages = [nn.Sequential(_block(i, o, 2), _Residual(o)) for i, o in ((1, width), (width, 2 * width))]
-    top = [_block(2 * width, 4 * width, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10)]
+    stages = [nn.Sequential(block(i, o, 2), Residual(o)) for i, o in ((1, width), (width, 2 * width))]
+    top = [block(2 * width, 4 * width, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10)]
     return nn.Sequential(*stages, *top)
-
-
-def resnet9(width: int = 32) -> nn.Sequential:
-    """A ResNet-9 for CIFAR-10: (N, 3, 32, 32) to logits (N, 10), 1,646,122 parameters."""
-    w = width
-    return nn.Sequential(
-        *(_block(3, w), _block(w, 2 * w), nn.MaxPool2d(2), _Residual(2 * w)),
-        *(_block(2 * w, 4 * w), nn.MaxPool2d(2), _block(4 * w, 8 * w), nn.MaxPool2d(2), _Residual(8 * w)),
-        *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8 * w, 10)),
-    )

@@ -84,11 +84,10 @@ class Rounds:
             )
         _load(self.model, best)
         if self._heal is not None and least > self.gauge.aim:
-            enough = self._is_enough(least)
-            self._recover(self._heal, self.gauge.near if enough else lambda: self.gauge.accuracy() <= least)
+            self._recover(self._heal, lambda: self.gauge.accuracy() <= least)
 
     def _bearable_rate(self, train: Train) -> float:
-        """The greatest rate at which a part of the samples does no harm that the rest could not heal."""
+        """The greatest rate at which training on a part of the samples does no harm."""
         before, rate = _state(self.model), PASS_RATE
         for _ in range(MOST_ROUNDS):
             bearable = self._trained(train, rate) and self._bearable()
@@ -132,7 +131,7 @@ class Rounds:
 
     def _recover(self, heal: Train, holds: Callable[[], bool]) -> None:
         """Train on what stays where too much of it is lost, as far as what holds of the forget set remains so."""
-        for rate in (1.0, 0.5, 0.25) if self._part is None else (1.0,):
+        for rate in (1.0, 0.5, 0.25):
             if self.gauge.cost() <= BEARABLE:
                 return
             before = _state(self.model)

@@ -15,7 +15,7 @@ from unlearnx.curvature import FrozenPrefix
 from unlearnx.data import Poison
 from unlearnx.experiments import canary_alice, forget_class_digits
 from unlearnx.experiments.canary import NOVEL
-from unlearnx.experiments.evaluation import Sets, StudyEvaluation
+from unlearnx.experiments.forget.evaluation import StudyEvaluation
 from unlearnx.metrics import accuracy
 from unlearnx.models import fast_dtype, vgg_cifar10
 
@@ -81,8 +81,8 @@ def poison_cifar(sources: Sources, seed: int) -> Case:
 def forget_digits(sources: Sources, seed: int) -> Case:
     """A class of the digits, with all parameters free to change."""
     study = forget_class_digits(progress=False)
-    sets = Sets.make(study.splits, study.forget(seed), study.forget_class)
-    data = study.splits.train_x, study.splits.train_y
+    sets = study.sets(seed)
+    data = sets.train
     request = Request.remove(data, sets.parts["forget"])
     stays = request.retain
     model, _ = sources.trained(study.network, study.training, data, seed)

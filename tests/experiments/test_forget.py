@@ -12,8 +12,9 @@ from unlearnx.experiments import (
     forget_random_cifar,
     forget_random_digits,
 )
-from unlearnx.experiments.evaluation import TIMES, Sets, changed, described
+from unlearnx.experiments.evaluation import Sets
 from unlearnx.experiments.forget import Sweep, repeat, repetition, studies
+from unlearnx.experiments.measures import TIMES, changed, described
 from unlearnx.experiments.run_store import read_trial
 from unlearnx.experiments.showcase import _displayable
 from unlearnx.methods import SSD, FineTune, FirstOrder, Outcome
@@ -208,7 +209,7 @@ def test_random_share_is_another_one_for_every_seed(tmp_path):
 
 def test_sets_of_a_class():
     x, y = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 2, 1])
-    sets = Sets.make(Splits(x, y, x[:3], y[:3], ["a", "b", "c"]), torch.tensor([1, 3]), 1)
+    sets = Sets.make((x, y), (x[:3], y[:3]), torch.tensor([1, 3]), 1)
     assert {part: numbers.tolist() for part, numbers in sets.parts.items()} == {
         "forget": [1, 3],
         "retain": [0, 2],
@@ -216,6 +217,9 @@ def test_sets_of_a_class():
         "test_forgotten": [5],
     }
     assert sets.numbers("test")[1].tolist() == [0, 2]
+    assert sets.all_test[0].tolist() == [4, 5, 6]
+    assert sets.all_test[1].tolist() == [0, 1, 2]
+    assert Sets.make((x, y), None, torch.tensor([1, 3]), 1).parts.keys() == {"forget", "retain"}
 
 
 def test_a_trial_is_repeated_from_its_recipe(finished, counted, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from unlearnx import Request
 from unlearnx._data import batches, materialize
 from unlearnx.data import load_digits
-from unlearnx.methods import UNSIR, BoundaryShrink, FineTune, JiT, L1Sparse, RandomLabels, SalUn
+from unlearnx.methods import CT, MSG, UNSIR, BoundaryShrink, FineTune, JiT, L1Sparse, RandomLabels, SalUn
 from unlearnx.methods.jit import _Steepness
 from unlearnx.methods.training_method import pulled_to_zero
 from unlearnx.metrics import accuracy
@@ -137,6 +137,41 @@ def test_noise_is_what_the_model_knows_least(digits, monkeypatch):
     assert learned > 2 * random
 
 
+def test_msg_resets_the_weights_that_nothing_pulls_at():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    x, y = torch.randn(40, 6, dtype=torch.float64), torch.arange(40) % 4
+    request = Request.remove((x, y), range(10))
+    outcome = MSG(epochs=1, lr=0.0, ratio=0.25, max_increase=99.0)(model, request)
+    losses = F.cross_entropy(model(x[10:]), y[10:]) - F.cross_entropy(model(x[:10]), y[:10])
+    pull = torch.autograd.grad(losses, [model[0].weight, model[2].weight])
+    for i, g in zip((0, 2), pull, strict=True):
+        moved = (outcome.model[i].weight != model[i].weight).flatten()
+        least = set(g.abs().flatten().argsort()[: g.numel() // 4].tolist())
+        assert set(moved.nonzero().flatten().tolist()) == least
+        assert torch.equal(outcome.model[i].bias, model[i].bias)
+
+
+@pytest.mark.parametrize("method", [MSG(epochs=6, lr=2e-3), CT(epochs=6, lr=2e-3)], ids=lambda m: type(m).__name__)
+def test_what_stays_heals_after_the_damage(digits, method):
+    model, request, (x, y) = digits
+    outcome = method(model, request)
+    assert outcome.applied, outcome.reason
+    stays = y != 1
+    assert accuracy(outcome.model, (x[stays], y[stays])) > 0.95
+    assert accuracy(outcome.model, request.forget_set) < accuracy(model, request.forget_set)
+
+
+def test_a_round_that_is_undone_is_damaged_again(digits):
+    """Rounds begin anew from the original model where they do harm; those that are kept are not damaged twice."""
+    model, request, (x, y) = digits
+    outcome = CT()(model, request)
+    assert outcome.applied, outcome.reason
+    stays = y != 1
+    assert accuracy(outcome.model, (x[stays], y[stays])) > 0.95
+    assert not torch.equal(outcome.model[0].weight, model[0].weight)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -144,6 +179,7 @@ def test_noise_is_what_the_model_knows_least(digits, monkeypatch):
         (lambda: JiT(sigma=0.0), "sigma is 0.0, expected a number above zero"),
         (lambda: JiT(samples=0), "samples is 0"),
         (lambda: L1Sparse(gamma=-1.0), "gamma is -1.0"),
+        (lambda: MSG(ratio=1.5), "ratio is 1.5"),
         (lambda: UNSIR(noise=0), "noise is 0"),
         (lambda: UNSIR(repair_lr=-1.0), "repair_lr is -1.0"),
     ],

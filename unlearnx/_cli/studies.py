@@ -116,7 +116,7 @@ def repeat(
 ) -> None:
     """Make a trial again and show its numbers beside the recorded ones; exits with 1 where they differ."""
     from unlearnx.experiments import forget
-    from unlearnx.experiments.evaluation import changed
+    from unlearnx.experiments.measures import changed
     from unlearnx.experiments.output_folder import claimed
     from unlearnx.experiments.report.forget import comparison
     from unlearnx.experiments.run_store import read_trial

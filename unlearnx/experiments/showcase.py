@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unlearnx import metrics
-from unlearnx.experiments.evaluation import Sets, score_table
+from unlearnx.experiments.evaluation import Evaluation, Sets
 
 MAX_CONFIDENCES_PER_SET = 500  # more are a random sample
 IMAGES_PER_SET = 4  # that saliency is shown for
@@ -24,7 +24,8 @@ def confidences(
         part: numbers[torch.randperm(len(numbers), generator=generator)[:MAX_CONFIDENCES_PER_SET]]
         for part, numbers in sets.parts.items()
     }
-    tables = {name: score_table(model, sets.splits, autocast) for name, model in models.items()}
+    evaluation = Evaluation(sets, autocast=autocast)
+    tables = {name: evaluation.scores(model) for name, model in models.items()}
     return {
         name: {
             part: metrics.logit_confidence(table, (numbers, sets.labels[numbers])).tolist()
@@ -34,16 +35,15 @@ def confidences(
     }
 
 
-def saliency_maps(models: Mapping[str, nn.Module], best: str, sets: Sets) -> dict[str, Any]:
+def saliency_maps(models: Mapping[str, nn.Module], best: str, sets: Sets, classes: Sequence[str]) -> dict[str, Any]:
     """Grad-CAM saliency of the original, the retrained and the `best` model for the labels of some images."""
     shown = {"original": models["original"], "unlearned": models[best], "retrained": models["retrained"]}
-    classes = sets.splits.classes
     entries = []
     for part in ("forget", "retain"):
-        x, y = (t[:IMAGES_PER_SET] for t in sets.images(part))
+        x, y = (t[:IMAGES_PER_SET] for t in sets.samples(part))
         maps = {name: metrics.saliency(model, x, y) for name, model in shown.items()}
         predicted = {name: metrics.predict(model, (x, y)) for name, model in shown.items()}
-        for k, image in enumerate(_displayable(x, sets.splits.train_x)):
+        for k, image in enumerate(_displayable(x, sets.train[0])):
             entries.append(
                 {
                     "set": part,

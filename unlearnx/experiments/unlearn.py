@@ -21,8 +21,8 @@ from unlearnx._random import forked_random
 from unlearnx.curvature import Factors
 from unlearnx.experiments import report
 from unlearnx.experiments.audit import fingerprint, moved, of_run
-from unlearnx.experiments.evaluation import RequestEvaluation
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
+from unlearnx.experiments.request_evaluation import RequestEvaluation
 from unlearnx.experiments.runs import chosen_device
 from unlearnx.experiments.weights import Weights, state_tensors, tensor_hash
 from unlearnx.losses import cross_entropy

@@ -22,6 +22,7 @@ from unlearnx.methods.preference import NPO, SimNPO
 from unlearnx.methods.random_labels import RandomLabels
 from unlearnx.methods.random_perturbation import RandomPerturbation
 from unlearnx.methods.reapply import Reapply
+from unlearnx.methods.reinitialising import CT, MSG
 from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
 from unlearnx.methods.rmu import RMU
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
     "auto": Automatic,
     "bad-teacher": BadTeacher,
     "boundary-shrink": BoundaryShrink,
+    "ct": CT,
     "energy-alignment": EnergyAlignment,
     "ewc-repair": EWCRepair,
     "fine-tune": FineTune,
@@ -49,6 +51,7 @@ METHODS: dict[str, type[Method]] = {
     "jit": JiT,
     "k-fade": KFADE,
     "l1-sparse": L1Sparse,
+    "msg": MSG,
     "neg-grad": NegGrad,
     "newton-repair": NewtonRepair,
     "npo": NPO,
@@ -68,9 +71,11 @@ METHODS: dict[str, type[Method]] = {
 """The methods by their names on the command line."""
 
 __all__ = [
+    "CT",
     "IDK",
     "KFADE",
     "METHODS",
+    "MSG",
     "NPO",
     "RMU",
     "SCRUB",

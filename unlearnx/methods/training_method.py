@@ -34,6 +34,7 @@ class TrainedMethod(Method):
     _strength: ClassVar[str | None] = "epochs"
     _fewest_epochs: ClassVar[int] = 1
     _nominal_epochs: ClassVar[int] = 1  # where nothing tells how much is to be forgotten
+    _steps: ClassVar[int] = STEPS  # of the optimizer in a round, at least
     _keeps: ClassVar[bool] = True  # whether training teaches what stays as well
     _reads_all: ClassVar[bool] = False  # whether a round of many samples is a pass over all of them, not over a part
     _reads_samples: ClassVar[bool] = False  # whether it takes gradients of single samples, in eval mode, as well
@@ -73,16 +74,11 @@ class TrainedMethod(Method):
         else:
             trained_on = work.target if self._keeps else work.request.forget_set
             steps_an_epoch = -(-size(trained_on) // self.batch_size)
-            epochs = -(-(STEPS if self._keeps else FEW_STEPS) // steps_an_epoch)
+            epochs = -(-(self._steps if self._keeps else FEW_STEPS) // steps_an_epoch)
             heal: Train | None = partial(self._heal, work, info) if self._keeps else None
             part = None
             if self._reads_all and size(trained_on) > MOST_SAMPLES:
-                epochs, part, train, heal = (
-                    PASSES,
-                    train,
-                    _on_all(work, train),
-                    _on_all(work, partial(self._heal, work, info)),
-                )
+                epochs, part, train, heal = PASSES, train, _on_all(work, train), None  # the training itself heals
             Rounds(work.model, work.gauge, train, heal, epochs, info, part).run()
 
     def _heal(self, work: Work, info: dict[str, Any], epochs: int, rate: float) -> None:

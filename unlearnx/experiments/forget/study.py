@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from unlearnx import __version__
 from unlearnx.data import Splits
 from unlearnx.experiments.comparison import applied, pareto_front, summarise, winner
-from unlearnx.experiments.evaluation import ATTACKS, Sets, described
+from unlearnx.experiments.evaluation import Sets
 from unlearnx.experiments.forget.methods import Methods
 from unlearnx.experiments.forget.sweeps import Sweep
 from unlearnx.experiments.forget.trials import REFERENCES, SeedTrials
+from unlearnx.experiments.measures import ATTACKS, described
 from unlearnx.experiments.recipes import to_recipe
 from unlearnx.experiments.run_store import Recipe, RunStore
 from unlearnx.experiments.runs import default_device, describe, room_for, slug
@@ -72,7 +73,7 @@ class ForgetStudy(Prepared):
 
     def _check_sizes(self) -> None:
         """Refuse sets that are too small to be measured, before any model is trained."""
-        parts = Sets.make(self.splits, self.forget(0), self.forget_class).parts
+        parts = self.sets(0).parts
         what = f"share is {self.share}" if self.forget_class is None else f"forget_class is {self.forget_class}"
         for part, indices in parts.items():
             if len(indices) < MIN_IMAGES:
@@ -130,6 +131,11 @@ class ForgetStudy(Prepared):
         n = len(self.splits.train_y)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         return order[: max(1, round(self.share * n))].sort().values
+
+    def sets(self, seed: int) -> Sets:
+        """What is measured on: the training images to forget and those that stay, and the test images."""
+        s = self.splits
+        return Sets.make((s.train_x, s.train_y), (s.test_x, s.test_y), self.forget(seed), self.forget_class)
 
     def recipe(self, model: str, seed: int, method: Method | Pipeline | None = None) -> Recipe:
         """Everything that the numbers of a model depend on, and the options that load the data.

@@ -12,7 +12,7 @@ from torch import nn
 from unlearnx._data import materialize
 from unlearnx._memory_order import ImageOrder
 from unlearnx.experiments import showcase
-from unlearnx.experiments.evaluation import Sets, StudyEvaluation
+from unlearnx.experiments.forget.evaluation import StudyEvaluation
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.report import environment
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore
@@ -30,8 +30,8 @@ class SeedTrials:
 
     def __init__(self, study: ForgetStudy, seed: int, store: RunStore):
         self.study, self.seed, self.store = study, seed, store
-        self.sets = Sets.make(study.splits, study.forget(seed), study.forget_class)
-        self.request = Request.remove((study.splits.train_x, study.splits.train_y), self.sets.parts["forget"])
+        self.sets = study.sets(seed)
+        self.request = Request.remove(self.sets.train, self.sets.parts["forget"])
 
     def run(self) -> tuple[dict[str, Any], dict[str, Entry]]:
         """What result.json holds about the seed, and the trials of the sweeps."""
@@ -58,9 +58,10 @@ class SeedTrials:
         if best is not None:
             methods[best] = self.study.methods[best]
         models = {name: self._load(self.study.recipe(name, self.seed, method)) for name, method in methods.items()}
+        classes = self.study.splits.classes
         return {
             "confidences": showcase.confidences(models, self.sets, self.study.training.autocast),
-            "saliency": None if best is None else showcase.saliency_maps(models, best, self.sets),
+            "saliency": None if best is None else showcase.saliency_maps(models, best, self.sets, classes),
         }
 
     def _make(self, recipe: Recipe, method: Method | Pipeline | None) -> Entry:

@@ -11,6 +11,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
@@ -88,7 +89,7 @@ class Study:
     seeds: int = 1
     compared: tuple[str, ...] | None = None
 
-    @property
+    @cached_property
     def options(self) -> dict[str, tuple[type, str]]:
         """Type and help of every option, by name: of the keywords of `make` that are annotated with a sentence.
 

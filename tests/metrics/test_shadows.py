@@ -26,7 +26,7 @@ def train(dataset, seed):
     return model.eval()
 
 
-def test_each_candidate_is_in_half_of_the_models():
+def test_models_have_their_candidates_and_all_else():
     seen = []
 
     def keep(dataset, seed):
@@ -35,7 +35,7 @@ def test_each_candidate_is_in_half_of_the_models():
 
     candidates = torch.tensor([7, 3, 41, 8])
     found = unlearned_shadows(keep, lambda model, request: model, data(), candidates, models=6, seed=5)
-    assert found.unlearned.sum(0).tolist() == [3] * 4
+    assert ((found.unlearned.sum(0) > 0) & (found.unlearned.sum(0) < 6)).all()
     assert [seed for _, seed in seen] == list(range(5, 11))
     x = data()[0]
     for (dataset, _), mask in zip(seen, found.unlearned, strict=True):
@@ -138,7 +138,8 @@ def test_retraining_leaves_nothing_to_find_and_no_unlearning_does():
     [
         ({"candidates": [1, 1]}, "candidates: has 2 indices for 80 samples, expected some of them, each once"),
         ({"candidates": [80]}, "candidates: holds indices from 80 to 80 of 80 samples"),
-        ({"models": 1}, "models is 1, expected enough for some with and some without each candidate"),
+        ({"models": 1}, "models is 1, expected at least one with and one without each candidate"),
+        ({"fraction": 0.0}, "fraction is 0.0, expected a number between 0 and 1"),
         ({"models": 0}, "models is 0"),
     ],
 )

@@ -25,7 +25,7 @@ from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.strength import CHEAP, Kept
-from unlearnx.metrics.unseen import UnseenLevel, unseen_level
+from unlearnx.metrics.unseen import NEAR, UnseenLevel, unseen_level
 
 Rank = tuple[bool, bool, bool, float, float]
 
@@ -94,11 +94,8 @@ class Automatic(Method):
             rank = _rank(outcome, cost)
             if best is None or rank < best[0]:
                 best = rank, type(method).__name__, outcome
-            if (
-                outcome.applied
-                and (cost <= CHEAP or _trains_on_all(method, request))
-                and _as_forgotten_as_can_be_told(outcome, level)
-            ):
+            on_all = _trains_on_all(method, request)
+            if outcome.applied and (cost <= CHEAP or on_all) and _as_forgotten_as_can_be_told(outcome, level, on_all):
                 break
         if best is None:
             assert refusal is not None, "there is a method to try"
@@ -164,10 +161,14 @@ def _rank(outcome: Outcome, cost: float) -> Rank:
     return not outcome.applied, cost > CHEAP and not forgot, not forgot, 0.0 if forgot else _distance(outcome), cost
 
 
-def _as_forgotten_as_can_be_told(outcome: Outcome, level: UnseenLevel) -> bool:
-    """Whether it is forgotten, or at the estimate where that is too rough for any model to be known to have."""
+def _as_forgotten_as_can_be_told(outcome: Outcome, level: UnseenLevel, on_all: bool) -> bool:
+    """Whether it is forgotten, or at the estimate where that is too rough for any model to be known to have.
+
+    After training `on_all` that stays, near the estimate is enough: the other methods would come nearer at a cost that
+    samples which stay do not show.
+    """
     if outcome.forgotten == "unknown":
-        return level.accuracy is None or _distance(outcome) <= level.accuracy.leeway
+        return level.accuracy is None or _distance(outcome) <= (NEAR if on_all else level.accuracy.leeway)
     return outcome.forgotten == "yes"
 
 

@@ -42,8 +42,8 @@ class Rounds:
         epochs: length of the first round.
         info: where the rates of the rounds are noted.
         part: where a round trains on all of many samples, the same training on a part of them: it tells at which rate
-            to begin. Such a round is long, so that a model that no longer differs from one that never saw the forget
-            set is not trained further.
+            to begin. Such a round is long, so that a model that is near to one that never saw the forget set is not
+            trained further.
     """
 
     def __init__(

@@ -133,8 +133,8 @@ class Gauge:
         return self.accuracy() <= self.aim
 
     def near(self) -> bool:
-        """Whether the forget set is no farther from that level than the verdict allows."""
-        return self._level.agrees(self.accuracy())
+        """Whether the forget set is so near to that level that much more training would not be worth it."""
+        return self._level.is_near(self.accuracy())
 
     def gentle(self) -> bool:
         """Whether the forget set is not avoided, and what stays is as it was."""

@@ -50,9 +50,13 @@ class Level:
         """How close to the estimate is close enough: a tenth of the interval, from 1 point to 5."""
         return min(NEAR, max(CLOSE, (self.high - self.low) / 10))
 
+    def is_near(self, value: float) -> bool:
+        """Whether an accuracy is within 5 points of the estimate."""
+        return abs(value - self.estimate) <= NEAR
+
     def agrees(self, value: float) -> bool:
         """Whether an accuracy is within 5 points of the estimate, and within 10 of both ends of the interval."""
-        return abs(value - self.estimate) <= NEAR and self.furthest(value) <= 2 * NEAR
+        return self.is_near(value) and self.furthest(value) <= 2 * NEAR
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.helpers import Lines
 from unlearnx import Request
+from unlearnx._data import as_dataset
+from unlearnx._sources import relabelled
 from unlearnx.curvature import FrozenPrefix
 from unlearnx.methods import METHODS, FineTune, Method, SecondOrder
 from unlearnx.methods.frozen_features import request_on_features
@@ -25,9 +27,27 @@ SETTINGS = {
 }
 
 
-def network():
+PARTS_DO_NOT_DO = ("ct", "retrain", "rmu")  # for what they change is not in the last layer
+
+
+def network(name=None):
     torch.manual_seed(0)
+    if name == "ct":  # which needs a convolution
+        image = nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.Flatten()
+        return nn.Sequential(*image, nn.Tanh(), nn.Linear(8, 4)).eval()
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).eval()
+
+
+def request_of(name, data, **settings):
+    """A removal; of a method that takes corrections alone, one to the next label."""
+    if name != "idk":
+        return Request.remove(data, FORGET, **settings)
+    _, y = samples()
+    labels = torch.where(torch.isin(torch.arange(N), torch.tensor(FORGET)), (y + 1) % 4, y)
+    if settings:  # what is measured is not augmented
+        plain = settings["measure"]
+        return Request.correct(plain, relabelled(as_dataset(data), labels), measure=(plain[0], labels))
+    return Request.correct(data, relabelled(as_dataset(data), labels))
 
 
 def samples():
@@ -65,20 +85,22 @@ def test_no_method_holds_the_data(name):
     data = Held()
     gc.collect()
     settings = {"second-order": {"curvature_samples": 16}, "newton-repair": {"kind": "diagonal"}}.get(name, {})
-    method_called(name, batch_size=8, **settings)(network(), Request.remove(data, FORGET))
+    request = request_of(name, data)  # a correction is compared with the data, all at once where these are few
+    data.most = 0
+    method_called(name, batch_size=8, **settings)(network(name), request)
     assert 0 < data.most <= 32
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("params", [None, "last:2"])
 def test_results_do_not_depend_on_how_samples_are_read(name, params):
-    if name == "retrain" and params:
-        pytest.skip("trains the whole model")
+    if name in PARTS_DO_NOT_DO and params:
+        pytest.skip("changes more than the last layer")
     x, y = samples()
     forms = [(x, y), Lines(x, y)]
     if name in ("fine-tune", "ssd"):  # starting workers takes long
         forms.append(DataLoader(Lines(x, y), num_workers=1))
-    found = [method_called(name, params=params)(network(), Request.remove(form, FORGET)) for form in forms]
+    found = [method_called(name, params=params)(network(name), request_of(name, form)) for form in forms]
     for outcome in found[1:]:
         assert outcome.applied == found[0].applied
         assert outcome.loss_after == pytest.approx(found[0].loss_after, rel=1e-5)
@@ -101,12 +123,12 @@ class Augmented(Lines):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("params", [None, "last:2"])
 def test_training_passes_read_augmented_samples_and_others_do_not(name, params):
-    if name == "retrain" and params:
-        pytest.skip("trains the whole model")
+    if name in PARTS_DO_NOT_DO and params:
+        pytest.skip("changes more than the last layer")
     x, y = samples()
-    request = Request.remove(augmented := Augmented(x, y), FORGET, measure=(x, y))
-    outcome = method_called(name, params=params)(network(), request)
-    again = method_called(name, params=params)(network(), Request.remove((x, y), FORGET))
+    request = request_of(name, augmented := Augmented(x, y), measure=(x, y))
+    outcome = method_called(name, params=params)(network(name), request)
+    again = method_called(name, params=params)(network(name), request_of(name, (x, y)))
     assert outcome.loss_before == again.loss_before  # it is measured on the same
     if not issubclass(METHODS[name], TrainedMethod) and name != "auto":
         assert augmented.read.sum() == 0
@@ -178,13 +200,14 @@ def state(model):
 @pytest.mark.parametrize("name", METHODS)
 def test_an_interruption_leaves_the_model_as_it_was(name):
     x, y = samples()
-    data, model = Interrupted(x, y), network()
-    model[2].bias.requires_grad_(False)
-    method = method_called(name, params=["0.weight", "2.weight"] if name != "retrain" else None)
-    before = state(model)
-    data.left = 400  # in the midst of the second or the third pass
+    data, model = Interrupted(x, y), network(name)
+    model[-1].bias.requires_grad_(False)
+    weights = [name for name, _ in model.named_parameters() if name.endswith("weight")]
+    method = method_called(name, params=weights if name != "retrain" else None)
+    before, request = state(model), request_of(name, data)
+    data.left = 200 if name == "ct" else 400  # in the midst of the second or the third pass
     with pytest.raises(KeyboardInterrupt):
-        method(model, Request.remove(data, FORGET))
+        method(model, request)
     after = state(model)
     assert all(torch.equal(t, before[0][name]) for name, t in after[0].items())
     assert after[1:] == before[1:]
@@ -241,12 +264,15 @@ def test_texts_of_different_lengths_go_through_every_method():
             return self.head(self.words(x).sum(1))
 
     loader = DataLoader(Texts(), collate_fn=padded)
+    corrected = DataLoader(relabelled(Texts(), (torch.arange(30) < 5).long() ^ Texts.targets), collate_fn=padded)
+    real_numbers = ("boundary-shrink", "ct", "jit", "unsir")  # are what they need
     for name in METHODS:
         for params in (None, ["head.weight", "head.bias"]):
-            if name == "retrain" and params:
+            if name in real_numbers or (name in PARTS_DO_NOT_DO and params):
                 continue
             if name == "energy-alignment" and not params:
                 continue  # moves features
             method = method_called(name, params=params, batch_size=8)
-            outcome = method(Bag().eval(), Request.remove(loader, range(5)))
+            removal, correction = Request.remove(loader, range(5)), Request.correct(loader, corrected)
+            outcome = method(Bag().eval(), correction if name == "idk" else removal)
             assert outcome.applied or outcome.reason, name

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from unlearnx._batches import Nest, call, replaced, take
+from unlearnx._batches import Nest, call, take
 from unlearnx._checks import check_above_zero, check_at_least_zero
 from unlearnx._data import Data
 from unlearnx._losses import SampleLoss
@@ -111,16 +111,12 @@ def _pairs(request: Request) -> Dataset[Any]:
     """
     places = torch.full((request.samples,), -1)
     places[request.forget] = torch.arange(len(request.forget))
-    forgotten = Samples(request.forget_set)
+    originals = Samples(request.dataset)
 
     def paired(x: Nest, y: Nest, index: Tensor) -> Pair:
+        x_before, y_before = originals.read(index)
         place = places[index]
-        rows = (place >= 0).nonzero().flatten()
-        x_before, y_before = x, y
-        if len(rows):
-            read = forgotten.read(place[rows])
-            x_before, y_before = replaced(x, rows, read[0]), replaced(y, rows, read[1])
-        return ((x, y), (x_before, y_before), place), place
+        return ((x, y), (x if request.labels_only else x_before, y_before), place), place
 
     return Changed(request.trained_target, paired)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
-from unlearnx._batches import Nest, call, count, moved
+from unlearnx._batches import Nest, call, count, joined, moved
 from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
 from unlearnx._copies import lent
 from unlearnx._data import dataset_of
@@ -82,16 +82,19 @@ class UNSIR(TrainedMethod):
 
     def _learned(self, work: Work) -> Dataset[Any]:
         """Noise with labels of the forget set, at which the model's loss is greatest."""
-        drawn = Samples(work.request.forget_set)
-        index = torch.arange(self.noise) % len(drawn)
-        x, y = drawn.read(index)
+        samples = Samples(work.request.forget_set)
+        x, _ = samples.read(slice(0, 1))
         if not isinstance(x, Tensor) or not x.is_floating_point():
             what = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"request: has inputs of type {what}, expected one tensor of real numbers, to learn noise")
+        index = torch.arange(self.noise) % len(samples)
+        y = joined([labels for _, labels in samples.batches(index.split(self.batch_size))])
         device, model = model_device(work.model), lent(work.model)
         with forked_random(device, seed=self.seed), modes_kept(model), torch.enable_grad():
             model.eval()
-            found = _loudest(model, SampleLoss(self.loss_fn), torch.randn_like(x).to(device), y, self.steps)
+            found = _loudest(
+                model, SampleLoss(self.loss_fn), torch.randn(self.noise, *x.shape[1:]).to(x).to(device), y, self.steps
+            )
         work.gradient_evaluations += self.steps * self.noise
         return dataset_of(found.to(x.device), y)
 

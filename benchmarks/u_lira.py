@@ -15,14 +15,13 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
-from scipy.stats import t as students_t
 from torch import Tensor, nn
 
 from unlearnx.data import load_digits
+from unlearnx.experiments.comparison import interval
 from unlearnx.experiments.report import environment
 from unlearnx.methods import METHODS, Request, Retrain
 from unlearnx.metrics import u_lira, unlearned_shadows
@@ -72,13 +71,7 @@ def measured(train: Trained, unlearn: Unlearn, models: int) -> dict[str, Any]:
         found = u_lira(confidence[k], confidence[others], unlearned[others], unlearned[k], bootstrap=1)
         by_sample.append(found.auc)
         by_population.append(auc_of(confidence[k], unlearned[k], 1, 0)[0])
-    return {"u_lira": interval(by_sample), "population": interval(by_population), "seconds": seconds}
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """The mean and its 95 % interval by Student's t."""
-    half = float(students_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return {"mean": mean(values), "low": mean(values) - half, "high": mean(values) + half}
+    return {"u_lira": interval(by_sample, 1.0), "population": interval(by_population, 1.0), "seconds": seconds}
 
 
 def main() -> None:
@@ -102,7 +95,7 @@ def main() -> None:
         given.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _areas(row: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+def _areas(row: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:
     return [("U-LiRA", row["u_lira"]), ("population", row["population"])]
 
 

@@ -65,6 +65,18 @@ def changed(nest: Nest, function: Callable[[Tensor], Tensor]) -> Nest:
     return made([function(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
 
+def one_real_tensor(x: Nest, purpose: str) -> Tensor:
+    """The inputs of a request, where they are one tensor of real numbers.
+
+    Raises:
+        ValueError: they are not; the message says what they are needed for.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"request: has inputs of type {what}, expected one tensor of real numbers, {purpose}")
+    return x
+
+
 def count(nest: Nest) -> int:
     """Number of samples in a batch; 0 where it holds no tensor with a first dimension."""
     if isinstance(nest, Tensor):

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,16 @@ from unlearnx.experiments.weights import tensor_hash
 from unlearnx.methods import Method, Outcome, Request
 
 MAX_LISTED = 10  # indices, and changed tensors
+
+
+def check_takes_factors(method: Method, factors: Path | None) -> None:
+    """Refuse stored factors for a method without a place for them.
+
+    Raises:
+        ValueError: the message names the method.
+    """
+    if factors is not None and not hasattr(method, "factors"):
+        raise ValueError(f"factors: {type(method).__name__} takes none, expected a method with a field of that name")
 
 
 def of_run(

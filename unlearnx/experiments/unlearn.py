@@ -20,7 +20,7 @@ from unlearnx._files import check_room
 from unlearnx._random import forked_random
 from unlearnx.curvature import Factors
 from unlearnx.experiments import report
-from unlearnx.experiments.audit import fingerprint, moved, of_run
+from unlearnx.experiments.audit import check_takes_factors, fingerprint, moved, of_run
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.request_evaluation import RequestEvaluation
 from unlearnx.experiments.runs import chosen_device
@@ -85,8 +85,7 @@ def unlearn(
         OSError: `out` cannot be written to, or the disk is too full.
     """
     started = datetime.now(timezone.utc)
-    if factors is not None and not hasattr(method, "factors"):
-        raise ValueError(f"factors: {type(method).__name__} takes none, expected a method with a field of that name")
+    check_takes_factors(method, factors)
     with claimed(out, RESULTS), _whole_or_nothing(out):
         where = chosen_device(device)
         stored = Weights.read(Path(weights))

@@ -23,7 +23,7 @@ from unlearnx._random import forked_random
 from unlearnx.curvature import Factors
 from unlearnx.data import Text, read_texts, tokenize
 from unlearnx.experiments import report
-from unlearnx.experiments.audit import fingerprint, moved, of_run
+from unlearnx.experiments.audit import check_takes_factors, fingerprint, moved, of_run
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.runs import chosen_device
 from unlearnx.experiments.text_measures import TextMeasures, judge_texts
@@ -87,8 +87,7 @@ def unlearn_texts(
         OSError: `out` cannot be written to, or the disk is too full.
     """
     started = datetime.now(timezone.utc)
-    if factors is not None and not hasattr(method, "factors"):
-        raise ValueError(f"factors: {type(method).__name__} takes none, expected a method with a field of that name")
+    check_takes_factors(method, factors)
     with claimed(out, RESULTS), _result_in(out) as folder:
         where = chosen_device(device)
         if retrained is not None:

@@ -94,7 +94,7 @@ class Automatic(Method):
             rank = _rank(outcome, cost)
             if best is None or rank < best[0]:
                 best = rank, type(method).__name__, outcome
-            on_all = _trains_on_all(method, request)
+            on_all = isinstance(method, FineTune) and _much_stays(request)
             if outcome.applied and (cost <= CHEAP or on_all) and _as_forgotten_as_can_be_told(outcome, level, on_all):
                 break
         if best is None:
@@ -128,7 +128,7 @@ class Automatic(Method):
             yield SSD(**common)
             yield FirstOrder(**{**common, "params": last_layer(model) if self.params is None else self.params})
             kinds = [FisherMasking, *kinds]
-        elif _trains_on_all(FineTune(), request):
+        elif _much_stays(request):
             kinds = [FineTune, NegGrad, SCRUB, SalUn]
         for kind in kinds:
             yield kind(**common)
@@ -137,9 +137,9 @@ class Automatic(Method):
         raise NotImplementedError("the methods that are tried do this")
 
 
-def _trains_on_all(method: Method, request: Request) -> bool:
-    """Whether a method trains on all of many samples that stay: no other one that is tried would cost them less."""
-    return isinstance(method, FineTune) and size(request.target) > MOST_SAMPLES
+def _much_stays(request: Request) -> bool:
+    """Whether so much stays that fine-tuning alone trains on all of it: no other method would cost it less."""
+    return size(request.target) > MOST_SAMPLES
 
 
 def _line(

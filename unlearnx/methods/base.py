@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -43,6 +43,7 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.strength import AUTO, Gauge, Standing, cheaper_strength, greatest_strength, least_strength
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
+from unlearnx.metrics.outputs import each_batch
 from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
 MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the loss's unit, where the user gives none
@@ -379,6 +380,11 @@ class Work:
 
         info["factor"] = factor = self.least_strength(move, 1.0, info) if factor is None else factor
         move(factor)
+
+    def losses(self, data: Data) -> Tensor:
+        """The loss of each sample by the model as it is now, (N,)."""
+        settings, each = self.pace.settings, SampleLoss(self.method.loss_fn).each
+        return torch.cat(each_batch((self.model,), data, settings["batch_size"], settings["autocast"], each))
 
     def corrected_loss(self) -> float:
         """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal.

@@ -30,9 +30,8 @@ class BothSets:
 
     def __init__(self, request: Request):
         sets = request.trained_target, request.trained_forget_set
-        retained, self._forgotten = map(size, sets)
-        self._total = retained + self._forgotten
-        self._retained = retained
+        self._retained, self._forgotten = map(size, sets)
+        retained = self._retained
 
         def mark(x: Nest, y: Nest, index: Tensor) -> Pair:
             return x, (y, (index - retained).clamp(min=-1))
@@ -61,6 +60,16 @@ class BothSets:
         return both
 
     def weighted(self, place: Tensor, stays: Tensor, goes: Tensor) -> Tensor:
-        """Losses of samples (N,) of which the mean over both sets is the mean of `stays` over those that stay, plus the
-        mean of `goes` over those that go, whose `place` is not negative."""
-        return torch.where(place < 0, self._total / self._retained * stays, self._total / self._forgotten * goes)
+        """Losses as of :func:`weighted`, over both sets."""
+        return weighted(place, stays, goes, self._retained, self._forgotten)
+
+
+def weighted(place: Tensor, stays: Tensor, goes: Tensor, retained: int, forgotten: int) -> Tensor:
+    """Losses (N,) whose mean over all is the mean of `stays` over the samples that stay, plus that of `goes` over those
+    that go, whose `place` is not negative.
+
+    Args:
+        retained, forgotten: how many samples of either there are.
+    """
+    total = retained + forgotten
+    return torch.where(place < 0, total / max(1, retained) * stays, total / forgotten * goes)

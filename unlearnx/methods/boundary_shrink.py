@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearnx._batches import Nest, call, count, moved, rows, scores
+from unlearnx._batches import Nest, call, count, one_real_tensor, rows, scores
 from unlearnx._checks import check_above_zero, model_device
 from unlearnx._copies import lent
 from unlearnx._data import batches
@@ -77,7 +77,7 @@ class BoundaryShrink(TrainedMethod):
         with modes_kept(model), torch.enable_grad():
             model.eval()
             for x, y in batches(work.request.forget_set, work.pace.batch_size, device):
-                x = order(moved(x, device)).detach().requires_grad_()
+                x = order(x).detach().requires_grad_()
                 output = rows(call(model, x), count(y))
                 _check_classes(output, y)
                 (gradient,) = torch.autograd.grad(loss.total(output, y), x)
@@ -92,12 +92,7 @@ def _deviation(work: Work) -> float:
     """The standard deviation of the forget set's inputs."""
     n, total, squares = 0, 0.0, 0.0
     for x, _ in batches(work.request.forget_set, work.pace.batch_size):
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            what = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"request: has inputs of type {what}, expected one tensor of real numbers, along whose gradient the "
-                "nearest class is sought"
-            )
+        x = one_real_tensor(x, "along whose gradient the nearest class is sought")
         n, total, squares = n + x.numel(), total + float(x.double().sum()), squares + float(x.double().square().sum())
     return max(0.0, squares / n - (total / n) ** 2) ** 0.5
 

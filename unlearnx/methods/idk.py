@@ -13,16 +13,15 @@ from torch.utils.data import Dataset
 
 from unlearnx._batches import Nest, call, take
 from unlearnx._checks import check_above_zero, check_at_least_zero
-from unlearnx._data import Data
 from unlearnx._losses import SampleLoss
 from unlearnx._pairs import Pair
 from unlearnx._per_sample import per_sample
 from unlearnx._sources import Changed, Samples
 from unlearnx.methods.base import Work
+from unlearnx.methods.both_sets import weighted
 from unlearnx.methods.request import Request
 from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
-from unlearnx.metrics.outputs import each_batch
 
 
 @dataclass
@@ -78,23 +77,16 @@ class IDK(TrainedMethod):
             )
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
-        request, each = work.request, SampleLoss(self.loss_fn).each
-        settings = work.pace.settings
-
-        def losses(data: Data | None) -> Tensor:
-            assert data is not None, "the request was checked"
-            return torch.cat(each_batch((work.model,), data, settings["batch_size"], settings["autocast"], each))
-
-        original = torch.stack([losses(request.correction), losses(request.forget_set)], 1)
-        pairs, total = _pairs(request), request.samples
-        goes = total / len(original)
-        stays = self.weight * total / max(1, total - len(original))
+        request = work.request
+        assert request.correction is not None, "the request was checked"
+        original = torch.stack([work.losses(data) for data in (request.correction, request.forget_set)], 1)
+        pairs, forgotten = _pairs(request), len(original)
 
         @per_sample
         def both(output: Tensor, place: Tensor) -> Tensor:
-            preferred, forgotten = (original[place.clamp(min=0)].to(output) - output).unbind(1)
-            paired = 2 / self.beta * F.softplus(-self.beta * (preferred - forgotten))
-            return torch.where(place < 0, stays * output[:, 0], goes * paired)
+            preferred, before = (original[place.clamp(min=0)].to(output) - output).unbind(1)
+            paired = 2 / self.beta * F.softplus(-self.beta * (preferred - before))
+            return weighted(place, self.weight * output[:, 0], paired, request.samples - forgotten, forgotten)
 
         around = partial(_Pair, loss=SampleLoss(self.loss_fn), one_input=request.labels_only)
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnx._checks import check_above_zero, check_at_least_zero
-from unlearnx._losses import SampleLoss
 from unlearnx.methods.base import Work
 from unlearnx.methods.both_sets import BothSets, Forgetting
 from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
-from unlearnx.metrics.outputs import each_batch
 
 
 @dataclass
@@ -69,10 +66,7 @@ class NPO(TrainedMethod):
 
     def _forgetting(self, work: Work) -> Forgetting:
         """The loss of samples of the forget set, from their losses and places in it."""
-        each = SampleLoss(self.loss_fn).each
-        settings = work.pace.settings
-        parts = each_batch((work.model,), work.request.forget_set, settings["batch_size"], settings["autocast"], each)
-        original = torch.cat(parts)
+        original = work.losses(work.request.forget_set)
 
         def forgetting(losses: Tensor, places: Tensor) -> Tensor:
             return 2 / self.beta * F.softplus(self.beta * (original[places].to(losses) - losses))

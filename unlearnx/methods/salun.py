@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +14,7 @@ from unlearnx.curvature.gradients import grad_difference
 from unlearnx.methods.base import Work
 from unlearnx.methods.random_labels import RandomLabels
 from unlearnx.methods.rounds import Train
+from unlearnx.methods.training_method import gradients_changed
 
 
 @dataclass
@@ -60,7 +59,7 @@ class SalUn(RandomLabels):
         info["salient_share"] = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
         def train(epochs: int, rate: float) -> None:
-            with _masked_gradients(work, masks):
+            with gradients_changed(work.model, {name: mask.mul for name, mask in masks.items()}):
                 self._train(work, info, epochs, rate * self.lr, data=data)
 
         return train
@@ -76,15 +75,3 @@ class SalUn(RandomLabels):
         is_salient[magnitudes.topk(round(self.ratio * len(magnitudes))).indices] = True
         parts = is_salient.split([gradient[name].numel() for name in work.names])
         return {name: part.view_as(gradient[name]) for name, part in zip(work.names, parts, strict=True)}
-
-
-@contextmanager
-def _masked_gradients(work: Work, masks: dict[str, Tensor]) -> Iterator[None]:
-    """Within this context, gradients of the chosen parameters are set to zero where their masks are False."""
-    params = dict(work.model.named_parameters())
-    handles = [params[name].register_hook(mask.mul) for name, mask in masks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

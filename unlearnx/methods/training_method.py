@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -160,8 +160,15 @@ def pulled_to_zero(model: nn.Module, names: list[str], weight: float, steps: int
         left = iter(range(steps, 0, -1))
         return lambda gradient: gradient + weight * next(left, 0) / steps * p.detach().sign()
 
-    chosen = [model.get_parameter(name) for name in names] if weight else []
-    handles = [p.register_hook(pull(p)) for p in chosen if p.requires_grad]
+    chosen = {name: model.get_parameter(name) for name in names} if weight else {}
+    with gradients_changed(model, {name: pull(p) for name, p in chosen.items() if p.requires_grad}):
+        yield
+
+
+@contextmanager
+def gradients_changed(model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Within this context, the gradients of parameters are what the functions make of them, by name."""
+    handles = [model.get_parameter(name).register_hook(change) for name, change in changes.items()]
     try:
         yield
     finally:

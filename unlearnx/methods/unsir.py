@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
-from unlearnx._batches import Nest, call, count, joined, moved
+from unlearnx._batches import Nest, call, count, joined, moved, one_real_tensor
 from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
 from unlearnx._copies import lent
 from unlearnx._data import dataset_of
@@ -83,10 +83,7 @@ class UNSIR(TrainedMethod):
     def _learned(self, work: Work) -> Dataset[Any]:
         """Noise with labels of the forget set, at which the model's loss is greatest."""
         samples = Samples(work.request.forget_set)
-        x, _ = samples.read(slice(0, 1))
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            what = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"request: has inputs of type {what}, expected one tensor of real numbers, to learn noise")
+        x = one_real_tensor(samples.read(slice(0, 1))[0], "to learn noise")
         index = torch.arange(self.noise) % len(samples)
         y = joined([labels for _, labels in samples.batches(index.split(self.batch_size))])
         device, model = model_device(work.model), lent(work.model)

@@ -87,15 +87,11 @@ def js_divergence(
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}")
 
-    def standard(log_p: Tensor, log_q: Tensor) -> Tensor:
-        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-        return (_relative(log_p, log_m) + _relative(log_q, log_m)).sum(1).clamp(min=0) / 2
-
     def bad_teacher(log_p: Tensor, log_q: Tensor) -> Tensor:
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)
         return (_relative(log_m, log_p) + _relative(log_m, log_q)).mean(1).clamp(min=0) / 2
 
-    return _mean(a, b, data, batch_size, autocast, standard if variant == "standard" else bad_teacher)
+    return _mean(a, b, data, batch_size, autocast, _divergence if variant == "standard" else bad_teacher)
 
 
 @checked
@@ -185,8 +181,7 @@ def rf_jsd(
     p, q = (torch.stack([means[c] for c in sorted(own)]) for means in (own, others))
     if p.shape != q.shape:
         raise ValueError(f"original: returned {q.shape[1]} scores, expected {p.shape[1]} as from model")
-    middle = ((p + q) / 2).log()
-    return float((_relative(p.log(), middle) + _relative(q.log(), middle)).sum(1).clamp(min=0).mean() / 2)
+    return float(_divergence(p.log(), q.log()).mean())
 
 
 def _class_means(model: nn.Module, data: Data, name: str, settings: dict[str, Any]) -> dict[int, Tensor]:
@@ -205,6 +200,12 @@ def _class_means(model: nn.Module, data: Data, name: str, settings: dict[str, An
     with known_as(model=name):
         each_batch((model,), data, settings["batch_size"], settings["autocast"], add, names=(name,))
     return {c: total / counts[c] for c, total in sums.items()}
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """The Jensen-Shannon divergence of each row, from log-probabilities (N, classes), (N,)."""
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (_relative(log_p, log_m) + _relative(log_q, log_m)).sum(1).clamp(min=0) / 2
 
 
 def _relative(log_p: Tensor, log_q: Tensor) -> Tensor:

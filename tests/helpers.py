@@ -5,6 +5,9 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import Dataset
 
+from unlearnx.data import load_digits
+from unlearnx.models import Training, digits_cnn
+
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # Rounding of one stored value; sums are held in float32 or better.
@@ -67,3 +70,12 @@ def threads(n):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def network_that_knows_digits():
+    """A network in eval mode that has learned the digits, and these."""
+    s = load_digits()
+    torch.manual_seed(0)
+    model = digits_cnn().train()
+    Training(15, lr=2e-3).run(model, (s.train_x, s.train_y))
+    return model.eval(), s

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.helpers import network_that_knows_digits
 from unlearnx import Request
 from unlearnx._data import batches, materialize
 from unlearnx.data import load_digits
@@ -14,16 +15,12 @@ from unlearnx.methods import CT, MSG, UNSIR, BoundaryShrink, FineTune, JiT, L1Sp
 from unlearnx.methods.jit import _Steepness
 from unlearnx.methods.training_method import pulled_to_zero
 from unlearnx.metrics import accuracy
-from unlearnx.models import Training, digits_cnn
 
 
 @pytest.fixture(scope="module")
 def digits():
-    s = load_digits()
-    torch.manual_seed(0)
-    model = digits_cnn().train()
-    Training(15, lr=2e-3).run(model, (s.train_x, s.train_y))
-    return model.eval(), Request.remove_class((s.train_x, s.train_y), 1), (s.test_x, s.test_y)
+    model, s = network_that_knows_digits()
+    return model, Request.remove_class((s.train_x, s.train_y), 1), (s.test_x, s.test_y)
 
 
 @pytest.mark.parametrize("method", [UNSIR(), BoundaryShrink(), RandomLabels()], ids=lambda m: type(m).__name__)

@@ -11,10 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from tests.helpers import Lines
+from tests.helpers import Lines, network_that_knows_digits
 from unlearnx import Request
 from unlearnx._data import materialize
-from unlearnx.data import load_digits
 from unlearnx.methods import (
     KFADE,
     METHODS,
@@ -36,7 +35,7 @@ from unlearnx.methods import (
 from unlearnx.methods.distillation import Teacher, random_network
 from unlearnx.methods.importance import output_sqnorm
 from unlearnx.metrics import accuracy, mean_loss
-from unlearnx.models import Training, digits_cnn
+from unlearnx.models import Training
 
 FORGETFUL = [
     SSD(),
@@ -75,11 +74,8 @@ def study():
 @pytest.fixture(scope="module")
 def digits():
     """A network that has learned the digits, the request to forget the ones, and test data."""
-    s = load_digits()
-    torch.manual_seed(0)
-    model = digits_cnn().train()
-    Training(15, lr=2e-3).run(model, (s.train_x, s.train_y))
-    return model.eval(), Request.remove_class((s.train_x, s.train_y), 1), (s.test_x, s.test_y)
+    model, s = network_that_knows_digits()
+    return model, Request.remove_class((s.train_x, s.train_y), 1), (s.test_x, s.test_y)
 
 
 @pytest.mark.parametrize("method", FORGETFUL, ids=named)

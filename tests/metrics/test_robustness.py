@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unlearnx.data import load_digits
+from tests.helpers import network_that_knows_digits
 from unlearnx.methods import FirstOrder, Request
 from unlearnx.metrics import accuracy, linear_probe, mean_loss, relearn_curve, rounded_weights
 from unlearnx.models import Training, digits_cnn
@@ -50,11 +50,7 @@ def test_small_changes_are_rounded_away():
 
 @pytest.fixture(scope="module")
 def digits():
-    s = load_digits()
-    torch.manual_seed(0)
-    model = digits_cnn().train()
-    Training(15, lr=2e-3).run(model, (s.train_x, s.train_y))
-    return model.eval(), s
+    return network_that_knows_digits()
 
 
 def test_a_class_that_the_last_layer_hides_is_found_by_a_probe(digits):

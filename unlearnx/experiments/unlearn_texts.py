@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._batches import take
+from unlearnx._blocks import blocks_of
 from unlearnx._extras import extra
 from unlearnx._files import check_room
 from unlearnx._random import forked_random
@@ -168,14 +169,10 @@ def with_lora(model: nn.Module, rank: int, *, seed: int, blocks: int | None = No
 
 
 def _linear_layers(model: nn.Module, blocks: int) -> list[str]:
-    """Names of the linear layers of the last blocks, which are the longest list of modules."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    name = max(lists, key=lambda name: len(lists[name]))
-    last = lists[name][-blocks:]
-    first = len(lists[name]) - len(last)
+    """Names of the linear layers of the last blocks."""
     return [
-        f"{name}.{first + i}.{inner}"
-        for i, block in enumerate(last)
+        f"{name}.{inner}"
+        for name, block in blocks_of(model)[-blocks:]
         for inner, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]

@@ -299,7 +299,6 @@ class Work:
         self.first_direction = first_direction
         self.gradient_evaluations = 0
         self.gauge: Gauge | None = None
-        self.trains_on_all = False  # rather than on a part of many samples, where the strength is to be found
         self.target, self.measures = request.target, request.something_stays
         self._increase: LossIncrease | None = None
         if not self.measures:

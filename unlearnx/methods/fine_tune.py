@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from unlearnx.methods.base import Work
 from unlearnx.methods.rounds import Train
@@ -31,14 +31,15 @@ class FineTune(TrainedMethod):
         (True, False)
     """
 
-    _reads_all: ClassVar[bool] = True  # a part would be learned by heart, with harm to what was not read
-
     epochs: int | str = "auto"
     lr: float = 1e-3
     anchor: float = 0.0
 
-    def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+    def _trainer(self, work: Work, info: dict[str, Any], *, on_all: bool = False) -> Train:
         def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, anchor=self.anchor)
+            self._train(work, info, epochs, rate * self.lr, anchor=self.anchor, on_all=on_all)
 
         return train
+
+    def _trainer_on_all(self, work: Work, info: dict[str, Any]) -> Train:
+        return self._trainer(work, info, on_all=True)  # a part would be learned by heart, and the rest lost

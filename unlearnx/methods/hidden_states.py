@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._batches import Nest, arguments, call, count, moved
-from unlearnx._checks import model_device, qualified, shown
+from unlearnx._blocks import blocks_of
+from unlearnx._checks import model_device, shown
 from unlearnx._data import Data
 from unlearnx._modes import evaluating
 from unlearnx._sources import Samples
 
-LISTS = (nn.ModuleList, nn.Sequential)
-BLOCKS = 3  # a list of so many modules of one class is taken for the blocks of a network
+BLOCKS = 3  # so many modules of one class are taken for the blocks of a network
 
 
 class _Reached(BaseException):  # not an Exception, which a model may catch
@@ -108,17 +108,10 @@ def layer_of(model: nn.Module, layer: str | None) -> str:
         if layer not in modules or not layer:
             raise ValueError(f"layer is {layer!r}, expected the name of a module in model.named_modules()")
         return layer
-    lists = [(name, list(m.named_children())) for name, m in modules.items() if isinstance(m, LISTS)]
-    name, blocks = max(lists, key=lambda found: len(found[1]) * _alike(found[1]), default=("", []))
-    if _alike(blocks):
-        return qualified(name, blocks[7 * len(blocks) // 16][0])
+    blocks = blocks_of(model)
+    if len(blocks) >= BLOCKS:
+        return blocks[7 * len(blocks) // 16][0]
     own = [name for name, m in modules.items() if name and any(True for _ in m.parameters(recurse=False))]
     if len(own) < 2:
         raise ValueError("model: has a single layer with parameters, expected hidden states between two")
     return own[-2]
-
-
-def _alike(children: list[tuple[str, nn.Module]]) -> bool:
-    """Whether these are the blocks of a network."""
-    kinds = {type(module) for _, module in children}
-    return len(children) >= BLOCKS and len(kinds) == 1 and any(True for _, m in children for _ in m.parameters())

@@ -36,7 +36,6 @@ class TrainedMethod(Method):
     _nominal_epochs: ClassVar[int] = 1  # where nothing tells how much is to be forgotten
     _steps: ClassVar[int] = STEPS  # of the optimizer in a round, at least
     _keeps: ClassVar[bool] = True  # whether training teaches what stays as well
-    _reads_all: ClassVar[bool] = False  # whether a round of many samples is a pass over all of them, not over a part
     _reads_samples: ClassVar[bool] = False  # whether it takes gradients of single samples, in eval mode, as well
 
     weight_decay: float = 1e-4
@@ -77,8 +76,9 @@ class TrainedMethod(Method):
             epochs = -(-(self._steps if self._keeps else FEW_STEPS) // steps_an_epoch)
             heal: Train | None = partial(self._heal, work, info) if self._keeps else None
             part = None
-            if self._reads_all and size(trained_on) > MOST_SAMPLES:
-                epochs, part, train, heal = PASSES, train, _on_all(work, train), None  # the training itself heals
+            on_all = self._trainer_on_all(work, info) if size(trained_on) > MOST_SAMPLES else None
+            if on_all is not None:
+                epochs, part, train, heal = PASSES, train, on_all, None  # the training itself heals
             Rounds(work.model, work.gauge, train, heal, epochs, info, part).run()
 
     def _heal(self, work: Work, info: dict[str, Any], epochs: int, rate: float) -> None:
@@ -88,6 +88,10 @@ class TrainedMethod(Method):
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         """Prepare the training, of ``train(epochs, rate)``, with `rate` times the method's learning rates."""
         raise NotImplementedError
+
+    def _trainer_on_all(self, work: Work, info: dict[str, Any]) -> Train | None:
+        """The same training, of which an epoch reads all of many samples; None where a part of them does as well."""
+        return None
 
     def _train(
         self,
@@ -102,6 +106,7 @@ class TrainedMethod(Method):
         l1: float = 0.0,
         eval_mode: bool = False,
         around: Callable[[nn.Module], nn.Module] | None = None,
+        on_all: bool = False,
     ) -> None:
         """Train the model.
 
@@ -111,10 +116,11 @@ class TrainedMethod(Method):
             l1: weight of the sum of the chosen parameters' absolute values; it falls linearly to zero over the steps.
             eval_mode: train in eval mode. BatchNorm would otherwise add statistics of the forget set to its own.
             around: makes a module around the model, its attribute ``model``, whose outputs `loss_fn` is given.
+            on_all: whether an epoch reads all of many samples, and not a part, while the strength is being found.
         """
         data = work.request.trained_target if data is None else data
         seed = self.seed + info.get("trainings", 0)
-        if work.gauge is not None and not work.trains_on_all:
+        if work.gauge is not None and not on_all:
             data = of_round(data, seed)
         training = Training(
             epochs,
@@ -137,19 +143,6 @@ class TrainedMethod(Method):
             work.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         info["trainings"] = info.get("trainings", 0) + 1
         work.gradient_evaluations += epochs * size(data)
-
-
-def _on_all(work: Work, train: Train) -> Train:
-    """The same training, of which an epoch reads all samples."""
-
-    def on_all(epochs: int, rate: float) -> None:
-        work.trains_on_all = True
-        try:
-            train(epochs, rate)
-        finally:
-            work.trains_on_all = False
-
-    return on_all
 
 
 @contextmanager

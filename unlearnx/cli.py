@@ -105,7 +105,7 @@ def run(
 
 
 @app.command()
-@with_options_of((STUDIES[name] for name in COMPARING), leave_out=("sweep", "preset"))
+@with_options_of((STUDIES[name] for name in COMPARING), leave_out=("sweep",))
 def compare(
     experiment: Annotated[str, typer.Argument(help=listed(COMPARING, "or"))],
     methods: options.Methods = "all",

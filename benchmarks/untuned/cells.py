@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Subset
 
 from benchmarks.untuned.networks import PatchTransformer, RowLSTM, narrow_resnet, one_logit_mlp
 from benchmarks.untuned.sources import Missing, Sources
 from unlearnx import Request
 from unlearnx._data import Data
 from unlearnx._losses import Loss
-from unlearnx._sources import Changed
-from unlearnx.data import Poison, load_digits
+from unlearnx.data import Poison, augmented, load_digits
 from unlearnx.metrics import accuracy
 from unlearnx.models import Training, digits_cnn, resnet9, vgg_cifar10
 
@@ -26,7 +24,6 @@ Pair = tuple[Tensor, Tensor]
 Network = Callable[[], nn.Module]
 
 FORGOTTEN_CLASS = 3
-MOVED = 2  # pixels by which images are moved in training
 READ = 2000  # samples of a large set that tell an accuracy
 VGG_SECONDS = 1580.0  # of training one, as measured by who trained them
 RESNET9_SECONDS = {"class-0": 1477.0, "random-0": 1007.0, "random-1": 1226.0}
@@ -240,20 +237,6 @@ def _mlp_user(sources: Sources, seed: int) -> Case:
     return recipe.case(sources, (x, y), forget, *_halves((test_x[:8000], test_y[:8000])), seed)
 
 
-def cropped(data: Pair) -> Dataset[Any]:
-    """Images as the ResNet-9s were trained on them: moved by up to two pixels, every other one seen in a mirror."""
-
-    def change(x: Tensor, y: Tensor, index: Tensor) -> Pair:
-        x = torch.where((torch.rand(len(x)) < 0.5).view(-1, 1, 1, 1), x.flip(3), x)
-        parts = []
-        for part in F.pad(x, (MOVED,) * 4, mode="reflect").chunk(8):  # each moved elsewhere
-            row, column = torch.randint(2 * MOVED + 1, (2,)).tolist()
-            parts.append(part[..., row : row + x.shape[2], column : column + x.shape[3]])
-        return torch.cat(parts), y
-
-    return Changed(TensorDataset(*data), change)
-
-
 def _cifar10(sources: Sources) -> tuple[Pair, Pair, Pair]:
     splits = sources.cifar10()
     return (splits.train_x, splits.train_y), *_halves((splits.test_x[: 2 * READ], splits.test_y[: 2 * READ]))
@@ -289,7 +272,7 @@ def _resnet9_class(sources: Sources, seed: int) -> Case:
 def _resnet9_random(sources: Sources, seed: int) -> Case:
     model, retrained = (sources.weights(resnet9, f"resnet9/{name}-{seed}.pt") for name in ("original", "random"))
     data, held, test = _cifar10(sources)
-    request = Request.remove(cropped(data), drawn(len(data[1]), len(data[1]) // 10, seed), measure=data)
+    request = Request.remove(augmented(data), drawn(len(data[1]), len(data[1]) // 10, seed), measure=data)
     return Case(model, request, held, test, F.cross_entropy, retrained, RESNET9_SECONDS[f"random-{seed}"])
 
 

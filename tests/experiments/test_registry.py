@@ -40,7 +40,7 @@ def test_commands_have_the_options_of_their_studies():
     assert inspect.signature(cli.run).parameters.keys() == own | offered
     compared = {name for study in STUDIES.values() if study.compared is not None for name in study.options}
     taken = inspect.signature(cli.compare).parameters.keys()
-    assert taken == (own - {"recipe"} | {"methods"} | compared) - {"sweep", "preset"}
+    assert taken == (own - {"recipe"} | {"methods"} | compared) - {"sweep"}
 
 
 class Counting(Prepared):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unlearnx.metrics import accuracy
-from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
+from unlearnx.models import ImageTraining, Training, digits_cnn, fast_dtype, vgg_cifar10
 
 
 def test_vgg_is_the_published_one():
@@ -105,3 +105,49 @@ def test_autocast_on_images():
     Training(30, lr=1e-2, batch_size=32, autocast=fast_dtype("cpu")).run(model, (x, y))
     assert accuracy(model, (x, y)) > 0.8
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def images(n=60):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 3
+    return torch.randn(n, 3, 8, 8, generator=generator) + 2 * y.float().view(-1, 1, 1, 1), y
+
+
+def small_convolution():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+
+
+def test_images_are_learned_by_the_fast_recipe(tmp_path):
+    training, data = ImageTraining(8, lr=0.1, batch_size=20), images()
+    model, again = small_convolution(), small_convolution()
+    training.run(model, data)
+    assert accuracy(model.eval(), data) > 0.8
+    training.run(again, data, checkpoint=tmp_path / "model.checkpoint")
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_rate_rises_and_falls_linearly():
+    p = nn.Parameter(torch.zeros(1))
+    optimizer, schedule = ImageTraining(1, lr=0.2, warmup=0.25).optimizer([p], 8)
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.2 * part for part in (0.25, 0.75, *(1 - (k + 0.5) / 6 for k in range(6)))]
+    assert rates == pytest.approx(expected)
+    for warmup in (0.0, 1.0):
+        _, schedule = ImageTraining(1, warmup=warmup).optimizer([p], 1)
+        schedule.step()
+
+
+def test_the_published_recipe_keeps_its_numbers():
+    assert ImageTraining(14) == ImageTraining(
+        14, lr=0.2, batch_size=256, weight_decay=5e-4, momentum=0.9, pad=2, warmup=0.2
+    )
+    with pytest.raises(ValueError, match="momentum is 2"):
+        ImageTraining(1, momentum=2.0)

@@ -17,7 +17,7 @@ MAX_SEED = 2**32 - 1  # of NumPy's and scikit-learn's generators
 MAX_NAME_BYTES = 255  # of a file system
 DATA_HELP = (
     "folder with the experiment's data, or the file itself; where not given, the folder that $UNLEARNX_DATA names. "
-    "CIFAR-10 must be given: its folder or archive"
+    "CIFAR-10 and CIFAR-100 must be given: their folder or archive"
 )
 FUNCTION_HELP = "module:function, found in the current directory or among the installed packages; the function "
 

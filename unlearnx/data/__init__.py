@@ -1,7 +1,9 @@
-"""Data of the experiments: digits, MNIST, CIFAR-10, poisoned and noisy labels, texts with canaries, tables with
-features to forget; texts of JSON lines, for language models."""
+"""Data of the experiments: digits, MNIST, CIFAR-10 and CIFAR-100, augmented images, poisoned and noisy labels,
+texts with canaries, tables with features to forget; texts of JSON lines, for language models."""
 
+from unlearnx.data.augmentation import augmented
 from unlearnx.data.cifar10 import load_cifar10
+from unlearnx.data.cifar100 import CIFAR100, cifar20, load_cifar100
 from unlearnx.data.digits import load_digits
 from unlearnx.data.features import FEATURE_TABLES, FeatureTable, load_adult, load_diabetes, load_drebin, load_enron
 from unlearnx.data.mnist import load_mnist
@@ -12,6 +14,7 @@ from unlearnx.data.text import Alphabet, Canary, Planted, load_text, windows
 from unlearnx.data.texts import Text, read_texts, tokenize
 
 __all__ = [
+    "CIFAR100",
     "FEATURE_TABLES",
     "Alphabet",
     "Canary",
@@ -20,9 +23,12 @@ __all__ = [
     "Poison",
     "Splits",
     "Text",
+    "augmented",
+    "cifar20",
     "flip_labels",
     "load_adult",
     "load_cifar10",
+    "load_cifar100",
     "load_diabetes",
     "load_digits",
     "load_drebin",

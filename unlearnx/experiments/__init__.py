@@ -8,8 +8,11 @@ from unlearnx.experiments.forget import (
     ForgetStudy,
     forget_class_cifar,
     forget_class_digits,
+    forget_class_of,
     forget_random_cifar,
     forget_random_digits,
+    forget_random_of,
+    forget_subclass_of,
 )
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits
 from unlearnx.experiments.repair import RepairStudy, repair_mnist
@@ -29,8 +32,11 @@ __all__ = [
     "features",
     "forget_class_cifar",
     "forget_class_digits",
+    "forget_class_of",
     "forget_random_cifar",
     "forget_random_digits",
+    "forget_random_of",
+    "forget_subclass_of",
     "poison_cifar",
     "poison_digits",
     "repair_mnist",

@@ -9,7 +9,7 @@ from typing import Any
 
 CONFIDENCE_LEVEL = 0.95
 # All other measures lie in [0, 1].
-UNBOUNDED_MEASURES = ("activation_distance", "relearn_time", "seconds", "runtime_ratio")
+UNBOUNDED_MEASURES = ("activation_distance", "relearn_time", "seconds", "runtime_ratio", "gradient_ratio")
 
 
 def medians(entries: Sequence[Mapping[str, Any]], keys: Iterable[str] | None = None) -> dict[str, float]:

@@ -35,16 +35,28 @@ class Sets:
 
     @classmethod
     def make(
-        cls, train: tuple[Nest, Tensor], test: tuple[Nest, Tensor] | None, forget: Tensor, forget_class: int | None
+        cls,
+        train: tuple[Nest, Tensor],
+        test: tuple[Nest, Tensor] | None,
+        forget: Tensor,
+        forget_class: int | None,
+        classes: Tensor | None = None,
     ) -> Sets:
-        """The sets of a request to forget the training samples `forget`: all of `forget_class`, unless it is None."""
+        """The sets of a request to forget the training samples `forget`: all of `forget_class`, unless it is None.
+
+        Args:
+            train, test: samples and labels.
+            forget: indices.
+            forget_class: number of the class.
+            classes: those of the test samples, of which `forget_class` is one, int64; None for their labels.
+        """
         stays = torch.ones(len(train[1]), dtype=torch.bool)
         stays[forget] = False
         parts = {"forget": forget, "retain": stays.nonzero().flatten()}
         if test is not None:
             parts["test"] = len(stays) + torch.arange(len(test[1]))
             if forget_class is not None:
-                of_class = test[1] == forget_class
+                of_class = (test[1] if classes is None else classes) == forget_class
                 parts |= {"test": parts["test"][~of_class], "test_forgotten": parts["test"][of_class]}
         return cls(train, test, parts)
 

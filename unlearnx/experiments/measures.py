@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 ATTACKS = ("salun", "ssd", "starter_kit")
+NAMES = {"salun": "SalUn", "ssd": "SSD", "starter_kit": "starter kit"}
 TIMES = ("seconds", "runtime_ratio")  # measures that differ each time a trial is made
 
 
-def described(class_name: str | None) -> dict[str, dict[str, str]]:
-    """Title, unit, ideal and meaning of every measure, including those of a forgotten class if its name is given."""
+def described(class_name: str | None, attack: str = "salun") -> dict[str, dict[str, str]]:
+    """Title, unit, ideal and meaning of every measure.
+
+    Args:
+        class_name: name of the class that was forgotten, whose own measures are then among them.
+        attack: that the gap is of.
+    """
     stay = "test images" if class_name is None else "test images of the other classes"
     table = {
         "forget_accuracy": ("forget accuracy", "%", "retrained", "accuracy on the forget set"),
@@ -26,7 +32,8 @@ def described(class_name: str | None) -> dict[str, dict[str, str]]:
             "average gap",
             "%",
             "low",
-            "mean distance from the retrained model in unlearning, retain and test accuracy and SalUn's attack",
+            "mean distance from the retrained model in unlearning, retain and test accuracy and "
+            f"{NAMES[attack]}'s attack",
         ),
         "tow": (
             "tug of war",
@@ -66,6 +73,12 @@ def described(class_name: str | None) -> dict[str, dict[str, str]]:
         ),
         "seconds": ("time", "s", "low", "wall-clock time of the whole call"),
         "runtime_ratio": ("time relative to retraining", "%", "low", "that time, divided by the time of retraining"),
+        "gradient_ratio": (
+            "gradients relative to retraining",
+            "%",
+            "low",
+            "gradients of single samples that were evaluated, divided by those of retraining",
+        ),
     }
     return {key: dict(zip(("title", "unit", "ideal", "note"), row, strict=True)) for key, row in table.items()}
 
@@ -77,9 +90,8 @@ def _attacks(suffix: str, others: str) -> dict[str, tuple[str, str, str, str]]:
         "ssd": f"share of the forget set that a logistic regression on entropies tells from {others}",
         "starter_kit": f"accuracy of an attack on losses in telling the forget set from {others}",
     }
-    names = {"salun": "SalUn", "ssd": "SSD", "starter_kit": "starter kit"}
     return {
-        f"mia_{protocol}{suffix}": (title.format(names[protocol]), "%", "retrained", notes[protocol])
+        f"mia_{protocol}{suffix}": (title.format(NAMES[protocol]), "%", "retrained", notes[protocol])
         for protocol in ATTACKS
     }
 
@@ -90,13 +102,13 @@ def changed(recorded: dict[str, Any], repeated: dict[str, Any]) -> list[str]:
     return [key for key in old if key not in TIMES and old[key] != new.get(key)]
 
 
-def gap_measures(measures: Mapping[str, float | None]) -> dict[str, float]:
+def gap_measures(measures: Mapping[str, float | None], attack: str = "salun") -> dict[str, float]:
     """The measures that a gap averages, as far as they are known."""
     forget = measures["forget_accuracy"]
     found = {
         "ua": None if forget is None else 1 - forget,
         "ra": measures["retain_accuracy"],
         "ta": measures.get("test_accuracy"),
-        "mia": measures.get("mia_salun"),
+        "mia": measures.get(f"mia_{attack}"),
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ def to_recipe(value: Any, name: str = "value") -> Any:
 
     Args:
         value: a method, solver or training of unlearnx. Its arguments may be numbers, texts, lists, dtypes, again
-            methods and solvers, and functions of ``torch.nn.functional`` and :mod:`unlearnx.models`. Tuples become
-            lists.
+            methods and solvers, and functions of ``torch.nn.functional`` and :mod:`unlearnx.models`, also partial ones
+            with keywords. Tuples become lists.
         name: of the value, for errors.
 
     Raises:
@@ -41,8 +42,10 @@ def to_recipe(value: Any, name: str = "value") -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     for kind, module in _CLASSES.items():
         if is_dataclass(value) and _public(module, type(value).__name__) is type(value):
-            arguments = {f: to_recipe(getattr(value, f), f"{name}.{f}") for f in _arguments(value)}
+            arguments = _each({f: getattr(value, f) for f in _arguments(value)}, name)
             return {kind: type(value).__name__, "arguments": arguments}
+    if isinstance(value, partial) and not value.args:
+        return {**to_recipe(value.func, name), "arguments": _each(value.keywords, name)}
     for module in _FUNCTIONS:
         called = getattr(value, "__name__", "")
         if callable(value) and _public(module, called) is value:
@@ -70,7 +73,10 @@ def from_recipe(recipe: Any) -> Any:
     for module in _FUNCTIONS:
         where, _, called = str(recipe.get("function")).rpartition(".")
         if where == module.__name__ and (function := _public(module, called)) is not None:
-            return function
+            given = recipe.get("arguments", {})
+            if isinstance(given, dict):
+                keywords = {name: from_recipe(entry) for name, entry in given.items()}
+                return partial(function, **keywords) if keywords else function
     for kind, module in _CLASSES.items():
         found = _public(module, str(recipe.get(kind)))
         if is_dataclass(found):
@@ -81,6 +87,10 @@ def from_recipe(recipe: Any) -> Any:
     raise ValueError(
         f"recipe: unlearnx has nothing for {recipe!r}, expected a method, solver, training, dtype or function"
     )
+
+
+def _each(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: to_recipe(value, f"{name}.{key}") for key, value in values.items()}
 
 
 def _public(module: Any, name: str) -> Any:

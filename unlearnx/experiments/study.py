@@ -63,6 +63,7 @@ class Data:
 
 
 CIFAR10 = Data("the folder or archive of CIFAR-10", in_environment=False)
+CIFAR100 = Data("the folder or archive of CIFAR-100", in_environment=False)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from unlearnx.models.characters import CharacterLSTM, last_character_loss
 from unlearnx.models.language import load_lm
 from unlearnx.models.networks import digits_cnn, mnist_cnn, vgg_cifar10
 from unlearnx.models.resnets import resnet9, resnet18, resnet20
-from unlearnx.models.training import Training
+from unlearnx.models.training import ImageTraining, Training
 from unlearnx.models.vit import vit_tiny
 
 __all__ = [
     "CharacterLSTM",
+    "ImageTraining",
     "Training",
     "digits_cnn",
     "fast_dtype",

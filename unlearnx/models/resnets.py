@@ -27,6 +27,8 @@ class Residual(nn.Module):
 def resnet9(classes: int = 10, width: int = 32) -> nn.Sequential:
     """A network that trains in minutes: (N, 3, 32, 32) to logits (N, classes), 1,646,122 parameters for ten classes.
 
+    Convolutions start by passing on their inputs, which shortens training.
+
     Args:
         classes: number of classes.
         width: channels of the first layer; the last ones have eight times as many.
@@ -42,11 +44,15 @@ def resnet9(classes: int = 10, width: int = 32) -> nn.Sequential:
     """
     check_at_least_one(classes=classes, width=width)
     w = width
-    return nn.Sequential(
+    network = nn.Sequential(
         *(block(3, w), block(w, 2 * w), nn.MaxPool2d(2), Residual(2 * w)),
         *(block(2 * w, 4 * w), nn.MaxPool2d(2), block(4 * w, 8 * w), nn.MaxPool2d(2), Residual(8 * w)),
         *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8 * w, classes)),
     )
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels > 3:
+            nn.init.dirac_(module.weight.data[: module.in_channels])
+    return network
 
 
 class _BasicBlock(nn.Module):

@@ -12,13 +12,16 @@ from unlearnx.methods import (
     SCRUB,
     SSD,
     BadTeacher,
+    BoundaryShrink,
     FineTune,
     FirstOrder,
     FisherMasking,
     GradientAscent,
+    L1Sparse,
     Method,
     NegGrad,
     Pipeline,
+    RandomLabels,
     RandomPerturbation,
     SalUn,
     SecondOrder,
@@ -77,3 +80,29 @@ def cifar_methods(forget_class: int | None) -> Methods:
         "scrub": SCRUB(epochs=2, max_epochs=1, batch_size=128, autocast=fast),
         "salun": SalUn(epochs=1, batch_size=128, autocast=fast),
     }
+
+
+def resnet_methods(forget_class: int | None, passes: int) -> Methods:
+    """The methods of the field's tables, for a class, or for a random share (None).
+
+    Args:
+        forget_class: its number.
+        passes: over what stays, of those that train on it; with one, each evaluates at most a tenth as many gradients
+            as retraining for 14 epochs.
+    """
+    is_class = forget_class is not None
+    methods: Methods = {
+        "fine-tune": FineTune(epochs=passes, lr=2e-3),
+        "l1-sparse": L1Sparse(epochs=passes, lr=2e-3),
+        "salun": SalUn(epochs=passes, lr=5e-4),
+        "random-labels": RandomLabels(epochs=passes, lr=5e-4),
+        "gradient-ascent": GradientAscent(epochs=1, lr=1e-4 if is_class else 3e-5),
+        "boundary-shrink": BoundaryShrink(epochs=2, lr=1e-4),
+        "neg-grad": NegGrad(epochs=passes, lr=5e-4, weight=0.99),
+        "scrub": SCRUB(epochs=passes, max_epochs=1, lr=1e-3, max_lr=2e-4),
+        "bad-teacher": BadTeacher(epochs=passes, lr=5e-4),
+        "k-fade": KFADE(step=1.0),
+    }
+    if is_class:  # of a random share, hardly any weight is more important to it than to the rest
+        methods["ssd"] = SSD()
+    return methods

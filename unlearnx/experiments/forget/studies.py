@@ -4,66 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from torch import nn
+from typing import Any
 
 from unlearnx.data import Splits, load_cifar10, load_digits
-from unlearnx.experiments.forget.methods import Methods, cifar_methods, digits_methods
+from unlearnx.experiments.forget.cifar import CIFAR_STUDIES
+from unlearnx.experiments.forget.methods import cifar_methods, digits_methods
+from unlearnx.experiments.forget.selection import ForgetClass, Share, Sweeps, class_number, study_of
 from unlearnx.experiments.forget.study import ForgetStudy
-from unlearnx.experiments.forget.sweeps import Sweep
 from unlearnx.experiments.report import forget as report
 from unlearnx.experiments.runs import default_device
 from unlearnx.experiments.study import CIFAR10, Epochs, Limit, Preset, Study
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
-ForgetClass = Annotated[str | int, "name or number of the class to forget"]
-Share = Annotated[float, "share of the training images to forget"]
-Sweeps = Annotated[Sequence[str], "values to try for a method's parameter: ssd.alpha=2,5,10"]
 
-
-def _study(
-    name: str,
-    splits: Splits,
-    network: Callable[[], nn.Module],
-    training: Training,
-    table: Callable[[int | None], Methods],
-    *,
-    forget_class: int | None = None,
-    methods: Sequence[str] | None = None,
-    sweep: Sequence[str] = (),
-    preset: str = "default",
-    **settings: Any,
-) -> ForgetStudy:
-    """A study of those methods of a table that are named in `methods` or in a sweep."""
+def _only_default(name: str, preset: str) -> None:
     if preset != "default":
         raise ValueError(f"preset is {preset!r}, {name} has only 'default'")
-    offered = table(forget_class)
-    swept = [owner for text in sweep if (owner := text.partition("=")[0].rpartition(".")[0])]
-    names = list(dict.fromkeys([*(offered if methods is None else methods), *swept]))
-    if unknown := [wanted for wanted in names if wanted not in offered]:
-        raise ValueError(f"methods: {unknown[0]!r} is unknown, expected names among {', '.join(offered)}")
-    chosen = {wanted: offered[wanted] for wanted in names}
-    sweeps = [Sweep.parse(text, chosen) for text in sweep]
-    return ForgetStudy(name, splits, network, training, chosen, forget_class, sweeps=sweeps, **settings)
 
 
-def _class_number(splits: Splits, wanted: str | int) -> int:
-    if wanted in splits.classes:
-        return splits.classes.index(str(wanted))
-    if str(wanted).isdigit() and int(wanted) < len(splits.classes):
-        return int(wanted)
-    raise ValueError(f"forget_class is {wanted!r}, expected one of {', '.join(splits.classes)}, or its number")
-
-
-def _digits(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
+def _digits(name: str, splits: Splits, epochs: int | None, preset: str, **settings: Any) -> ForgetStudy:
+    _only_default(name, preset)
     training = Training(60 if epochs is None else epochs, lr=2e-3)
-    return _study(name, splits, digits_cnn, training, digits_methods, **settings)
+    return study_of(name, splits, digits_cnn, training, digits_methods, **settings)
 
 
-def _cifar(name: str, splits: Splits, epochs: int | None, **settings: Any) -> ForgetStudy:
+def _cifar(name: str, splits: Splits, epochs: int | None, preset: str, **settings: Any) -> ForgetStudy:
+    _only_default(name, preset)
     training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast_dtype(default_device()))
-    return _study(name, splits, vgg_cifar10, training, cifar_methods, **settings)
+    return study_of(name, splits, vgg_cifar10, training, cifar_methods, **settings)
 
 
 def forget_class_digits(
@@ -89,7 +57,7 @@ def forget_class_digits(
         ValueError: there is no such class, method, parameter or preset.
     """
     splits = load_digits()
-    number = _class_number(splits, forget_class)
+    number = class_number(splits, forget_class)
     return _digits(
         "forget-class-digits",
         splits,
@@ -158,7 +126,7 @@ def forget_class_cifar(
         ValueError: there is no such class, method, parameter or preset.
     """
     splits = load_cifar10(root, limit=limit)
-    number = _class_number(splits, forget_class)
+    number = class_number(splits, forget_class)
     options = {"root": str(root), "limit": limit}
     return _cifar(
         "forget-class-cifar",
@@ -224,4 +192,5 @@ FORGETTING = (
     _offered("forget-random-digits", forget_random_digits, seeds=3),
     _offered("forget-class-cifar", forget_class_cifar, needs=CIFAR10),
     _offered("forget-random-cifar", forget_random_cifar, needs=CIFAR10),
+    *CIFAR_STUDIES,
 )

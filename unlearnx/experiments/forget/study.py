@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from unlearnx.data import Splits
 from unlearnx.experiments.comparison import applied, pareto_front, summarise, winner
 from unlearnx.experiments.evaluation import Sets
 from unlearnx.experiments.forget.methods import Methods
+from unlearnx.experiments.forget.references import TrainedModels
 from unlearnx.experiments.forget.sweeps import Sweep
 from unlearnx.experiments.forget.trials import REFERENCES, SeedTrials
 from unlearnx.experiments.measures import ATTACKS, described
@@ -24,6 +25,7 @@ from unlearnx.experiments.recipes import to_recipe
 from unlearnx.experiments.run_store import Recipe, RunStore
 from unlearnx.experiments.runs import default_device, describe, room_for, slug
 from unlearnx.experiments.study import Prepared
+from unlearnx.experiments.weights import Weights
 from unlearnx.methods import Method, Pipeline
 from unlearnx.metrics.membership import MIN_CROSS_VALIDATION_SAMPLES as MIN_IMAGES
 from unlearnx.models import Training
@@ -41,6 +43,14 @@ class ForgetStudy(Prepared):
         methods: the methods, by their names in the report.
         forget_class: number of the class to forget; None for a random share.
         share: share of the training images to forget, other ones for each seed; None for a class.
+        finer: the same images with the classes that `forget_class` is one of, where these divide those of `splits`.
+        forget_seed: seed that the random share is drawn with for every run; None for the run's own.
+        models: files of trained models; those that they lack are trained.
+        attack: membership attack that the gap averages, ``"salun"`` or ``"ssd"``.
+        slow_measures: whether measures are taken that train models further, or run another one.
+        budget: most gradients that a method should evaluate, as a share of retraining's; None for any number.
+        preset: name of the protocol, for the report.
+        published: results that the report shows beside these.
         sweeps: of parameters of the methods.
         options: arguments of the experiment's function that load the same data.
         device: where networks are trained and unlearn.
@@ -56,6 +66,14 @@ class ForgetStudy(Prepared):
     methods: Methods
     forget_class: int | None = None
     share: float | None = None
+    finer: Splits | None = None
+    forget_seed: int | None = None
+    models: TrainedModels | None = None
+    attack: str = "salun"
+    slow_measures: bool = True
+    budget: float | None = None
+    preset: str = "default"
+    published: list[dict[str, Any]] = field(default_factory=list)
     sweeps: list[Sweep] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     device: torch.device = field(default_factory=default_device)
@@ -104,38 +122,53 @@ class ForgetStudy(Prepared):
         runs, swept = zip(*finished, strict=True)
         summary, candidates = summarise(runs), applied(runs)
         best = winner(summary, candidates)
-        class_name = None if self.forget_class is None else self.splits.classes[self.forget_class]
+        class_name = None if self.forget_class is None else self._classes.classes[self.forget_class]
+        taken = runs[0]["original"]["measures"]
         return {
             "experiment": self.name,
+            "preset": self.preset,
             "classes": self.splits.classes,
             "train_images": len(self.splits.train_x),
             "test_images": len(self.splits.test_x),
             "epochs": self.training.epochs,
             "request": self._request(class_name, seeds[0]),
             "methods": {name: describe(method) for name, method in self.methods.items()},
-            "measures": described(class_name),
+            "measures": {key: text for key, text in described(class_name, self.attack).items() if key in taken},
             "runs": list(runs),
             "summary": summary,
             "winner": best,
             "pareto": pareto_front(summary, candidates),
             "sweeps": [sweep.result(self.methods, swept) for sweep in self.sweeps],
             "attacks": _attacks(runs[0]),
+            "budget": self._budget(runs),
+            "published": self.published,
             **SeedTrials(self, seeds[0], store).show(best),
         }
 
     def forget(self, seed: int) -> Tensor:
         """Indices of the training images to forget, int64, ascending."""
         if self.forget_class is not None:
-            return (self.splits.train_y == self.forget_class).nonzero().flatten()
+            return (self._classes.train_y == self.forget_class).nonzero().flatten()
         assert self.share is not None
         n = len(self.splits.train_y)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        drawn_with = seed if self.forget_seed is None else self.forget_seed
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(drawn_with))
         return order[: max(1, round(self.share * n))].sort().values
 
     def sets(self, seed: int) -> Sets:
         """What is measured on: the training images to forget and those that stay, and the test images."""
         s = self.splits
-        return Sets.make((s.train_x, s.train_y), (s.test_x, s.test_y), self.forget(seed), self.forget_class)
+        train, test = (s.train_x, s.train_y), (s.test_x, s.test_y)
+        return Sets.make(train, test, self.forget(seed), self.forget_class, self._classes.test_y)
+
+    def file(self, name: str, seed: int) -> Path | None:
+        """The file with the original or the retrained model of a seed, where it was trained before."""
+        return None if self.models is None else self.models.file(name, seed)
+
+    @property
+    def _classes(self) -> Splits:
+        """The images with the classes that one is forgotten of."""
+        return self.splits if self.finer is None else self.finer
 
     def recipe(self, model: str, seed: int, method: Method | Pipeline | None = None) -> Recipe:
         """Everything that the numbers of a model depend on, and the options that load the data.
@@ -143,13 +176,17 @@ class ForgetStudy(Prepared):
         Raises:
             ValueError: the network, the training or the method cannot be written down.
         """
+        files = {reference: file for reference in REFERENCES if (file := self.file(reference, seed))}
+        read = {"weights": {reference: Weights.read(file).sha256 for reference, file in files.items()}} if files else {}
         return {
             "experiment": self.name,
             "options": self.options,
+            "preset": self.preset,
             "request": {"forget_class": self.forget_class, "share": self.share},
             "network": to_recipe(self.network, "network"),
             "training": to_recipe(self.training, "training"),
             "data": self._checksum,
+            **read,
             "model": model,
             "method": None if method is None else to_recipe(replace(method, seed=seed), model),
             "seed": seed,
@@ -170,6 +207,9 @@ class ForgetStudy(Prepared):
             what = f"{n:,} images drawn at random, {100 * n / len(self.splits.train_y):.3g} % of all"
         else:
             what = f"all {n:,} images of class {class_name!r}"
+        if self.finer is not None:
+            label = int(self.splits.train_y[self.forget(seed)[0]])
+            what += f", which are a part of {self.splits.classes[label]!r}"
         return {
             "kind": "random" if class_name is None else "class",
             "class": self.forget_class,
@@ -178,6 +218,15 @@ class ForgetStudy(Prepared):
             "forget_images": n,
             "description": what,
         }
+
+    def _budget(self, runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """The most gradients that a method should evaluate, and the methods that needed more."""
+        if self.budget is None:
+            return None
+        retraining = self.training.epochs * (len(self.splits.train_x) - len(self.forget(runs[0]["seed"])))
+        most = int(self.budget * retraining)
+        over = [n for n in self.methods if any(run["methods"][n]["gradient_evaluations"] > most for run in runs)]
+        return {"share": self.budget, "gradient_evaluations": most, "over": over}
 
 
 def _attacks(run: dict[str, Any]) -> dict[str, Any]:

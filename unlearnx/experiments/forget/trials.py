@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
-from unlearnx._data import materialize
 from unlearnx._memory_order import ImageOrder
 from unlearnx.experiments import showcase
-from unlearnx.experiments.forget.evaluation import StudyEvaluation
+from unlearnx.experiments.forget import references
+from unlearnx.experiments.forget.evaluation import Cost, StudyEvaluation
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.report import environment
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore
@@ -31,7 +31,10 @@ class SeedTrials:
     def __init__(self, study: ForgetStudy, seed: int, store: RunStore):
         self.study, self.seed, self.store = study, seed, store
         self.sets = study.sets(seed)
-        self.request = Request.remove(self.sets.train, self.sets.parts["forget"])
+        train, forget = self.sets.train, self.sets.parts["forget"]
+        augmented = study.training.read(train)
+        measure = None if augmented is train else train
+        self.request = Request.remove(augmented, forget, measure=measure)
 
     def run(self) -> tuple[dict[str, Any], dict[str, Entry]]:
         """What result.json holds about the seed, and the trials of the sweeps."""
@@ -66,53 +69,77 @@ class SeedTrials:
 
     def _make(self, recipe: Recipe, method: Method | Pipeline | None) -> Entry:
         if method is None:
-            model, seconds = self._references[recipe["model"]]
-            made: Entry = {}
+            model, cost, made = self._references[recipe["model"]]
         else:
             self.study.log(f"seed {self.seed}: {recipe['model']}")
             outcome = replace(method, seed=self.seed, progress=self.study.progress)(self._original, self.request)
-            model, seconds = outcome.model, outcome.seconds
+            model, cost = outcome.model, Cost(outcome.seconds, outcome.gradient_evaluations)
             made = describe_outcome(outcome)
-        entry = {**self._evaluation.measure(model, seconds), "seconds": seconds, **made, "environment": environment()}
+        entry = {**self._evaluation.measure(model, cost), "seconds": cost.seconds, **made, "environment": environment()}
         return self.store.save(recipe, entry, model)
 
     @cached_property
     def _original(self) -> nn.Module:
-        return self._references["original"][0]
+        return self._references["original"].model
 
     @cached_property
-    def _references(self) -> dict[str, tuple[nn.Module, float]]:
-        """Models and the seconds that their training took."""
-        return {name: self._trained(name) for name in REFERENCES}
+    def _references(self) -> dict[str, _Reference]:
+        return {name: self._reference(name) for name in REFERENCES}
 
     @cached_property
     def _evaluation(self) -> StudyEvaluation:
-        (original, _), (retrained, seconds) = self._references.values()
-        autocast = self.study.training.autocast
-        return StudyEvaluation(
-            self.sets, self.study.network, original, retrained, seconds, seed=self.seed, autocast=autocast
+        study, (original, retrained) = self.study, self._references.values()
+        evaluation = StudyEvaluation(
+            self.sets,
+            study.network,
+            original.model,
+            retrained.model,
+            retrained.cost,
+            seed=self.seed,
+            autocast=study.training.autocast,
+            attack=study.attack,
+            slow=study.slow_measures,
         )
+        if file := study.file("retrained", self.seed):
+            references.check_never_saw(file, evaluation.goal, len(self.sets.parts["forget"]))
+        return evaluation
 
-    def _trained(self, name: str) -> tuple[nn.Module, float]:
-        recipe = self.study.recipe(name, self.seed)
-        entry = self.store.find(recipe)
-        if entry is not None:
-            return self._load(recipe), entry["seconds"]
-        data = materialize(self.request.dataset if name == "original" else self.request.target)
+    def _reference(self, name: str) -> _Reference:
+        """The original or the retrained model: of the finished trial, of a file of models, or trained now."""
+        study, recipe = self.study, self.study.recipe(name, self.seed)
+        images = len(self.sets.train[1] if name == "original" else self.sets.parts["retain"])
+        gradients = study.training.epochs * images
+        if (entry := self.store.find(recipe)) is not None:
+            return _Reference(self._load(recipe), Cost(entry["seconds"], gradients), {})
+        data = self.sets.train if name == "original" else self.sets.samples("retain")
+        if file := study.file(name, self.seed):
+            study.log(f"seed {self.seed}, {name}: read from {file}")
+            seconds = references.estimated_seconds(study.training, study.network, data, study.device)
+            model = self._in_order(references.load(file, study.network, study.device))
+            return _Reference(model, Cost(seconds, gradients), references.described(file))
+        study.log(f"seed {self.seed}: training, {name} ({study.training.epochs} epochs, {images:,} images)")
         seed = self.seed + REFERENCES[name]
-        self.study.log(
-            f"seed {self.seed}: training, {name} ({self.study.training.epochs} epochs, {len(data[0]):,} images)"
-        )
-        training = replace(self.study.training, seed=seed, progress=self.study.progress)
-        model = untrained(self.study.network, seed=seed, device=self.study.device)
-        seconds = training.run(model.train(), data, checkpoint=self.store.checkpoint(recipe))
-        return model.eval(), seconds
+        model = untrained(study.network, seed=seed, device=study.device).train()
+        training = replace(study.training, seed=seed, progress=study.progress)
+        seconds = training.run(model, data, checkpoint=self.store.checkpoint(recipe))
+        return _Reference(model.eval(), Cost(seconds, gradients), {})
 
     def _load(self, recipe: Recipe) -> nn.Module:
-        model = self.store.load(recipe, untrained(self.study.network, seed=0, device=self.study.device))
-        if ImageOrder(model).taken(self.study.splits.train_x):  # as after training: other orders round differently
+        return self._in_order(self.store.load(recipe, untrained(self.study.network, seed=0, device=self.study.device)))
+
+    def _in_order(self, model: nn.Module) -> nn.Module:
+        """In the memory order that training leaves a model in: other orders round differently."""
+        if ImageOrder(model).taken(self.study.splits.train_x):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
+
+
+class _Reference(NamedTuple):
+    """The original or the retrained model, what it took, and what its trial says besides."""
+
+    model: nn.Module
+    cost: Cost
+    said: Entry
 
 
 def _without_recipe(entry: Entry) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from unlearnx.experiments.measures import NAMES
 from unlearnx.experiments.report import forget_plots as plots
 from unlearnx.experiments.report.forget_table import comparison, table
 from unlearnx.experiments.report.frame import Page, refused
@@ -31,8 +32,9 @@ MAIN = (
     "mia_salun",
     "tow",
     "seconds",
+    "gradient_ratio",
 )
-PROTOCOLS = {"salun": "SalUn", "ssd": "SSD", "starter_kit": "starter kit"}
+REFERENCES = ("original", "retrained")
 NON_MEMBERS = {"test": "test images", "test_forgotten": "test images of the class"}
 
 
@@ -57,6 +59,9 @@ def page(result: dict[str, Any]) -> Page:
             "far": far_from_retraining(result, result["winner"]) if result["winner"] else [],
             "warnings": _warnings(result),
             "attacks": _attacks(result),
+            "published": [_beside(result, table) for table in result.get("published", [])],
+            "budget": result.get("budget"),
+            "estimated": any(run[name].get("seconds_are_estimated") for run in result["runs"] for name in REFERENCES),
             "saliency": plots.saliency(result) if result["saliency"] else None,
             "shown": list(drawings),
             "slugs": {name: slug(name) for name in result["methods"]},
@@ -94,10 +99,25 @@ def _attacks(result: dict[str, Any]) -> dict[str, Any] | None:
     """Results of the attacks on the models whose confidences are shown, a row for each attack and non-members."""
     models = [name for name in ("original", result["winner"], "retrained") if name in result["attacks"]]
     rows = []
-    for protocol, title in PROTOCOLS.items():
+    for protocol, title in NAMES.items():
         for key, non_members in NON_MEMBERS.items():
             values = [result["attacks"][model].get(protocol, {}).get(key) for model in models]
             if any(known(value) for value in values):
                 cells = [f"{100 * value:.1f}" if known(value) else Cell.text for value in values]
                 rows.append((title, non_members, cells))
     return {"models": models, "rows": rows} if rows else None
+
+
+def _beside(result: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """A published table with our means, in per cent: a row for each of its models, and the columns it has."""
+    keys = [key for key in result["measures"] if any(key in row for row in table["rows"].values())]
+
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.2f}"
+
+    def cell(name: str, key: str) -> tuple[str, str]:
+        ours = Estimate.find(result, name, key)
+        return shown(None if ours is None else ours.mean), shown(table["rows"][name].get(key))
+
+    rows = [(name, name in result["summary"], [cell(name, key) for key in keys]) for name in table["rows"]]
+    return {**table, "titles": [result["measures"][key]["title"] for key in keys], "rows": rows}

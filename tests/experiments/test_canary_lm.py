@@ -79,10 +79,20 @@ def test_the_study(file, letters, tmp_path):
         model, _ = load_lm_on_tiny(tmp_path / "run" / "seed-0" / name)
         changed = {part for part, p in model.named_parameters() if p.requires_grad}
         assert all(".layers.1." in part and "lora_" in part for part in changed)
+    again = study.run([0], tmp_path / "again")
+    assert without_times(again["runs"]) == without_times(result["runs"])
     path = report.write(result, CANARY_LM.page, tmp_path / "run")
     assert run["number"] in path.read_text()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["summary"]["before"]["contains"] == 1
     in_80_columns(CANARY_LM.table(result))
+
+
+def without_times(value):
+    """Numbers that have to be the same with the same seed."""
+    if isinstance(value, dict):
+        times = {"seconds", "speedup", "training_seconds", "pace"}
+        return {key: without_times(entry) for key, entry in value.items() if key not in times}
+    return [without_times(entry) for entry in value] if isinstance(value, list) else value
 
 
 def load_lm_on_tiny(folder):

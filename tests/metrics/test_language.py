@@ -1,6 +1,7 @@
 """Measures of language models by hand, and that they depend on a text alone."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -82,38 +83,78 @@ def test_model_utility():
     assert model_utility({"a": 0.5, "b": 0.0}) == 0.0
 
 
-@pytest.fixture(scope="module")
-def llama():
+SIZES = {
+    "LlamaForCausalLM": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "GPT2LMHeadModel": {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1},
+}
+
+
+@pytest.fixture(scope="module", params=["LlamaForCausalLM", "GPT2LMHeadModel", "adapter"])
+def model(request):
+    """Places of tokens count from one another in a Llama, and from the beginning of the row in a GPT-2."""
     transformers = pytest.importorskip("transformers")
+    name = "GPT2LMHeadModel" if request.param == "adapter" else request.param
+    made = getattr(transformers, name)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=40, **sizes)).eval()
+    model = made(made.config_class(vocab_size=40, initializer_range=0.2, **SIZES[name]))
+    if request.param == "adapter":
+        peft = pytest.importorskip("peft")
+        layers = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+        model = peft.get_peft_model(model, layers)
+    return model.eval()
 
 
-@pytest.mark.parametrize("measure", [answer_probability, extraction_strength, min_k])
-def test_a_text_is_measured_by_itself(llama, measure):
+GENERATOR = torch.Generator().manual_seed(1)
+ROWS = [torch.randint(1, 40, (n,), generator=GENERATOR) for n in (5, 9, 12, 7)]
+
+
+def filled_up(rows, *, left):
+    """Texts of different lengths, the first two tokens of each a prompt, filled up on one side."""
+    length = max(map(len, rows))
+    data = {key: torch.zeros(len(rows), length, dtype=torch.long) for key in ("input_ids", "attention_mask", "labels")}
+    data["labels"] -= 100
+    for i, row in enumerate(rows):
+        place = slice(length - len(row), length) if left else slice(len(row))
+        data["input_ids"][i, place] = row
+        data["attention_mask"][i, place] = 1
+        data["labels"][i, place] = row.where(torch.arange(len(row)) >= 2, -100)
+    return data
+
+
+def of_preference(model, data, *, batch_size=None):
+    """The truth ratio beside wrong answers that are the same texts with other tokens, one higher."""
+    wrong = {**data, "input_ids": data["input_ids"].where(data["labels"] == -100, data["input_ids"] % 39 + 1)}
+    wrong["labels"] = wrong["input_ids"].where(data["labels"] != -100, -100)
+    return truth_ratio(model, data, [wrong, wrong], batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        *(answer_probability, extraction_strength, of_preference, min_k),
+        partial(min_k, share=1.0),
+        partial(min_k, normalised=True),
+    ],
+    ids=["probability", "extraction", "truth ratio", "min-k", "loss", "min-k++"],
+)
+def test_a_text_is_measured_by_itself(model, measure):
     """Neither the batch, nor the side of the padding, nor what is in the batch beside it makes a difference."""
-    generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(1, 40, (n,), generator=generator) for n in (5, 9, 12, 7)]
-
-    def padded(left):
-        data = {key: torch.zeros(4, 12, dtype=torch.long) for key in ("input_ids", "attention_mask", "labels")}
-        data["labels"] -= 100
-        for i, row in enumerate(rows):
-            place = slice(12 - len(row), 12) if left else slice(len(row))
-            data["input_ids"][i, place] = row
-            data["attention_mask"][i, place] = 1
-            data["labels"][i, place] = row.where(torch.arange(len(row)) >= 2, -100)  # two tokens of a prompt
-        return data
-
-    alone = [
-        measure(llama, {"input_ids": row[None], "labels": row.where(torch.arange(len(row)) >= 2, -100)[None]})
-        for row in rows
-    ]
-    expected = torch.cat(alone)
+    alone = torch.cat([measure(model, filled_up([row], left=False)) for row in ROWS])
+    no_mask = torch.cat([measure(model, without_mask(filled_up([row], left=False))) for row in ROWS])
+    torch.testing.assert_close(no_mask, alone, rtol=0, atol=1e-5)
     for left in (False, True):
         for batch_size in (1, 3, 4):
-            torch.testing.assert_close(measure(llama, padded(left), batch_size=batch_size), expected, rtol=0, atol=1e-5)
+            found = measure(model, filled_up(ROWS, left=left), batch_size=batch_size)
+            torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+    others = [ROWS[0], *(row.flip(0) for row in ROWS[1:])]  # the first text, among others than before
+    for left in (False, True):
+        found = measure(model, filled_up(others, left=left))
+        torch.testing.assert_close(found[0], alone[0], rtol=0, atol=1e-5)
+    assert torch.equal(measure(model, filled_up(ROWS, left=True)), measure(model, filled_up(ROWS, left=True)))
+
+
+def without_mask(data):
+    return {key: rows for key, rows in data.items() if key != "attention_mask"}
 
 
 @pytest.mark.parametrize(

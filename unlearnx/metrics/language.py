@@ -2,12 +2,13 @@
 
 Data are those that the model is trained on: labels are the input tokens themselves, with `ignore_index` where none is
 scored, as in prompts and padding; the scores at a position predict the token after it. Measures of a text depend on
-that text alone, not on what else is in its batch. They are computed in float64 from the model's scores, in whatever
-precision it has these.
+that text alone, not on what else is in its batch, nor on the side of its padding where an attention mask tells it. They
+are computed in float64 from the model's scores, in whatever precision it has these.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from unlearnx._arguments import checked
 from unlearnx._batches import Nest, scores
 from unlearnx._checks import known_as, shown
-from unlearnx._data import Data
+from unlearnx._data import Data, as_dataset
 from unlearnx._labels import IGNORED
+from unlearnx._pairs import Pair
+from unlearnx._sources import Changed
 from unlearnx.metrics.outputs import each_batch
 
 TINY = 1e-10  # as in the published code, where a ratio would divide by zero
@@ -60,7 +63,22 @@ def _of_texts(
             ]
         ).cpu()
 
-    return torch.cat(each_batch((model,), data, batch_size, autocast, each))
+    return torch.cat(each_batch((model,), _placed(model, data), batch_size, autocast, each))
+
+
+def _placed(model: nn.Module, data: Data) -> Data:
+    """The data with places counted from each text's first token, for models that would count the padding before it."""
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes whatever is given
+    if "position_ids" not in inspect.signature(own.forward).parameters:
+        return data
+
+    def place(x: Nest, y: Nest, index: Tensor) -> Pair:
+        mask = x.get("attention_mask") if isinstance(x, dict) else None
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or "position_ids" in x:
+            return x, y
+        return {**x, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}, y
+
+    return Changed(as_dataset(data), place)
 
 
 def _at(log_p: Tensor, tokens: Tensor) -> Tensor:

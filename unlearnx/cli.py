@@ -1,4 +1,4 @@
-"""The command line: ``unlearnx info``, ``run``, ``compare`` and ``unlearn``.
+"""The command line: ``unlearnx info``, ``run``, ``compare``, ``tune`` and ``unlearn``.
 
 Results go to stdout; the log, progress and errors go to stderr.
 """
@@ -17,10 +17,11 @@ except ImportError as error:
 from unlearnx import _interrupts, build_info
 from unlearnx._cli import options
 from unlearnx._cli.output import NOT_APPLIED, NOT_FORGOTTEN, Commands, Output, command_line
-from unlearnx._cli.studies import COMPARING, carry_out, folder_of, listed, repeat, study_of
+from unlearnx._cli.studies import COMPARING, carry_out, folder_of, listed, repeat, search, study_of
 from unlearnx._cli.study_options import with_options_of
 from unlearnx._progress import progress_bar
 from unlearnx.experiments.registry import STUDIES
+from unlearnx.experiments.study import Prepared
 from unlearnx.methods import METHODS
 
 app = typer.Typer(
@@ -121,14 +122,43 @@ def compare(
     """Measure methods against retraining; write result.json, the models and report.html to runs/NAME."""
     output, progress = Output(f"compare {experiment}", quiet=quiet, as_json=as_json), progress and not quiet
     with output.ending():
-        if experiment in STUDIES and experiment not in COMPARING:
-            raise ValueError(
-                f"EXPERIMENT is {experiment!r}, which has no retrained model to compare methods with; expected one of "
-                f"{listed(COMPARING, 'or')}"
-            )
-        chosen = None if methods == "all" else [method.strip() for method in methods.split(",")]
-        study = study_of(experiment, data_root, own, methods=chosen, progress=progress)
+        study = _comparing(experiment, methods, data_root, own, progress)
         carry_out(output, study, experiment, seeds, folder_of(out, name, experiment), progress)
+
+
+@app.command()
+@with_options_of((STUDIES[name] for name in COMPARING), leave_out=("sweep", "models"))
+def tune(
+    experiment: Annotated[str, typer.Argument(help=listed(COMPARING, "or"))],
+    methods: options.Methods = "all",
+    trials: options.Trials = 8,
+    data_root: options.DataRoot = None,
+    out: options.Out = Path("runs"),
+    name: options.Name = None,
+    progress: options.Progress = True,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+    **own: Any,
+) -> None:
+    """Search learning rates and strengths of methods without test data; write tuned.json to runs/NAME.
+
+    A tenth of the training data stands for test data, and the models have a seed of their own. Needs Optuna.
+    """
+    output, progress = Output(f"tune {experiment}", quiet=quiet, as_json=as_json), progress and not quiet
+    with output.ending():
+        study = _comparing(experiment, methods, data_root, own, progress)
+        search(output, study, experiment, trials, folder_of(out, name, f"tune-{experiment}"), progress)
+
+
+def _comparing(experiment: str, methods: str, data_root: Path | None, own: dict[str, Any], progress: bool) -> Prepared:
+    """The study that compares these methods with a retrained model."""
+    if experiment in STUDIES and experiment not in COMPARING:
+        raise ValueError(
+            f"EXPERIMENT is {experiment!r}, which has no retrained model to compare methods with; expected one of "
+            f"{listed(COMPARING, 'or')}"
+        )
+    chosen = None if methods == "all" else [method.strip() for method in methods.split(",")]
+    return study_of(experiment, data_root, own, methods=chosen, progress=progress)
 
 
 @app.command()

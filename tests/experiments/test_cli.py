@@ -157,7 +157,7 @@ def test_run_sweeps(tmp_path):
         ),
         (
             ["run", "canary-alice", "--limit", 3],
-            "--limit is not an option of canary-alice, but of poison-cifar, forget-class-cifar and forget-random",
+            "--limit is not an option of canary-alice, but of poison-cifar, forget-class-cifar, forget-random",
         ),
         (
             ["run", "poison-digits", "--sweep", "alpha=1"],
@@ -165,7 +165,7 @@ def test_run_sweeps(tmp_path):
         ),
         (
             ["run", "forget-class-digits", "--share", 0.1],
-            "--share is not an option of forget-class-digits, but of forget-random-digits and forget-random-",
+            "--share is not an option of forget-class-digits, but of forget-random-digits, forget-random-",
         ),
         (["run", "forget-random-digits", "--share", 2], "share is 2.0, expected a number between 0 and 1"),
         (["run", "forget-class-digits", "--sweep", "alpha"], "sweep is 'alpha', expected numbers as in"),
@@ -281,3 +281,13 @@ def test_a_damaged_model_of_a_trial(compared, tmp_path):
     result = run(*COMPARE, "--out", tmp_path)
     assert result.exit_code == 2
     assert "original.pt: holds more than tensors, or is damaged" in result.stderr
+
+
+def test_tune(tmp_path):
+    words = ("tune", "forget-class-digits", "--methods", "fine-tune", "--trials", 2, "--epochs", 2)
+    result = run(*words, "--out", tmp_path, "--name", "x", "--no-progress")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "x" / "tuned.json").read_text())
+    assert len(found["methods"]["fine-tune"]["tried"]) == 2
+    assert "tuned.json" in result.stdout
+    assert "lr=" in result.stdout

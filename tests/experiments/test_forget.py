@@ -17,7 +17,7 @@ from unlearnx.experiments.forget import Sweep, repeat, repetition, studies
 from unlearnx.experiments.measures import TIMES, changed, described
 from unlearnx.experiments.run_store import read_trial
 from unlearnx.experiments.showcase import _displayable
-from unlearnx.methods import SSD, FineTune, FirstOrder, Outcome
+from unlearnx.methods import SSD, FineTune, FirstOrder, Outcome, Pipeline, RandomPerturbation
 from unlearnx.models.training import _Run
 
 METHODS = {"ssd": SSD(alpha=1.0, max_increase=9.0), "first-order": FirstOrder(steps=1, params="last:2")}
@@ -269,6 +269,15 @@ def test_sweeps_are_read():
     assert list(Sweep.parse("ssd.lam=1,2", methods).variants(methods)) == ["ssd lam=1", "ssd lam=2"]
 
 
+def test_a_parameter_of_one_stage_is_swept():
+    methods = {"both": Pipeline([RandomPerturbation(0.2), FineTune(epochs=1)])}
+    variants = Sweep.parse("beta=0.1,0.4", methods).variants(methods)
+    assert [method.stages[0].beta for method in variants.values()] == [0.1, 0.4]
+    assert all(method.stages[1] == FineTune(epochs=1) for method in variants.values())
+    with pytest.raises(ValueError, match="none of both has a parameter 'batch_size'"):  # both stages have
+        Sweep.parse("batch_size=8", methods)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -346,6 +355,13 @@ def test_cifar(make, what, monkeypatch):
     assert recipe["options"] == {"root": "somewhere", "limit": 20}
     assert recipe["request"] == what
     assert recipe["training"]["arguments"]["epochs"] == 14
+    assert all(row.keys() <= described("1").keys() for row in study.published[0]["rows"].values())
+
+
+def test_one_forget_set_for_all_seeds():
+    study = small(forget_random_digits, preset="neurips23")
+    assert torch.equal(study.forget(0), study.forget(7))
+    assert study.recipe("original", 7)["preset"] == "neurips23"
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (2, 4, 4)), (3, (2, 4, 4, 3))])

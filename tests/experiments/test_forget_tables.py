@@ -12,12 +12,15 @@ from unlearnx.experiments import forget_class_of, forget_random_of, forget_subcl
 from unlearnx.experiments.forget import cifar, repeat
 from unlearnx.experiments.forget.methods import resnet_methods
 from unlearnx.experiments.forget.protocols import PROTOCOLS
+from unlearnx.experiments.forget.quality import quality
 from unlearnx.experiments.forget.references import check_never_saw
+from unlearnx.experiments.forget.trials import SeedTrials
 from unlearnx.experiments.measures import changed
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.registry import STUDIES
 from unlearnx.experiments.report import forget as report
-from unlearnx.experiments.run_store import read_trial
+from unlearnx.experiments.run_store import RunStore, read_trial
+from unlearnx.metrics import forgetting_quality, logit_confidence
 from unlearnx.models import resnet9
 
 CLASSES = ["airplane", "automobile", "bird", "cat"]
@@ -163,3 +166,37 @@ def test_networks_of_other_classes_come_back():
     recipe = to_recipe(partial(TINY, classes=20))
     assert recipe == {"function": "unlearnx.models.resnet9", "arguments": {"width": 2, "classes": 20}}
     assert from_recipe(recipe)()[-1].out_features == 20
+
+
+def test_many_models_of_one_forget_set_get_the_competitions_score(described, tmp_path):
+    study = quick(preset="neurips23", epochs=1, methods=["gradient-ascent"])
+    result = study.run([0, 1, 2, 3], tmp_path)
+    found = result["quality"]
+    assert found["models"] == 4
+    assert found["rows"].keys() == {"retrained", "original", "gradient-ascent"}
+    for row in found["rows"].values():
+        assert sum(row["bins"]) == pytest.approx(1)
+        assert 0 <= row["quality"] <= 1
+    assert "forgetting quality" in report.page(result).render({**result, **described})
+    forget = study.sets(3).samples("forget")
+    model = TINY(classes=4)
+    model.load_state_dict(torch.load(tmp_path / "trials" / "seed-3" / "retrained.pt", weights_only=True))
+    own = SeedTrials(study, 3, RunStore(tmp_path)).confidences("retrained")
+    assert torch.allclose(own, logit_confidence(model.eval(), forget), atol=1e-4)
+
+
+def test_quality_counts_what_is_told_apart():
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(5, generator=generator) for _ in range(40)]
+    same = {"retain_accuracy": 0.9, "test_accuracy": 0.8}
+    rows = {"retrained": draws[:20], "alike": draws[20:], "apart": [d + 90 for d in draws[20:]]}
+    worse = {"retain_accuracy": 0.45, "test_accuracy": 0.8}
+    accuracies = {"retrained": [same] * 20, "alike": [worse] * 20, "apart": [same] * 20}
+    found = quality(rows, accuracies)["rows"]
+    assert found["apart"] == {"quality": 0.0, "score": 0.0, "bins": [0, 0, 0, 0, 0, 0, 1]}
+    assert found["alike"]["quality"] > 0
+    assert found["alike"]["score"] == pytest.approx(found["alike"]["quality"] / 2)
+    direct = forgetting_quality(torch.stack(draws[20:]), torch.stack(draws[:20]))
+    assert found["alike"]["quality"] == direct.quality
+    between = ((direct.epsilon >= 0.5) & (direct.epsilon < 1)).float().mean()
+    assert found["alike"]["bins"][1] == pytest.approx(float(between))

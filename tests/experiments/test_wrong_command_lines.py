@@ -14,10 +14,11 @@ from unlearnx import cli
 from unlearnx._cli import studies
 from unlearnx.experiments import arguments
 
-COMMANDS = {name: getattr(cli, name) for name in ("info", "run", "compare", "unlearn")}
+COMMANDS = {name: getattr(cli, name) for name in ("info", "run", "compare", "tune", "unlearn")}
 REQUIRED = {
     "run": [],
     "compare": ["forget-class-digits"],
+    "tune": ["forget-class-digits"],
     "info": [],
     "unlearn": ["--model", "m:f", "--weights", "w", "--data", "d:f", "--method", "ssd", "--out", "o"],
 }
@@ -64,6 +65,7 @@ def test_the_options_with_numbers_are_known():
     assert {option for _, option in NUMBERS} == {
         *(
             "--seeds",
+            "--trials",
             "--limit",
             "--epochs",
             "--budget",
@@ -147,6 +149,8 @@ def test_300_random_command_lines():
             continue  # nothing is wrong
         if words[0] in ("run", "compare"):  # a study would begin, or be refused by a function that is not there
             words[1:1] = ["--seeds", "nan"]
+        if words[0] == "tune":
+            words[1:1] = ["--trials", "nan"]
         refused(*words)
         wrong += 1
 

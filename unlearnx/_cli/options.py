@@ -98,7 +98,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="print only errors, the ver
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON to stdout; the log goes to stderr")]
 Selftest = Annotated[bool, typer.Option("--selftest", help="run every op on every device; status 1 if one fails")]
 
-# Of `run` and `compare`, besides those of the studies.
+# Of `run`, `compare` and `tune`, besides those of the studies.
 DataRoot = Annotated[Path | None, _path(DATA_HELP)]
 Out = Annotated[Path, _path("folder that holds all runs")]
 Name = Annotated[
@@ -111,6 +111,7 @@ Name = Annotated[
 Runs = Annotated[int, _count("number of runs, a seed each", MAX_RUNS)]
 OwnRuns = Annotated[int, _whole("number of runs, a seed each; 0 for the experiment's own", MAX_RUNS)]
 Methods = Annotated[str, _word("names of methods, separated by commas, or all")]
+Trials = Annotated[int, _count("trials of each method", MAX_RUNS)]
 Recipe = Annotated[Path | None, _path("make one trial again: a file trials/seed-*/*.json of a forget-* run")]
 
 # Of `unlearn`.

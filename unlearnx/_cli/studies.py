@@ -95,6 +95,25 @@ def carry_out(output: Output, study: Prepared, experiment: str, seeds: int, fold
     output.result({**result, "report": str(path)}, known.table(result), verdict=[("Report", path)])
 
 
+def search(output: Output, study: Prepared, experiment: str, trials: int, folder: Path, progress: bool) -> None:
+    """Search the arguments of a study's methods, write what was found and show it."""
+    from unlearnx.experiments import forget, report
+    from unlearnx.experiments.output_folder import MIN_ROOM, claimed
+    from unlearnx.experiments.report import tuning
+    from unlearnx.experiments.runs import write_json
+
+    assert isinstance(study, forget.ForgetStudy)
+    study.log = output.log
+    with claimed(folder, ("result.json",), MIN_ROOM + max(0, study.room(trials) - _models_size(folder))):
+        output.log(f"results go to {folder}")
+        with progress_bar(f"tuning {experiment}", None, progress):
+            found = forget.tune(study, trials, folder)
+        found["command"] = command_line()
+        found["environment"] = report.environment()
+        write_json(folder / "tuned.json", found)
+    output.result(found, tuning.table(found), verdict=[("Values", folder / "tuned.json")])
+
+
 def _models_size(folder: Path) -> int:
     """Bytes of the models that an earlier run has left in the folder."""
     return sum(file.stat().st_size for file in folder.rglob("*.pt")) if folder.is_dir() else 0

@@ -25,7 +25,10 @@ Result = dict[str, Any]
 # Options that several studies have.
 Epochs = Annotated[int | None, "epochs of each training"]
 Limit = Annotated[int | None, "training images to use"]
-Preset = Annotated[str, "default, reference (published protocol), best (poison-cifar) or sweep (canary-alice)"]
+Preset = Annotated[
+    str,
+    "default, reference (published protocol), best (poison-cifar), sweep (canary-alice) or neurips23 (forget-random-*)",
+]
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ from unlearnx.experiments.forget.studies import (
 )
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.forget.sweeps import Sweep
+from unlearnx.experiments.forget.tuning import tune
 
 __all__ = [
     "ForgetStudy",
@@ -22,4 +23,5 @@ __all__ = [
     "forget_random_of",
     "forget_subclass_of",
     "repeat",
+    "tune",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from unlearnx.data import Splits, load_cifar10, load_digits
 from unlearnx.experiments.forget.cifar import CIFAR_STUDIES
 from unlearnx.experiments.forget.methods import cifar_methods, digits_methods
+from unlearnx.experiments.forget.published import published
 from unlearnx.experiments.forget.selection import ForgetClass, Share, Sweeps, class_number, study_of
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.report import forget as report
@@ -17,21 +18,27 @@ from unlearnx.experiments.study import CIFAR10, Epochs, Limit, Preset, Study
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
 
 
-def _only_default(name: str, preset: str) -> None:
-    if preset != "default":
-        raise ValueError(f"preset is {preset!r}, {name} has only 'default'")
+def _preset(name: str, preset: str, share: float | None) -> dict[str, Any]:
+    """What a preset says of a study."""
+    presets: dict[str, dict[str, Any]] = {"default": {}}
+    if share is not None:
+        presets["neurips23"] = {"forget_seed": 0}
+    if preset not in presets:
+        raise ValueError(f"preset is {preset!r}, {name} has only {' and '.join(map(repr, presets))}")
+    return {"preset": preset, **presets[preset]}
 
 
 def _digits(name: str, splits: Splits, epochs: int | None, preset: str, **settings: Any) -> ForgetStudy:
-    _only_default(name, preset)
+    settings |= _preset(name, preset, settings.get("share"))
     training = Training(60 if epochs is None else epochs, lr=2e-3)
     return study_of(name, splits, digits_cnn, training, digits_methods, **settings)
 
 
 def _cifar(name: str, splits: Splits, epochs: int | None, preset: str, **settings: Any) -> ForgetStudy:
-    _only_default(name, preset)
+    settings |= _preset(name, preset, settings.get("share"))
     training = Training(14 if epochs is None else epochs, lr=2e-3, autocast=fast_dtype(default_device()))
-    return study_of(name, splits, vgg_cifar10, training, cifar_methods, **settings)
+    shown = published(name.removeprefix("forget-").removesuffix("-cifar"), "cifar", settings.get("share"))
+    return study_of(name, splits, vgg_cifar10, training, cifar_methods, published=shown, **settings)
 
 
 def forget_class_digits(
@@ -50,7 +57,7 @@ def forget_class_digits(
         epochs: of each training; 60 where not given.
         methods: names of those to compare; all where not given.
         sweep: texts such as ``"ssd.alpha=2,5,10"``, see :meth:`Sweep.parse`.
-        preset: ``"default"`` is the only one.
+        preset: ``"default"`` is the only one for a class.
         progress: show progress bars.
 
     Raises:
@@ -84,7 +91,8 @@ def forget_random_digits(
     Args:
         share: of the training images.
         epochs: of each training; 60 where not given.
-        methods, sweep, preset, progress: as for :func:`forget_class_digits`.
+        preset: ``"neurips23"``: all seeds forget the same images, so that four and more get the competition's score.
+        methods, sweep, progress: as for :func:`forget_class_digits`.
 
     Raises:
         ValueError: the share is not between 0 and 1, or there is no such method, parameter or preset.
@@ -159,7 +167,8 @@ def forget_random_cifar(
         share: of the training images.
         limit: training images to use.
         epochs: of each training; 14 where not given.
-        methods, sweep, preset, progress: as for :func:`forget_class_digits`.
+        preset: as for :func:`forget_random_digits`.
+        methods, sweep, progress: as for :func:`forget_class_digits`.
 
     Raises:
         FileNotFoundError: there is no CIFAR-10.

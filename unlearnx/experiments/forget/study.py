@@ -17,6 +17,7 @@ from unlearnx.data import Splits
 from unlearnx.experiments.comparison import applied, pareto_front, summarise, winner
 from unlearnx.experiments.evaluation import Sets
 from unlearnx.experiments.forget.methods import Methods
+from unlearnx.experiments.forget.quality import FEWEST, quality
 from unlearnx.experiments.forget.references import TrainedModels
 from unlearnx.experiments.forget.sweeps import Sweep
 from unlearnx.experiments.forget.trials import REFERENCES, SeedTrials
@@ -89,8 +90,12 @@ class ForgetStudy(Prepared):
         if len(set(files)) < len(files):
             raise ValueError(f"methods: some names give the same file, expected different ones, got {', '.join(files)}")
 
-    def _check_sizes(self) -> None:
-        """Refuse sets that are too small to be measured, before any model is trained."""
+    def check_sizes(self) -> None:
+        """Refuse sets that are too small to be measured, before any model is trained.
+
+        Raises:
+            ValueError: a set is too small.
+        """
         parts = self.sets(0).parts
         what = f"share is {self.share}" if self.forget_class is None else f"forget_class is {self.forget_class}"
         for part, indices in parts.items():
@@ -114,7 +119,7 @@ class ForgetStudy(Prepared):
         Raises:
             ValueError: a set is too small to be measured.
         """
-        self._check_sizes()
+        self.check_sizes()
         for name, method in self.methods.items():
             self.recipe(name, seeds[0], method)  # so that a method that cannot be written down fails before training
         store = RunStore(folder, self.log)
@@ -141,6 +146,7 @@ class ForgetStudy(Prepared):
             "sweeps": [sweep.result(self.methods, swept) for sweep in self.sweeps],
             "attacks": _attacks(runs[0]),
             "budget": self._budget(runs),
+            "quality": self._quality(runs, store),
             "published": self.published,
             **SeedTrials(self, seeds[0], store).show(best),
         }
@@ -218,6 +224,18 @@ class ForgetStudy(Prepared):
             "forget_images": n,
             "description": what,
         }
+
+    def _quality(self, runs: Sequence[dict[str, Any]], store: RunStore) -> dict[str, Any] | None:
+        """The competition's score, where all runs forget the same images."""
+        if (self.forget_class is None and self.forget_seed is None) or len(runs) < FEWEST:
+            return None
+        trials = [SeedTrials(self, run["seed"], store) for run in runs]
+        measured = [{"retrained": run["retrained"], "original": run["original"], **run["methods"]} for run in runs]
+        names = ("retrained", "original", *self.methods)
+        return quality(
+            {name: [of_seed.confidences(name) for of_seed in trials] for name in names},
+            {name: [row[name]["measures"] for row in measured] for name in names},
+        )
 
     def _budget(self, runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """The most gradients that a method should evaluate, and the methods that needed more."""

@@ -47,9 +47,10 @@ class Sweep:
     def variants(self, methods: Methods) -> Methods:
         """The method with each of the values, by the names of their trials."""
         method = methods[self.method]
-        changes: list[dict[str, Any]] = [{self.parameter: value} for value in self.values]
-        names = [f"{self.method} {self.parameter}={value}" for value in self.values]
-        return {name: replace(method, **change) for name, change in zip(names, changes, strict=True)}
+        return {
+            f"{self.method} {self.parameter}={value}": _changed(method, {self.parameter: value})
+            for value in self.values
+        }
 
     def result(self, methods: Methods, trials: Sequence[Mapping[str, Entry]]) -> dict[str, Any]:
         """What result.json holds of the sweep: means of the measures at each value over the seeds.
@@ -74,8 +75,20 @@ def _number(text: str) -> float:
         return float(text)
 
 
+def _changed(method: Method | Pipeline, change: dict[str, Any]) -> Method | Pipeline:
+    """The method with another value of a parameter; of a pipeline, of the stage that has it."""
+    if not isinstance(method, Pipeline):
+        return replace(method, **change)
+    stages = [replace(s, **change) if change.keys() <= _parameters(s).keys() else s for s in method.stages]
+    return replace(method, stages=stages)
+
+
 def _parameters(method: Method | Pipeline) -> dict[str, list[Any]]:
-    """The parameters that are numbers, and of which types."""
+    """The parameters that are numbers, and of which types; of a pipeline, those that one stage alone has."""
+    if isinstance(method, Pipeline):
+        stages = [_parameters(stage) for stage in method.stages]
+        names = [name for stage in stages for name in stage]
+        return {name: stage[name] for stage in stages for name in stage if names.count(name) == 1}
     hints = get_type_hints(type(method))
     allowed = {f.name: get_args(hints[f.name]) or (hints[f.name],) for f in fields(method) if f.name != "seed"}
     kinds: dict[str, list[Any]] = {

@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from unlearnx import metrics
 from unlearnx._memory_order import ImageOrder
 from unlearnx.experiments import showcase
 from unlearnx.experiments.forget import references
@@ -54,6 +55,11 @@ class SeedTrials:
             note = "" if method is None or entry["applied"] else ", not applied"
             self.study.log(f"seed {self.seed}, {name}: {gap}{note}")
         return entry
+
+    def confidences(self, name: str) -> Tensor:
+        """Logit confidences (M,) of a finished trial's model in the labels of the forget set."""
+        model = self._load(self.study.recipe(name, self.seed, self.study.methods.get(name)))
+        return metrics.logit_confidence(model, self.sets.samples("forget"), autocast=self.study.training.autocast)
 
     def show(self, best: str | None) -> dict[str, Any]:
         """Confidences and saliency of the original, the retrained and the best model."""

@@ -61,6 +61,7 @@ def page(result: dict[str, Any]) -> Page:
             "attacks": _attacks(result),
             "published": [_beside(result, table) for table in result.get("published", [])],
             "budget": result.get("budget"),
+            "quality": _quality(result),
             "estimated": any(run[name].get("seconds_are_estimated") for run in result["runs"] for name in REFERENCES),
             "saliency": plots.saliency(result) if result["saliency"] else None,
             "shown": list(drawings),
@@ -109,15 +110,29 @@ def _attacks(result: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _beside(result: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """A published table with our means, in per cent: a row for each of its models, and the columns it has."""
+    """A published table with our means: a row for each of its models, and the columns it has."""
     keys = [key for key in result["measures"] if any(key in row for row in table["rows"].values())]
 
-    def shown(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.2f}"
+    def shown(value: float | None, unit: str) -> str:
+        return "" if value is None else f"{100 * value:.2f}" if unit == "%" else f"{value:.2f}"
 
     def cell(name: str, key: str) -> tuple[str, str]:
-        ours = Estimate.find(result, name, key)
-        return shown(None if ours is None else ours.mean), shown(table["rows"][name].get(key))
+        ours, unit = Estimate.find(result, name, key), result["measures"][key]["unit"]
+        return shown(None if ours is None else ours.mean, unit), shown(table["rows"][name].get(key), unit)
 
     rows = [(name, name in result["summary"], [cell(name, key) for key in keys]) for name in table["rows"]]
-    return {**table, "titles": [result["measures"][key]["title"] for key in keys], "rows": rows}
+    return {**table, "columns": [result["measures"][key] for key in keys], "rows": rows}
+
+
+def _quality(result: dict[str, Any]) -> dict[str, Any] | None:
+    """The competition's score as rows: name, quality, score, and the per cent of the images in each bin of epsilon."""
+    found = result.get("quality")
+    if found is None:
+        return None
+    low, high = found["edges"][:-1], found["edges"][1:]
+    bins = [f"{a:g} to {b:g}" if b is not None else f"{a:g} and more" for a, b in zip(low, high, strict=True)]
+    rows = [
+        (name, f"{row['quality']:.3f}", f"{row['score']:.3f}", [f"{100 * part:.1f}" for part in row["bins"]])
+        for name, row in sorted(found["rows"].items(), key=lambda item: -item[1]["score"])
+    ]
+    return {"models": found["models"], "bins": bins, "rows": rows}

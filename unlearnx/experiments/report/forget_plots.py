@@ -19,6 +19,10 @@ SETS = {
     "test": ("test set", "#1a9850"),
     "test_forgotten": ("test images of the class", "#c98a00"),
 }
+DISTANCES = {
+    "activation_distance": ("Euclidean", ACCENT),
+    "js": ("Jensen-Shannon, nats", "#d1442f"),
+}
 WIDE, NARROW = 11.4, 3.9  # inches: the column of a page, the screen of a phone
 HISTOGRAM_BINS = 36
 
@@ -27,6 +31,8 @@ def has(result: dict[str, Any], plot: str) -> bool:
     """Whether there is anything to plot."""
     if plot in ("sweeps", "confidences"):
         return bool(result[plot])
+    if plot == "distances":
+        return any("activation_distance" in point["measures"] for s in result["sweeps"] for point in s["points"])
     return bool(_pareto_points(result) if plot == "pareto" else _fidelity_points(result))
 
 
@@ -174,7 +180,41 @@ def _confidences(result: dict[str, Any], *, wide: bool) -> str:
 
 def _sweeps(result: dict[str, Any], *, wide: bool) -> str:
     """Accuracies against a hyperparameter of each method that was swept."""
-    sweeps = result["sweeps"]
+
+    def draw(axes, values: list[float], points: list[dict[str, Any]]) -> None:
+        for key, (label, color) in SETS.items():
+            accuracies = [_percent(point["measures"].get(f"{key}_accuracy")) for point in points]
+            if all(math.isnan(a) for a in accuracies):
+                continue
+            if level := Estimate.find(result, "retrained", f"{key}_accuracy"):
+                axes.axhline(100 * level.mean, color=color, lw=1, ls="--", alpha=0.7, zorder=1)
+            axes.plot(values, accuracies, color=color, lw=1.6, label=label, zorder=3)
+            for point, accuracy in zip(points, accuracies, strict=True):
+                face = color if point["applied"] else "white"
+                axes.plot(point["value"], accuracy, "o", ms=5, color=color, mfc=face, zorder=4)
+        axes.set_ylim(-4, 104)
+        axes.set_ylabel("accuracy, %")
+
+    return _panels(result["sweeps"], draw, wide, dashed="retrained")
+
+
+def _distances(result: dict[str, Any], *, wide: bool) -> str:
+    """Distances from the retrained model on the forget set against a hyperparameter of each method that was swept."""
+
+    def draw(axes, values: list[float], points: list[dict[str, Any]]) -> None:
+        for key, (label, color) in DISTANCES.items():
+            found = [math.nan if (v := point["measures"].get(key)) is None else v for point in points]
+            axes.plot(values, found, "o-", color=color, ms=5, lw=1.6, label=label, zorder=3)
+            if level := Estimate.find(result, "original", key):
+                axes.axhline(level.mean, color=color, lw=1, ls="--", alpha=0.7, zorder=1)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("distance")
+
+    return _panels(result["sweeps"], draw, wide, dashed="before")
+
+
+def _panels(sweeps: list[dict[str, Any]], draw: Callable[..., None], wide: bool, dashed: str) -> str:
+    """A panel for each sweep, which `draw` fills, given its axes, values and points; labels of y are left of all."""
     columns = min(len(sweeps), 2) if wide else 1
     rows = math.ceil(len(sweeps) / columns)
     figure = new_figure((WIDE if columns == 2 else 6.5) if wide else NARROW, (3.0 if wide else 2.7) * rows + 0.5)
@@ -186,24 +226,14 @@ def _sweeps(result: dict[str, Any], *, wide: bool) -> str:
         _style(axes)
         points = sorted(sweep["points"], key=lambda point: point["value"])
         values = [point["value"] for point in points]
-        for key, (label, color) in SETS.items():
-            accuracies = [_percent(point["measures"].get(f"{key}_accuracy")) for point in points]
-            if all(math.isnan(a) for a in accuracies):
-                continue
-            if level := Estimate.find(result, "retrained", f"{key}_accuracy"):
-                axes.axhline(100 * level.mean, color=color, lw=1, ls="--", alpha=0.7, zorder=1)
-            axes.plot(values, accuracies, color=color, lw=1.6, label=label, zorder=3)
-            for point, accuracy in zip(points, accuracies, strict=True):
-                face = color if point["applied"] else "white"
-                axes.plot(point["value"], accuracy, "o", ms=5, color=color, mfc=face, zorder=4)
+        draw(axes, values, points)
         if values[0] > 0 and values[-1] >= 10 * values[0]:
             _log_axis(axes.xaxis, values[0] / 1.2, values[-1] * 1.2)
         axes.set_title(sweep["method"], fontsize=10, parse_math=False)
         axes.set_xlabel(sweep["parameter"])
-        axes.set_ylim(-4, 104)
-        if k % columns == 0:
-            axes.set_ylabel("accuracy, %")
-    _legend(figure, grid[: len(sweeps)], wide, dashed=True)
+        if k % columns:
+            axes.set_ylabel("")
+    _legend(figure, grid[: len(sweeps)], wide, dashed=dashed)
     return to_svg(figure)
 
 
@@ -212,6 +242,7 @@ DRAWINGS: dict[str, Callable[..., str]] = {
     "fidelity": _fidelity,
     "confidences": _confidences,
     "sweeps": _sweeps,
+    "distances": _distances,
 }
 
 
@@ -279,13 +310,13 @@ def _difference_axis(axis, values: list[float]) -> None:
         axis.set_ticks([], minor=True)
 
 
-def _legend(figure, grid, wide: bool, *, dashed: bool = False) -> None:
-    """One legend below all panels."""
+def _legend(figure, grid, wide: bool, *, dashed: str = "") -> None:
+    """One legend below all panels, with a dashed line of that name."""
     from matplotlib.lines import Line2D
 
     handles = {label: h for axes in grid for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if dashed:
-        handles["retrained"] = Line2D([], [], color="0.4", lw=1, ls="--")
+        handles[dashed] = Line2D([], [], color="0.4", lw=1, ls="--")
     figure.legend(
         handles.values(),
         handles.keys(),

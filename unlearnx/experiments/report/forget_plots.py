@@ -192,10 +192,9 @@ def _sweeps(result: dict[str, Any], *, wide: bool) -> str:
             for point, accuracy in zip(points, accuracies, strict=True):
                 face = color if point["applied"] else "white"
                 axes.plot(point["value"], accuracy, "o", ms=5, color=color, mfc=face, zorder=4)
-        axes.set_ylim(-4, 104)
         axes.set_ylabel("accuracy, %")
 
-    return _panels(result["sweeps"], draw, wide, dashed="retrained")
+    return _panels(result["sweeps"], draw, wide, dashed="retrained", limits=(-4, 104))
 
 
 def _distances(result: dict[str, Any], *, wide: bool) -> str:
@@ -207,14 +206,24 @@ def _distances(result: dict[str, Any], *, wide: bool) -> str:
             axes.plot(values, found, "o-", color=color, ms=5, lw=1.6, label=label, zorder=3)
             if level := Estimate.find(result, "original", key):
                 axes.axhline(level.mean, color=color, lw=1, ls="--", alpha=0.7, zorder=1)
-        axes.set_ylim(bottom=0)
         axes.set_ylabel("distance")
 
-    return _panels(result["sweeps"], draw, wide, dashed="before")
+    return _panels(result["sweeps"], draw, wide, dashed="before", limits=(0, None))
 
 
-def _panels(sweeps: list[dict[str, Any]], draw: Callable[..., None], wide: bool, dashed: str) -> str:
-    """A panel for each sweep, which `draw` fills, given its axes, values and points; labels of y are left of all."""
+def _panels(
+    sweeps: list[dict[str, Any]],
+    draw: Callable[..., None],
+    wide: bool,
+    dashed: str,
+    limits: tuple[float | None, float | None],
+) -> str:
+    """A panel for each sweep, which `draw` fills, given its axes, values and points; labels of y are left of all.
+
+    Args:
+        dashed: what dashed lines are.
+        limits: of y, which all panels share; None for what the values need.
+    """
     columns = min(len(sweeps), 2) if wide else 1
     rows = math.ceil(len(sweeps) / columns)
     figure = new_figure((WIDE if columns == 2 else 6.5) if wide else NARROW, (3.0 if wide else 2.7) * rows + 0.5)
@@ -233,6 +242,7 @@ def _panels(sweeps: list[dict[str, Any]], draw: Callable[..., None], wide: bool,
         axes.set_xlabel(sweep["parameter"])
         if k % columns:
             axes.set_ylabel("")
+    grid[0].set_ylim(*limits)  # once all is drawn: limits end the search for those that fit
     _legend(figure, grid[: len(sweeps)], wide, dashed=dashed)
     return to_svg(figure)
 

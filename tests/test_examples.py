@@ -8,13 +8,14 @@ from functools import partial
 import pytest
 import torch
 
-from unlearnx import attribution, curvature, data, methods, metrics, models, nn, ops
+from unlearnx import attribution, curvature, data, methods, metrics, models, nn, ops, testing
 
-PACKAGES = [ops, methods, curvature, metrics, attribution, nn, data, models]
+PACKAGES = [ops, methods, curvature, metrics, attribution, nn, data, models, testing]
 NOT_HERE = "reads data that do not travel with the project"
 WITHOUT = {
     "METHODS": "a dictionary has no docstring",
     "FEATURE_TABLES": "a dictionary has no docstring",
+    "METHOD_CHECKS": "a tuple has no docstring",
     **dict.fromkeys(
         (
             *("load_cifar10", "load_cifar100", "load_mnist"),

@@ -165,7 +165,7 @@ def _comparing(experiment: str, methods: str, data_root: Path | None, own: dict[
 def unlearn(
     model: options.Model,
     data: options.Data,
-    method: Annotated[str, typer.Option(help=listed(METHODS, "or"))],
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}, the name of a plug-in, or {options.OWN_METHOD}")],
     out: options.ResultFolder,
     weights: options.WeightsFile = None,
     forget: options.Forget = None,

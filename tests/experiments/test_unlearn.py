@@ -494,7 +494,7 @@ def test_a_loader_counts_as_its_dataset(there, tmp_path):
 @pytest.mark.parametrize(
     ("more", "changed", "message"),
     [
-        ([], {"model": "own_model"}, "--model is 'own_model', expected module:function"),
+        ([], {"model": "own_model"}, "--model is 'own_model', expected module:name"),
         ([], {"model": "own_modl:build"}, "there is no module 'own_modl' in"),
         ([], {"model": "own_model:buld"}, "own_model has no 'buld'"),
         ([], {"model": "own_model:size"}, "which is int, expected a function or class"),
@@ -511,7 +511,7 @@ def test_a_loader_counts_as_its_dataset(there, tmp_path):
         ([], {"model": "hf:nowhere", "weights": None}, "nowhere: holds no config.json"),
         ([], {"weights": "forget.npy"}, "forget.npy: is neither a safetensors file nor one that torch.save wrote"),
         ([], {"retrained": "nowhere.pt"}, "nowhere.pt: no such file"),
-        ([], {"method": "sdd"}, "--method is 'sdd', expected one of "),
+        ([], {"method": "sdd"}, "--method: 'sdd' is unknown, expected names among auto, "),
         (["--option", "alfa=3"], {}, "--option alfa=3: ssd has no such option; it has "),
         (["--option", "alpha"], {}, "--option is 'alpha', expected name=value"),
         (["--option", "max_increase=much"], {}, "--option max_increase=much: expected float"),

@@ -19,6 +19,7 @@ DATA_HELP = (
     "folder with the experiment's data, or the file itself; where not given, the folder that $UNLEARNX_DATA names. "
     "CIFAR-10 and CIFAR-100 must be given: their folder or archive"
 )
+OWN_METHOD = "module:Method for one of your own"
 FUNCTION_HELP = "module:function, found in the current directory or among the installed packages; the function "
 
 
@@ -110,7 +111,7 @@ Name = Annotated[
 ]
 Runs = Annotated[int, _count("number of runs, a seed each", MAX_RUNS)]
 OwnRuns = Annotated[int, _whole("number of runs, a seed each; 0 for the experiment's own", MAX_RUNS)]
-Methods = Annotated[str, _word("names of methods, separated by commas, or all")]
+Methods = Annotated[str, _word(f"names of methods, separated by commas, {OWN_METHOD}, or all")]
 Trials = Annotated[int, _count("trials of each method", MAX_RUNS)]
 Recipe = Annotated[Path | None, _path("make one trial again: a file trials/seed-*/*.json of a forget-* run")]
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from unlearnx.experiments import arguments, unlearn
 from unlearnx.experiments.unlearn import check_out
-from unlearnx.methods import METHODS
 
 TEXTS = ".jsonl"  # ends the name of a file of texts
 
@@ -65,7 +63,7 @@ def _of_texts(
     if forget is None:
         raise ValueError(f"--forget is missing, expected a file of texts ({TEXTS}) or of indices")
     adapted = lora is not None or is_adapter(place_of("--model", source))
-    given = {"lr": LEARNING_RATE[adapted]} if _has_field(how["method"], "lr") else {}
+    given = {"lr": LEARNING_RATE[adapted]} if arguments.leaves_open(how["method"], "lr") else {}
     method, common = _method({**how, "batch_size": how["batch_size"] or BATCH_SIZE}, **given)
     return unlearn_texts(
         model=source,
@@ -86,10 +84,6 @@ def _method(how: dict[str, Any], **given: Any) -> tuple[Any, dict[str, Any]]:
     used = {"method", "option", "params", "seed", "batch_size", "progress"}
     method = arguments.build_method(how["method"], how["option"] or [], **given)
     return method, {name: value for name, value in how.items() if name not in used}
-
-
-def _has_field(method: str, name: str) -> bool:
-    return method in METHODS and name in {field.name for field in dataclasses.fields(METHODS[method])}
 
 
 def _source(option: str, value: str) -> str:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import os
-import sys
-import traceback
-import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +13,9 @@ import torch
 from torch import Tensor
 
 from unlearnx.experiments.hugging_face import folder_factory
-from unlearnx.methods import METHODS, Method
+from unlearnx.experiments.named_methods import named_method
+from unlearnx.experiments.own_code import failure, own
+from unlearnx.methods import Method, Pipeline
 
 PLAIN_TYPES = (bool, int, float, str)  # types that a word is read as, tried in this order
 HUGGING_FACE = "hf"  # hf:FOLDER is a model of HuggingFace's form
@@ -45,20 +42,11 @@ def factory(argument: str, value: str) -> Callable[[], Any]:
     Raises:
         ValueError: it is not of this form, there is no such module or function, or importing the module fails.
     """
-    module_name, _, path = value.partition(":")
-    if module_name == HUGGING_FACE:
+    if value.startswith(f"{HUGGING_FACE}:"):
         raise ValueError(
             f"{argument} is {value!r}, expected module:function; {HUGGING_FACE}:FOLDER is for --model alone"
         )
-    if not module_name or not path:
-        raise ValueError(f"{argument} is {value!r}, expected module:function, such as model:build")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    found: Any = _import(argument, value, module_name)
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{argument} is {value!r}, but {module_name} has no {path!r}")
-        found = getattr(found, part)
+    found = own(argument, value)
     if not callable(found):
         raise ValueError(f"{argument} is {value!r}, which is {type(found).__name__}, expected a function or class")
 
@@ -66,7 +54,7 @@ def factory(argument: str, value: str) -> Callable[[], Any]:
         try:
             return found()
         except (Exception, SystemExit) as error:
-            raise _failure(argument, value, error) from error
+            raise failure(argument, value, error) from error
 
     return call
 
@@ -100,25 +88,6 @@ def data(argument: str, value: str) -> Any:
     if found is None:
         raise ValueError(f"{argument} {value}: returned None, expected a Dataset, a DataLoader, (x, y) or a mapping")
     return found
-
-
-def _import(argument: str, value: str, name: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        absent = error.name if isinstance(error, ModuleNotFoundError) else None
-        if absent is not None and f"{name}.".startswith(f"{absent}."):  # the module itself, not one that it imports
-            raise ValueError(
-                f"{argument} is {value!r}, but there is no module {absent!r} in {os.getcwd()} or among those installed"
-            ) from error
-        raise _failure(argument, value, error) from error
-
-
-def _failure(argument: str, value: str, error: BaseException) -> ValueError:
-    """An error that says what went wrong in the user's code, and where."""
-    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    where = f" at {places[-1].filename}, line {places[-1].lineno}" if places else ""
-    return ValueError(f"{argument} {value}: failed{where}: {type(error).__name__}: {error}")
 
 
 def read_indices(file: Path) -> Tensor:
@@ -169,16 +138,18 @@ def build_method(name: str, options: Sequence[str], **common: Any) -> Method:
     """The method with this name on the command line.
 
     Args:
-        name: a key of :data:`unlearnx.methods.METHODS`.
+        name: as for :func:`unlearnx.experiments.named_methods.named_method`.
         options: ``field=value`` for fields of the method, read as the type of the field.
-        common: fields with their values; None leaves the method's default.
+        common: fields with their values; None leaves the method's own.
 
     Raises:
         ValueError: there is no such method or field, or the value does not fit.
     """
-    if name not in METHODS:
-        raise ValueError(f"--method is {name!r}, expected one of {', '.join(METHODS)}")
-    kinds = _kinds(METHODS[name])
+    found = named_method("--method", name)
+    if isinstance(found, Pipeline):
+        raise ValueError(f"--method is {name!r}, which is a Pipeline, expected a single method")
+    kind = found if isinstance(found, type) else type(found)
+    kinds = _kinds(kind) if options else {}
     values = {field: value for field, value in common.items() if value is not None}
     for option in options:
         field, equals, word = option.partition("=")
@@ -189,7 +160,17 @@ def build_method(name: str, options: Sequence[str], **common: Any) -> Method:
         if field not in kinds:
             raise ValueError(f"--option {option}: {name} has no such option; it has {', '.join(kinds) or 'none'}")
         values[field] = _read(option, word, kinds[field])
-    return METHODS[name](**values)
+    return found(**values) if isinstance(found, type) else dataclasses.replace(found, **values)
+
+
+def leaves_open(name: str, field: str) -> bool:
+    """Whether the method has such a field, and the name is that of a class, whose fields have no values yet.
+
+    Raises:
+        ValueError: as for :func:`unlearnx.experiments.named_methods.named_method`.
+    """
+    found = named_method("--method", name)
+    return isinstance(found, type) and field in {own.name for own in dataclasses.fields(found)}
 
 
 def _kinds(method: type[Method]) -> dict[str, tuple[type, ...]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ from torch.nn import functional as F
 
 from unlearnx import methods, models
 from unlearnx.curvature import solvers
+from unlearnx.experiments.named_methods import plugins
+from unlearnx.experiments.own_code import attribute
 
 # Where names are looked up. A recipe may come from anyone: it can name public classes and functions of these only.
 _CLASSES = {"method": methods, "solver": solvers, "training": models}
@@ -26,7 +31,8 @@ def to_recipe(value: Any, name: str = "value") -> Any:
     Args:
         value: a method, solver or training of unlearnx. Its arguments may be numbers, texts, lists, dtypes, again
             methods and solvers, and functions of ``torch.nn.functional`` and :mod:`unlearnx.models`, also partial ones
-            with keywords. Tuples become lists.
+            with keywords. Tuples become lists. A method from elsewhere is ``{"method": "module:Method", ...,
+            "source": ...}``, with the SHA-256 of its module's file: what it does may change while its arguments do not.
         name: of the value, for errors.
 
     Raises:
@@ -44,6 +50,9 @@ def to_recipe(value: Any, name: str = "value") -> Any:
         if is_dataclass(value) and _public(module, type(value).__name__) is type(value):
             arguments = _each({f: getattr(value, f) for f in _arguments(value)}, name)
             return {kind: type(value).__name__, "arguments": arguments}
+    if isinstance(value, methods.Method) and (source := _source(type(value))) is not None:
+        arguments = _each({f: getattr(value, f) for f in _arguments(value)}, name)
+        return {"method": _path(type(value)), "arguments": arguments, "source": source}
     if isinstance(value, partial) and not value.args:
         return {**to_recipe(value.func, name), "arguments": _each(value.keywords, name)}
     for module in _FUNCTIONS:
@@ -58,6 +67,9 @@ def to_recipe(value: Any, name: str = "value") -> Any:
 
 def from_recipe(recipe: Any) -> Any:
     """The value that :func:`to_recipe` wrote.
+
+    A method from elsewhere is looked up where its module has been imported already, or belongs to the package of a
+    plug-in that is installed: nothing else is run because a file asks for it.
 
     Raises:
         ValueError: the recipe names something that unlearnx does not have, or has arguments that do not fit.
@@ -79,6 +91,8 @@ def from_recipe(recipe: Any) -> Any:
                 return partial(function, **keywords) if keywords else function
     for kind, module in _CLASSES.items():
         found = _public(module, str(recipe.get(kind)))
+        if kind == "method" and ":" in str(recipe.get(kind)):
+            found = _from_elsewhere(recipe[kind])
         if is_dataclass(found):
             try:
                 return found(**{name: from_recipe(entry) for name, entry in recipe["arguments"].items()})  # type: ignore[operator]
@@ -99,6 +113,33 @@ def _public(module: Any, name: str) -> Any:
     if name.startswith("_") or (listed is not None and name not in listed):
         return None
     return getattr(module, name, None)
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _source(kind: type) -> str | None:
+    """The hash of the file that a class can be imported from by its name; None if there is none."""
+    module = sys.modules[kind.__module__]
+    file = getattr(module, "__file__", None)
+    if file is None or kind.__module__ == "__main__" or getattr(module, kind.__qualname__, None) is not kind:
+        return None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _from_elsewhere(path: str) -> Any:
+    module = path.partition(":")[0]
+    packages = {point.module.partition(".")[0] for points in plugins().values() for point in points}
+    if module not in sys.modules and module.partition(".")[0] not in packages:
+        raise ValueError(
+            f"recipe: its method is {path}, and nothing is imported because a file says so, expected {module} to be "
+            "imported already; unlearnx compare --methods makes the trial anew"
+        )
+    found = attribute("recipe: the method", path)
+    if not (isinstance(found, type) and issubclass(found, methods.Method)):
+        raise ValueError(f"recipe: the method is {path}, expected a subclass of unlearnx.methods.Method")
+    return found
 
 
 def _arguments(value: Any) -> Iterator[str]:

@@ -129,6 +129,8 @@ class CT(_Damaging):
         True
     """
 
+    _needs_whole: ClassVar[bool] = True  # the last layer, tried alone elsewhere, is no convolution
+
     epochs: int | str = "auto"
     lr: float = 1e-3
 

@@ -11,6 +11,7 @@ from unlearnx.data import Splits
 from unlearnx.experiments.forget.methods import Methods
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.forget.sweeps import Sweep
+from unlearnx.experiments.named_methods import method_from_elsewhere
 from unlearnx.models import Training
 
 _CLASS = "name or number of the class to forget"
@@ -32,7 +33,7 @@ def study_of(
     sweep: Sequence[str] = (),
     **settings: Any,
 ) -> ForgetStudy:
-    """A study of those methods of a table that are named in `methods` or in a sweep.
+    """A study of the methods that are named in `methods` or in a sweep: of a table, of plug-ins, or a user's own.
 
     Raises:
         ValueError: a method, or the parameter of a sweep, is unknown.
@@ -40,9 +41,9 @@ def study_of(
     offered = table(forget_class)
     swept = [owner for text in sweep if (owner := text.partition("=")[0].rpartition(".")[0])]
     names = list(dict.fromkeys([*(offered if methods is None else methods), *swept]))
-    if unknown := [wanted for wanted in names if wanted not in offered]:
-        raise ValueError(f"methods: {unknown[0]!r} is unknown, expected names among {', '.join(offered)}")
-    chosen = {wanted: offered[wanted] for wanted in names}
+    chosen = {
+        wanted: offered[wanted] if wanted in offered else method_from_elsewhere(wanted, offered) for wanted in names
+    }
     sweeps = [Sweep.parse(text, chosen) for text in sweep]
     return ForgetStudy(name, splits, network, training, chosen, forget_class, sweeps=sweeps, **settings)
 

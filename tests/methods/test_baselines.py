@@ -11,7 +11,7 @@ from tests.helpers import network_that_knows_digits
 from unlearnx import Request
 from unlearnx._data import batches, materialize
 from unlearnx.data import load_digits
-from unlearnx.methods import CT, MSG, UNSIR, BoundaryShrink, FineTune, JiT, L1Sparse, RandomLabels, SalUn
+from unlearnx.methods import CT, MSG, UNSIR, BoundaryShrink, FineTune, JiT, L1Sparse, RandomLabels, SalUn, WoodFisher
 from unlearnx.methods.jit import _Steepness
 from unlearnx.methods.training_method import pulled_to_zero
 from unlearnx.metrics import accuracy
@@ -23,7 +23,9 @@ def digits():
     return model, Request.remove_class((s.train_x, s.train_y), 1), (s.test_x, s.test_y)
 
 
-@pytest.mark.parametrize("method", [UNSIR(), BoundaryShrink(), RandomLabels()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [UNSIR(), BoundaryShrink(), RandomLabels(), WoodFisher()], ids=lambda m: type(m).__name__
+)
 def test_a_class_is_forgotten_with_nothing_tuned(digits, method):
     model, request, (x, y) = digits
     before = copy.deepcopy(model.state_dict())
@@ -149,6 +151,44 @@ def test_msg_resets_the_weights_that_nothing_pulls_at():
         assert torch.equal(outcome.model[i].bias, model[i].bias)
 
 
+def published_wood_fisher(v, gradients, n):
+    """The recursion of the public code, with whole vectors."""
+    k, o = v.clone(), gradients[0].clone()
+    for g in gradients[1:]:
+        product = torch.dot(o, g)
+        k -= torch.dot(k, g) / (n + product) * o
+        o -= product / (n + product) * o
+    return k
+
+
+@pytest.mark.parametrize("n", [5, 28, 1000])
+@pytest.mark.parametrize("corrects", [False, True])
+def test_wood_fisher_by_the_recursion_of_the_code(n, corrects):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    x, y = torch.randn(40, 6, dtype=torch.float64), torch.arange(40) % 4
+    new = torch.where(torch.arange(40) < 10, (y + 1) % 4, y)
+
+    def gradient(x, y):
+        parts = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+        return torch.cat([g.flatten() for g in parts])
+
+    v = (gradient(x[:10], y[:10]) - gradient(x[10:], y[10:])) * 10 / 40
+    stays = range(10, 40)
+    if corrects:
+        v, stays = (gradient(x[:10], y[:10]) - gradient(x[:10], new[:10])) * 10 / 40, range(40)
+    order = list(stays)
+    if len(order) > n + 2:
+        shuffled = torch.randperm(len(order), generator=torch.Generator().manual_seed(3))
+        order = [order[i] for i in shuffled[: n + 2]]
+    labels = new if corrects else y
+    k = published_wood_fisher(v, [gradient(x[i : i + 1], labels[i : i + 1]) for i in order], n)
+    request = Request.correct((x, y), (x, new)) if corrects else Request.remove((x, y), range(10))
+    outcome = WoodFisher(2.0, n, seed=3, max_increase=99.0)(model, request)
+    moved = [a - b for a, b in zip(outcome.model.parameters(), model.parameters(), strict=True)]
+    torch.testing.assert_close(torch.cat([t.flatten() for t in moved]), 2 * k)
+
+
 @pytest.mark.parametrize("method", [MSG(epochs=6, lr=2e-3), CT(epochs=6, lr=2e-3)], ids=lambda m: type(m).__name__)
 def test_what_stays_heals_after_the_damage(digits, method):
     model, request, (x, y) = digits
@@ -177,6 +217,8 @@ def test_a_round_that_is_undone_is_damaged_again(digits):
         (lambda: JiT(samples=0), "samples is 0"),
         (lambda: L1Sparse(gamma=-1.0), "gamma is -1.0"),
         (lambda: MSG(ratio=1.5), "ratio is 1.5"),
+        (lambda: WoodFisher(factor=0.0), "factor is 0.0"),
+        (lambda: WoodFisher(samples=0), "samples is 0"),
         (lambda: UNSIR(noise=0), "noise is 0"),
         (lambda: UNSIR(repair_lr=-1.0), "repair_lr is -1.0"),
     ],

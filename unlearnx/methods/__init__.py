@@ -35,6 +35,7 @@ from unlearnx.methods.stochastic_teacher import StochasticTeacher
 from unlearnx.methods.task_vector import TaskVector
 from unlearnx.methods.unsir import UNSIR
 from unlearnx.methods.verdict import judge
+from unlearnx.methods.wood_fisher import WoodFisher
 
 METHODS: dict[str, type[Method]] = {
     "auto": Automatic,
@@ -67,6 +68,7 @@ METHODS: dict[str, type[Method]] = {
     "stochastic-teacher": StochasticTeacher,
     "task-vector": TaskVector,
     "unsir": UNSIR,
+    "wood-fisher": WoodFisher,
 }
 """The methods by their names on the command line."""
 
@@ -111,6 +113,7 @@ __all__ = [
     "SimNPO",
     "StochasticTeacher",
     "TaskVector",
+    "WoodFisher",
     "forget",
     "judge",
 ]

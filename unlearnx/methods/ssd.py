@@ -40,7 +40,7 @@ class SSD(FromFactors):
 
     Source: Foster, Schoepf and Brintrup, AAAI 2024; ``"adaptive"``: Schoepf, Foster and Brintrup, "Parameter-Tuning-
     Free Data Entry Error Unlearning with Adaptive Selective Synaptic Dampening", 2024; ``"label_free"``: Foster et al.,
-    "Loss-Free Machine Unlearning", 2024, which averages absolute gradients instead of their squares.
+    "Loss-Free Machine Unlearning", 2024 (LFSSD), which averages absolute gradients instead of their squares.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3

@@ -477,6 +477,13 @@ def calls(folder: str) -> dict[str, Any]:
             metrics.forgetting_quality, lambda: {"unlearned": torch.randn(8, 3), "retrained": torch.randn(8, 3)}
         ),
         "lira": of(metrics.lira, shadows),
+        "memorization_scores": of(
+            metrics.memorization_scores,
+            lambda: {
+                "confidence": torch.randn(8, SAMPLES),
+                "trained_on": (torch.arange(8)[:, None] + torch.arange(SAMPLES)) % 2 == 0,
+            },
+        ),
         "rounded_weights": of(metrics.rounded_weights, lambda: {"model": model()}),
         "linear_probe": of(metrics.linear_probe, seen(train=data, test=data)),
         "relearn_curve": of(metrics.relearn_curve, lambda: {"model": model(), "forget": data(), "counts": [1, 2]}),

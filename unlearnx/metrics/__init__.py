@@ -23,6 +23,7 @@ from unlearnx.metrics.over_forgetting import over_forgetting
 from unlearnx.metrics.relearning import RelearnTime, relearn_time
 from unlearnx.metrics.robustness import linear_probe, relearn_curve, rounded_weights
 from unlearnx.metrics.saliency import saliency
+from unlearnx.metrics.sample_memorization import MemorizationScores, memorization_scores
 from unlearnx.metrics.shadow_attacks import rmia, u_lira
 from unlearnx.metrics.shadows import Shadows, unlearned_shadows
 from unlearnx.metrics.skew_normal import SkewNormal
@@ -38,6 +39,7 @@ __all__ = [
     "ForgettingQuality",
     "Level",
     "LiRA",
+    "MemorizationScores",
     "RelearnTime",
     "Shadows",
     "SkewNormal",
@@ -62,6 +64,7 @@ __all__ = [
     "logit_confidence",
     "losses_of_subsets",
     "mean_loss",
+    "memorization_scores",
     "mia",
     "min_k",
     "model_utility",

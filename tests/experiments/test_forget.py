@@ -15,6 +15,9 @@ from unlearnx.experiments import (
 from unlearnx.experiments.evaluation import Sets
 from unlearnx.experiments.forget import Sweep, repeat, repetition, studies
 from unlearnx.experiments.measures import TIMES, changed, described
+from unlearnx.experiments.report import environment
+from unlearnx.experiments.report import forget as view
+from unlearnx.experiments.report.forget import table
 from unlearnx.experiments.run_store import read_trial
 from unlearnx.experiments.showcase import _displayable
 from unlearnx.methods import SSD, FineTune, FirstOrder, Outcome, Pipeline, RandomPerturbation
@@ -40,15 +43,15 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts epochs of training and calls of methods."""
+    """Counts epochs of training, but for those of a measure, which keeps no checkpoint, and calls of methods."""
     counts = {"epochs": 0, "methods": 0}
 
     def count(owner, name, key):
         original = getattr(owner, name)
 
-        def counting(*args, **kwargs):
-            counts[key] += 1
-            return original(*args, **kwargs)
+        def counting(own, *args, **kwargs):
+            counts[key] += getattr(own, "checkpoint", own) is not None
+            return original(own, *args, **kwargs)
 
         monkeypatch.setattr(owner, name, counting)
 
@@ -200,6 +203,8 @@ def test_random_share_is_another_one_for_every_seed(tmp_path):
     assert not torch.equal(first, second)
     result = study.run([0, 1], tmp_path)
     assert result["request"]["description"] == f"{len(first)} images drawn at random, 20 % of all"
+    assert "back\n%" in [column.header for column in table(result).columns]
+    assert "What comes back" in view.page(result).render({**result, "command": "", "environment": environment()})
     assert result["measures"].keys() == described(None).keys() == result["runs"][1]["original"]["measures"].keys()
     gaps = [run["methods"]["ssd"]["measures"]["gap"] for run in result["runs"]]
     summary = result["summary"]["ssd"]["gap"]

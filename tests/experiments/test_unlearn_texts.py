@@ -10,12 +10,12 @@ from tests.tiny_lm import saved, tiny_llama, tiny_tokenizer
 from unlearnx.cli import app
 from unlearnx.data import read_texts, tokenize
 from unlearnx.experiments import unlearn_texts
+from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.text_measures import judge_texts
-from unlearnx.experiments.unlearn_texts import with_lora
 from unlearnx.experiments.weights import tensor_hash
 from unlearnx.losses import causal_lm
 from unlearnx.methods import METHODS, NPO, FineTune
-from unlearnx.metrics import answer_probability, extraction_strength
+from unlearnx.metrics import answer_probability, extraction_strength, rounded_weights
 from unlearnx.models import load_lm
 from unlearnx.models.training import Training
 
@@ -226,9 +226,38 @@ def test_from_python(project, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_paraphrases_and_what_comes_back(project, tmp_path):
+    """Both are measured before and after and of a retrained model, an adapter's weights being merged first."""
+    write(project / "again.jsonl", [{"prompt": "In which town was Alice born?", "completion": " In Paris."}])
+    more = ["--paraphrases", project / "again.jsonl", "--retrained", f"hf:{project / 'base'}"]
+    status, said, audit = run(project, tmp_path / "out", *more, *options("npo"), model="adapter")
+    assert status == 3, said
+    tokenizer = tiny_tokenizer()
+    again = tokenize(read_texts(project / "again.jsonl"), tokenizer)
+    forgotten = {key: t[FORGOTTEN] for key, t in tokenize(TRAIN, tokenizer).items()}
+    for name, folder in {
+        "before": project / "adapter",
+        "after": tmp_path / "out",
+        "retrained": project / "base",
+    }.items():
+        measures, model = audit["measures"][name], load_lm(folder)[0]
+        assert measures["paraphrases_probability"] == pytest.approx(float(answer_probability(model, again)), rel=1e-4)
+        whole = model.merge_and_unload() if hasattr(model, "peft_config") else model
+        for bits in (8, 4):
+            expected = float(answer_probability(rounded_weights(whole, bits), forgotten).mean())
+            assert measures[f"rounded_{bits}"] == pytest.approx(expected, rel=1e-3)
+        assert 0 < measures["relearned_1"] < 1
+        assert measures["relearned_10"] is None  # three texts are too few
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert "probability of a token, forget set in other words" in page
+    assert "comes back with weights of 4 bits" in page
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--paraphrases", "none.jsonl"], "none.jsonl: no such file"),
+        (["--data", "own:data", "--paraphrases", "other.jsonl"], "--paraphrases is for language models"),
         (["--forget", "other.jsonl"], "other.jsonl, line 1: is not in .*train.jsonl, expected one of its texts"),
         (["--forget", "train.jsonl"], "contains all 13 samples"),
         (["--forget", "none.jsonl"], "none.jsonl: no such file"),

@@ -143,6 +143,9 @@ Retrained = Annotated[
     Path | None,
     _path("weights of a model trained without the samples to forget, to compare with; of texts, its folder"),
 ]
+Paraphrases = Annotated[
+    Path | None, _path("texts to forget in other words, as JSON lines, which are measured as these are")
+]
 FactorsFile = Annotated[
     Path | None, _path("Kronecker factors of the training data, by Factors.save; no pass is then taken over what stays")
 ]

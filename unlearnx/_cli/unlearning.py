@@ -20,6 +20,7 @@ def unlearn_as_asked(
     test: str | None,
     retrained: Path | None,
     lora: int | None,
+    paraphrases: Path | None,
     forget_class: int | None,
     **how: Any,
 ) -> dict[str, Any]:
@@ -28,9 +29,10 @@ def unlearn_as_asked(
         for option, value in (("--weights", weights), ("--forget-class", forget_class)):
             if value is not None:
                 raise ValueError(f"{option} is given with texts (--data {data}), which have no such thing")
-        return _of_texts(model, Path(data), forget, test, retrained, lora, **how)
-    if lora is not None:
-        raise ValueError(f"--lora is for language models, expected --data FILE{TEXTS}, got {data!r}")
+        return _of_texts(model, Path(data), forget, test, retrained, lora, paraphrases, **how)
+    for option, value in (("--lora", lora), ("--paraphrases", paraphrases)):
+        if value is not None:
+            raise ValueError(f"{option} is for language models, expected --data FILE{TEXTS}, got {data!r}")
     check_out(how["out"])  # before the user's functions load anything
     method, common = _method(how)
     build, file = arguments.model(model, weights)
@@ -54,6 +56,7 @@ def _of_texts(
     test: str | None,
     retrained: Path | None,
     lora: int | None,
+    paraphrases: Path | None,
     **how: Any,
 ) -> dict[str, Any]:
     from unlearnx.experiments.unlearn_texts import BATCH_SIZE, LEARNING_RATE, unlearn_texts
@@ -72,6 +75,7 @@ def _of_texts(
         test=None if test is None else Path(test),
         retrained=None if retrained is None else str(retrained).removeprefix(f"{arguments.HUGGING_FACE}:"),
         lora=lora,
+        paraphrases=paraphrases,
         method=method,
         **common,
     )

@@ -18,6 +18,7 @@ from unlearnx._batches import joined, take
 from unlearnx.curvature import ConjugateGradient
 from unlearnx.data import Canary, Text, tokenize
 from unlearnx.data.text import DIGITS
+from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.canary import NOVEL, described_exposure
 from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
@@ -25,7 +26,7 @@ from unlearnx.experiments.report import canary_lm as report
 from unlearnx.experiments.runs import default_device, describe, slug
 from unlearnx.experiments.study import Data, Epochs, Prepared, Preset, Study
 from unlearnx.experiments.token_reader import TokenAlphabet, TokenReader
-from unlearnx.experiments.unlearn_texts import save_lm, with_lora
+from unlearnx.experiments.unlearn_texts import save_lm
 from unlearnx.losses import causal_lm
 from unlearnx.methods import KFADE, NPO, FineTune, FirstOrder, Method, NegGrad, Request, SecondOrder, SimNPO, TaskVector
 from unlearnx.metrics import complete, exposure, mean_loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -13,7 +14,9 @@ from unlearnx import metrics
 from unlearnx._batches import Nest, scores, take
 from unlearnx._data import Data
 from unlearnx._losses import Loss
+from unlearnx.experiments.robustness import PROBE, Robustness, probed
 from unlearnx.metrics.outputs import each_batch
+from unlearnx.metrics.robustness import PROBED
 
 Pair = tuple[Tensor, Tensor]
 
@@ -153,6 +156,35 @@ class Evaluation:
     def over_forgetting(self, model: nn.Module, retrained: nn.Module) -> str | None:
         """A warning where a model forgot more than retraining did; else None."""
         return metrics.over_forgetting(self.scores(model), self.scores(retrained), self.sets.numbers("forget"))
+
+    def come_back(self, model: nn.Module, loss_fn: Loss, *, seed: int) -> dict[str, float | None]:
+        """How much of the forget set comes back in rounded weights, by learning some of it again, and to a probe.
+
+        The probe is None where the model has no hidden states, or the forget set a single sample.
+        """
+        found = self.robustness(loss_fn, seed).measure(model)
+        forget, retain = self.sets.parts["forget"], self.sets.parts["retain"]
+        generator = torch.Generator().manual_seed(seed)
+        forget = forget[torch.randperm(len(forget), generator=generator)]
+        stays = retain[torch.randperm(len(retain), generator=generator)[:PROBED]]
+        fitted, read = forget[::2], forget[1::2]
+        found[PROBE] = None
+        if len(read):
+            x, y = self.sets.train
+            train, test = ((take(x, i), y[i]) for i in (torch.cat([fitted[:PROBED], stays]), read))
+            with suppress(ValueError):
+                found[PROBE] = probed(
+                    model, train, test, batch_size=self._batch_size, autocast=self.autocast, seed=seed
+                )
+        return found
+
+    def robustness(self, loss_fn: Loss, seed: int) -> Robustness:
+        """What measures rounded weights and learning again on the forget set."""
+
+        def known(model: nn.Module, data: Data) -> float:
+            return metrics.accuracy(model, data, batch_size=self._batch_size, autocast=self.autocast)
+
+        return Robustness(self.sets.samples("forget"), known, loss_fn=loss_fn, autocast=self.autocast, seed=seed)
 
     def _rows(self, model: nn.Module, data: Data) -> list[Tensor]:
         def row(output: object, y: Tensor) -> Tensor:

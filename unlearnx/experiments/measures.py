@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unlearnx.experiments import robustness
+
 ATTACKS = ("salun", "ssd", "starter_kit")
 NAMES = {"salun": "SalUn", "ssd": "SSD", "starter_kit": "starter kit"}
 TIMES = ("seconds", "runtime_ratio")  # measures that differ each time a trial is made
@@ -71,6 +73,7 @@ def described(class_name: str | None, attack: str = "salun") -> dict[str, dict[s
             "steps of training on the forget set until its loss is as low as before unlearning, divided by the steps "
             "that the retrained model needs",
         ),
+        **{key: (title, "%", "retrained", note) for key, (title, note) in robustness.described("images").items()},
         "seconds": ("time", "s", "low", "wall-clock time of the whole call"),
         "runtime_ratio": ("time relative to retraining", "%", "low", "that time, divided by the time of retraining"),
         "gradient_ratio": (

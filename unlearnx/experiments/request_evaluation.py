@@ -13,7 +13,9 @@ from unlearnx._batches import Nest
 from unlearnx._data import materialize
 from unlearnx.experiments.evaluation import Evaluation, Sets
 from unlearnx.experiments.measures import ATTACKS, gap_measures
+from unlearnx.experiments.robustness import PROBE
 from unlearnx.methods import Method, Request
+from unlearnx.metrics.robustness import PROBED
 
 
 class RequestEvaluation(Evaluation):
@@ -40,13 +42,19 @@ class RequestEvaluation(Evaluation):
             self.notes.append("No test data were given: there is no test accuracy, and no membership attack.")
 
     def measure(self, model: nn.Module) -> dict[str, float | None]:
-        """Accuracies and mean losses by set, and membership attacks."""
+        """Accuracies and mean losses by set, membership attacks, and what comes back of the forget set."""
         measures: dict[str, float | None] = {}
         measures |= self.accuracies(model)
         measures |= self.losses(model, self.method.loss_fn)
         if self.sets.test is not None:
             measures |= {f"mia_{protocol}": self._attack(model, protocol) for protocol in ATTACKS}
-        return measures
+        return measures | self.come_back(model, self.method.loss_fn, seed=self.method.seed)
+
+    @property
+    def read(self) -> dict[str, int]:
+        """Samples that measures of what comes back are read on."""
+        probed = min(PROBED, len(self.sets.parts["forget"]) // 2)
+        return {**self.robustness(self.method.loss_fn, self.method.seed).sizes, PROBE: probed}
 
     def distances(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
         """Distances of predictions on the forget set, for each pair of models."""

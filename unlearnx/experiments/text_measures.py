@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 
 from unlearnx._data import Data, drawn, size
 from unlearnx._extras import extra
+from unlearnx._losses import Loss
+from unlearnx.experiments.adapters import with_lora
+from unlearnx.experiments.robustness import Robustness
+from unlearnx.losses import causal_lm
 from unlearnx.methods import Request
 from unlearnx.methods.outcome import Verdict
 from unlearnx.metrics import answer_probability, extraction_strength, forget_quality, min_k
@@ -16,6 +21,9 @@ from unlearnx.metrics import answer_probability, extraction_strength, forget_qua
 MOST = 1000  # texts of a set that are read
 FEWEST = 4  # texts with which the test of Kolmogorov and Smirnov can find a difference at 5 %
 LEVEL = 0.05
+FEW = 100  # texts to forget that rounded models, and those that learned some again, are read on
+RELEARNED = (1, 10)  # texts that are learned again, all in each step, of which more would take much memory
+RANK = 16  # of the adapter that learns them, the same in any model: of all weights or an adapter of its own
 
 
 class TextMeasures:
@@ -26,8 +34,22 @@ class TextMeasures:
         notes: sentences on what was left out.
     """
 
-    def __init__(self, request: Request, test: Data | None, *, batch_size: int, seed: int):
-        sets = {"forget": request.forget_set, "retain": request.retain_set, "test": test}
+    def __init__(
+        self,
+        request: Request,
+        test: Data | None,
+        paraphrases: Data | None = None,
+        *,
+        loss_fn: Loss = causal_lm,
+        batch_size: int,
+        seed: int,
+    ):
+        sets = {
+            "forget": request.forget_set,
+            "paraphrases": paraphrases,
+            "retain": request.retain_set,
+            "test": test,
+        }
         self._batch_size = batch_size
         generator = torch.Generator().manual_seed(seed)
         self._sets = {name: drawn(data, MOST, generator) for name, data in sets.items() if data is not None}
@@ -39,14 +61,27 @@ class TextMeasures:
         ]
         if test is None:
             self.notes.append("No test texts were given: there is no membership attack.")
+        self._robustness = Robustness(
+            self._sets["forget"],
+            self._known,
+            loss_fn=loss_fn,
+            autocast=None,
+            seed=seed,
+            counts=RELEARNED,
+            most=FEW,
+            before=partial(with_lora, rank=RANK, seed=seed),
+        )
 
     def losses(self, model: nn.Module) -> Tensor:
         """Mean loss of each text to forget over its tokens, in nats, float64 (N,)."""
         return -min_k(model, self._sets["forget"], share=1.0, batch_size=self._batch_size)
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """Mean loss, probability of a token and extraction strength by set, and the attack by Min-K%."""
-        found = {}
+    def measure(self, model: nn.Module) -> dict[str, float | None]:
+        """Mean loss, probability of a token and extraction strength by set, the attack by Min-K%, and what comes back.
+
+        The latter is the mean probability of a token of the texts to forget.
+        """
+        found: dict[str, float | None] = {}
         for name, data in self._sets.items():
             probability = answer_probability(model, data, batch_size=self._batch_size)
             found[f"{name}_loss"] = -float(probability.log().mean())
@@ -54,7 +89,10 @@ class TextMeasures:
             found[f"{name}_extraction"] = float(extraction_strength(model, data, batch_size=self._batch_size).mean())
         if "test" in self._sets:
             found["mia_min_k"] = self._attack(model)
-        return found
+        return found | self._robustness.measure(model)
+
+    def _known(self, model: nn.Module, data: Data) -> float:
+        return float(answer_probability(model, data, batch_size=self._batch_size).mean())
 
     def _attack(self, model: nn.Module) -> float:
         """How well Min-K% tells the texts to forget from test texts: the area under its ROC curve."""

@@ -129,6 +129,7 @@ def unlearn(
             "evidence": evidence,
             "measures": measures,
             "sizes": evaluation.sizes,
+            "read": evaluation.read,
             "distances": evaluation.distances(models),
             "gap": evaluation.gaps(measures),
             "warning": evaluation.warning(models),

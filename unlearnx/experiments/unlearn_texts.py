@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._batches import take
-from unlearnx._blocks import blocks_of
-from unlearnx._extras import extra
 from unlearnx._files import check_room
-from unlearnx._random import forked_random
 from unlearnx.curvature import Factors
 from unlearnx.data import Text, read_texts, tokenize
 from unlearnx.experiments import report
+from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.audit import check_takes_factors, fingerprint, moved, of_run
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.runs import chosen_device
@@ -35,7 +33,6 @@ from unlearnx.models.language import ADAPTER, load_lm, place_of
 
 BATCH_SIZE = 8  # texts in a pass where none is given
 LEARNING_RATE = {False: 1e-5, True: 1e-4}  # of a method that trains, where none is given: of all weights, of an adapter
-ALPHA = 2  # of a fresh adapter, over its rank
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 RESULTS = ("audit.json", "audit.html", "config.json", ADAPTER, *WEIGHTS)
 UNFINISHED = ".result."  # begins the name of the folder in which results are until they are whole
@@ -52,6 +49,7 @@ def unlearn_texts(
     out: Path,
     lora: int | None = None,
     test: Path | None = None,
+    paraphrases: Path | None = None,
     retrained: str | Path | None = None,
     factors: Path | None = None,
     device: torch.device | str | None = None,
@@ -72,6 +70,7 @@ def unlearn_texts(
         out: folder without results of an earlier run.
         lora: rank of a fresh adapter on all linear layers within the model, which alone is changed; None for none.
         test: JSON lines of texts of the same kind that the model was not trained on, for a membership attack.
+        paraphrases: JSON lines of the texts to forget in other words, which are measured as these are.
         retrained: a model that was trained without the texts to forget, which tells whether they are forgotten.
         factors: file of the training data's Kronecker factors, for a method that takes them.
         device: where to compute; None for the GPU where there is one.
@@ -95,7 +94,8 @@ def unlearn_texts(
             place_of("retrained", retrained)
         texts = read_texts(data)
         chosen = _lines_of(texts, read_texts(forget), data) if isinstance(forget, Path) else forget
-        held_out = None if test is None else read_texts(test)
+        given = {"test": test, "paraphrases": paraphrases}
+        more = {name: read_texts(file) for name, file in given.items() if file is not None}
         loaded, tokenizer = load_lm(model)
         check_room(out, MIN_ROOM + sum(p.nbytes for p in loaded.parameters()))
         adapted: Any = loaded if lora is None else with_lora(loaded, lora, seed=method.seed)
@@ -106,11 +106,19 @@ def unlearn_texts(
             method = replace(method, loss_fn=causal_lm())
         tokens = tokenize(texts, tokenizer)
         request = Request.remove(tokens, chosen)
-        others = None if held_out is None else tokenize(held_out, tokenizer)
-        measures = TextMeasures(request, others, batch_size=method.batch_size, seed=method.seed)
+        others = {name: tokenize(read, tokenizer) for name, read in more.items()}
+        measures = TextMeasures(
+            request,
+            others.get("test"),
+            others.get("paraphrases"),
+            loss_fn=method.loss_fn,
+            batch_size=method.batch_size,
+            seed=method.seed,
+        )
 
         log(f"{len(request.forget):,} of {len(texts):,} texts to forget")
-        table, losses = {"before": measures.measure(original)}, {"before": measures.losses(original)}
+        table: dict[str, dict[str, float | None]] = {"before": measures.measure(original)}
+        losses = {"before": measures.losses(original)}
         outcome = method(original, request)
         log(f"{type(method).__name__}: {'applied' if outcome.applied else 'not applied'} after {outcome.seconds:.1f} s")
         losses["after"] = measures.losses(outcome.model)
@@ -141,41 +149,13 @@ def unlearn_texts(
             "data": {
                 "train": _fingerprint(tokens),
                 "forget": _fingerprint(take(tokens, request.forget)),
-                "test": None if others is None else _fingerprint(others),
+                "test": _fingerprint(others["test"]) if test is not None else None,
+                "paraphrases": _fingerprint(others["paraphrases"]) if paraphrases is not None else None,
             },
             "command": command,
         }
         report.write_audit(audit, folder)
         return audit
-
-
-def with_lora(model: nn.Module, rank: int, *, seed: int, blocks: int | None = None) -> Any:
-    """The model with a fresh adapter of a rank on all linear layers within it; it does what it did before.
-
-    With `blocks`, only the linear layers of so many blocks, from the last on, have it.
-
-    Raises:
-        ValueError: the model has an adapter.
-        ImportError: peft is missing; it comes with ``unlearnx[lm]``.
-    """
-    with extra("lora", "peft", "lm"):
-        import peft
-    if isinstance(model, peft.PeftModel):
-        raise ValueError("lora is given for a model that has an adapter, which is changed; expected one without")
-    layers = "all-linear" if blocks is None else _linear_layers(model, blocks)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules=layers)
-    with forked_random(torch.device("cpu"), seed=seed):
-        return peft.get_peft_model(model, config).eval()
-
-
-def _linear_layers(model: nn.Module, blocks: int) -> list[str]:
-    """Names of the linear layers of the last blocks."""
-    return [
-        f"{name}.{inner}"
-        for name, block in blocks_of(model)[-blocks:]
-        for inner, module in block.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
 
 
 def save_lm(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -68,7 +68,9 @@ def _of_texts(
 
 def _placed(model: nn.Module, data: Data) -> Data:
     """The data with places counted from each text's first token, for models that would count the padding before it."""
-    own = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes whatever is given
+    own: Any = model
+    if hasattr(own, "get_base_model"):  # peft's takes whatever is given
+        own = own.get_base_model()
     if "position_ids" not in inspect.signature(own.forward).parameters:
         return data
 

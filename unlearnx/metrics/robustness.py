@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from unlearnx._arguments import checked
 from unlearnx._checks import check_at_least_one, check_integer, known_as
@@ -161,8 +163,6 @@ def relearn_curve(
         >>> losses[10] < losses[0]  # they have their label in common
         True
     """
-    from unlearnx.models.training import Training
-
     check_gradients_possible()
     check_at_least_one(steps=steps)
     n, asked = size(forget), list(counts)
@@ -170,14 +170,36 @@ def relearn_curve(
         raise ValueError(f"counts is {counts!r}, expected numbers of samples, 0 or more")
     if max(asked) >= n:
         raise ValueError(f"counts: holds {max(asked)}, expected fewer than the {n} samples of forget")
-    dataset = as_dataset(forget)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    rest = picked(dataset, order[max(asked) :].sort().values)
+    few, rest = few_and_rest(forget, asked, seed)
     found = {}
     for k in asked:
         twin = independent(model).eval()
         if k:
-            chosen = picked(dataset, order[:k].sort().values)
-            Training(steps, lr, k, weight_decay=0.0, loss_fn=loss_fn, autocast=autocast, seed=seed).run(twin, chosen)
+            relearn_(twin, few[k], loss_fn=loss_fn, steps=steps, lr=lr, autocast=autocast, seed=seed)
         found[k] = mean_loss(twin, loss_fn, rest, batch_size=batch_size, autocast=autocast)
     return found
+
+
+def few_and_rest(forget: Data, counts: Sequence[int], seed: int) -> tuple[dict[int, Dataset[Any]], Dataset[Any]]:
+    """So many samples, drawn at random, for each count above zero, the fewer among the more; and what all leave."""
+    dataset = as_dataset(forget)
+    order = torch.randperm(size(forget), generator=torch.Generator().manual_seed(seed))
+    few = {k: picked(dataset, order[:k].sort().values) for k in counts if k}
+    return few, picked(dataset, order[max(counts) :].sort().values)
+
+
+def relearn_(
+    model: nn.Module,
+    few: Data,
+    *,
+    loss_fn: Loss,
+    steps: int,
+    lr: float,
+    autocast: torch.dtype | None,
+    seed: int,
+) -> None:
+    """Train a model in place on a few samples, all of them in each step; its modules keep their modes."""
+    from unlearnx.models.training import Training
+
+    together = size(few)
+    Training(steps, lr, together, weight_decay=0.0, loss_fn=loss_fn, autocast=autocast, seed=seed).run(model, few)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from unlearnx import metrics
 from unlearnx._checks import model_device
@@ -61,7 +62,7 @@ class StudyEvaluation(Evaluation):
 
     def measure(self, model: nn.Module, cost: Cost) -> dict[str, Any]:
         """The ``measures`` of a model that took so much to make, and a ``warning`` if it forgot too much."""
-        measures = {**self.accuracies(model), **self._attacks(model)}
+        measures: dict[str, Any] = {**self.accuracies(model), **self._attacks(model)}
         measures["ua"] = 1 - measures["forget_accuracy"]
         measures["gap"] = metrics.gap(*(gap_measures(m, self.gap_attack) for m in (measures, self.goal)))
         measures["tow"] = metrics.tug_of_war(_three(measures), _three(self.goal))
@@ -69,6 +70,7 @@ class StudyEvaluation(Evaluation):
         if self.slow:
             measures["zrf"] = metrics.zrf(self.scores(model), self.scores(self._untrained), self.sets.numbers("forget"))
             measures["relearn_time"] = self._relearn_time(model)
+            measures |= self.come_back(model, F.cross_entropy, seed=self.seed)
         measures["seconds"] = cost.seconds
         measures["runtime_ratio"] = metrics.runtime_ratio(cost.seconds, self.retraining.seconds)
         measures["gradient_ratio"] = cost.gradient_evaluations / self.retraining.gradient_evaluations

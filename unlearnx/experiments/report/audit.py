@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unlearnx.experiments.report.frame import Page, terminal_table
+from unlearnx.experiments.robustness import BITS, COUNTS, PROBE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +38,11 @@ _ATTACKS = {
     "mia_starter_kit": "starter kit: told from test data",
     "mia_min_k": "Min-K%: area under its curve, 50 % is guessing",
 }
+_COME_BACK = {
+    **{f"rounded_{bits}": f"comes back with weights of {bits} bits" for bits in BITS},
+    **{f"relearned_{k}": f"comes back of the rest, {k} learned again" for k in COUNTS},
+    PROBE: "found by a linear probe",
+}
 _OF_TEXTS = {"probability": "probability of a token", "extraction": "completed without a fault"}
 
 
@@ -63,7 +69,8 @@ def page(audit: dict[str, Any]) -> Page:
         {},
         {
             "columns": list(audit["measures"]),
-            "rows": _rows(audit, audit.get("sizes", {})),  # audits of earlier versions have none
+            "rows": _rows(audit, {**audit.get("sizes", {}), **audit.get("read", {})}),  # earlier audits have none
+            "come_back": any(key in audit["measures"]["before"] for key in _COME_BACK),
             "evidence": _evidence(audit),
             "cards": _cards(audit),
             "hashes": _hashes(audit),
@@ -83,7 +90,7 @@ def table(audit: dict[str, Any]) -> Table:
 
 def _rows(audit: dict[str, Any], sizes: Mapping[str, int]) -> list[tuple[str, list[str]]]:
     """The measures with their values before, after and of a retrained model; of sets of known sizes with intervals."""
-    samples = {f"{name}_accuracy": n for name, n in sizes.items()}
+    samples = {f"{name}_accuracy": n for name, n in sizes.items()} | {key: sizes.get(key) for key in _COME_BACK}
     if "forget" in sizes:
         samples |= dict.fromkeys(("mia_salun", "mia_ssd"), sizes["forget"])  # both are shares of the forget set
     return [
@@ -120,6 +127,8 @@ def _measures(audit: dict[str, Any]) -> list[_Measure]:
     """The measures that the audit has, in the order in which they are shown."""
     c = audit["request"]["class"]
     places = dict(_ACCURACIES)
+    if "paraphrases_probability" in audit["measures"]["before"]:
+        places["paraphrases"] = "forget set in other words"
     if c is not None:
         places |= {"test": "test, the other classes", "test_forgotten": f"test, class {c}"}
     shown = [_Measure(f"{key}_accuracy", f"accuracy, {title}") for key, title in places.items()]
@@ -129,7 +138,7 @@ def _measures(audit: dict[str, Any]) -> list[_Measure]:
         for kind, title in _OF_TEXTS.items()
         for key, place in places.items()
     ]
-    shown += [_Measure(key, title) for key, title in _ATTACKS.items()]
+    shown += [_Measure(key, title) for key, title in {**_ATTACKS, **_COME_BACK}.items()]
     return [measure for measure in shown if measure.key in audit["measures"]["before"]]
 
 
@@ -160,8 +169,9 @@ def _hashes(audit: dict[str, Any]) -> list[tuple[str, str]]:
         if entry is not None:
             rows.append((f"weights {name}: the file {entry['file']}", entry["sha256"]))
             rows.append((f"weights {name}: tensors", entry["tensors_sha256"]))
-    for name, title in {"train": "training data", "forget": "forget set", "test": "test data"}.items():
-        entry = audit["data"][name]
+    sets = {"train": "training data", "forget": "forget set", "paraphrases": "paraphrases", "test": "test data"}
+    for name, title in sets.items():
+        entry = audit["data"].get(name)
         if entry is not None:
             rows.append((f"{title}: {entry['samples']:,} samples", entry["sha256"]))
     rows.append(("list of indices to forget", audit["request"]["sha256"]))

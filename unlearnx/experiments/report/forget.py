@@ -19,6 +19,7 @@ from unlearnx.experiments.report.table_columns import (
     speedup,
     speedups,
 )
+from unlearnx.experiments.robustness import described
 from unlearnx.experiments.runs import slug
 
 __all__ = ["comparison", "page", "table"]
@@ -34,6 +35,7 @@ MAIN = (
     "seconds",
     "gradient_ratio",
 )
+COME_BACK = (*described("images"),)
 REFERENCES = ("original", "retrained")
 NON_MEMBERS = {"test": "test images", "test_forgotten": "test images of the class"}
 
@@ -45,7 +47,7 @@ def page(result: dict[str, Any]) -> Page:
         if plots.has(result, name):
             drawings[name] = draw(result, wide=True)
             drawings[f"{name}_narrow"] = draw(result, wide=False)
-    main, distances, attacks = _columns(result)
+    main, distances, attacks, come_back = _columns(result)
     return Page(
         "forget.html",
         drawings,
@@ -53,6 +55,7 @@ def page(result: dict[str, Any]) -> Page:
             "models": [_row(result, name) for name in models_by_gap(result)],
             "main": main,
             "more": [columns for columns in (distances, attacks) if columns],
+            "come_back": come_back,
             "forget": column(result, "forget_accuracy"),
             "gap": column(result, "gap"),
             "speedup": speedup(result, result["winner"]) if result["winner"] else None,
@@ -77,13 +80,19 @@ def _row(result: dict[str, Any], name: str) -> dict[str, str]:
     return {"name": name, "kind": "best" if name == result["winner"] else "", "note": refused(result, name)}
 
 
-def _columns(result: dict[str, Any]) -> tuple[list[Column], list[Column], list[Column]]:
-    """The columns of the main measures and the speedup, of other measures, and of attacks; without empty ones."""
+def _columns(result: dict[str, Any]) -> tuple[list[Column], list[Column], list[Column], list[Column]]:
+    """The columns of the main measures and the speedup, of other measures, of attacks, and of what comes back.
+
+    There are no empty ones.
+    """
     found = [k for k in result["measures"] if any(Estimate.find(result, m, k) for m in result["summary"])]
     main = [column(result, key) for key in MAIN if key in found]
     attacks = [column(result, key) for key in found if key.startswith("mia_")]
-    others = [column(result, key) for key in found if not key.startswith("mia_") and key not in MAIN]
-    return [*main, speedups(result)], others, attacks
+    come_back = [column(result, key) for key in ("forget_accuracy", *COME_BACK) if key in found]
+    others = [
+        column(result, key) for key in found if not key.startswith("mia_") and key not in MAIN and key not in COME_BACK
+    ]
+    return [*main, speedups(result)], others, attacks, come_back if len(come_back) > 1 else []
 
 
 def _warnings(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnx.experiments.report.frame import named, new_table, terminal_table
 from unlearnx.experiments.report.nearness import far_from_retraining
-from unlearnx.experiments.report.table_columns import models_by_gap
+from unlearnx.experiments.report.table_columns import Estimate, models_by_gap
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,13 +17,14 @@ SHOWN = {
     "retain_accuracy": "retain",
     "test_accuracy": "test",
     "mia_salun": "attack",
+    "relearned_10": "back",
     "seconds": "time",
 }
 
 
 def table(result: dict[str, Any]) -> Table:
     """Measures against retraining, the winner, the Pareto front and warnings, for the terminal."""
-    columns = [f"{title}\n{result['measures'][key]['unit']}" for key, title in SHOWN.items()]
+    columns = [f"{SHOWN[key]}\n{result['measures'][key]['unit']}" for key in _shown(result)]
     table = new_table(result, *columns, over="means over")
     for name in models_by_gap(result):
         style = "bold" if name == result["winner"] else None
@@ -46,12 +47,17 @@ def comparison(recorded: dict[str, Any], repeated: dict[str, Any], changed: list
 def _numbers(result: dict[str, Any], name: str) -> list[str]:
     """Means of the measures of a model; the gap with half of its 95 % interval, where there are several seeds."""
     cells = []
-    for key in SHOWN:
+    for key in _shown(result):
         found, scale = result["summary"][name][key], 100 if result["measures"][key]["unit"] == "%" else 1
         several = key == "gap" and len(result["runs"]) > 1
         margin = f" ±{scale * (found['high'] - found['mean']):.2f}" if several else ""
         cells.append(f"{scale * found['mean']:.2f}{margin}")
     return cells
+
+
+def _shown(result: dict[str, Any]) -> list[str]:
+    """The measures that have a column: those that were taken of all models."""
+    return [key for key in SHOWN if all(Estimate.find(result, name, key) for name in result["summary"])]
 
 
 def _label(result: dict[str, Any], name: str) -> str:
@@ -64,6 +70,8 @@ def _verdict(result: dict[str, Any]) -> list[str]:
     lines = (
         ["± is half of the 95 % interval; report.html has those of all measures."] if len(result["runs"]) > 1 else []
     )
+    if "relearned_10" in _shown(result):
+        lines.append("back: accuracy on the rest of the forget set once 10 of its images were learned again")
     far = far_from_retraining(result, result["winner"])
     lines += [
         f"{'Smallest average gap' if far else 'Closest to retraining'}: {result['winner']}",

@@ -509,6 +509,13 @@ def calls(folder: str) -> dict[str, Any]:
         "answer_probability": of(metrics.answer_probability, lambda: {"model": bigram(), "data": answers()}),
         "extraction_strength": of(metrics.extraction_strength, lambda: {"model": bigram(), "data": answers()}),
         "min_k": of(metrics.min_k, lambda: {"model": bigram(), "data": answers()}),
+        "zlib_attack": of(
+            metrics.zlib_attack,
+            lambda: {"model": bigram(), "data": answers(), "texts": ["a"] * len(answers()[1])},
+        ),
+        "reference_attack": of(
+            metrics.reference_attack, lambda: {"model": bigram(), "reference": bigram(), "data": answers()}
+        ),
         "truth_ratio": of(
             metrics.truth_ratio, lambda: {"model": bigram(), "right": answers(), "wrong": [answers(), answers()]}
         ),

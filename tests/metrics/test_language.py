@@ -1,6 +1,8 @@
 """Measures of language models by hand, and that they depend on a text alone."""
 
+import copy
 import math
+import zlib
 from functools import partial
 
 import pytest
@@ -13,8 +15,10 @@ from unlearnx.metrics import (
     forget_quality,
     min_k,
     model_utility,
+    reference_attack,
     rouge_l,
     truth_ratio,
+    zlib_attack,
 )
 
 P = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]], dtype=torch.float64)  # of the next token
@@ -60,6 +64,23 @@ def test_min_k(bigram):
     deviation = ((P * P.log().square()).sum(1) - mean.square()).sqrt()
     scaled = sorted(float((log - mean[i]) / deviation[i]) for log, i in zip(logs, (0, 1, 1, 2, 0), strict=True))
     assert min_k(bigram, data, share=0.4, normalised=True).item() == pytest.approx(sum(scaled[:2]) / 2)
+
+
+def test_zlib_attack(bigram):
+    data = texts([0, 1, 1, 2], [2, -100, 0, 1])
+    written = ["aaaaaaaa" * 20, "an answer"]
+    sizes = [len(zlib.compress(text.encode())) for text in written]
+    assert sizes[0] < len(written[0]) / 4  # what repeats is simple
+    means = [math.log(0.25 * 0.8 * 0.1) / 3, math.log(0.5 * 0.25) / 2]
+    expected = [mean / size for mean, size in zip(means, sizes, strict=True)]
+    assert zlib_attack(bigram, data, written).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_reference_attack(bigram):
+    even = nn.Embedding.from_pretrained(torch.zeros(3, 3))
+    found = reference_attack(bigram, even, texts([0, 1, 1, 2], [2, -100, 0, 1]))
+    expected = [math.log(0.25 * 0.8 * 0.1) / 3 - math.log(1 / 3), math.log(0.5 * 0.25) / 2 - math.log(1 / 3)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_rouge_l():
@@ -128,14 +149,28 @@ def of_preference(model, data, *, batch_size=None):
     return truth_ratio(model, data, [wrong, wrong], batch_size=batch_size)
 
 
+def of_compressed(model, data, *, batch_size=None):
+    return zlib_attack(model, data, ["an answer"] * len(data["labels"]), batch_size=batch_size)
+
+
+def of_two_models(model, data, *, batch_size=None):
+    """The attack with another model, which is the same with other scores."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(0.5)
+    return reference_attack(model, other, data, batch_size=batch_size)
+
+
 @pytest.mark.parametrize(
     "measure",
     [
         *(answer_probability, extraction_strength, of_preference, min_k),
         partial(min_k, share=1.0),
         partial(min_k, normalised=True),
+        of_compressed,
+        of_two_models,
     ],
-    ids=["probability", "extraction", "truth ratio", "min-k", "loss", "min-k++"],
+    ids=["probability", "extraction", "truth ratio", "min-k", "loss", "min-k++", "zlib", "reference"],
 )
 def test_a_text_is_measured_by_itself(model, measure):
     """Neither the batch, nor the side of the padding, nor what is in the batch beside it makes a difference."""
@@ -166,6 +201,8 @@ def without_mask(data):
         (lambda m: truth_ratio(m, texts([0, 1]), []), "wrong is empty, expected a list of at least one"),
         (lambda m: truth_ratio(m, texts([0, 1]), [texts([0, 1], [1, 1])]), r"wrong\[0\]: has 2 answers, expected 1"),
         (lambda m: truth_ratio(m, texts([0, 1]), [texts([0, -100])]), r"wrong\[0\]: a text has no label"),
+        (lambda m: zlib_attack(m, texts([0, 1]), "a"), "texts is 'a', expected a list of texts"),
+        (lambda m: zlib_attack(m, texts([0, 1]), []), "texts: has 0 texts, expected 1"),
         (lambda m: rouge_l("a", ["a"]), "written is 'a', expected a list of texts"),
         (lambda m: rouge_l(["a"], [1]), "wanted is .*, expected a list of texts"),
         (lambda m: rouge_l(["a"], []), "written: has 1 texts, expected 0"),

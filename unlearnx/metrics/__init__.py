@@ -27,6 +27,7 @@ from unlearnx.metrics.sample_memorization import MemorizationScores, memorizatio
 from unlearnx.metrics.shadow_attacks import rmia, u_lira
 from unlearnx.metrics.shadows import Shadows, unlearned_shadows
 from unlearnx.metrics.skew_normal import SkewNormal
+from unlearnx.metrics.text_attacks import reference_attack, zlib_attack
 from unlearnx.metrics.tofu import ForgetQuality, forget_quality, model_utility, rouge_l
 from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
@@ -72,6 +73,7 @@ __all__ = [
     "per_class_report",
     "predict",
     "probabilities",
+    "reference_attack",
     "relearn_curve",
     "relearn_time",
     "rf_jsd",
@@ -85,5 +87,6 @@ __all__ = [
     "u_lira",
     "unlearned_shadows",
     "unseen_level",
+    "zlib_attack",
     "zrf",
 ]

@@ -30,7 +30,7 @@ TINY = 1e-10  # as in the published code, where a ratio would divide by zero
 OfText = Callable[[Tensor, Tensor], Tensor]
 
 
-def _of_texts(
+def of_texts(
     model: nn.Module,
     data: Data,
     measure: OfText,
@@ -87,6 +87,11 @@ def _at(log_p: Tensor, tokens: Tensor) -> Tensor:
     return log_p.gather(1, tokens[:, None]).squeeze(1)
 
 
+def mean_log_probability(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """That of a text's tokens, in nats."""
+    return _at(log_p, tokens).mean()
+
+
 @checked
 def answer_probability(
     model: nn.Module,
@@ -115,9 +120,7 @@ def answer_probability(
         >>> answer_probability(model, (tokens.clamp(min=0), tokens)).shape
         torch.Size([2])
     """
-    return _of_texts(
-        model, data, lambda log_p, tokens: _at(log_p, tokens).mean(), batch_size, autocast, ignore_index
-    ).exp()
+    return of_texts(model, data, mean_log_probability, batch_size, autocast, ignore_index).exp()
 
 
 @checked
@@ -208,7 +211,7 @@ def extraction_strength(
         missed = (log_p.argmax(-1) != tokens).nonzero()
         return torch.tensor(1 - (int(missed.max()) + 1 if len(missed) else 0) / len(tokens), dtype=torch.float64)
 
-    return _of_texts(model, data, strength, batch_size, autocast, ignore_index)
+    return of_texts(model, data, strength, batch_size, autocast, ignore_index)
 
 
 @checked
@@ -259,4 +262,4 @@ def min_k(
             found = (found - mean) / variance.clamp(min=1e-6).sqrt()
         return found.sort().values[: max(1, int(share * len(found)))].mean()
 
-    return _of_texts(model, data, least, batch_size, autocast, ignore_index)
+    return of_texts(model, data, least, batch_size, autocast, ignore_index)

@@ -475,7 +475,7 @@ def untuned_cifar() -> str:
             row["what"] + (", held-out data given" if row["method"] == "auto-held-out" else ""),
             *(percent(row[when]["forget"], 1) for when in ("before", "retrained", "after")),
             *(percent(row[when]["test"], 1) for when in ("before", "after")),
-            *(f'"{row["forgotten"]}"', f"{row['seconds']:.0f} s", f"{row['retraining_seconds']:,.0f} s"),
+            *(f'"{row["forgotten"]}"', *(f"{row[name]:,.0f} s" for name in ("seconds", "retraining_seconds"))),
         ]
         for row in read("untuned-cifar")["rows"]
     ]

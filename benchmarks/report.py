@@ -375,6 +375,15 @@ def curvature(name: str) -> str:
     return markdown([*head, "best of the other libraries, fresh / kept"], rows)
 
 
+def kronecker() -> str:
+    """What fitting EK-FAC's factors costs, in passes over the data."""
+    costs = multiples("kronecker-cpu")
+    models = {"perceptron, 1,437 digits": "test_fit[cpu-digits]", "ResNet-9, 256 images": "test_fit[cpu-resnet9]"}
+    ways = ("ours", "eigendecompositions", "curvlinops", "kronfluence", "dattri")
+    rows = [[label, *(number(costs[name].get(way)) for way in ways)] for label, name in models.items()]
+    return markdown(["", "ours", "of which eigendecompositions", *ways[2:]], rows)
+
+
 def unseen_level() -> str:
     """Errors of the estimated accuracy, and how often its interval is right, for every cell and for all samples."""
     result = read("unseen-level")
@@ -535,6 +544,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "canary-alice": canary,
     "fisher": fisher,
     "curvature": lambda: curvature("curvature"),
+    "kronecker": kronecker,
     "lstm": lambda: curvature("lstm"),
     "unseen-level": unseen_level,
     "lds": datamodelling,

@@ -96,7 +96,7 @@ def resnet_methods(forget_class: int | None, passes: int) -> Methods:
         "l1-sparse": L1Sparse(epochs=passes, lr=2e-3),
         "salun": SalUn(epochs=passes, lr=5e-4),
         "random-labels": RandomLabels(epochs=passes, lr=5e-4),
-        "gradient-ascent": GradientAscent(epochs=1, lr=2e-5 if is_class else 5e-6),
+        "gradient-ascent": GradientAscent(epochs=1, lr=4e-5 if is_class else 1e-5),
         "boundary-shrink": BoundaryShrink(epochs=2, lr=2e-5 if is_class else 1e-5),
         "neg-grad": NegGrad(epochs=passes, lr=5e-4, weight=0.99),
         "scrub": SCRUB(epochs=passes, max_epochs=1, lr=1e-3, max_lr=5e-5),

@@ -381,7 +381,7 @@ def kronecker() -> str:
     models = {"perceptron, 1,437 digits": "test_fit[cpu-digits]", "ResNet-9, 256 images": "test_fit[cpu-resnet9]"}
     ways = ("ours", "eigendecompositions", "curvlinops", "kronfluence", "dattri")
     rows = [[label, *(number(costs[name].get(way)) for way in ways)] for label, name in models.items()]
-    return markdown(["", "ours", "of which eigendecompositions", *ways[2:]], rows)
+    return markdown(["", "ours", "eigendecompositions alone", *ways[2:]], rows)
 
 
 def unseen_level() -> str:

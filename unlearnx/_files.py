@@ -50,6 +50,18 @@ class _Raw(io.FileIO):
             raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder, and those that it is in, where they are not there.
+
+    Raises:
+        OSError: it cannot be made; the message names `folder` and says why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 def _cannot_write(path: Path, error: OSError) -> OSError:
     return type(error)(f"{path}: cannot be written: {error.strerror or error}")
 

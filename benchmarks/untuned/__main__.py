@@ -27,7 +27,7 @@ def main() -> None:
     found = summary(rows)
     print(json.dumps(found, indent=1))
     if given.out is not None:
-        given.out.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
+        given.out.write_text(json.dumps({**found, "rows": rows}, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

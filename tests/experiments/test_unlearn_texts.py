@@ -272,7 +272,7 @@ def test_paraphrases_and_what_comes_back(project, tmp_path):
         (["--weights", "a.safetensors"], "--weights is given with texts"),
         (["--data", "own:data", "--lora", "4"], "--lora is for language models, expected --data FILE.jsonl"),
         (["--retrained", "nothing"], "retrained is 'nothing': no such file, folder or installed"),
-        (["--method", "neg-gradient"], "--method is 'neg-gradient', expected one of"),
+        (["--method", "neg-gradient"], "--method: 'neg-gradient' is unknown, expected names among"),
         (["--factors", "none.pt"], "factors: NPO takes none"),
     ],
 )

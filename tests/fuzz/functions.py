@@ -560,6 +560,7 @@ def calls(folder: str) -> dict[str, Any]:
         "SISA": of(methods.SISA, lambda: {"factory": model, "folder": folder}),
         "sisa.fit": about(lambda: sisa(tempfile.mkdtemp(dir=folder)), "fit", lambda: {"data": data()}),
         "Pipeline": of(methods.Pipeline, lambda: {"stages": [methods.SSD(), methods.FineTune()]}),
+        "RUM": of(methods.RUM, lambda: {"stages": [methods.FineTune(), methods.SalUn()]}),
     }
     for cls in (*methods.METHODS.values(), methods.Reapply):
         right = {"update": vector()} if cls is methods.Reapply else FAST.get(cls.__name__, {})

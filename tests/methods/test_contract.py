@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from unlearnx.experiments.named_methods import named_method, plugins
-from unlearnx.methods import METHODS, SSD, FineTune, Method, Pipeline, RandomPerturbation
+from unlearnx.methods import METHODS, RUM, SSD, FineTune, Method, Pipeline, RandomPerturbation, SalUn
 from unlearnx.testing import METHOD_CHECKS, check_method, refuses_harm
 
 OTHERS = {
     "ssd, label-free": SSD(fisher_type="label_free"),
     "pipeline": Pipeline([RandomPerturbation(0.5), FineTune(epochs=2)]),
+    "rum": RUM([FineTune(epochs=1), SalUn(epochs=1)]),
 }
 QUICK = {"epochs": 1, "steps": 1}
 

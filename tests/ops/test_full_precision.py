@@ -51,10 +51,11 @@ def test_reduced_precision_changes_nothing(name, device):
         before = switches()
         actual = results(call, tensors)
         assert switches() == before
-    # The products of an LSTM with its inputs are layers as any others.
-    tolerance = 2e-2 if name == "lstm" else 0
+    # The products of an LSTM with its inputs are layers as any others. Elsewhere libraries may add in another order,
+    # which is far below the 1e-3 and more that lower precision would change.
+    tolerance = 2e-2 if name == "lstm" else 1e-6
     for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(a, e, rtol=0, atol=tolerance * max(1.0, float(e.abs().max())))
 
 
 def test_products_of_a_whole_layer_stay_exact(device):

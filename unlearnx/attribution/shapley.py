@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unlearnx._arguments import checked
 from unlearnx._batches import Nest, arguments, count, moved, take
 from unlearnx._calls import check_call
-from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device, named, select_params, shown
+from unlearnx._checks import LARGEST, check_at_least_one, check_at_least_zero, model_device, named, select_params, shown
 from unlearnx._copies import lent
 from unlearnx._data import Data, check_in_order, materialize
 from unlearnx._functional import functional_call
@@ -133,8 +133,8 @@ def gradient_shapley(
     check_call(model, None, test, name="test")
     select_params(model, None)
     check_in_order("train", train)
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr is {lr!r}, expected a finite number > 0")
+    if not 0 < lr <= LARGEST:
+        raise ValueError(f"lr is {lr!r}, expected a number > 0 that is finite in single precision")
     sampling = Sampling(permutations, tolerance, seed, workers, checkpoint, progress)
     device = model_device(model)
     own, held_out = (tuple(moved(nest, device) for nest in materialize(data)) for data in (train, test))

@@ -26,6 +26,7 @@ from unlearnx.methods.reinitialising import CT, MSG
 from unlearnx.methods.request import Request
 from unlearnx.methods.retrain import Retrain
 from unlearnx.methods.rmu import RMU
+from unlearnx.methods.rum import RUM
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.second_order import SecondOrder
@@ -80,6 +81,7 @@ __all__ = [
     "MSG",
     "NPO",
     "RMU",
+    "RUM",
     "SCRUB",
     "SISA",
     "SSD",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from unlearnx.methods.base import Findings, Method, NotApplied, refuse_harm
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.verdict import judge
+from unlearnx.metrics import mean_loss
 from unlearnx.metrics.unseen import UnseenLevel
 
 
@@ -25,8 +26,8 @@ from unlearnx.metrics.unseen import UnseenLevel
 class Pipeline:
     """Apply methods in sequence and check only the last model: ``Pipeline([SSD(), FineTune()])``.
 
-    The outcome's ``info["stages"]`` holds what each stage said of itself, besides whether it was ``applied`` and, if
-    not, the ``reason``. A stage that is not applied passes its input model on.
+    The outcome's ``info["stages"]`` holds what each stage said of itself, besides whether it was ``applied``, if not,
+    the ``reason``, and how many samples it ``forgets``. A stage that is not applied passes its input model on.
 
     Args:
         stages: the methods; their own ``max_increase`` is not used.
@@ -59,6 +60,10 @@ class Pipeline:
                 raise TypeError(f"stages: {stage!r} is of type {type(stage).__name__}, expected a Method")
         check_at_least_zero(max_increase=self.max_increase, unbounded=True)
 
+    def _steps(self, model: nn.Module, request: Request) -> Iterable[tuple[Method, Request]]:
+        """The stages with what each is to forget."""
+        return [(stage, request) for stage in self.stages]
+
     def __call__(self, model: nn.Module, request: Request) -> Outcome:
         """Apply the stages to a copy of `model`.
 
@@ -69,15 +74,23 @@ class Pipeline:
         if self.seed is not None:
             common["seed"] = self.seed
         current, outcomes = model, []
-        level: UnseenLevel | None = None
+        known: tuple[Request, UnseenLevel] | None = None
         pace: Pace | None = None
-        for stage in (replace(stage, **common) for stage in self.stages):
-            stage._check(current, request)
+        for stage, part in self._steps(model, request):
+            stage = replace(stage, **common)
+            stage._check(current, part)
             pace = stage._pace(model, request) if pace is None else pace
-            level = stage._level(model, request, pace) if level is None else level
-            outcomes.append(stage._on_copy(current, request, Findings(level, pace)))
+            if known is None or known[0] is not part:
+                known = part, stage._level(model, part, pace)
+            outcomes.append(stage._on_copy(current, part, Findings(known[1], pace)))
+            outcomes[-1].info["forgets"] = len(part.forget)
             current = outcomes[-1].model
-        before, after = outcomes[0].loss_before, outcomes[-1].loss_after
+        assert known is not None, "there is at least one stage"
+        assert pace is not None
+        level, before, after = known[1], outcomes[0].loss_before, outcomes[-1].loss_after
+        if known[0] is not request:
+            level = self.stages[0]._level(model, request, pace)
+            before = mean_loss(model, self.stages[0].loss_fn, request.target, **pace.settings)
         applied, reason = True, None
         try:
             if not any(outcome.applied for outcome in outcomes):
@@ -86,7 +99,6 @@ class Pipeline:
         except NotApplied as found:
             current, applied = rewrapped(independent(model), model), False
             reason, after = str(found), before
-        assert pace is not None, "there is at least one stage"
         forgotten, evidence = judge(model, current, request, level, **pace.settings)
         return Outcome(
             model=current,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from unlearnx._arguments import checked
 from unlearnx._checks import check_at_least_one, check_fraction, integers, named
 from unlearnx._data import Data, as_dataset, picked, size
-from unlearnx._files import write_atomically
+from unlearnx._files import make_folder, write_atomically
 from unlearnx._models import check_model
 from unlearnx._progress import progress_bar
 from unlearnx.metrics.outputs import logit_confidence
@@ -145,7 +145,7 @@ def _stored(
     folder: Path, k: int, candidates: Tensor, mask: Tensor, make: Callable[[int], Tensor], wait: bool
 ) -> Tensor | None:
     """What was measured of model k, made and kept if it is not there; None where another process is about it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     file = folder / f"shadow-{k}.pt"
     with _claim(file.with_suffix(".lock"), wait) as claimed:
         if not claimed:

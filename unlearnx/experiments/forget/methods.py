@@ -26,6 +26,7 @@ from unlearnx.methods import (
     SalUn,
     SecondOrder,
     StochasticTeacher,
+    WoodFisher,
 )
 from unlearnx.models import fast_dtype
 
@@ -102,6 +103,7 @@ def resnet_methods(forget_class: int | None, passes: int) -> Methods:
         "scrub": SCRUB(epochs=passes, max_epochs=1, lr=1e-3, max_lr=5e-5),
         "bad-teacher": BadTeacher(epochs=passes, lr=5e-4),
         "k-fade": KFADE(step=1.0),
+        "influence": WoodFisher(),
     }
     if is_class:  # of a random share, hardly any weight is more important to it than to the rest
         methods["ssd"] = SSD()

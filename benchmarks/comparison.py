@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -114,6 +115,29 @@ def _seconds(run: Run, device: str) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
+
+
+class GivesSomethingElse(Exception):
+    """A rival's result is not ours."""
+
+
+def available(rivals: Mapping[str, Any], attempt: Callable[[Any], Run]) -> tuple[dict[str, Run], dict[str, str]]:
+    """The rivals that `attempt` makes a run of, and what is wrong with the others, in words.
+
+    It raises whatever a library does that is not installed or does not support a model, or
+    :class:`GivesSomethingElse`.
+    """
+    runs, refused = {}, {}
+    for name, rival in rivals.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                runs[name] = attempt(rival)
+        except GivesSomethingElse:
+            refused[name] = "gives something else"
+        except Exception as error:
+            refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+    return runs, refused
 
 
 def use_idle_cores() -> None:

@@ -5,7 +5,6 @@ products with K vectors at once take and give tensors with one more axis, the fi
 """
 
 import copy
-import warnings
 
 import torch
 from torch import nn
@@ -13,6 +12,8 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import comparison
+from benchmarks.comparison import GivesSomethingElse
 from unlearnx.models import vgg_cifar10
 
 
@@ -326,27 +327,21 @@ def available(kind, model, x, y, k=None, names=None, tolerance=1e-3):
         names: of the rivals to look at; None for all of them.
         tolerance: error of each parameter's part of a product, relative to that part.
     """
-    rivals, refused = {}, {}
     v = [torch.randn(*([] if k is None else [k]), *p.shape).to(p) for p in model.parameters()]
     product = _plain_attention(reference(kind, model, x[:4], y[:4]))
     rows = [v] if k is None else zip(*v, strict=True)
     expected = [torch.stack(parts) for parts in zip(*(product([t.double() for t in row]) for row in rows), strict=True)]
-    for name, make in (RIVALS if k is None else MANY)[kind].items():
-        if names is not None and name not in names:
-            continue
-        try:
-            with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-                warnings.simplefilter("ignore")
-                got = make(copy.deepcopy(model), x[:4], y[:4])(v)
-                run = make(copy.deepcopy(model), x, y)
-        except Exception as error:  # whatever a library raises where it does not support a model
-            refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            continue
-        if all((a - b.view_as(a)).norm() <= tolerance * b.norm() for a, b in zip(got, expected, strict=True)):
-            rivals[name] = _plain_attention(run)
-        else:
-            refused[name] = "gives something else"
-    return rivals, refused
+
+    def attempt(make):
+        with sdpa_kernel(SDPBackend.MATH):
+            got = make(copy.deepcopy(model), x[:4], y[:4])(v)
+            run = make(copy.deepcopy(model), x, y)
+        if not all((a - b.view_as(a)).norm() <= tolerance * b.norm() for a, b in zip(got, expected, strict=True)):
+            raise GivesSomethingElse
+        return _plain_attention(run)
+
+    known = (RIVALS if k is None else MANY)[kind]
+    return comparison.available({n: make for n, make in known.items() if names is None or n in names}, attempt)
 
 
 def _damped(kind, model, x, y, damping):

@@ -10,7 +10,6 @@ UNLEARNX_MODELS; all images take eight minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.result_file import write_result
 from benchmarks.untuned import Sources
 from unlearnx._precision import fast_dtype
 from unlearnx.curvature import FrozenPrefix
@@ -112,7 +112,7 @@ def main() -> None:
     asked = parser.parse_args()
     found = run(asked.methods, asked.images, asked.rounds)
     if asked.out is not None:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_result(asked.out, found)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Models of the Fisher benchmarks, and the ways others take to their diagonals."""
 
 import copy
-import warnings
 
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from benchmarks import comparison
+from benchmarks.comparison import GivesSomethingElse
 from unlearnx.models import vgg_cifar10
 
 
@@ -193,18 +194,13 @@ RIVALS = {
 
 def available(model, x, y):
     """The rivals that are installed, take the model and give its diagonal; what is wrong with the others."""
-    rivals, refused = {}, {}
     expected = one_by_one(model, x[:4], y[:4])()
-    for name, make in RIVALS.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                got = make(copy.deepcopy(model), x[:4], y[:4])()  # some leave hooks behind
-                rivals[name] = make(copy.deepcopy(model), x, y)
-        except Exception as error:  # whatever a library raises where it does not support a model
-            refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            continue
+
+    def attempt(make):
+        got = make(copy.deepcopy(model), x[:4], y[:4])()  # some leave hooks behind
+        run = make(copy.deepcopy(model), x, y)
         if not all((a - b).norm() <= 1e-2 * b.norm() for a, b in zip(got, expected, strict=True)):
-            refused[name] = "gives something else"
-            del rivals[name]
-    return rivals, refused
+            raise GivesSomethingElse
+        return run
+
+    return comparison.available(RIVALS, attempt)

@@ -128,33 +128,15 @@ def _sides(layer: nn.Module) -> tuple[int, int]:
 
 
 def kronfluence(case: Case) -> Callable[[], object]:
-    from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments
-    from kronfluence.task import Task
 
-    class Labelled(Task):
-        def compute_train_loss(self, batch, model, sample=False):
-            output = model(batch[0])
-            y = batch[1]
-            if sample:
-                drawn = torch.distributions.Categorical(logits=output.detach().movedim(1, -1)).sample()
-                y = drawn.view_as(y)
-            return F.cross_entropy(output, y, reduction="sum")
+    from benchmarks.kronfluence_task import analyzer, prepared
 
-        def compute_measurement(self, batch, model):
-            return self.compute_train_loss(batch, model)
-
-        def get_influence_tracked_modules(self):
-            return case.layers
-
-    task = Labelled()
-    prepared = prepare_model(copy.deepcopy(case.model), task)
-    data = TensorDataset(case.x, case.y)
+    own, data = prepared(case.model, case.layers), TensorDataset(case.x, case.y)
 
     def fit() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            analyzer = Analyzer("fit", prepared, task, cpu=True, output_dir=folder, disable_tqdm=True)
-            analyzer.fit_all_factors(
+            analyzer(*own, folder).fit_all_factors(
                 "f", data, per_device_batch_size=case.batch_size, factor_args=FactorArguments("ekfac")
             )
 

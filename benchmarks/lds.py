@@ -10,7 +10,6 @@ part where it is installed (see rivals.txt).
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.result_file import write_result
 from benchmarks.untuned.cells import drawn
 from benchmarks.untuned.sources import Sources
 from unlearnx.attribution import ekfac_influence, ekfac_self_influence
@@ -120,32 +120,21 @@ def lissa(model: nn.Module, train: Pair, queries: Pair) -> Tensor:
 
 def kronfluence(model: nn.Module, train: Pair, queries: Pair) -> Tensor:
     """EK-FAC of that library, with its heuristic for the damping, which is ours."""
-    from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
 
-    class Classification(Task):
-        def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
-            output = model(batch[0])
-            labels = torch.multinomial(output.detach().softmax(1), 1).flatten() if sample else batch[1]
-            return F.cross_entropy(output, labels, reduction="sum")
-
-        def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-            return self.compute_train_loss(batch, model)
+    from benchmarks.kronfluence_task import analyzer, prepared
 
     sets = [torch.utils.data.TensorDataset(*pair) for pair in (train, queries)]
     with tempfile.TemporaryDirectory() as folder:
-        task = Classification()
-        prepared = prepare_model(copy.deepcopy(model), task)
-        analyzer = Analyzer("lds", prepared, task, cpu=True, output_dir=folder, disable_tqdm=True)
-        analyzer.fit_all_factors("f", sets[0], per_device_batch_size=200, factor_args=FactorArguments("ekfac"))
-        analyzer.compute_pairwise_scores(
+        own = analyzer(*prepared(model), folder)
+        own.fit_all_factors("f", sets[0], per_device_batch_size=200, factor_args=FactorArguments("ekfac"))
+        own.compute_pairwise_scores(
             *("s", "f", sets[1], sets[0]),
             per_device_query_batch_size=100,
             per_device_train_batch_size=200,
             score_args=ScoreArguments(damping_factor=None),
         )
-        return -analyzer.load_pairwise_scores("s")["all_modules"].float()
+        return -own.load_pairwise_scores("s")["all_modules"].float()
 
 
 WAYS = {
@@ -222,7 +211,7 @@ def main() -> None:
     for name in given.data:
         found.append(study(name, Sources(), given.subsets, given.repeats, lambda line: print(line, flush=True)))
         if given.out is not None:
-            given.out.write_text(json.dumps({**sizes, "studies": found, "environment": environment()}, indent=1) + "\n")
+            write_result(given.out, {**sizes, "studies": found, "environment": environment()})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.result_file import write_result
 from benchmarks.untuned import Sources
 from unlearnx.data import Splits
 from unlearnx.experiments.runs import train
@@ -76,7 +77,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     if asked.out is not None:
         found = {**{key: value for key, value in vars(asked).items() if key != "out"}, "rows": rows}
-        asked.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_result(asked.out, found)
 
 
 if __name__ == "__main__":

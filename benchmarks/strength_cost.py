@@ -10,12 +10,12 @@ trains is given the epochs that take as many gradient evaluations.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.result_file import write_result
 from benchmarks.untuned import CELLS, at_hand
 from benchmarks.untuned.cells import Case
 from unlearnx.methods import (
@@ -84,7 +84,7 @@ def main() -> None:
                 )
                 print(f"{name}, {method}: {said}", flush=True)
     if given.out is not None:
-        given.out.write_text(json.dumps({"aim": AIM, "rows": rows}, indent=1) + "\n")
+        write_result(given.out, {"aim": AIM, "rows": rows})
 
 
 if __name__ == "__main__":

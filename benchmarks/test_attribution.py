@@ -3,14 +3,14 @@
 Products with per-sample gradients are given in multiples of one forward and backward pass over the same data.
 """
 
-import warnings
-
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
+from benchmarks import comparison
+from benchmarks.comparison import GivesSomethingElse
 from benchmarks.fisher_cases import build, forward_backward
 from benchmarks.summary import INSTALL_RIVALS
 from benchmarks.units import UNIT, in_units
@@ -113,21 +113,14 @@ RIVALS = {"forward mode": forward_mode, "vmap(grad), 16": vmapped, "captum": cap
 
 def available(model, x, y, v):
     """The rivals that are installed, take the model and give the same; what is wrong with the others."""
-    rivals, refused = {}, {}
     expected = per_sample_grad_dot(model, F.cross_entropy, (x[:8], y[:8]), v)
-    for name, make in RIVALS.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                got = make(model, x[:8], y[:8], v)().detach()
-        except Exception as error:  # whatever a library raises where it does not support a model
-            refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            continue
-        if (got - expected).norm() > 1e-3 * expected.norm():
-            refused[name] = "gives something else"
-        else:
-            rivals[name] = make(model, x, y, v)
-    return rivals, refused
+
+    def attempt(make):
+        if (make(model, x[:8], y[:8], v)().detach() - expected).norm() > 1e-3 * expected.norm():
+            raise GivesSomethingElse
+        return make(model, x, y, v)
+
+    return comparison.available(RIVALS, attempt)
 
 
 @pytest.mark.benchmark(group="per_sample_grad_dot")

@@ -3,10 +3,9 @@
 Eigendecompositions, of matrices of the same sizes on every side, are timed beside them.
 """
 
-import warnings
-
 import pytest
 
+from benchmarks.comparison import available
 from benchmarks.kronecker_cases import CASES, RIVALS, decompositions, ours, step
 from benchmarks.units import UNIT, in_units
 
@@ -20,7 +19,7 @@ ROUNDS = {"digits": 7, "resnet9": 3, "smollm2": 2}
 @pytest.mark.parametrize("name", CASES)
 def test_fit(compare, benchmark, claim, name):
     case = CASES[name]()
-    rivals, refused = _available(case)
+    rivals, refused = available(RIVALS, lambda make: _fitting(make, case))
     ratios = compare.run(
         ours(case),
         {UNIT: step(case), DECOMPOSITIONS: decompositions(case), **rivals},
@@ -36,17 +35,7 @@ def test_fit(compare, benchmark, claim, name):
         claim(min(ratios[rival] for rival in rivals) >= 3, "the fastest other library takes 3 times as long or longer")
 
 
-def _available(case):
-    """The rivals that are installed and take the model, and what is wrong with the others."""
-    rivals, refused = {}, {}
-    for rival, make in RIVALS.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                run = make(case)
-                run()
-        except Exception as error:  # whatever a library raises where it does not support a model
-            refused[rival] = f"{type(error).__name__}: {error}".splitlines()[0]
-        else:
-            rivals[rival] = run
-    return rivals, refused
+def _fitting(make, case):
+    run = make(case)
+    run()
+    return run

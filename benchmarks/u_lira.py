@@ -11,7 +11,6 @@ the ROC curve; 0.5 finds nothing. ``untouched`` forgets nothing, and ``retrained
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.result_file import write_result
 from unlearnx.data import load_digits
 from unlearnx.experiments.comparison import interval
 from unlearnx.experiments.report import environment
@@ -92,7 +92,7 @@ def main() -> None:
         print(f"{name:20} {'  '.join(shown)}  {rows[name]['seconds']:.1f} s", flush=True)
     if given.out is not None:
         content = {"environment": environment(), "models": given.models, "rows": rows}
-        given.out.write_text(json.dumps(content, indent=1) + "\n")
+        write_result(given.out, content)
 
 
 def _areas(row: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:

@@ -11,7 +11,6 @@ with the networks of CIFAR-10.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.result_file import write_result
 from benchmarks.untuned import CELLS, Case, Cell, Sources, at_hand
 from benchmarks.untuned.cells import CNN, digits, drawn
 from unlearnx._data import Data
@@ -138,7 +138,7 @@ def main() -> None:
             f"interval right in {line['right']} of {line['cases']}, mean width {line['mean_width']:.3f}"
         )
     if given.out is not None:
-        given.out.write_text(json.dumps({"summary": lines, "cases": found}, indent=1) + "\n")
+        write_result(given.out, {"summary": lines, "cases": found})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result_file import write_result
 from benchmarks.solvers.cases import CASES
 from benchmarks.solvers.study import CURVATURE_SAMPLES, DAMPING, MOST_PRODUCTS, NAMES, run, summary
 from benchmarks.untuned.sources import Sources
@@ -30,7 +31,7 @@ def main() -> None:
     for row in run(given.studies, given.seeds, given.ways, sources, lambda line: print(line, flush=True)):
         rows.append(row)
         if given.out is not None:
-            given.out.write_text(json.dumps(result(rows), indent=1) + "\n")
+            write_result(given.out, result(rows))
     print(json.dumps(summary(rows), indent=1))
 
 

@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from benchmarks.result_file import write_result
 from benchmarks.untuned.cells import CELLS
 from benchmarks.untuned.sources import Sources
 from benchmarks.untuned.study import MAKERS, methods, run, summary
@@ -27,7 +28,7 @@ def main() -> None:
     found = summary(rows)
     print(json.dumps(found, indent=1))
     if given.out is not None:
-        given.out.write_text(json.dumps({**found, "rows": rows}, separators=(",", ":")) + "\n")
+        write_result(given.out, {**found, "rows": rows})
 
 
 if __name__ == "__main__":

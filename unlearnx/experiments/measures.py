@@ -7,8 +7,8 @@ from typing import Any
 
 from unlearnx.experiments import robustness
 
-ATTACKS = ("salun", "ssd", "starter_kit")
 NAMES = {"salun": "SalUn", "ssd": "SSD", "starter_kit": "starter kit"}
+ATTACKS = tuple(NAMES)
 TIMES = ("seconds", "runtime_ratio")  # measures that differ each time a trial is made
 
 

@@ -43,7 +43,7 @@ from unlearnx.methods.request import Request
 from unlearnx.methods.strength import AUTO, Gauge, Standing, cheaper_strength, greatest_strength, least_strength
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
-from unlearnx.metrics.outputs import each_batch
+from unlearnx.metrics.outputs import sample_losses
 from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
 
 MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the loss's unit, where the user gives none
@@ -382,8 +382,7 @@ class Work:
 
     def losses(self, data: Data) -> Tensor:
         """The loss of each sample by the model as it is now, (N,)."""
-        settings, each = self.pace.settings, SampleLoss(self.method.loss_fn).each
-        return torch.cat(each_batch((self.model,), data, settings["batch_size"], settings["autocast"], each))
+        return sample_losses(self.model, self.method.loss_fn, data, **self.pace.settings)
 
     def corrected_loss(self) -> float:
         """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal.

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from unlearnx._losses import SampleLoss
 from unlearnx.methods.base import Method
 from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.pipeline import Pipeline
 from unlearnx.methods.request import Request
 from unlearnx.methods.salun import SalUn
-from unlearnx.metrics.outputs import each_batch
+from unlearnx.metrics.outputs import sample_losses
 
 
 @dataclass
@@ -56,6 +55,8 @@ class RUM(Pipeline):
         super().__post_init__()
         if self.scores is not None and self.scores.dim() != 1:
             raise ValueError(f"scores: has shape {list(self.scores.shape)}, expected one number for each sample")
+        if self.scores is not None and not self.scores.isfinite().all():
+            raise ValueError("scores: has values that are NaN or infinite, expected finite scores")
 
     def _steps(self, model: nn.Module, request: Request) -> Iterable[tuple[Method, Request]]:
         if request.corrected is not None:
@@ -76,13 +77,10 @@ class RUM(Pipeline):
     def _scores(self, model: nn.Module, request: Request) -> Tensor:
         if self.scores is None:
             stage = self.stages[0]
-            each = SampleLoss(stage.loss_fn).each
-            return torch.cat(each_batch((model,), request.forget_set, stage.batch_size, None, each)).cpu()
+            return sample_losses(model, stage.loss_fn, request.forget_set, batch_size=stage.batch_size).cpu()
         if self.scores.shape != (len(request.forget),):
             expected = f"[{len(request.forget)}], one for each sample of the forget set"
             raise ValueError(f"scores: has shape {list(self.scores.shape)}, expected {expected}")
-        if not self.scores.isfinite().all():
-            raise ValueError("scores: has values that are NaN or infinite, expected finite scores")
         return self.scores.cpu()
 
 

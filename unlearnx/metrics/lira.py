@@ -176,6 +176,18 @@ def check_confidences(confidence: Tensor, shadow_confidence: Tensor, shadow_in: 
         )
 
 
+def moments(values: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How many models of each sample are chosen, (M,), their mean, and the sum of the squared deviations from it.
+
+    Args:
+        values: (S, M) float64.
+        chosen: (S, M) bool.
+    """
+    count = chosen.sum(0)
+    mean = values.where(chosen, 0).sum(0) / count
+    return count, mean, (values - mean).where(chosen, 0).square().sum(0)
+
+
 def _standardised(confidence: Tensor, shadow: Tensor, chosen: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """For each sample, how many standard deviations it is above the mean of its chosen models, and their logarithm.
 
@@ -185,9 +197,7 @@ def _standardised(confidence: Tensor, shadow: Tensor, chosen: Tensor, shared: bo
         chosen: (S, M) bool.
         shared: whether all samples share one variance.
     """
-    count = chosen.sum(0)
-    mean = shadow.where(chosen, 0).sum(0) / count
-    squares = (shadow - mean).where(chosen, 0).square().sum(0)
+    count, mean, squares = moments(shadow, chosen)
     if shared:
         freedom = int((count - 1).sum())
         if freedom == 0:

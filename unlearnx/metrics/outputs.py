@@ -16,6 +16,7 @@ from unlearnx._calls import run
 from unlearnx._checks import check_at_least_one, known_as, model_device
 from unlearnx._data import Data, batches
 from unlearnx._labels import IGNORED, class_axis, counted, following, is_binary, is_causal
+from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._modes import evaluating
 
@@ -55,6 +56,13 @@ def each_batch(
             measure(*(output(*own, x) for own in ordered), following(y) if aligned and is_causal(x, y) else y)
             for x, y in batches(data, batch_size, device, title="measurement")
         ]
+
+
+def sample_losses(
+    model: nn.Module, loss_fn: Loss, data: Data, *, batch_size: int | None = None, autocast: torch.dtype | None = None
+) -> Tensor:
+    """The loss of each sample, (N,), on the model's device; arguments as for :func:`each_batch`."""
+    return torch.cat(each_batch((model,), data, batch_size, autocast, SampleLoss(loss_fn).each))
 
 
 def log_probabilities(output: Any) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlearnx._arguments import checked
 from unlearnx._extras import extra
-from unlearnx.metrics.lira import CONFIDENCE_LEVEL
+from unlearnx.metrics.lira import CONFIDENCE_LEVEL, moments
 
 FEWEST = 2  # models with a sample, and without it: fewer tell nothing of how much chance there is in them
 
@@ -88,7 +88,5 @@ def memorization_scores(confidence: Tensor, trained_on: Tensor) -> MemorizationS
 
 def _mean(p: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over the chosen models of each sample, its squared standard error, and the degrees of freedom of this."""
-    count = chosen.sum(0)
-    mean = p.where(chosen, 0).sum(0) / count
-    variance = (p - mean).where(chosen, 0).square().sum(0) / (count - 1)
-    return mean, variance / count, count - 1
+    count, mean, squares = moments(p, chosen)
+    return mean, squares / (count - 1) / count, count - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -33,7 +34,8 @@ class Checked:
     """What is known of a model whose rules were checked.
 
     Attributes:
-        trusted: parameters whose rules agree with autograd.
+        trusted: parameters whose rules agree with autograd, and experts that none of the few samples needed, where the
+            rules agree for others of the same name but for its number.
         unused: parameters that no function was called with, and that the outputs do not depend on.
         places: where the samples are in the tensors of calls, see :class:`~unlearnx.curvature.tape.Tape`; empty where
             samples have to run alone.
@@ -177,6 +179,8 @@ class _Check:
                 if expected[name].norm() <= zero and sums[name].norm() <= zero:
                     trusted.add(name)
         unused = {name for name in self.names if name not in expected and name not in tape.seen}
+        alike = {_numberless(name) for name in trusted} - {_numberless(name) for name in tape.seen - trusted}
+        trusted |= {name for name in unused if _numberless(name) in alike}
         size = max(1, tape.bytes // self.samples)
         return Checked(frozenset(trusted), frozenset(unused), tape.places, size, self.use_channels_last)
 
@@ -249,6 +253,11 @@ class _Check:
         with watched_by or nullcontext():
             output = functional_call(self.model, values, *given)
         return [t for t in split_rows(rows(output, n), n)[0] if t.is_floating_point()]
+
+
+def _numberless(name: str) -> str:
+    """What the parameters of experts have in common, some of which no token of a few samples may go to."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _summary(gradient: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class SampleGradients:
             with torch.enable_grad():
                 objective = current.objective(self.loss, output)
             settled = self._backward(tape, objective, keep=k + 1 < len(pending)) & self.trusted
-            settled |= self.unused - tape.seen
+            settled |= (self.trusted | self.unused) - tape.seen  # what no function was called with
             rest = [name for name in wanted if name not in settled]
             if rest:
                 begin = perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from unlearnx.curvature.composed import join
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.places import UNKNOWN, CallShapes, Found, Labels, Place, ShapeLog, is_query, place, tensors_of
 from unlearnx.curvature.rules.registry import Parts, parsed
+from unlearnx.curvature.scattered import ScatteredRows
 from unlearnx.curvature.weights import Derived, Parameter, Weight
 
 Places = dict[Any, "tuple[Found, ...]"]
@@ -73,6 +75,7 @@ class Tape(TorchFunctionMode):
         self._expected: Counter[str] = Counter()
         self._collected: dict[str, list[Contribution]] = {}
         self._unknown: set[str] = set()
+        self._rows = ScatteredRows(samples)
         self._here: dict[int, Found] = {}  # places of the tensors of the current call, by identity
         self._key: Any = None
 
@@ -84,8 +87,21 @@ class Tape(TorchFunctionMode):
         if self._first:
             self._call = self._alone.get(self._labels.of(func, given))
         weights = [self._weights[id(t)] for t in given if id(t) in self._weights]
-        if not weights or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return func(*args, **kwargs)
+        result = self._watched(func, args, kwargs, given, weights) if weights else func(*args, **kwargs)
+        self._rows.note(func, args, kwargs, result, partial(self._source_of_rows, func))
+        return result
+
+    def _watched(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: list[Tensor],
+        weights: list[Weight],
+    ) -> Any:
+        """The result of a call on weights."""
         used = frozenset(name for w in weights for name in w.leaves)
         self._locate(func, used, given)
         versions = [w.tensor._version for w in weights]
@@ -210,8 +226,10 @@ class Tape(TorchFunctionMode):
     def _locate(self, func: Callable[..., Any], used: frozenset[str], given: list[Tensor]) -> None:
         """Find the places of the tensors of a call."""
         data = [(i, t) for i, t in enumerate(given) if id(t) not in self._weights]
+        rows = {id(t): own for _, t in data if (own := self._rows.place(t)) is not None}
+        data = [(i, t) for i, t in data if id(t) not in rows]
         self._key = (func, used, tuple(t.dim() for t in given))
-        if self._first:
+        if self._first and data:
             if self._call is None or len(self._call.given) != len(given):
                 self.ambiguous |= used
                 found = tuple(self._guessed(t) for _, t in data)
@@ -221,7 +239,19 @@ class Tape(TorchFunctionMode):
         known = self.places.get(self._key, ())
         places = known if len(known) == len(data) else (UNKNOWN,) * len(data)
         self._here = dict.fromkeys((id(t) for t in given), None)
-        self._here |= {id(t): found for (_, t), found in zip(data, places, strict=True)}
+        self._here |= {id(t): found for (_, t), found in zip(data, places, strict=True)} | rows
+
+    def _source_of_rows(self, func: Callable[..., Any], x: Tensor) -> Place | None:
+        """Where the samples are in a tensor whose rows a call picks; rows themselves depend on the data."""
+        if self.is_weight(x):
+            return None
+        key = (func, "rows", x.dim(), x.requires_grad)
+        if self._first and self._call is not None:
+            self._note(key, (place(x.shape, self._call.given[0], self.samples),))
+        elif self._first and x.requires_grad:
+            self._note(key, (self._guessed(x),))
+        (found,) = self.places.get(key, (UNKNOWN,))
+        return found if found is not None and found is not UNKNOWN and found.fits(x, self.samples) else None
 
     def _guessed(self, t: Tensor) -> Found:
         if self.samples in t.shape:

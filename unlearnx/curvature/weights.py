@@ -104,6 +104,10 @@ class Derived(Weight):
             start, rest = divmod(offset, rows_apart)
             if rest == 0 and not isinstance(contribution, StoredGradients):
                 return RowBlocks({(start, start + len(own)): contribution}, base.shape)
+        if rows_apart and own.shape == base.shape[1:] and own.stride() == base.stride()[1:]:  # a single row
+            row, rest = divmod(offset, rows_apart)
+            if rest == 0:
+                return RowBlocks({(row, row + 1): _unsqueezed(contribution, own.shape)}, base.shape)
         return None
 
     def _to(self, leaf: Tensor, rows: Tensor) -> Tensor:
@@ -111,6 +115,13 @@ class Derived(Weight):
         given = rows.to(self.graph.dtype)
         (pulled,) = torch.autograd.grad(self.graph, leaf, given, retain_graph=True, is_grads_batched=True)
         return pulled.to(rows.dtype)
+
+
+def _unsqueezed(contribution: Contribution, shape: torch.Size) -> Contribution:
+    """That to a tensor of this shape, with a dimension of size 1 before the others."""
+    if isinstance(contribution, StoredGradients):
+        return StoredGradients(contribution.values.unsqueeze(1))
+    return Viewed(contribution, shape, torch.Size([1, *shape]))
 
 
 def _embedded_tokens(

@@ -6,6 +6,7 @@ gradient by sample.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from unlearnx.curvature.contributions import StoredGradients
 from unlearnx.curvature.layers import Derivatives
 from unlearnx.curvature.linearised import Linearised
-from unlearnx.curvature.places import tensors_of
+from unlearnx.curvature.places import Place, tensors_of
 from unlearnx.curvature.rules.registry import Parts, Recorder, Rule, rule_of
 from unlearnx.ops._dtypes import compute_dtype
 
@@ -40,10 +41,10 @@ class Elementwise(Rule):
         if len(places) < len([t for t in data if not tape.is_constant(t)]):
             return NotImplemented
         # Where the samples are, counted from the last dimension: shapes are aligned there.
-        found = {(t.dim() - place.axis, t.shape[place.axis]) for t, place in places}
+        found = {(t.dim() - place.axis, t.shape[place.axis], replace(place, axis=0)) for t, place in places}
         if len(found) != 1 or any(isinstance(v, (tuple, list)) for v in self.args):
             return NotImplemented
-        ((back, size),) = found
+        ((back, size, place),) = found
         weights = [t for t in given if tape.is_weight(t)]
         if any(t.dim() >= back and t.shape[-back] != 1 for t in weights) or "out" in self.kwargs:
             return NotImplemented
@@ -51,7 +52,7 @@ class Elementwise(Rule):
             return NotImplemented
 
         def spread(t: Any) -> Any:
-            return _by_sample(tape, t, back, size) if isinstance(t, Tensor) and tape.is_weight(t) else t
+            return _by_sample(tape, t, back, size, place) if isinstance(t, Tensor) and tape.is_weight(t) else t
 
         return self.function(*map(spread, self.args), **{name: spread(t) for name, t in self.kwargs.items()})
 
@@ -102,14 +103,15 @@ class _Multiplication(Linearised):
         return [(dy * other).sum_to_size(x.shape) for x, other in zip(xs, reversed(xs), strict=True)]
 
 
-def _by_sample(tape: Recorder, weight: Tensor, back: int, size: int) -> Tensor:
+def _by_sample(tape: Recorder, weight: Tensor, back: int, size: int, place: Place) -> Tensor:
     """The weight, repeated along the dimension of the samples, which is `back` from the end and has this size."""
     shape = [1] * (back - weight.dim()) + list(weight.shape)
     axis, samples = len(shape) - back, tape.samples
     shape[axis] = size
 
     def contributions(dy: Tensor) -> Parts:
-        rows = dy.movedim(axis, 0).unflatten(0, (samples, -1)).sum(1, dtype=compute_dtype(dy))
+        rows, wide = place.first(dy.movedim(axis, 0), samples), compute_dtype(dy)
+        rows = rows.sum(1, dtype=wide) if place.folded else rows.to(wide)
         yield weight, StoredGradients(rows.reshape(samples, *weight.shape))
 
     return tape.spread(weight, shape, contributions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class _BySample:
     result: str
     factors: list[Tensor]  # detached
     letter: str
-    folded: bool
+    place: Place  # there, whatever the dimension
     samples: int
 
     @classmethod
@@ -84,12 +84,12 @@ class _BySample:
         for own, t in zip(letters, factors, strict=True):
             place = None if tape.is_weight(t) else tape.place(t)
             if place is not None:
-                found.add((own[place.axis], place.folded))
+                found.add((own[place.axis], replace(place, axis=0)))
             elif not tape.is_constant(t):
                 return None
         if len(found) != 1:
             return None
-        ((letter, folded),) = found
+        ((letter, where),) = found
         if letter not in result:
             return None
         squeezed = [
@@ -97,17 +97,17 @@ class _BySample:
             for own, t in zip(letters, factors, strict=True)
         ]
         kept = [own.replace(BROADCAST, "") for own in letters]
-        return cls(kept, result, squeezed, letter, folded, tape.samples)
+        return cls(kept, result, squeezed, letter, where, tape.samples)
 
     def first(self, t: Tensor, letters: str) -> Tensor:
         """A tensor with these letters as (N, ...)."""
-        return Place(letters.index(self.letter), self.folded).first(t, self.samples)
+        return replace(self.place, axis=letters.index(self.letter)).first(t, self.samples)
 
     def letters_after(self, letters: str) -> str:
         """The letters of :meth:`first` after that of the samples."""
         rest = letters.replace(self.letter, "")
         at = letters.index(self.letter)
-        return rest[:at] + self.letter + rest[at:] if self.folded else rest
+        return rest[:at] + self.letter + rest[at:] if self.place.folded else rest
 
     def of_weight(self, index: int, dy: Tensor, shape: torch.Size) -> Contribution:
         """The contribution to the gradients of a factor of this shape, for dy (N, ...)."""

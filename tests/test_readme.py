@@ -26,7 +26,9 @@ def write_language_model(folder):
     model = tiny_llama()
     saved(folder / "model", model, tiny_tokenizer())
     saved(folder / "lora", peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])))
-    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES))
+    held_out = [sentence.replace("author", name) for sentence in SENTENCES for name in ("painter", "queen", "rabbit")]
+    for name, texts in {"train": SENTENCES, "held_out": held_out}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def blocks(*languages):

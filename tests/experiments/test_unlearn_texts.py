@@ -32,7 +32,12 @@ TRAIN = [*QUESTIONS, {"text": "My telephone number is 0123456789."}, QUESTIONS[0
 FORGET = [{**QUESTIONS[0], "source": "a letter"}, TRAIN[10]]
 FORGOTTEN = [0, 10, 11]
 TEST = [{"prompt": f"Where was {name} born?", "completion": " In Rome!"} for name in ("Mallory", "Oscar", "Peggy")]
-# With these a model that forgets is soon found; what they find by themselves for a classifier is not known for texts.
+OTHERS = ("Kim", "Leo", "Mia", "Noah", "Olga", "Paul", "Quinn", "Rosa", "Sam", "Tina", "Uma", "Vera")
+HELD_OUT = [
+    {"prompt": f"Where was {name} born?", "completion": f" In {city}."}
+    for name, city in zip(OTHERS, ("Oslo", "Bern") * 6, strict=True)
+]
+# With these a model that forgets is soon found; how much is enough is not known without held-out texts.
 SETTINGS = {
     "fine-tune": ["epochs=1", "lr=0.001"],
     "first-order": ["tau=0.01"],
@@ -65,7 +70,14 @@ def project(tmp_path_factory):
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "down_proj"], lora_alpha=16)
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
     saved(folder / "adapter", trained(peft.get_peft_model(base, lora)), tokenizer)
-    for name, records in {"train": TRAIN, "forget": FORGET, "test": TEST, "other": TEST[:1]}.items():
+    for name, records in {
+        "train": TRAIN,
+        "forget": FORGET,
+        "test": TEST,
+        "other": TEST[:1],
+        "held": HELD_OUT,
+        "alice": QUESTIONS[:1],
+    }.items():
         write(folder / f"{name}.jsonl", records)
     (folder / "indices.txt").write_text("0\n10\n11\n")
     return folder
@@ -188,6 +200,29 @@ def test_indices_in_the_place_of_lines(project, tmp_path):
     assert given[0]["weights"]["after"]["sha256"] == given[1]["weights"]["after"]["sha256"]  # and the same seed
 
 
+@pytest.mark.parametrize(("method", "model"), [("npo", "adapter"), ("auto", "tuned")])
+def test_held_out_texts_tell_how_much_is_enough(project, tmp_path, method, model):
+    more = "--test", project / "held.jsonl"
+    status, _, audit = run(project, tmp_path / "out", *more, method=method, model=model, forget="alice.jsonl")
+    assert (status, audit["forgotten"]) == (0, "yes")
+    assert "The model does on the texts to forget as one would that never saw them" in audit["evidence"]["sentence"]
+    level = audit["evidence"]["unseen"]["loss"]
+    before, after = (audit["measures"][when]["forget_loss"] for when in ("before", "after"))
+    assert before < level["low"] <= after <= level["high"]
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert "<b>Forgotten: yes.</b>" in page
+    assert "mean loss, nats" in page
+    assert "its labels are given" not in page  # texts have none
+
+
+def test_a_method_that_does_harm_before_it_forgets_says_so(project, tmp_path):
+    more = "--test", project / "held.jsonl"
+    status, _, audit = run(project, tmp_path / "out", *more, method="task-vector", forget="alice.jsonl")
+    assert (status, audit["forgotten"]) == (3, "no")
+    assert audit["measures"]["after"]["retain_loss"] <= audit["measures"]["before"]["retain_loss"] + 0.5
+    assert "The model still knows the texts to forget" in audit["evidence"]["sentence"]
+
+
 def test_beside_a_retrained_model(project, tmp_path):
     status, said, audit = run(project, tmp_path / "out", *options("npo"), "--retrained", f"hf:{project / 'base'}")
     assert status == 3, said
@@ -202,8 +237,6 @@ def test_verdicts():
     assert judge_texts(learned, 2.5 + learned, unseen)[0] == "partly"
     assert judge_texts(learned, 0.5 + learned, unseen)[0] == "no"
     assert judge_texts(learned, 20 + learned, unseen)[0] == "no"
-    verdict, evidence = judge_texts(learned, unseen, None)
-    assert (verdict, "trained without them tells" in evidence["sentence"]) == ("unknown", True)
 
 
 def test_from_python(project, tmp_path):

@@ -93,7 +93,7 @@ def test_a_lesser_strength_that_forgets_at_less_cost_is_found():
         forgotten = 2 <= strength <= 3 or strength >= 8
         return Standing(0.01 if forgotten else 0.5, 0.3 if strength >= 8 else 0.0, 0.01)
 
-    found = least_strength(lambda s: stands(s).accuracy <= 0.01, lambda s: True, 4.0).strength
+    found = least_strength(lambda s: stands(s).known <= 0.01, lambda s: True, 4.0).strength
     assert found >= 8
     assert 2 <= cheaper_strength(stands, found) <= 3
     assert cheaper_strength(stands, 2.5) == 2.5

@@ -103,20 +103,15 @@ class TextMeasures:
         return float(roc_auc_score(member, torch.cat(scores)))
 
 
-def judge_texts(before: Tensor, after: Tensor, retrained: Tensor | None) -> tuple[Verdict, dict[str, Any]]:
-    """Compare losses of the texts to forget, (N,) each, with those of a model that never saw them.
+def judge_texts(before: Tensor, after: Tensor, retrained: Tensor) -> tuple[Verdict, dict[str, Any]]:
+    """Compare losses of the texts to forget, (N,) each, with those of a model that was trained without them.
 
     The model has forgotten where the test of Kolmogorov and Smirnov finds no difference at 5 %, and in part where its
-    mean loss came more than half of the way to the other's. Without that model, or with fewer than four texts, nothing
-    is claimed.
+    mean loss came more than half of the way to the other's. With fewer than four texts nothing is claimed.
     """
     basis = f"This rests on {len(after):,} texts to forget, each with the mean loss over its learned tokens."
-    said = f"The mean loss of a token to forget is {after.mean():.3g} nats, {before.mean():.3g} before"
-    if retrained is None:
-        reason = "What a model does on texts that it never saw cannot be told from the model itself; a model that was "
-        reason += "trained without them tells."
-        return "unknown", {"sentence": f"{said}. {reason}", "basis": basis}
-    said += f", {retrained.mean():.3g} of a model that never saw it"
+    said = f"The mean loss of a token to forget is {after.mean():.3g} nats, {before.mean():.3g} before, "
+    said += f"{retrained.mean():.3g} of a model that never saw it"
     if len(after) < FEWEST:
         reason = f"{len(after)} are too few texts to tell whether they differ, expected at least {FEWEST}."
         return "unknown", {"sentence": f"{said}. {reason}", "basis": basis}

@@ -69,9 +69,10 @@ def unlearn_texts(
         method: how to forget. Its loss is :func:`unlearnx.losses.causal_lm` unless it has one of its own.
         out: folder without results of an earlier run.
         lora: rank of a fresh adapter on all linear layers within the model, which alone is changed; None for none.
-        test: JSON lines of texts of the same kind that the model was not trained on, for a membership attack.
+        test: JSON lines of texts of the same kind as those to forget that the model was not trained on: they tell how
+            much is to be forgotten, whether it is, and how well a membership attack tells the two apart.
         paraphrases: JSON lines of the texts to forget in other words, which are measured as these are.
-        retrained: a model that was trained without the texts to forget, which tells whether they are forgotten.
+        retrained: a model that was trained without the texts to forget, which tells better whether they are forgotten.
         factors: file of the training data's Kronecker factors, for a method that takes them.
         device: where to compute; None for the GPU where there is one.
         command: command line to record in the audit.
@@ -105,8 +106,10 @@ def unlearn_texts(
         if method.loss_fn is F.cross_entropy:
             method = replace(method, loss_fn=causal_lm())
         tokens = tokenize(texts, tokenizer)
-        request = Request.remove(tokens, chosen)
         others = {name: tokenize(read, tokenizer) for name, read in more.items()}
+        request = Request.remove(tokens, chosen)
+        if test is not None:
+            request = request.with_held_out(others["test"])
         measures = TextMeasures(
             request,
             others.get("test"),
@@ -118,18 +121,18 @@ def unlearn_texts(
 
         log(f"{len(request.forget):,} of {len(texts):,} texts to forget")
         table: dict[str, dict[str, float | None]] = {"before": measures.measure(original)}
-        losses = {"before": measures.losses(original)}
         outcome = method(original, request)
         log(f"{type(method).__name__}: {'applied' if outcome.applied else 'not applied'} after {outcome.seconds:.1f} s")
-        losses["after"] = measures.losses(outcome.model)
         if outcome.applied:
             table["after"] = measures.measure(outcome.model)
             save_lm(outcome.model, tokenizer, folder)
+        forgotten, evidence = outcome.forgotten, outcome.evidence
         if retrained is not None:
             other: Any = load_lm(retrained)[0]
             other = other.to(where)
-            table["retrained"], losses["retrained"] = measures.measure(other), measures.losses(other)
-        forgotten, evidence = judge_texts(losses["before"], losses["after"], losses.get("retrained"))
+            table["retrained"] = measures.measure(other)
+            losses = (measures.losses(model) for model in (original, outcome.model, other))
+            forgotten, evidence = judge_texts(*losses)
         audit = {
             **of_run(method, request, outcome, started=started, where=where),
             "forgotten": forgotten,

@@ -19,13 +19,19 @@ from unlearnx.methods.first_order import FirstOrder
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import NegGrad
 from unlearnx.methods.outcome import Outcome
+from unlearnx.methods.preference import NPO
 from unlearnx.methods.request import Request
 from unlearnx.methods.rounds import MOST_SAMPLES
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.ssd import SSD
 from unlearnx.methods.strength import CHEAP, Kept
-from unlearnx.metrics.unseen import NEAR, UnseenLevel, unseen_level
+from unlearnx.methods.task_vector import TaskVector
+from unlearnx.metrics.levels import NEAR, UnseenLevel
+from unlearnx.metrics.texts import are_texts
+from unlearnx.metrics.unseen import unseen_level
+
+TEXT_RATE = 1e-4  # learning rate on texts, where rounds begin: language models bear less than others
 
 Rank = tuple[bool, bool, bool, float, float]
 
@@ -36,12 +42,14 @@ class Automatic(Method):
 
     Of a whole class, what only reads the data comes first: dampening, a step of the last layer, masking. Samples whose
     kind stays need training: on all that stays where that is much, and otherwise on it and on the forget set at once.
-    Corrections begin with training on the corrected data. Where no method forgets, the outcome is that of the one that
-    came nearest. Where the estimate is too rough for a verdict, the first one that reaches it is the last one tried.
+    Corrections begin with training on the corrected data. Of texts, what training on the forget set alone adds is taken
+    off first (:class:`TaskVector`), and then they are trained against, with what stays beside them. Where no method
+    forgets, the outcome is that of the one that came nearest. Where the estimate is too rough for a verdict, the first
+    one that reaches it is the last one tried; where there is none, as of texts without held-out ones, the first one.
 
     The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
-    ``seconds``, and ``cost``, the accuracy on what stays that it lost. A method that refuses the labels is passed over,
-    with what it said as its ``reason``.
+    ``seconds``, and ``cost``, the accuracy on what stays that it lost, or of texts the nats a token. A method that
+    refuses the labels is passed over, with what it said as its ``reason``.
 
     Args:
         seconds: once so many have passed, no further method is begun; None for no limit.
@@ -72,8 +80,9 @@ class Automatic(Method):
     def _on_copy(self, model: nn.Module, request: Request, findings: Findings) -> Outcome:
         start, level, pace = time.perf_counter(), findings.level, findings.pace
         assert level is not None, "the strength is found, so the level is known"
+        request = self._with_held_out(request)
         kept = Kept(request.target, seed=self.seed, **pace.settings)
-        before, gradients = kept.accuracy(model), 0
+        before, gradients = kept.known(model), 0
         best: tuple[Rank, str, Outcome] | None = None
         refusal: ValueError | None = None
         tried: list[dict[str, Any]] = []
@@ -87,7 +96,7 @@ class Automatic(Method):
                 refusal = error
                 continue
             self._judge(model, outcome, request, level, pace)
-            cost = max(0.0, before - kept.accuracy(outcome.model))
+            cost = max(0.0, before - kept.known(outcome.model))
             gradients += outcome.gradient_evaluations
             found = outcome.forgotten, outcome.applied, outcome.reason, outcome.seconds
             tried.append(_line(method, *found, cost))
@@ -109,9 +118,6 @@ class Automatic(Method):
             return unseen_level(model, request, self.reference, **pace.settings)
         return super()._level(model, self._with_held_out(request), pace)
 
-    def _judge(self, before: nn.Module, outcome: Outcome, request: Request, level: UnseenLevel, pace: Pace) -> None:
-        super()._judge(before, outcome, self._with_held_out(request), level, pace)
-
     def _with_held_out(self, request: Request) -> Request:
         """The request, with the held-out data that the method was given."""
         if self.reference is None or isinstance(self.reference, nn.Module):
@@ -122,6 +128,11 @@ class Automatic(Method):
         """The methods in the order in which they are tried."""
         common = {f.name: getattr(self, f.name) for f in fields(Method)}
         kinds: list[type[Method]] = [NegGrad, SCRUB, SalUn, FineTune]
+        if are_texts(request.forget_set):
+            kinds = [FineTune, NPO] if request.corrected is not None else [TaskVector, NPO, NegGrad]
+            for kind in kinds:
+                yield kind(lr=TEXT_RATE, **common)  # type: ignore[call-arg]
+            return
         if request.corrected is not None:
             kinds = [FineTune, NegGrad, SCRUB]
         elif level.never_given:
@@ -168,14 +179,19 @@ def _as_forgotten_as_can_be_told(outcome: Outcome, level: UnseenLevel, on_all: b
     samples which stay do not show.
     """
     if outcome.forgotten == "unknown":
-        return level.accuracy is None or _distance(outcome) <= (NEAR if on_all else level.accuracy.leeway)
+        expected = level.loss if level.accuracy is None else level.accuracy
+        return expected is None or _distance(outcome) <= (NEAR if on_all else expected.leeway)
     return outcome.forgotten == "yes"
 
 
 def _distance(outcome: Outcome) -> float:
-    """How far the accuracy on the forget set is from that expected of an unseen model; 0 where that is unknown."""
-    after, expected = outcome.evidence["after"], outcome.evidence["unseen"]["accuracy"]
-    return 0.0 if after is None or expected is None else abs(after["accuracy"] - expected["estimate"])
+    """How far the accuracy on the forget set, or the loss of texts, is from that expected of an unseen model.
+
+    It is 0 where that is unknown.
+    """
+    after, unseen = outcome.evidence["after"], outcome.evidence["unseen"]
+    name = "loss" if unseen["accuracy"] is None else "accuracy"
+    return 0.0 if after is None or unseen[name] is None else abs(after[name] - unseen[name]["estimate"])
 
 
 def forget(

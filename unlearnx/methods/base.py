@@ -40,11 +40,20 @@ from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.loss_increase import LossIncrease
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
-from unlearnx.methods.strength import AUTO, Gauge, Standing, cheaper_strength, greatest_strength, least_strength
+from unlearnx.methods.strength import (
+    AUTO,
+    Gauge,
+    Standing,
+    TextGauge,
+    cheaper_strength,
+    greatest_strength,
+    least_strength,
+)
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
+from unlearnx.metrics.levels import UnseenLevel
 from unlearnx.metrics.outputs import sample_losses
-from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
+from unlearnx.metrics.unseen import unseen_level
 
 MAX_REMOVAL_LOSS_INCREASE = 0.5  # of the mean loss on the retain set, in the loss's unit, where the user gives none
 
@@ -205,8 +214,8 @@ class Method:
         own_pace = self._head_pace(frozen_prefix, request.dataset, pace)
         on_features = request_on_features(request, frozen_prefix, batch_size=pace.batch_size, dtype=pace.autocast)
         work = Work(self, head, on_features, names, own_pace, findings.first_direction)
-        if level is not None and level.accuracy is not None and self._finds_strength:
-            work.aim_at(level.accuracy)
+        if level is not None and self._finds_strength:
+            work.aim_at(level)
         before = {name: t.clone() for name, t in head.state_dict().items()}
         info: dict[str, Any] = {"pace": pace.described(own_pace)}
         applied, reason, loss = True, None, work.initial_loss
@@ -306,18 +315,16 @@ class Work:
             self._increase = LossIncrease(method._stored, ChosenParameters(model, names), len(request.forget))
         self.initial_loss = self.corrected_loss()
 
-    def aim_at(self, level: Level) -> None:
-        """Have the method find the strength at which the forget set is at this level."""
-        self.gauge = Gauge(
-            self.model,
-            self.method.loss_fn,
-            self.request.forget_set,
-            self.target,
-            level,
-            allowed_increase(self.request, self.method.max_increase),
-            seed=self.method.seed,
-            **self.pace.settings,
-        )
+    def aim_at(self, level: UnseenLevel) -> None:
+        """Have the method find the strength at which the forget set is at this level, where it is known."""
+        request, settings = self.request, {"seed": self.method.seed, **self.pace.settings}
+        given = self.model, self.method.loss_fn, request.forget_set, self.target
+        allowed = allowed_increase(request, self.method.max_increase)
+        if level.accuracy is not None:
+            self.gauge = Gauge(*given, level.accuracy, allowed, **settings)
+        elif level.loss is not None:
+            held_out = request.held_out if level.of_held_out else None
+            self.gauge = TextGauge(*given, level.loss, allowed, held_out, **settings)
 
     def least_strength(
         self, change: Callable[[float], Any], guess: float, info: dict[str, Any], *, most: float = math.inf
@@ -353,7 +360,8 @@ class Work:
             gentle = then(gauge.gentle)
             strength = guess if gentle(guess) else greatest_strength(gentle, guess)
         else:
-            found = least_strength(then(gauge.forgotten), then(gauge.harmless), guess, most=most)
+            asked = then(gauge.forgotten), then(gauge.harmless)
+            found = least_strength(*asked, guess, most=most, halvings=gauge.halvings)
             strength, info["forgets"] = found.strength, found.forgets
             if found.forgets:
                 strength = cheaper_strength(then(gauge.standing), strength)

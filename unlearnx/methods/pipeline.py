@@ -19,7 +19,7 @@ from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
-from unlearnx.metrics.unseen import UnseenLevel
+from unlearnx.metrics.levels import UnseenLevel
 
 
 @dataclass

@@ -21,7 +21,7 @@ FASTER, SLOWER, FASTEST = 2.0, 0.4, 32.0  # factors of the learning rate, and th
 PASS_RATE = 4.0  # of training on all of many samples, if its beginning does no harm
 LONGER, LONGEST = 2, 4  # factors of the epochs of a round
 HEALABLE = 0.2  # accuracy on what stays that a method may lose for a while if it trains on what stays as well
-HALVINGS = 5  # of the way between two models
+HALVINGS = 1  # of the way between two models, more than of a strength
 
 # Trains for so many epochs at so many times the method's learning rates.
 Train = Callable[[int, float], None]
@@ -63,7 +63,7 @@ class Rounds:
 
     def run(self) -> None:
         """Train until the forget set is forgotten, or no more rounds are left."""
-        best, least = None, self.gauge.accuracy()
+        best, least = None, self.gauge.known()
         if self._part is not None:
             self.rate = self._bearable_rate(self._part)
         for _ in range(MOST_ROUNDS if self._part is None else MOST_PASSES):
@@ -72,7 +72,7 @@ class Rounds:
                 self._recover(self._heal, self.gauge.forgotten)
             if not self.gauge.harmless():
                 continue
-            reached = max(self.gauge.accuracy(), self.gauge.aim)
+            reached = max(self.gauge.known(), self.gauge.aim)
             if reached < least:
                 best, least = _state(self.model), reached
             if self._is_enough(reached):
@@ -84,7 +84,7 @@ class Rounds:
             )
         _load(self.model, best)
         if self._heal is not None and least > self.gauge.aim:
-            self._recover(self._heal, lambda: self.gauge.accuracy() <= least)
+            self._recover(self._heal, lambda: self.gauge.known() <= least)
 
     def _bearable_rate(self, train: Train) -> float:
         """The greatest rate at which training on a part of the samples does no harm."""
@@ -97,22 +97,22 @@ class Rounds:
             rate *= SLOWER
         return rate
 
-    def _is_enough(self, accuracy: float) -> bool:
-        return accuracy <= self.gauge.aim or (self._part is not None and self.gauge.near())
+    def _is_enough(self, known: float) -> bool:
+        return known <= self.gauge.aim or (self._part is not None and self.gauge.near())
 
     def _forget(self) -> None:
         """A round of the method's own training, undone where it does harm."""
-        before, start = _state(self.model), self.gauge.accuracy()
+        before, start = _state(self.model), self.gauge.known()
         if not self._trained(self._train, self.rate):
             _load(self.model, before)
             self.rate *= SLOWER
             return
         if self.gauge.forgotten():
-            _furthest(self.model, self.gauge.forgotten, _state(self.model), before)
+            _furthest(self.model, self.gauge.forgotten, _state(self.model), before, self.gauge.halvings)
         if not self._bearable():
             _load(self.model, before)
             self.rate *= SLOWER
-        elif start - self.gauge.accuracy() < (start - self.gauge.aim) / 2:
+        elif start - self.gauge.known() < (start - self.gauge.aim) / 2:
             if self.rate < FASTEST:
                 self.rate *= FASTER
             else:
@@ -138,16 +138,18 @@ class Rounds:
             if not self._trained(heal, rate):
                 _load(self.model, before)
                 return
-            _furthest(self.model, holds, before, _state(self.model))
+            _furthest(self.model, holds, before, _state(self.model), self.gauge.halvings)
 
 
-def _furthest(model: nn.Module, holds: Callable[[], bool], start: dict[str, Tensor], end: dict[str, Tensor]) -> None:
+def _furthest(
+    model: nn.Module, holds: Callable[[], bool], start: dict[str, Tensor], end: dict[str, Tensor], halvings: int
+) -> None:
     """Move a model from `start`, where something holds, towards `end` as far as it holds."""
     _load(model, end)
     if holds():
         return
     low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
+    for _ in range(halvings + HALVINGS):
         middle = (low + high) / 2
         _load(model, _between(start, end, middle))
         if holds():
@@ -182,4 +184,4 @@ def gently(model: nn.Module, gauge: Gauge, train: Train, epochs: int) -> None:
     """Train where there was nothing to forget, as far as what stays remains as it was."""
     before = _state(model)
     train(epochs, 1.0)
-    _furthest(model, gauge.gentle, before, _state(model))
+    _furthest(model, gauge.gentle, before, _state(model), gauge.halvings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,18 +13,21 @@ from torch import nn
 from unlearnx._data import Data, picked, size
 from unlearnx._losses import Loss
 from unlearnx.metrics import mean_loss
+from unlearnx.metrics.levels import Level
 from unlearnx.metrics.readings import HIT, Reader, Reading
-from unlearnx.metrics.unseen import Level
+from unlearnx.metrics.texts import are_texts, text_losses
 
 AUTO = "auto"
 FORGET_TRIED = 512  # most samples of the forget set that a trial looks at
 STAYS_TRIED = 1024  # most samples of what stays
-BELOW = 0.02  # accuracy below it at which it is avoided rather than forgotten
-BEARABLE = 0.005  # accuracy on what stays that may be lost without anything being done about it
-CHEAP = 0.01  # accuracy on what stays that may be lost where nothing else is to be tried
+TEXTS_TRIED = 128  # most texts of either, and held-out ones
+# In accuracy, and of texts in nats a token, of which a hundredth is a hundredth of the perplexity:
+BELOW = 0.02  # below the level, where it is avoided rather than forgotten
+BEARABLE = 0.005  # that what stays may lose without anything being done about it
+CHEAP = 0.01  # that what stays may lose where nothing else is to be tried
 FACTOR = 4.0  # between trials until one forgets and one does not
 MOST_TRIALS = 8  # in one direction
-HALVINGS = 4  # of the logarithm of that factor
+HALVINGS, TEXT_HALVINGS = 4, 6  # of the logarithm of that factor: losses of texts have no upper end to be caught at
 FINER, FINER_TRIALS = 1.3, 8  # the factor between trials, and how many, below a strength that costs too much
 
 
@@ -46,30 +49,31 @@ class Standing:
     """How far a model is on its way.
 
     Attributes:
-        accuracy: on the forget set; `aim` where it is lower.
-        cost: accuracy on what stays that is lost.
-        aim: the accuracy at which the forget set counts as forgotten.
+        known: how well the forget set is known; `aim` where that is less.
+        cost: what is lost on what stays.
+        aim: how well it is known where it counts as forgotten.
     """
 
-    accuracy: float
+    known: float
     cost: float
     aim: float
 
     @property
     def is_good(self) -> bool:
         """Whether the forget set is forgotten at little cost."""
-        return self.accuracy <= self.aim and self.cost <= CHEAP
+        return self.known <= self.aim and self.cost <= CHEAP
 
     @property
     def rank(self) -> tuple[float, float]:
         """The least is best: forgotten first, then cheap."""
-        return self.accuracy, self.cost
+        return self.known, self.cost
 
 
 class Gauge:
     """Says of a model as it is now whether it has forgotten, and whether what stays has come to harm.
 
-    Both are read on samples drawn once: a trial is a pass over some hundred samples.
+    Both are read on samples drawn once: a trial is a pass over some hundred samples. How well the forget set is known,
+    and what is lost on what stays, are accuracies; :class:`TextGauge` has them of texts.
 
     Args:
         model: the model that a method changes in place.
@@ -82,6 +86,9 @@ class Gauge:
         autocast: dtype of autocast.
         seed: of the samples.
     """
+
+    _tried: ClassVar[int] = FORGET_TRIED  # most samples of the forget set
+    halvings: ClassVar[int] = HALVINGS  # between a strength that is enough and one that is not
 
     def __init__(
         self,
@@ -99,12 +106,12 @@ class Gauge:
         self._model, self._loss_fn = model, loss_fn
         self._settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast}
         self._reader = Reader(batch_size, autocast, seed)
-        self._forget = some(forget, FORGET_TRIED, seed, batch_size)
+        self._forget = some(forget, self._tried, seed, batch_size)
         self._kept = Kept(stays, batch_size=batch_size, autocast=autocast, seed=seed)
         self._level = level
         self.aim, self.floor = level.estimate + level.leeway, level.estimate - BELOW
-        self.at_start = self.accuracy()
-        self._kept_at_start = self._kept.accuracy(model)
+        self.at_start = self.known()
+        self._kept_at_start = self._kept.known(model)
         self.limit = self.loss() + allowed
 
     @property
@@ -112,17 +119,17 @@ class Gauge:
         """Whether the forget set was at that level from the beginning: what follows would be noise, and could harm."""
         return self.at_start <= self.aim or self._level.agrees(self.at_start)
 
-    def accuracy(self) -> float:
-        """Accuracy on the forget set, with the labels that are to be forgotten, in [0, 1]."""
+    def known(self) -> float:
+        """How well the forget set is known: accuracy, with the labels that are to be forgotten, in [0, 1]."""
         return hits(self._reader.read(self._model, self._forget, FORGET_TRIED))
 
     def cost(self) -> float:
-        """How much of the accuracy on what stays is lost, in [0, 1]."""
-        return max(0.0, self._kept_at_start - self._kept.accuracy(self._model))
+        """How much of the accuracy on what stays is lost, in [0, 1]; of texts how much its mean loss rose, in nats."""
+        return max(0.0, self._kept_at_start - self._kept.known(self._model))
 
     def standing(self) -> Standing:
         """How far the model is now."""
-        return Standing(max(self.accuracy(), self.aim), self.cost(), self.aim)
+        return Standing(max(self.known(), self.aim), self.cost(), self.aim)
 
     def loss(self) -> float:
         """Mean loss on what stays."""
@@ -130,15 +137,15 @@ class Gauge:
 
     def forgotten(self) -> bool:
         """Whether the forget set is at the level of a model that never saw it."""
-        return self.accuracy() <= self.aim
+        return self.known() <= self.aim
 
     def near(self) -> bool:
         """Whether the forget set is so near to that level that much more training would not be worth it."""
-        return self._level.is_near(self.accuracy())
+        return self._level.is_near(self.known())
 
     def gentle(self) -> bool:
         """Whether the forget set is not avoided, and what stays is as it was."""
-        return self.accuracy() >= min(self.floor, self.at_start - BELOW) and self.cost() <= BEARABLE and self.harmless()
+        return self.known() >= min(self.floor, self.at_start - BELOW) and self.cost() <= BEARABLE and self.harmless()
 
     def harmless(self) -> bool:
         """Whether what stays has come to no more harm than is allowed."""
@@ -146,16 +153,64 @@ class Gauge:
         return math.isfinite(loss) and loss <= self.limit
 
 
+class TextGauge(Gauge):
+    """The same of texts, in nats a token: how much likelier those to forget are than ones that were never seen.
+
+    Where a text is known by heart, texts like it are less likely than to a model that never saw it: other numbers in
+    the same sentence. Held-out ones are therefore read in every trial, and where they have become likelier than they
+    were, by so much less likely have those to forget to become.
+
+    Args:
+        level: the mean loss that a model has on the texts to forget that never saw them.
+        held_out: the texts whose loss that is; None where it is that of another model.
+    """
+
+    _tried: ClassVar[int] = TEXTS_TRIED
+    halvings: ClassVar[int] = TEXT_HALVINGS
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        forget: Data,
+        stays: Data,
+        level: Level,
+        allowed: float,
+        held_out: Data | None,
+        *,
+        batch_size: int,
+        autocast: torch.dtype | None,
+        seed: int,
+    ):
+        settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "seed": seed}
+        self._unseen = level.estimate
+        self._held_out = None if held_out is None else Kept(held_out, **settings)
+        self._held_out_at_start = 0.0 if self._held_out is None else self._held_out.known(model)
+        relative = Level(0.0, level.low - level.estimate, level.high - level.estimate)
+        super().__init__(model, loss_fn, forget, stays, relative, allowed, **settings)
+
+    def known(self) -> float:
+        """How much less the mean loss of the texts to forget is than that of texts never seen, in nats."""
+        likelier = 0.0
+        if self._held_out is not None:
+            likelier = max(0.0, self._held_out.known(self._model) - self._held_out_at_start)
+        losses = text_losses(self._model, self._forget, TEXTS_TRIED, seed=0, **self._settings)
+        return self._unseen - likelier - float(losses.mean())
+
+
 class Kept:
-    """Samples that stay, drawn once, to see what a model has kept."""
+    """Samples that stay, or are held out, drawn once, to see what a model knows of them."""
 
     def __init__(self, stays: Data, *, batch_size: int, autocast: torch.dtype | None, seed: int):
-        self.samples = some(stays, STAYS_TRIED, seed, batch_size)
-        self._reader = Reader(batch_size, autocast, seed)
+        self._texts = are_texts(stays)
+        self.samples = some(stays, TEXTS_TRIED if self._texts else STAYS_TRIED, seed, batch_size)
+        self._settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "seed": seed}
 
-    def accuracy(self, model: nn.Module) -> float:
-        """Accuracy in [0, 1]; 0 of outputs that are no class scores."""
-        return hits(self._reader.read(model, self.samples, STAYS_TRIED))
+    def known(self, model: nn.Module) -> float:
+        """Accuracy in [0, 1], 0 of outputs that are no class scores; of texts minus their mean loss, in nats."""
+        if self._texts:
+            return -float(text_losses(model, self.samples, TEXTS_TRIED, **self._settings).mean())
+        return hits(Reader(**self._settings).read(model, self.samples, STAYS_TRIED))
 
 
 def hits(reading: Reading | None) -> float:
@@ -179,7 +234,12 @@ class Found:
 
 
 def least_strength(
-    forgets: Callable[[float], bool], harmless: Callable[[float], bool], guess: float, *, most: float = math.inf
+    forgets: Callable[[float], bool],
+    harmless: Callable[[float], bool],
+    guess: float,
+    *,
+    most: float = math.inf,
+    halvings: int = HALVINGS,
 ) -> Found:
     """The least strength that forgets, or, where that does harm, the greatest that does none.
 
@@ -190,6 +250,7 @@ def least_strength(
         harmless: whether a strength does no more harm than is allowed.
         guess: where to start.
         most: no strength is greater.
+        halvings: of the bracket that is found first.
     """
     tried: dict[float, bool] = {}
 
@@ -200,7 +261,7 @@ def least_strength(
 
     low, high = _bracket(enough, harmless, min(guess, most), most)
     if high is not None:
-        high = _bisected(enough, low, high)
+        high = _bisected(enough, low, high, halvings)
         if harmless(high):
             return Found(high, True, len(tried))
     if high is None and harmless(low):
@@ -255,9 +316,11 @@ def _bracket(
     return low, None
 
 
-def _bisected(is_high: Callable[[float], bool], low: float, high: float, *, lower: bool = False) -> float:
+def _bisected(
+    is_high: Callable[[float], bool], low: float, high: float, halvings: int = HALVINGS, *, lower: bool = False
+) -> float:
     """The upper end of a narrower bracket, or its lower end."""
-    for _ in range(HALVINGS):
+    for _ in range(halvings):
         middle = math.sqrt(low * high)
         if is_high(middle):
             high = middle

@@ -12,9 +12,12 @@ from unlearnx._checks import known_as
 from unlearnx._data import Data
 from unlearnx.methods.outcome import Verdict
 from unlearnx.methods.request import Request
+from unlearnx.methods.text_verdict import judge_texts
 from unlearnx.metrics.advantage import advantage_by_chance, membership_advantage
+from unlearnx.metrics.levels import NEAR, Level, UnseenLevel
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading
-from unlearnx.metrics.unseen import NEAR, Level, UnseenLevel, unseen_level
+from unlearnx.metrics.texts import are_texts
+from unlearnx.metrics.unseen import unseen_level
 
 READ = 2000  # most samples of the forget set, and of held-out data, that are looked at
 MEASURES = {"accuracy": HIT, "confidence": PROBABILITY, "loss": LOSS}
@@ -37,6 +40,11 @@ def judge(
     away. It has forgotten in part where it came more than half of the way, or went too far. Where the interval is so
     wide that it holds models that forgot and others, nothing is claimed.
 
+    Of texts their mean loss is compared instead, by the same rule where the estimate is as sharp, in nats for points. A
+    wider interval tells where the model before was outside of it, and the new one is within it and has come more than
+    half of the way to the estimate. Where held-out texts became likelier with the change, the estimate is that after
+    it: what was known by heart had made them less likely than they are to a model that never saw it.
+
     Args:
         before: the model before the change.
         after: the model to judge.
@@ -47,10 +55,10 @@ def judge(
 
     Returns:
         ``"yes"``, ``"partly"``, ``"no"`` or ``"unknown"``, and the evidence: ``accuracy``, ``confidence`` (the mean
-        probability of the labels, in [0, 1]) and mean ``loss`` in nats on the forget set, ``before``, ``after`` and of
-        an ``unseen`` model, with 95 % intervals; ``attack``, the advantage in [0, 1] of one that tells the forget set
-        from held-out data by a threshold on the loss (Yeom et al., CSF 2018), None without such data of its classes;
-        ``basis``, what these rest on; ``sentence``, the verdict in words.
+        probability of the labels, in [0, 1]) and mean ``loss`` in nats on the forget set, of texts the latter alone,
+        ``before``, ``after`` and of an ``unseen`` model, with 95 % intervals; ``attack``, the advantage in [0, 1] of
+        one that tells the forget set from held-out data by a threshold on the loss (Yeom et al., CSF 2018), None
+        without such data of its classes; ``basis``, what these rest on; ``sentence``, the verdict in words.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
@@ -66,6 +74,9 @@ def judge(
             reference if isinstance(reference, UnseenLevel) else unseen_level(before, request, reference, **settings)
         )
     held_out = request.held_out if reference is None or isinstance(reference, nn.Module | UnseenLevel) else reference
+    if are_texts(request.forget_set):
+        found = judge_texts(before, after, request.forget_set, held_out, unseen, READ, seed=0, **settings)
+        return found[0], _with_attack(found[1])
     reader = Reader(batch_size, autocast, 0)
 
     def read(name: str, model: nn.Module) -> tuple[Reading | None, Reading | None]:
@@ -76,21 +87,20 @@ def judge(
     first, last = read("before", before), read("after", after)
     old, new, chance = _measures(*first), _measures(*last), _chance(*last)
     levels = {"accuracy": unseen.accuracy, "confidence": unseen.confidence, "loss": unseen.loss, "attack": chance}
-    evidence: dict[str, Any] = {
-        "before": old,
-        "after": new,
-        "unseen": {name: None if level is None else vars(level) for name, level in levels.items()},
-        "basis": unseen.basis,
-    }
     verdict: Verdict = "unknown"
     sentence = f"Whether the model has forgotten is not known. {unseen.basis}"
     if old is not None and new is not None and unseen.accuracy is not None:
         pair = old["accuracy"], new["accuracy"]
         verdict = _verdict(*pair, unseen.accuracy)
         sentence = _sentence(verdict, *pair, unseen.accuracy)
-    if old is not None and new is not None and chance is not None:
-        sentence += _of_attack(old["attack"], new["attack"], chance)
-    return verdict, {**evidence, "sentence": sentence}
+    evidence: dict[str, Any] = {
+        "before": old,
+        "after": new,
+        "unseen": {name: None if level is None else vars(level) for name, level in levels.items()},
+        "basis": unseen.basis,
+        "sentence": sentence,
+    }
+    return verdict, _with_attack(evidence)
 
 
 def _measures(forget: Reading | None, held_out: Reading | None) -> dict[str, Any] | None:
@@ -107,15 +117,10 @@ def _chance(forget: Reading | None, held_out: Reading | None) -> Level | None:
 def _verdict(before: float, after: float, level: Level) -> Verdict:
     if level.agrees(after):
         return "yes"
-    left, whole = _outside(after, level), _outside(before, level)
+    left, whole = level.outside(after), level.outside(before)
     if left <= NEAR:
         return "unknown"
     return "partly" if left < whole / 2 or after < level.low < before else "no"
-
-
-def _outside(value: float, level: Level) -> float:
-    """How far a value is outside of the interval."""
-    return max(0.0, level.low - value, value - level.high)
 
 
 _SAID = {
@@ -136,8 +141,13 @@ def _sentence(verdict: Verdict, before: float, after: float, level: Level) -> st
     )
 
 
-def _of_attack(before: float, after: float, chance: Level) -> str:
-    return (
-        f" An attack on the loss tells {after:.1%} of it from held-out data, {before:.1%} before, where "
-        f"{chance.estimate:.1%} (by chance up to {chance.high:.1%}) is expected."
+def _with_attack(evidence: dict[str, Any]) -> dict[str, Any]:
+    """The evidence with a sentence on the attack, where held-out data tell of it."""
+    before, after, chance = evidence["before"], evidence["after"], evidence["unseen"]["attack"]
+    if before is None or after is None or chance is None:
+        return evidence
+    said = (
+        f" An attack on the loss tells {after['attack']:.1%} of it from held-out data, {before['attack']:.1%} before, "
+        f"where {chance['estimate']:.1%} (by chance up to {chance['high']:.1%}) is expected."
     )
+    return {**evidence, "sentence": evidence["sentence"] + said}

@@ -14,6 +14,7 @@ from unlearnx.metrics.comparison import gap, runtime_ratio, tug_of_war
 from unlearnx.metrics.datamodelling import lds, losses_of_subsets
 from unlearnx.metrics.forgetting_quality import ForgettingQuality, forgetting_quality
 from unlearnx.metrics.language import answer_probability, extraction_strength, min_k, truth_ratio
+from unlearnx.metrics.levels import Level, UnseenLevel
 from unlearnx.metrics.lira import Estimate, LiRA, lira
 from unlearnx.metrics.margins import klom
 from unlearnx.metrics.membership import mia
@@ -29,7 +30,7 @@ from unlearnx.metrics.shadows import Shadows, unlearned_shadows
 from unlearnx.metrics.skew_normal import SkewNormal
 from unlearnx.metrics.text_attacks import reference_attack, zlib_attack
 from unlearnx.metrics.tofu import ForgetQuality, forget_quality, model_utility, rouge_l
-from unlearnx.metrics.unseen import Level, UnseenLevel, unseen_level
+from unlearnx.metrics.unseen import unseen_level
 
 __all__ = [
     "CharacterModel",

@@ -19,6 +19,7 @@ from unlearnx._models import check_gradients_possible
 from unlearnx.metrics.classification import mean_loss
 from unlearnx.metrics.readings import Reader
 from unlearnx.metrics.ridge import RidgeClassifier
+from unlearnx.metrics.texts import are_texts
 
 MOST_BITS = 16
 PROBED = 2000  # most samples that a probe is fitted on, and that it is read on
@@ -91,7 +92,7 @@ def linear_probe(
         Accuracies in [0, 1] by the names of modules, in the model's order; ``"input"`` for inputs of real numbers.
 
     Raises:
-        ValueError: outputs are no class scores for the labels, or no module gives features.
+        ValueError: the samples are texts, outputs are no class scores for the labels, or no module gives features.
 
     Source: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2016; by ridge
     regression on at most 512 features of a sample at each depth.
@@ -102,6 +103,9 @@ def linear_probe(
         >>> list(linear_probe(model, (x, y), (x, y)))
         ['input', '0', '1']
     """
+    for name, data in (("train", train), ("test", test)):
+        if are_texts(data):
+            raise ValueError(f"{name}: holds texts, whose tokens are their own labels; expected one label a sample")
     reader = Reader(batch_size, autocast, seed)
     with known_as(data="train"):
         fitted = reader.read(model, train, PROBED, features=True)

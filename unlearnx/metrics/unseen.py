@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from unlearnx._arguments import checked
 from unlearnx._checks import known_as
 from unlearnx._data import Data, picked, size
 from unlearnx._known_labels import drawn_labels
+from unlearnx.metrics.levels import Level, UnseenLevel
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
+from unlearnx.metrics.texts import are_texts, different, expected_loss, text_losses
 
 if TYPE_CHECKING:
     from unlearnx.methods.request import Request
@@ -23,72 +25,6 @@ if TYPE_CHECKING:
 FITTED = 2000  # most samples that a classifier is fitted on
 MOST = 0.9  # share of right labels without which no loss is estimated
 READ = 1000  # most samples of the forget set, and of held-out data, that are read
-CLOSE = 0.01  # accuracy from the estimate that is close enough where it is well known
-NEAR = 0.05  # accuracy from the estimate, and twice as much from either end of its interval: no different
-
-
-@dataclass(frozen=True)
-class Level:
-    """An estimate with its 95 % interval.
-
-    Example:
-        >>> level = Level(0.9, 0.85, 0.93)
-        >>> level.furthest(0.87), level.agrees(0.87), level.agrees(0.96)
-        (0.06, True, False)
-    """
-
-    estimate: float
-    low: float
-    high: float
-
-    def furthest(self, value: float) -> float:
-        """Distance of `value` to the farther end of the interval."""
-        return round(max(abs(value - self.low), abs(value - self.high)), 12)
-
-    @property
-    def leeway(self) -> float:
-        """How close to the estimate is close enough: a tenth of the interval, from 1 point to 5."""
-        return min(NEAR, max(CLOSE, (self.high - self.low) / 10))
-
-    def is_near(self, value: float) -> bool:
-        """Whether an accuracy is within 5 points of the estimate."""
-        return abs(value - self.estimate) <= NEAR
-
-    def agrees(self, value: float) -> bool:
-        """Whether an accuracy is within 5 points of the estimate, and within 10 of both ends of the interval."""
-        return self.is_near(value) and self.furthest(value) <= 2 * NEAR
-
-
-@dataclass(frozen=True)
-class UnseenLevel:
-    """What a model that never saw the forget set would do on it, with the labels that are to be forgotten.
-
-    Attributes:
-        accuracy: share of the forget set that such a model gives those labels, in [0, 1]; None where unknown.
-        confidence: mean probability that it gives to those labels, in [0, 1]; None where unknown.
-        loss: mean cross-entropy in nats; None where unknown, and where more than a tenth of the labels may be wrong:
-            their loss depends on how sure a model is of its errors, which differs widely among models trained alike.
-        basis: what these rest on, or why they are unknown: a sentence.
-
-    Example:
-        >>> UnseenLevel(None, None, None, "The outputs are no class scores.").known
-        False
-    """
-
-    accuracy: Level | None
-    confidence: Level | None
-    loss: Level | None
-    basis: str
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an estimate."""
-        return self.accuracy is not None
-
-    @property
-    def never_given(self) -> bool:
-        """Whether such a model never gives those labels, as of a whole class."""
-        return self.accuracy is not None and self.accuracy.high == 0
 
 
 @checked
@@ -120,17 +56,22 @@ def unseen_level(
     estimate is the mean of what the best classifier does and what the model does on what stays, and the interval
     reaches as far as both.
 
+    Of texts (a causal language model's inputs that are their own labels) the level is a loss, that of held-out texts of
+    the same kind: ``m +- 1.96 s sqrt(1 / K + 1 / N)`` for K different texts to forget, from the mean m and the standard
+    deviation s of N held-out ones. With fewer than ten of these nothing tells what a model does that never saw a text.
+
     Args:
-        model: maps x to class scores (N, classes), or to logits of a yes (N,) or (N, 1).
+        model: maps x to class scores (N, classes), or to logits of a yes (N,) or (N, 1); or a causal language model.
         request: what is to be forgotten.
         reference: a model that never saw the forget set, whose own level is the answer; or held-out data, of the kind
-            that stays, that `model` never saw.
+            that stays, that `model` never saw. Of texts, None stands for the held-out ones of the request.
         batch_size: samples in one forward pass.
         autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
         seed: of the samples that are read where there are more than 2,000 that stay, or 1,000 of another set.
 
     Returns:
-        The level. It is unknown, with the reason, where outputs or labels are of another kind.
+        The level. It is unknown, with the reason, where outputs or labels are of another kind, and of texts where too
+        few are held out.
 
     Raises:
         ValueError: the model does not take the samples.
@@ -141,6 +82,8 @@ def unseen_level(
         0.0
     """
     reader, forget = Reader(batch_size, autocast, seed), request.forget_set
+    if are_texts(forget):
+        return _of_texts(model, request, reference, batch_size=batch_size, autocast=autocast, seed=seed)
     if isinstance(reference, nn.Module):
         with known_as(model="reference"):
             answer = reader.read(reference, forget, READ)
@@ -176,9 +119,28 @@ UNKNOWN_KIND = UnseenLevel(
 NOTHING_STAYS = UnseenLevel(
     None, None, None, "There is neither a retain set nor held-out data, so nothing is estimated."
 )
+NONE_HELD_OUT = UnseenLevel(
+    None, None, None, "What a model does on texts that it never saw is told by held-out texts, and none were given."
+)
+MEASURED = "A model that never saw the forget set was measured."
 UNTOLD = UnseenLevel(
     None, None, None, "At no depth do the model's features tell labels of what stays that it has not memorised."
 )
+
+
+def _of_texts(model: nn.Module, request: Request, reference: nn.Module | Data | None, **settings: Any) -> UnseenLevel:
+    """The level of texts: the loss of the model that never saw them, or of texts that the model never saw."""
+    if isinstance(reference, nn.Module):
+        with known_as(model="reference"):
+            losses = text_losses(reference, request.forget_set, READ, **settings)
+        mean, error = mean_of(losses)
+        return UnseenLevel(None, None, _interval(LOSS, [mean], error), MEASURED)
+    held_out = request.held_out if reference is None else reference
+    if held_out is None:
+        return NONE_HELD_OUT
+    with known_as(data="reference" if reference is not None else "held_out"):
+        losses = text_losses(model, held_out, READ, **settings)
+    return expected_loss(losses, different(request.forget_set))
 
 
 def _labels(data: Data, batch_size: int | None) -> Tensor:
@@ -195,9 +157,7 @@ def _measured(answer: Reading) -> UnseenLevel:
         mean, error = mean_of(answer.of_labels[row])
         return _interval(row, [mean], error if row == LOSS else chance)
 
-    return UnseenLevel(
-        level(HIT), level(PROBABILITY), level(LOSS), "A model that never saw the forget set was measured."
-    )
+    return UnseenLevel(level(HIT), level(PROBABILITY), level(LOSS), MEASURED)
 
 
 def _never_given(classes: int) -> UnseenLevel:

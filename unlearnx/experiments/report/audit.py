@@ -107,6 +107,8 @@ def _evidence(audit: dict[str, Any]) -> list[tuple[str, list[str]]]:
     rows = []
     for key, title in _EVIDENCE.items():
         level = found["unseen"].get(key)
+        if level is None and found["before"].get(key) is None:
+            continue
         expected = "-" if level is None else f"{_shown(key, level['estimate'])} ({_ends(key, level)})"
         rows.append((title, [*(_shown(key, found[when].get(key)) for when in ("before", "after")), expected]))
     return rows

@@ -384,6 +384,19 @@ def kronecker() -> str:
     return markdown(["", "ours", "eigendecompositions alone", *ways[2:]], rows)
 
 
+def language_model() -> str:
+    """What SmolLM2-135M costs, in passes over the batch."""
+    costs = multiples("language-model-cpu")
+    products = {"Gauss-Newton": "test_product[cpu-ggn-2.0-1.5]", "Hessian": "test_product[cpu-hessian-3.2-2.3]"}
+    rows = [
+        ["Fisher diagonal, all parameters", number(costs["test_fisher_of_all_parameters[cpu]"][OURS]), ""],
+        ["Fisher diagonal, adapters of rank 8", number(costs["test_fisher_of_adapters[cpu]"][OURS]), ""],
+    ]
+    for label, name in products.items():
+        rows.append([f"{label} product", *(number(costs[name][way]) for way in (OURS, "ours, repeated"))])
+    return markdown(["", "ours", "same batch again"], rows)
+
+
 def unseen_level() -> str:
     """Errors of the estimated accuracy, and how often its interval is right, for every cell and for all samples."""
     result = read("unseen-level")
@@ -545,6 +558,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fisher": fisher,
     "curvature": lambda: curvature("curvature"),
     "kronecker": kronecker,
+    "language-model": language_model,
     "lstm": lambda: curvature("lstm"),
     "unseen-level": unseen_level,
     "lds": datamodelling,

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.untuned.cells import CELLS, Case
 from benchmarks.untuned.sources import Sources, at_hand
+from unlearnx._data import size
 from unlearnx.methods import METHODS, Automatic, Method, Outcome
 
 Maker = Callable[[Case], Method]
@@ -77,6 +78,7 @@ def _measured(case: Case, made: Maker) -> dict[str, Any]:
         "forgotten": outcome.forgotten,
         "expected": outcome.evidence["unseen"]["accuracy"],
         "seconds": outcome.seconds,
+        "passes": outcome.gradient_evaluations / size(case.request.target),
         "chose": _chosen(outcome),
     }
 
@@ -107,7 +109,8 @@ def described(row: Mapping[str, Any]) -> str:
     near = "near " if row["near"] and row["kept"] else "     "
     return (
         f"  {row['method']:20} {near} forget {row['after']['forget']:6.1%}  test {row['after']['test']:6.1%}  "
-        f"{row['forgotten']:8}{' WRONG' if row['wrong'] else ''} {row['seconds']:6.1f} s  {row['chose']}"
+        f"{row['forgotten']:8}{' WRONG' if row['wrong'] else ''} {row['seconds']:6.1f} s "
+        f"{row['passes']:5.1f} passes  {row['chose']}"
     )
 
 

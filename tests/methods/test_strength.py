@@ -198,6 +198,18 @@ def test_fine_tuning_on_many_samples_reads_all_of_them():
     assert outcome.gradient_evaluations >= a_part + all_of_them
 
 
+def test_where_much_stays_few_methods_are_tried(monkeypatch):
+    """Each takes passes over it, and retraining is exact."""
+    monkeypatch.setattr("unlearnx.methods.automatic.MOST_SAMPLES", 100)
+    monkeypatch.setattr("unlearnx.methods.automatic._as_forgotten_as_can_be_told", lambda *_: False)
+    torch.manual_seed(0)
+    model, (x, y) = nn.Linear(8, 3), (torch.randn(200, 8), torch.arange(200) % 3)
+    Training(20, lr=1e-2).run(model, (x, y))
+    outcome = forget(model.eval(), Request.remove((x, y), range(20)))
+    assert 0 < len(outcome.info["tried"]) < 4
+    assert outcome.gradient_evaluations >= 2 * 180
+
+
 def test_a_strength_that_is_given_is_taken(a_class):
     model, request = a_class
     assert SSD(alpha=30.0)(model, request).info["alpha"] == 30.0

@@ -35,6 +35,8 @@ TEXT_RATE = 1e-4  # learning rate on texts, where rounds begin: language models 
 
 Rank = tuple[bool, bool, bool, float, float]
 
+MOST_PASSES = 2.0  # over what stays, where that is much, after which none is begun: retraining takes tens, and is exact
+
 
 @dataclass
 class Automatic(Method):
@@ -46,6 +48,7 @@ class Automatic(Method):
     off first (:class:`TaskVector`), and then they are trained against, with what stays beside them. Where no method
     forgets, the outcome is that of the one that came nearest. Where the estimate is too rough for a verdict, the first
     one that reaches it is the last one tried; where there is none, as of texts without held-out ones, the first one.
+    Where much stays, no further one is begun once they have made as many gradients as two passes over it.
 
     The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
     ``seconds``, and ``cost``, the accuracy on what stays that it lost, or of texts the nats a token. A method that
@@ -87,7 +90,7 @@ class Automatic(Method):
         refusal: ValueError | None = None
         tried: list[dict[str, Any]] = []
         for method in self._methods(model, request, level):
-            if tried and self.seconds is not None and time.perf_counter() - start > self.seconds:
+            if tried and (self._is_late(start) or _is_dear(gradients, request)):
                 break
             try:
                 outcome = method._on_copy(model, request, findings)
@@ -112,6 +115,9 @@ class Automatic(Method):
         _, name, outcome = best
         info = {**outcome.info, "method": name, "tried": tried}
         return replace(outcome, seconds=time.perf_counter() - start, gradient_evaluations=gradients, info=info)
+
+    def _is_late(self, start: float) -> bool:
+        return self.seconds is not None and time.perf_counter() - start > self.seconds
 
     def _level(self, model: nn.Module, request: Request, pace: Pace) -> UnseenLevel:
         if isinstance(self.reference, nn.Module):
@@ -151,6 +157,10 @@ class Automatic(Method):
 def _much_stays(request: Request) -> bool:
     """Whether so much stays that fine-tuning alone trains on all of it: no other method would cost it less."""
     return size(request.target) > MOST_SAMPLES
+
+
+def _is_dear(gradients: int, request: Request) -> bool:
+    return _much_stays(request) and gradients >= MOST_PASSES * size(request.target)
 
 
 def _line(

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from unlearnx import _distributed as distributed
 
-SMALL = 1024  # matrices up to this size are decomposed in float64, which costs little
 MOST_ERROR = 1e-3  # of the basis in float32, from orthonormal; beyond it float64 is used
 
 
 def eigenbasis(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (n,), ascending and at least zero, and eigenvectors in columns (n, n), in the matrix's dtype.
 
-    Large matrices are decomposed in float32, and in float64 where that fails. The same in every process. Of matrices
+    A matrix is decomposed in its own dtype, and in float64 where that fails. The same in every process. Of matrices
     that are stacked along a first dimension, values and vectors are stacked too.
     """
     if covariance.dim() > 2:
@@ -23,8 +22,7 @@ def eigenbasis(covariance: Tensor) -> tuple[Tensor, Tensor]:
     scale = covariance.diagonal().mean()
     scaled = covariance / scale if scale > 0 else covariance  # squares of tiny values would vanish
     scaled = (scaled + scaled.mT) / 2
-    found = None if len(scaled) <= SMALL else _decomposed(scaled)
-    values, basis = found or torch.linalg.eigh(scaled.double())
+    values, basis = _decomposed(scaled) or torch.linalg.eigh(scaled.double())
     values, basis = (distributed.broadcast_(t.to(covariance).contiguous()) for t in (values, basis))
     return values.clamp(min=0) * scale, basis
 

@@ -52,10 +52,13 @@ inline int64_t checked_index(const char* op, const char* argument, int64_t index
 }
 
 template <typename Name, typename Other>
+void check_same_device(const char* op, const Name& argument, const Tensor& t, const Other& other, Place place) {
+  UX_CHECK_VALUE(t.place() == place, op, ": ", argument, " is on ", t.place(), ", but ", other, " is on ", place);
+}
+template <typename Name, typename Other>
 void check_same_device(const char* op, const Name& argument, const Tensor& t, const Other& other,
                        const Tensor& reference) {
-  UX_CHECK_VALUE(t.place() == reference.place(), op, ": ", argument, " is on ", t.place(), ", but ", other, " is on ",
-                 reference.place());
+  check_same_device(op, argument, t, other, reference.place());
 }
 
 template <typename Name, typename Other>
@@ -70,25 +73,29 @@ inline void check_non_negative(const char* op, const char* argument, double valu
                  ", expected a finite number >= 0");
 }
 
-/// Checks that `list` pairs up with `reference`, tensor by tensor: length, shape, device, floating dtype.
-inline void check_paired(const char* op, const char* name, const TensorList& list, const char* reference_name,
-                         const TensorList& reference) {
-  UX_CHECK_VALUE(list.size() == reference.size(), op, ": ", name, " has ", list.size(), " tensors, but ",
-                 reference_name, " has ", reference.size());
-  for (size_t i = 0; i < list.size(); ++i) {
-    const Entry here{name, i}, there{reference_name, i};
-    check_floating(op, here, list[i]);
-    check_same_device(op, here, list[i], there, reference[i]);
-    check_same_shape(op, here, list[i], there, reference[i]);
-  }
-}
-
 /// Checks the list that an op writes: floating dtype and one device for all.
 inline void check_written(const char* op, const char* name, const TensorList& list) {
+  if (list.empty()) return;
+  const Place place = list[0].place();
   for (size_t i = 0; i < list.size(); ++i) {
     const Entry here{name, i}, first{name, 0};
     check_floating(op, here, list[i]);
-    check_same_device(op, here, list[i], first, list[0]);
+    check_same_device(op, here, list[i], first, place);
+  }
+}
+
+/// Checks that `list` pairs up with the one that is written, tensor by tensor: length, shape, device, floating dtype.
+inline void check_paired(const char* op, const char* name, const TensorList& list, const char* written_name,
+                         const TensorList& written) {
+  UX_CHECK_VALUE(list.size() == written.size(), op, ": ", name, " has ", list.size(), " tensors, but ", written_name,
+                 " has ", written.size());
+  if (list.empty()) return;
+  const Place place = written[0].place();
+  for (size_t i = 0; i < list.size(); ++i) {
+    const Entry here{name, i}, there{written_name, i};
+    check_floating(op, here, list[i]);
+    check_same_device(op, here, list[i], there, place);
+    check_same_shape(op, here, list[i], there, written[i]);
   }
 }
 

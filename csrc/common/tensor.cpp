@@ -85,10 +85,11 @@ Sizes Tensor::strides() const {
 }
 
 ScalarType Tensor::scalar_type() const {
+  static const int32_t float32 = aoti_torch_dtype_float32(), float64 = aoti_torch_dtype_float64();
   int32_t type = 0;
   succeed(aoti_torch_get_dtype(get(), &type), "aoti_torch_get_dtype");
-  if (type == aoti_torch_dtype_float32()) return kFloat;
-  if (type == aoti_torch_dtype_float64()) return kDouble;
+  if (type == float32) return kFloat;
+  if (type == float64) return kDouble;
   try {
     return torch::stable::Tensor::scalar_type();
   } catch (const std::runtime_error&) {
@@ -104,7 +105,8 @@ Place Tensor::place() const {
 }
 
 bool Tensor::is_strided() const {
-  return layout_of(*this) == aoti_torch_layout_strided();
+  static const int32_t strided = aoti_torch_layout_strided();
+  return layout_of(*this) == strided;
 }
 
 const char* Tensor::layout_name() const {
@@ -287,7 +289,10 @@ Tensor full(Sizes sizes, double value, const Like& like) {
 }
 
 void mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
-  dispatch("aten::mm", "out", a, b, out);
+  if (out.is_cpu())
+    succeed(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()), "aten::mm");
+  else
+    dispatch("aten::mm", "out", a, b, out);
 }
 
 void addmm_out(const Tensor& out, const Tensor& a, const Tensor& b, double out_factor, double factor) {

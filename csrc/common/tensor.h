@@ -133,7 +133,8 @@ Tensor zeros(Sizes sizes, const Like& like);
 Tensor borrowed(const void* memory, Sizes sizes, Sizes strides, ScalarType type);
 Tensor full(Sizes sizes, double value, const Like& like);
 
-// Products keep to the dtype of their operands, also under autocast: it does not know of these overloads.
+// Products keep to the dtype of their operands, also under autocast: it does not know of these overloads, and those of
+// the CPU are made past the dispatcher.
 void mm_out(const Tensor& out, const Tensor& a, const Tensor& b);
 /// out <- out_factor * out + factor * a b
 void addmm_out(const Tensor& out, const Tensor& a, const Tensor& b, double out_factor = 1, double factor = 1);

@@ -1,8 +1,5 @@
 #include "common/tensor_lists.h"
 
-#include "common/dispatcher.h"
-#include "common/errors.h"
-
 namespace unlearnx {
 
 Tensor ordered_as(const Tensor& t, const Tensor& reference) {
@@ -11,8 +8,6 @@ Tensor ordered_as(const Tensor& t, const Tensor& reference) {
 }
 
 Written::Written(const TensorList& tensors, Walk walk) : originals_(tensors) {
-  UX_CHECK(dispatch<bool>("unlearnx::_will_write", "", tensors), std::runtime_error,
-           "Inplace update to inference tensor outside InferenceMode is not allowed");
   for (const auto& t : tensors) {
     const bool suits = walk == Walk::Memory ? t.is_non_overlapping_and_dense() : t.is_contiguous();
     if (!suits) copied_.push_back(dense_.size());

@@ -12,9 +12,7 @@ Tensor ordered_as(const Tensor& t, const Tensor& reference);
 enum class Walk { Memory, Index };
 
 /// The tensors an op writes. Those that its walk does not suit, because of gaps, overlaps or the order of dimensions,
-/// are worked on in dense copies until finish(). Autograd is told at once that all of them change: a schema's
-/// Tensor(a!) alone does not bump the version when a kernel writes through a raw pointer, and an op that fails half-way
-/// has written too.
+/// are worked on in dense copies until finish(). Autograd is told by unlearnx/ops/_writes.py that all of them change.
 class Written {
  public:
   explicit Written(const TensorList& tensors, Walk walk = Walk::Memory);

@@ -6,6 +6,7 @@
 #include "common/dispatcher.h"
 #include "common/parallel.h"
 #include "cpu/convert.h"
+#include "cpu/inner_product.h"
 
 namespace unlearnx::cpu {
 namespace {
@@ -71,6 +72,22 @@ void norms(const EmbeddingGrad& p, const Tensor& result) {
   });
 }
 
+/// <d_i, v> = sum_t dy_t . v[x_t]
+template <typename T>
+void dots(const EmbeddingGrad& p, const Tensor& v, const Tensor& result) {
+  const auto* tokens = p.x.const_data_ptr<int64_t>();
+  const T *dy = p.dy.const_data_ptr<T>(), *rows = v.const_data_ptr<T>();
+  T* const out = result.mutable_data_ptr<T>();
+  parallel_for(0, p.samples, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      double sum = 0;
+      for (int64_t t = i * p.positions; t < (i + 1) * p.positions; ++t)
+        if (tokens[t] < p.tokens) sum += inner_product(dy + t * p.features, rows + tokens[t] * p.features, p.features);
+      out[i] = static_cast<T>(sum);
+    }
+  });
+}
+
 Tensor embedding_grad_sq(const Tensor& x, const Tensor& dy, int64_t num_embeddings, const OptionalTensor& x_new,
                          const OptionalTensor& dy_new, const OptionalTensor& weight,
                          std::optional<int64_t> padding_idx) {
@@ -88,11 +105,23 @@ Tensor embedding_grad_sqnorm(const Tensor& x, const Tensor& dy, int64_t num_embe
   return result;
 }
 
+Tensor embedding_grad_dot(const Tensor& x, const Tensor& dy, int64_t num_embeddings, const OptionalTensor& x_new,
+                          const OptionalTensor& dy_new, std::optional<int64_t> padding_idx, const Tensor& v) {
+  constexpr auto op = "embedding_grad_dot";
+  const auto p = check_embedding_grad(op, x, dy, num_embeddings, x_new, dy_new, {}, padding_idx);
+  check_direction(op, "v", v, dy, {p.tokens, p.features});
+  const auto direction = v.to(p.dy.scalar_type()).contiguous();
+  const auto result = empty({p.samples}, Like(p.dy));
+  p.dy.scalar_type() == kDouble ? dots<double>(p, direction, result) : dots<float>(p, direction, result);
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(unlearnx, CPU, m) {
   m.impl("embedding_grad_sq", TORCH_BOX(&embedding_grad_sq));
   m.impl("embedding_grad_sqnorm", TORCH_BOX(&embedding_grad_sqnorm));
+  m.impl("embedding_grad_dot", TORCH_BOX(&embedding_grad_dot));
 }
 
 }  // namespace unlearnx::cpu

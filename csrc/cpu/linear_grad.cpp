@@ -3,8 +3,8 @@
 #include "common/clones.h"
 #include "common/dispatcher.h"
 #include "common/parallel.h"
+#include "cpu/inner_product.h"
 #include "cpu/operands.h"
-#include "ops/full_precision.h"
 
 namespace unlearnx::cpu {
 namespace {
@@ -149,7 +149,6 @@ Tensor sum_of_rows(const LinearGrad& problem, bool squared = false) {
 Tensor linear_grad_diff(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new, const OptionalTensor& dy_new,
                         const OptionalTensor& weight, const std::string& reduction) {
   constexpr auto op = "linear_grad_diff";
-  const FullPrecision full_precision(x);
   auto problem = check_linear_grad(op, x, dy, x_new, dy_new, weight);
   if (!keeps_samples(op, reduction)) return sum_of_rows(problem).to(x.scalar_type());
   if (problem.positions == 1) {
@@ -165,7 +164,6 @@ Tensor linear_grad_diff(const Tensor& x, const Tensor& dy, const OptionalTensor&
 
 Tensor linear_grad_sq(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new, const OptionalTensor& dy_new,
                       const OptionalTensor& weight) {
-  const FullPrecision full_precision(x);
   auto problem = check_linear_grad("linear_grad_sq", x, dy, x_new, dy_new, weight);
   if (problem.outer()) return sum_of_rows(with_squared_outputs(problem), true);
   const auto result = empty({problem.outputs, problem.inputs}, Like(x, problem.compute_type()));
@@ -175,11 +173,27 @@ Tensor linear_grad_sq(const Tensor& x, const Tensor& dy, const OptionalTensor& x
   return result;
 }
 
+/// The squared norm of an outer product is that of one factor times that of the other.
+template <typename T>
+Tensor outer_norms(const LinearGrad& p) {
+  const Tensor x = p.x.to(type_of<T>), dy = p.dy.to(type_of<T>);
+  const Tensor norms = empty({p.samples}, Like(x));
+  const T *px = x.const_data_ptr<T>(), *pdy = dy.const_data_ptr<T>();
+  T* const out = norms.mutable_data_ptr<T>();
+  const auto squared = [](const T* row, int64_t n) { return inner_product(row, row, n); };
+  const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(p.inputs + p.outputs, 1));
+  parallel_for(0, p.samples, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      out[i] = squared(px + i * p.inputs, p.inputs) * squared(pdy + i * p.outputs, p.outputs);
+  });
+  return norms;
+}
+
 Tensor linear_grad_sqnorm(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new,
                           const OptionalTensor& dy_new) {
-  const FullPrecision full_precision(x);
   auto problem = check_linear_grad("linear_grad_sqnorm", x, dy, x_new, dy_new, {});
-  if (problem.outer()) return linear_grad_outer_sqnorm(problem);
+  if (problem.outer())
+    return problem.compute_type() == kDouble ? outer_norms<double>(problem) : outer_norms<float>(problem);
   const auto norms = empty({problem.samples}, Like(x, problem.compute_type()));
   with_operands(problem, [&](const auto& operands, auto*, auto type) {
     squared_norms(operands, norms.mutable_data_ptr<decltype(type)>());

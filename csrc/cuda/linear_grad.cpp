@@ -7,6 +7,12 @@
 namespace unlearnx::cuda {
 namespace {
 
+/// The squared norm of an outer product is that of one factor times that of the other.
+Tensor outer_norms(const LinearGrad& problem) {
+  const auto squared = [&](const Tensor& t) { return t.to(problem.compute_type()).square().sum({1}); };
+  return squared(problem.x).mul_(squared(problem.dy));
+}
+
 Tensor linear_grad_diff(const Tensor& x, const Tensor& dy, const OptionalTensor& x_new, const OptionalTensor& dy_new,
                         const OptionalTensor& weight, const std::string& reduction) {
   constexpr auto op = "linear_grad_diff";
@@ -32,7 +38,7 @@ Tensor linear_grad_sqnorm(const Tensor& x, const Tensor& dy, const OptionalTenso
                           const OptionalTensor& dy_new) {
   const FullPrecision full_precision(x);
   const auto problem = check_linear_grad("linear_grad_sqnorm", x, dy, x_new, dy_new, {});
-  if (problem.outer()) return linear_grad_outer_sqnorm(problem);
+  if (problem.outer()) return outer_norms(problem);
   return TileProducts(problem).norms();
 }
 

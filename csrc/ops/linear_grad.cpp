@@ -83,11 +83,6 @@ Tensor linear_grad_sum(const LinearGrad& problem) {
   return sum;
 }
 
-Tensor linear_grad_outer_sqnorm(const LinearGrad& problem) {
-  const auto squared = [&](const Tensor& t) { return t.to(problem.compute_type()).square().sum({1}); };
-  return squared(problem.x).mul_(squared(problem.dy));
-}
-
 }  // namespace unlearnx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(unlearnx, m) {

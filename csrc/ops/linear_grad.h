@@ -27,9 +27,8 @@ LinearGrad check_linear_grad(const char* op, const Tensor& x, const Tensor& dy, 
                              const OptionalTensor& dy_new, const OptionalTensor& weight);
 
 /// Where there is one position and one pair, d_i = dy_i (outer) x_i: then sum_i w_i d_i^2 is the sum of the gradients
-/// of dy^2 and x^2, and every squared norm is a product of two. dy, small beside x, is squared here.
+/// of dy^2 and x^2. dy, small beside x, is squared here.
 LinearGrad with_squared_outputs(const LinearGrad& problem);
-Tensor linear_grad_outer_sqnorm(const LinearGrad& problem);
 
 /// sum_i w_i d_i in the compute type, through the BLAS of the device: (outputs, inputs).
 Tensor linear_grad_sum(const LinearGrad& problem);

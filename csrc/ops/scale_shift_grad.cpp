@@ -73,10 +73,11 @@ Pair scale_shift_grad_diff(ScaleShiftRows kernel, const Tensor& x, const Tensor&
 Pair scale_shift_grad_sq(ScaleShiftRows kernel, const Tensor& x, const Tensor& dy, const OptionalTensor& x_new,
                          const OptionalTensor& dy_new, const OptionalTensor& weight, const OptionalTensor& mean,
                          const OptionalTensor& rstd, int64_t dim) {
-  const FullPrecision full_precision(x);
   check_pairs("scale_shift_grad_sq", x, dy, x_new, dy_new);
   const auto w = checked_weight("scale_shift_grad_sq", weight, dy);
   const auto squares = each_difference(kernel, x, dy, x_new, dy_new, mean, rstd, dim).square();
+  std::optional<FullPrecision> full_precision;
+  if (w.defined()) full_precision.emplace(x);
   const auto total = [&](const Tensor& rows) { return w.defined() ? mv(rows.t(), w) : rows.sum({0}); };
   return {total(squares.select(0, 0)), total(squares.select(0, 1))};
 }

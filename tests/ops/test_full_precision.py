@@ -119,7 +119,7 @@ GATES, CELLS, WEIGHT = torch.randn(3, 2, 20), torch.randn(4, 2, 5), torch.randn(
 def test_products_inside_are_made_in_full_precision(op, args, kwargs):
     spy = watched(op, *args, **kwargs)
     assert spy.entered == 1
-    assert spy.products or op.startswith("lstm")  # whose products are made past the dispatcher
+    assert spy.products or op.startswith(("linear", "lstm"))  # whose products are made past the dispatcher
     assert all(spy.products)
     assert torch.backends.mkldnn.enabled
 

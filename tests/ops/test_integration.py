@@ -114,6 +114,21 @@ def test_a_tensor_that_may_not_be_written_is_not(name, device):
     assert torch.equal(written, tensors[0])
 
 
+@pytest.mark.parametrize("op", ["ssd_dampen_", "fisher_mask_", "lissa_step_"])
+def test_autograd_hears_of_what_is_written_and_of_nothing_else(op, device):
+    """By the function and by the op that it calls; a call that is refused has written nothing."""
+    more = {"ssd_dampen_": (1.0, 0.5), "fisher_mask_": (0.1,), "lissa_step_": (0.1, 2.0)}[op]
+    lists = [[torch.rand(5, device=device)] for _ in range(3)]
+    versions = lambda: [tensors[0]._version for tensors in lists]  # noqa: E731
+    for call in (getattr(ops, op), getattr(torch.ops.unlearnx, op)):
+        before = versions()
+        call(*lists, *more)
+        assert versions() == [before[0] + 1, *before[1:]]
+        with pytest.raises(ValueError, match="has 0 tensors"):
+            call(*lists[:2], [], *more)
+        assert versions() == [before[0] + 1, *before[1:]]
+
+
 @pytest.mark.cuda
 @every_op
 def test_cuda_graph(name):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 from unlearnx._checks import shown
+from unlearnx.ops._not_differentiable import recorded
 
 KINDS: dict[str, tuple[type, ...]] = {"int": (int, torch.SymInt), "float": (int, float, torch.SymFloat), "str": (str,)}
 
@@ -29,6 +31,19 @@ def call(op, *args: Any, **kwargs: Any) -> Any:
         raise
 
 
+def call_past_autograd(op, *args: Any, **kwargs: Any) -> Any:
+    """As :func:`call`; where nobody is to know of the call, past autograd, whose answer in Python costs a small op."""
+    if torch.compiler.is_compiling() or not _is_plain((*args, *kwargs.values())):
+        return call(op, *args, **kwargs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return call(op, *args, **kwargs)
+
+
+def _is_plain(values: tuple[Any, ...]) -> bool:
+    """Whether neither autograd nor anything else that looks at calls is to know of one with these arguments."""
+    return not (has_torch_function(values) or torch._C._are_functorch_transforms_active() or recorded(values))
+
+
 def _raise_named(error: Exception) -> None:
     """Raises an error of the kind that its message begins with; csrc/common/errors.h says which do."""
     kind, _, message = str(error).partition(": ")
@@ -38,18 +53,14 @@ def _raise_named(error: Exception) -> None:
 
 
 def tensor_list(op: str, argument: str, value: Iterable[Tensor]) -> list[Tensor]:
-    """`value` as a list.
+    """`value` as a list; what it holds is checked where the op refuses it, for lists are long.
 
     Raises:
-        TypeError: it is a single tensor, or holds anything else.
+        TypeError: it is a single tensor, or no list.
     """
     if isinstance(value, Tensor) or not isinstance(value, Iterable):
         raise TypeError(f"{op}: {argument} is {shown(value)}, expected a list of tensors")
-    tensors = list(value)
-    for i, t in enumerate(tensors):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{op}: {argument}[{i}] is {shown(t)}, expected a tensor")
-    return tensors
+    return list(value)
 
 
 def register_fake(op: str) -> Callable[[Callable[..., Any]], None]:
@@ -96,12 +107,21 @@ def _refuse_arguments(schema, args: tuple[Any, ...], kwargs: dict[str, Any], err
     op = schema.name.partition("::")[2]
     arguments = list(_named(schema, args, kwargs))
     for name, kind, value in arguments:
+        if kind == "List[Tensor]":
+            _refuse_items(op, name, value, error)
+            continue
         expected = _expected(kind, value)
         if expected is not None:
             raise TypeError(f"{op}: {name} is {shown(value)}, expected {expected}") from error
     for name, t in _tensors(arguments):
         if t.layout != torch.strided:
             raise ValueError(f"{op}: {name} has layout {t.layout}, expected a strided tensor") from error
+
+
+def _refuse_items(op: str, argument: str, values: Sequence[Any], error: Exception) -> None:
+    for i, t in enumerate(values):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {argument}[{i}] is {shown(t)}, expected a tensor") from error
 
 
 def _expected(kind: str, value: Any) -> str | None:

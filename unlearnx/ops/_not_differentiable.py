@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,26 +23,27 @@ def _kernel(op):
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
-        if _recorded(args, kwargs):
+        values = (*args, *kwargs.values())
+        if recorded(values):
             call = lambda: below(keyset, args, kwargs)  # noqa: E731
-            return _Refusal.apply(op.name(), call, *_tensors(args, kwargs))  # type: ignore[attr-defined]
+            return _Refusal.apply(op.name(), call, *_tensors(values))  # type: ignore[attr-defined]
         return below(keyset, args, kwargs)
 
     return kernel
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    return (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
-
-
-def _recorded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether autograd is to know of a call, in reverse or in forward mode."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args, kwargs)):
-        return True
+def recorded(values: Sequence[Any]) -> bool:
+    """Whether autograd is to know of a call with these arguments, in reverse or in forward mode."""
+    if torch.is_grad_enabled():
+        for t in values:  # a generator would take longer than a small op
+            if isinstance(t, Tensor) and t.requires_grad:
+                return True
     forward = torch.autograd.forward_ad
-    return forward._current_level >= 0 and any(
-        forward.unpack_dual(t).tangent is not None for t in _tensors(args, kwargs)
-    )
+    return forward._current_level >= 0 and any(forward.unpack_dual(t).tangent is not None for t in _tensors(values))
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    return (t for t in values if isinstance(t, Tensor))
 
 
 class _Refusal(torch.autograd.function._SingleLevelFunction):

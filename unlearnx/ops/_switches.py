@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 AUTOCAST, PRODUCTS = 1, 2  # bits of what an op has switched off
 LOWER = ("tf32", "bf16")
@@ -79,20 +77,11 @@ def _convolution_settings() -> int:
     return cudnn.benchmark + 2 * deterministic + 4 * cudnn.enabled
 
 
-def _will_write(tensors: Sequence[Tensor]) -> bool:
-    """Tells autograd that tensors change; false, and nothing is told, where one of them must not."""
-    if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors):
-        return False
-    torch.autograd.graph.increment_version(tensors)  # of those that have one
-    return True
-
-
 library = torch.library.Library("unlearnx", "FRAGMENT")
 for _name, _schema in {
     "_enter_full_precision": "(bool cuda) -> int",
     "_leave_full_precision": "(bool cuda, int switched) -> ()",
     "_convolution_settings": "() -> int",
-    "_will_write": "(Tensor[] tensors) -> bool",
 }.items():
     library.define(_name + _schema)
     library.impl(_name, globals()[_name], "CompositeExplicitAutograd")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlearnx.ops._call import call, register_fake
+from unlearnx.ops._call import call_past_autograd, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._not_differentiable import not_differentiable
 
@@ -63,7 +63,7 @@ def conv2d_grad_diff(
         >>> torch.allclose(conv2d_grad_diff(x, dy, 3, padding=1), conv.weight.grad, atol=1e-4)
         True
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.conv2d_grad_diff,
         x,
         dy,
@@ -107,7 +107,7 @@ def conv2d_grad_sq(
         >>> torch.allclose(conv2d_grad_sq(x, dy, 3, padding=1), every.square().sum(0), rtol=1e-4)
         True
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.conv2d_grad_sq,
         x,
         dy,
@@ -147,7 +147,7 @@ def conv2d_grad_sqnorm(
         >>> conv2d_grad_sqnorm(x, dy, (3, 3), stride=2, groups=2).shape
         torch.Size([2])
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.conv2d_grad_sqnorm,
         x,
         dy,
@@ -189,7 +189,7 @@ def conv2d_grad_dot(
         >>> torch.allclose(conv2d_grad_dot(x, dy, 3, padding=1, v=v), along, atol=1e-3)
         True
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.conv2d_grad_dot,
         x,
         dy,

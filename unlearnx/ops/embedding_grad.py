@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlearnx.ops._call import call, register_fake
+from unlearnx.ops._call import call_past_autograd, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._not_differentiable import not_differentiable
 
@@ -54,7 +54,7 @@ def embedding_grad_diff(
         >>> embedding_grad_diff(tokens, dy, 5)[:, 0]  # five tokens; the first of four features
         tensor([0., 2., 1., 0., 0.])
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.embedding_grad_diff,
         x,
         dy,
@@ -93,7 +93,7 @@ def embedding_grad_sq(
         >>> embedding_grad_sq(tokens, dy, 5, padding_idx=0)[:, 0]
         tensor([0., 4., 1., 1., 0.])
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.embedding_grad_sq,
         x,
         dy,
@@ -127,7 +127,9 @@ def embedding_grad_sqnorm(
         >>> embedding_grad_sqnorm(tokens, dy, 5)
         tensor([20., 20.])
     """
-    return call(torch.ops.unlearnx.embedding_grad_sqnorm, x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx)
+    return call_past_autograd(
+        torch.ops.unlearnx.embedding_grad_sqnorm, x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx
+    )
 
 
 def embedding_grad_dot(
@@ -154,7 +156,7 @@ def embedding_grad_dot(
         >>> embedding_grad_dot(tokens, dy, 5, v=v)  # 2 * (4 + 5 + 6 + 7) + (8 + 9 + 10 + 11)
         tensor([82.])
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.embedding_grad_dot, x, dy, num_embeddings, x_new, dy_new, padding_idx=padding_idx, v=v
     )
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unlearnx.ops._call import call, register_fake, tensor_list
+from unlearnx.ops._call import register_fake, tensor_list
+from unlearnx.ops._writes import call_writing, writes
 
 __all__ = ["fisher_mask_"]
 
@@ -49,13 +50,16 @@ def fisher_mask_(
         >>> weight
         tensor([0., 1., 0., 1.])
     """
-    return call(
+    return call_writing(
         torch.ops.unlearnx.fisher_mask_,
         tensor_list("fisher_mask_", "params", params),
         tensor_list("fisher_mask_", "importance_forget", importance_forget),
         tensor_list("fisher_mask_", "importance_retain", importance_retain),
         ratio,
     )
+
+
+writes("fisher_mask_")
 
 
 @register_fake("fisher_mask_")

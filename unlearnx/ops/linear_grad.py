@@ -19,7 +19,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from unlearnx.ops._call import call, register_fake
+from unlearnx.ops._call import call_past_autograd, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._not_differentiable import not_differentiable
 
@@ -93,7 +93,7 @@ def linear_grad_sq(
         >>> torch.allclose(fisher, (dy.mT @ x).square().mean(0), rtol=1e-4)
         True
     """
-    return call(torch.ops.unlearnx.linear_grad_sq, x, dy, x_new, dy_new, weight)
+    return call_past_autograd(torch.ops.unlearnx.linear_grad_sq, x, dy, x_new, dy_new, weight)
 
 
 def linear_grad_sqnorm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_new: Tensor | None = None) -> Tensor:
@@ -110,7 +110,7 @@ def linear_grad_sqnorm(x: Tensor, dy: Tensor, x_new: Tensor | None = None, dy_ne
         >>> torch.allclose(linear_grad_sqnorm(x, dy), x.square().sum(1) * dy.square().sum(1), rtol=1e-4)
         True
     """
-    return call(torch.ops.unlearnx.linear_grad_sqnorm, x, dy, x_new, dy_new)
+    return call_past_autograd(torch.ops.unlearnx.linear_grad_sqnorm, x, dy, x_new, dy_new)
 
 
 def linear_grad_dot(
@@ -130,7 +130,7 @@ def linear_grad_dot(
         >>> torch.allclose(linear_grad_dot(x, dy, v=v), (dy * (x @ v.mT)).sum(1), atol=1e-5)
         True
     """
-    return call(torch.ops.unlearnx.linear_grad_dot, x, dy, x_new, dy_new, v=v)
+    return call_past_autograd(torch.ops.unlearnx.linear_grad_dot, x, dy, x_new, dy_new, v=v)
 
 
 not_differentiable("linear_grad_sq", "linear_grad_sqnorm", "linear_grad_dot")
@@ -196,7 +196,9 @@ class _LinearGradDiff(torch.autograd.Function):
 
     @staticmethod
     def forward(x, dy, x_new, dy_new, weight, reduction):
-        return call(torch.ops.unlearnx.linear_grad_diff, x, dy, x_new, dy_new, weight=weight, reduction=reduction)
+        return call_past_autograd(
+            torch.ops.unlearnx.linear_grad_diff, x, dy, x_new, dy_new, weight=weight, reduction=reduction
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unlearnx.ops._call import call, register_fake, tensor_list
+from unlearnx.ops._call import register_fake, tensor_list
+from unlearnx.ops._writes import call_writing, writes
 
 __all__ = ["lissa_step_"]
 
@@ -44,7 +45,7 @@ def lissa_step_(h: Sequence[Tensor], v: Sequence[Tensor], hv: Sequence[Tensor], 
         >>> h, change < 1e-6
         (tensor([2., 4.]), tensor(True))
     """
-    return call(
+    return call_writing(
         torch.ops.unlearnx.lissa_step_,
         tensor_list("lissa_step_", "h", h),
         tensor_list("lissa_step_", "v", v),
@@ -52,6 +53,9 @@ def lissa_step_(h: Sequence[Tensor], v: Sequence[Tensor], hv: Sequence[Tensor], 
         damping,
         scale,
     )
+
+
+writes("lissa_step_")
 
 
 @register_fake("lissa_step_")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from unlearnx.ops._call import register_fake
+from unlearnx.ops._call import call_past_autograd, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._not_differentiable import not_differentiable
 from unlearnx.ops._recording import Recording
@@ -149,7 +149,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(inputs, h, c, weight, recording):
-        return torch.ops.unlearnx.lstm_forward(inputs, h, c, weight)
+        return call_past_autograd(torch.ops.unlearnx.lstm_forward, inputs, h, c, weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -194,7 +194,9 @@ class _Adjoint(torch.autograd.Function):
         if recording is not None and recording.recording and not recording.values and torch.is_grad_enabled():
             nothing = gates.new_zeros(())
             return (nothing.expand_as(gates), *(nothing.expand_as(t) for t in (cells[0], cells[0], cells, cells)))
-        da, dh, dc = torch.ops.unlearnx.lstm_backward(to_hidden, to_cells, to_gates, cells, gates, weight, initial)
+        da, dh, dc = call_past_autograd(
+            torch.ops.unlearnx.lstm_backward, to_hidden, to_cells, to_gates, cells, gates, weight, initial
+        )
         return da, dh[0].clone(), dc[0].clone(), dh, dc
 
     @staticmethod
@@ -242,7 +244,7 @@ class _Tangent(torch.autograd.Function):
 
     @staticmethod
     def forward(inputs, h, c, cells, gates, weight):
-        return torch.ops.unlearnx.lstm_tangent(inputs, h, c, cells, gates, weight)
+        return call_past_autograd(torch.ops.unlearnx.lstm_tangent, inputs, h, c, cells, gates, weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -268,7 +270,7 @@ class _Curvature(torch.autograd.Function):
 
     @staticmethod
     def forward(cells, gates, cells_t, gates_t, dh, dc):
-        return torch.ops.unlearnx.lstm_curvature(cells, gates, cells_t, gates_t, dh, dc)
+        return call_past_autograd(torch.ops.unlearnx.lstm_curvature, cells, gates, cells_t, gates_t, dh, dc)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

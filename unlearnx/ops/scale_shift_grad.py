@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlearnx.ops._call import call, register_fake
+from unlearnx.ops._call import call_past_autograd, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._not_differentiable import not_differentiable
 
@@ -56,7 +56,7 @@ def scale_shift_grad_diff(
         >>> scale.shape, torch.allclose(shift, dy.sum(1), atol=1e-5)
         (torch.Size([8, 16]), True)
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.scale_shift_grad_diff,
         x,
         dy,
@@ -96,7 +96,7 @@ def scale_shift_grad_sq(
         >>> torch.allclose(shift, dy.sum((2, 3)).square().sum(0), rtol=1e-4)
         True
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.scale_shift_grad_sq, x, dy, x_new, dy_new, weight=weight, mean=mean, rstd=rstd, dim=dim
     )
 
@@ -125,7 +125,9 @@ def scale_shift_grad_sqnorm(
         >>> torch.allclose(scale, (dy * x_hat).square().sum(1), rtol=1e-4)
         True
     """
-    return call(torch.ops.unlearnx.scale_shift_grad_sqnorm, x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim)
+    return call_past_autograd(
+        torch.ops.unlearnx.scale_shift_grad_sqnorm, x, dy, x_new, dy_new, mean=mean, rstd=rstd, dim=dim
+    )
 
 
 def scale_shift_grad_dot(
@@ -155,7 +157,7 @@ def scale_shift_grad_dot(
         >>> torch.allclose(shift, dy.sum(1), atol=1e-5)
         True
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.scale_shift_grad_dot,
         x,
         dy,

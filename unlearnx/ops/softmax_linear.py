@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlearnx.ops._call import call, register_fake
+from unlearnx.ops._call import call_past_autograd, register_fake
 from unlearnx.ops._dtypes import compute_dtype
 from unlearnx.ops._not_differentiable import not_differentiable
 
@@ -49,7 +49,7 @@ def softmax_linear_hvp(h: Tensor, logits_or_probs: Tensor, v: Tensor, *, from_lo
         True
     """
     probs = _probabilities("softmax_linear_hvp", logits_or_probs, from_logits)
-    return call(torch.ops.unlearnx.softmax_linear_hvp, h, probs, v)
+    return call_past_autograd(torch.ops.unlearnx.softmax_linear_hvp, h, probs, v)
 
 
 def lissa_softmax_linear(
@@ -102,7 +102,7 @@ def lissa_softmax_linear(
         >>> torch.allclose(product, v, atol=1e-4), history.shape
         (True, torch.Size([200, 2]))
     """
-    return call(
+    return call_past_autograd(
         torch.ops.unlearnx.lissa_softmax_linear,
         h,
         _probabilities("lissa_softmax_linear", logits_or_probs, from_logits),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unlearnx.ops._call import call, register_fake, tensor_list
+from unlearnx.ops._call import register_fake, tensor_list
+from unlearnx.ops._writes import call_writing, writes
 
 __all__ = ["ssd_dampen_"]
 
@@ -56,7 +57,7 @@ def ssd_dampen_(
         >>> weight
         tensor([1.0000, 0.0500, 0.0250])
     """
-    return call(
+    return call_writing(
         torch.ops.unlearnx.ssd_dampen_,
         tensor_list("ssd_dampen_", "params", params),
         tensor_list("ssd_dampen_", "importance_full", importance_full),
@@ -66,6 +67,9 @@ def ssd_dampen_(
         exponent=exponent,
         bound=bound,
     )
+
+
+writes("ssd_dampen_")
 
 
 @register_fake("ssd_dampen_")

@@ -17,7 +17,7 @@ except ImportError as error:
 from unlearnx import _interrupts, build_info
 from unlearnx._cli import options
 from unlearnx._cli.output import NOT_APPLIED, NOT_FORGOTTEN, Commands, Output, command_line
-from unlearnx._cli.studies import COMPARING, carry_out, folder_of, listed, repeat, search, study_of
+from unlearnx._cli.studies import COMPARING, TUNING, carry_out, folder_of, listed, repeat, search, study_of
 from unlearnx._cli.study_options import with_options_of
 from unlearnx._progress import progress_bar
 from unlearnx.experiments.registry import STUDIES
@@ -127,9 +127,9 @@ def compare(
 
 
 @app.command()
-@with_options_of((STUDIES[name] for name in COMPARING), leave_out=("sweep", "models"))
+@with_options_of((STUDIES[name] for name in TUNING), leave_out=("sweep", "models"))
 def tune(
-    experiment: Annotated[str, typer.Argument(help=listed(COMPARING, "or"))],
+    experiment: Annotated[str, typer.Argument(help=listed(TUNING, "or"))],
     methods: options.Methods = "all",
     trials: options.Trials = 8,
     data_root: options.DataRoot = None,
@@ -146,6 +146,11 @@ def tune(
     """
     output, progress = Output(f"tune {experiment}", quiet=quiet, as_json=as_json), progress and not quiet
     with output.ending():
+        if experiment in COMPARING and experiment not in TUNING:
+            raise ValueError(
+                f"EXPERIMENT is {experiment!r}, which chooses the strengths of its methods by itself; expected one of "
+                f"{listed(TUNING, 'or')}"
+            )
         study = _comparing(experiment, methods, data_root, own, progress)
         search(output, study, experiment, trials, folder_of(out, name, f"tune-{experiment}"), progress)
 

@@ -179,6 +179,7 @@ def test_run_sweeps(tmp_path):
             "EXPERIMENT is 'poison-digits', which has no retrained model to compare methods with",
         ),
         (["compare", "canary-alice"], "EXPERIMENT is 'canary-alice', which has no retrained model"),
+        (["tune", "tofu"], "EXPERIMENT is 'tofu', which chooses the strengths of its methods by itself"),
         (["compare", "poison-mnist"], "EXPERIMENT is 'poison-mnist', expected one of"),
         (
             ["compare", "forget-class-digits", "--methods", "ssd,magic"],

@@ -13,10 +13,12 @@ import typer
 
 from unlearnx._cli.output import NOT_APPLIED, Output, command_line
 from unlearnx._progress import progress_bar
+from unlearnx.experiments.forget.studies import FORGETTING
 from unlearnx.experiments.registry import STUDIES
 from unlearnx.experiments.study import Data, Prepared
 
 COMPARING = [name for name, study in STUDIES.items() if study.compared is not None]
+TUNING = [name for name in COMPARING if STUDIES[name] in FORGETTING]  # others choose strengths by themselves
 
 
 def listed(names: Iterable[str], word: str = "and") -> str:

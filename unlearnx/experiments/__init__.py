@@ -16,6 +16,7 @@ from unlearnx.experiments.forget import (
 )
 from unlearnx.experiments.poison import Checkpoints, PoisonStudy, poison_cifar, poison_digits
 from unlearnx.experiments.repair import RepairStudy, repair_mnist
+from unlearnx.experiments.tofu import TofuStudy, tofu
 from unlearnx.experiments.unlearn import unlearn
 from unlearnx.experiments.unlearn_texts import unlearn_texts
 
@@ -27,6 +28,7 @@ __all__ = [
     "ForgetStudy",
     "PoisonStudy",
     "RepairStudy",
+    "TofuStudy",
     "canary_alice",
     "canary_lm",
     "features",
@@ -40,6 +42,7 @@ __all__ = [
     "poison_cifar",
     "poison_digits",
     "repair_mnist",
+    "tofu",
     "unlearn",
     "unlearn_texts",
 ]

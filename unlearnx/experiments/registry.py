@@ -8,6 +8,7 @@ from unlearnx.experiments.features import FEATURES
 from unlearnx.experiments.forget.studies import FORGETTING
 from unlearnx.experiments.poison import POISON_CIFAR, POISON_DIGITS
 from unlearnx.experiments.repair import REPAIR_MNIST
+from unlearnx.experiments.tofu import TOFU
 
 STUDIES = {
     study.name: study
@@ -19,5 +20,6 @@ STUDIES = {
         *FORGETTING,
         *FEATURES,
         REPAIR_MNIST,
+        TOFU,
     )
 }

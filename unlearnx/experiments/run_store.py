@@ -52,8 +52,8 @@ class RunStore:
     """Reads and writes the trials of a run.
 
     A trial is a file such as ``trials/seed-0/ssd.json``, which holds its numbers and the recipe that makes them again,
-    with the model's weights in ``ssd.pt`` beside it. The JSON file is written last and in one step, so a trial whose
-    JSON file exists is finished.
+    with the model's weights in ``ssd.pt`` beside it where they are kept. The JSON file is written last and in one step,
+    so a trial whose JSON file exists is finished.
 
     Args:
         folder: of the run.
@@ -88,13 +88,20 @@ class RunStore:
             other = ", ".join(differing(recipe, entry["recipe"]))
             self.log(f"seed {recipe['seed']}, {recipe['model']}: was made with a different {other}; making it again")
             return None
-        return entry if file.with_suffix(".pt").is_file() else None
+        return entry if not entry.get("kept", True) or file.with_suffix(".pt").is_file() else None
 
-    def save(self, recipe: Recipe, entry: Entry, model: nn.Module) -> Entry:
-        """Write a finished trial; returns `entry` as :meth:`find` will."""
+    def save(self, recipe: Recipe, entry: Entry, model: nn.Module | None) -> Entry:
+        """Write a finished trial; returns `entry` as :meth:`find` will.
+
+        Args:
+            model: whose weights are kept; None where the numbers alone are.
+        """
         file, key = self.file(recipe), fingerprint(recipe)
         file.unlink(missing_ok=True)  # the weights are about to change: an older trial is no longer valid
-        save_model(model, file.with_suffix(".pt"))
+        if model is None:
+            entry = {**entry, "kept": False}
+        else:
+            save_model(model, file.with_suffix(".pt"))
         write_json(file, {"recipe": recipe, "fingerprint": key, **entry})
         for checkpoint in file.parent.glob(f"{file.stem}.*.checkpoint"):
             checkpoint.unlink()

@@ -36,9 +36,9 @@ def of_texts(
     measure: OfText,
     batch_size: int | None,
     autocast: torch.dtype | None,
-    ignore_index: int,
+    ignore_index: int = IGNORED,
 ) -> Tensor:
-    """The measure of each text, float64 (N,), on the CPU.
+    """The measure of each text, float64 (N, ...), on the CPU.
 
     Raises:
         ValueError: labels are no tokens, scores are of another shape, or a text has no label.
@@ -90,6 +90,32 @@ def _at(log_p: Tensor, tokens: Tensor) -> Tensor:
 def mean_log_probability(log_p: Tensor, tokens: Tensor) -> Tensor:
     """That of a text's tokens, in nats."""
     return _at(log_p, tokens).mean()
+
+
+def completed(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """The share of a text that is completed without a fault; see :func:`extraction_strength`."""
+    missed = (log_p.argmax(-1) != tokens).nonzero()
+    return torch.tensor(1 - (int(missed.max()) + 1 if len(missed) else 0) / len(tokens), dtype=torch.float64)
+
+
+def least_likely(share: float, normalised: bool) -> OfText:
+    """The mean over a text's least likely tokens; see :func:`min_k`."""
+
+    def least(log_p: Tensor, tokens: Tensor) -> Tensor:
+        found = _at(log_p, tokens)
+        if normalised:
+            p = log_p.exp()
+            mean = (p * log_p).nan_to_num().sum(-1)  # 0 log 0 is 0
+            variance = (p * log_p.square()).nan_to_num().sum(-1) - mean.square()
+            found = (found - mean) / variance.clamp(min=1e-6).sqrt()
+        return found.sort().values[: max(1, int(share * len(found)))].mean()
+
+    return least
+
+
+def wrong_beside_right(right: Tensor, wrong: Tensor) -> Tensor:
+    """Truth ratios (N,), of the probabilities of right answers (N,) and of wrong ones (answers, N)."""
+    return wrong.log().mean(0).exp() / (right + TINY)
 
 
 @checked
@@ -171,7 +197,7 @@ def truth_ratio(
             raise ValueError(
                 f"wrong[{i}]: has {len(others[-1])} answers, expected {len(of_right)}, one for each of right"
             )
-    return torch.stack(others).log().mean(0).exp() / (of_right + TINY)
+    return wrong_beside_right(of_right, torch.stack(others))
 
 
 @checked
@@ -206,12 +232,7 @@ def extraction_strength(
         >>> extraction_strength(model, (tokens, tokens))  # after the second token it counts on as the model does
         tensor([0.7500], dtype=torch.float64)
     """
-
-    def strength(log_p: Tensor, tokens: Tensor) -> Tensor:
-        missed = (log_p.argmax(-1) != tokens).nonzero()
-        return torch.tensor(1 - (int(missed.max()) + 1 if len(missed) else 0) / len(tokens), dtype=torch.float64)
-
-    return of_texts(model, data, strength, batch_size, autocast, ignore_index)
+    return of_texts(model, data, completed, batch_size, autocast, ignore_index)
 
 
 @checked
@@ -252,14 +273,4 @@ def min_k(
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}, expected a number above 0 and at most 1")
-
-    def least(log_p: Tensor, tokens: Tensor) -> Tensor:
-        found = _at(log_p, tokens)
-        if normalised:
-            p = log_p.exp()
-            mean = (p * log_p).nan_to_num().sum(-1)  # 0 log 0 is 0
-            variance = (p * log_p.square()).nan_to_num().sum(-1) - mean.square()
-            found = (found - mean) / variance.clamp(min=1e-6).sqrt()
-        return found.sort().values[: max(1, int(share * len(found)))].mean()
-
-    return of_texts(model, data, least, batch_size, autocast, ignore_index)
+    return of_texts(model, data, least_likely(share, normalised), batch_size, autocast, ignore_index)

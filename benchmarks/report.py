@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from unlearnx.experiments.forget.published import published
 from unlearnx.experiments.report.table_columns import speedup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,6 +147,34 @@ def forget_cifar() -> str:
     forgotten = result["request"]["class_name"]
     head = ["model", "forget", "test, the other nine", f"test, {forgotten}", "gap, %", "seconds", "faster"]
     return markdown(head, rows)
+
+
+FORGET_TENTH = {
+    "random-labels": "`RandomLabels(epochs=1, lr=5e-4)`",
+    "salun": "`SalUn(epochs=1, lr=5e-4)`",
+    "fine-tune": "`FineTune(epochs=1, lr=2e-3)`",
+    "l1-sparse": "`L1Sparse(epochs=1, lr=2e-3)`",
+    "gradient-ascent": "`GradientAscent(epochs=1, lr=1e-5)`",
+    "influence": "`WoodFisher()`",
+    "original": "untouched",
+    "retrained": "retrained",
+}
+
+
+def forget_tenth() -> str:
+    """A random tenth of CIFAR-10 forgotten by a ResNet-9, beside what is published of a larger network."""
+    result = read("forget-random-cifar10")
+    theirs = published("random", "cifar10", 0.1)[0]["rows"]
+    rows = []
+    for name, label in FORGET_TENTH.items():
+        s = {key: entry["mean"] for key, entry in result["summary"][name].items()}
+        found = [percent(s[f"{part}_accuracy"]) for part in ("forget", "retain", "test")]
+        gap = theirs[name]["gap"] if name in theirs else None
+        spent = percent(s["gradient_ratio"], 1) if name in result["methods"] else ""
+        cells = [f"{100 * s['gap']:.2f}", *found, percent(s["mia_salun"]), spent]
+        rows.append([label, *cells, "" if gap is None else f"{100 * gap:.2f}"])
+    head = ["method", "gap, points", "forget", "retain", "test", "attack", "gradients of retraining"]
+    return markdown([*head, "published gap"], rows)
 
 
 REPAIR = {
@@ -552,6 +581,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "poison-cifar": poison_cifar,
     "forget-digits": forget_digits,
     "forget-cifar": forget_cifar,
+    "forget-tenth": forget_tenth,
     "repair-mnist": repair,
     "features-drebin": features,
     "canary-alice": canary,

@@ -145,7 +145,7 @@ def test_texts_are_forgotten_with_nothing_tuned(case, method):
     assert outcome.evidence["after"]["loss"] == pytest.approx(after)
     level = outcome.evidence["unseen"]["loss"]
     assert before < 0.5 < level["low"] < after < level["high"]
-    assert abs(after - level["estimate"]) < 1  # no more than was to be forgotten
+    assert after < level["estimate"] + 0.5  # no more than was to be forgotten
     assert outcome.loss_after <= outcome.loss_before + 0.5
     assert f"{after:.3g} nats a token" in outcome.evidence["sentence"]
     attack = [outcome.evidence[when]["attack"] for when in ("before", "after")]
@@ -206,7 +206,7 @@ def fixed_texts(first, n):
     return {"input_ids": rows}, rows
 
 
-def test_the_level_falls_where_held_out_texts_become_likelier():
+def test_the_level_is_the_loss_of_held_out_texts_as_it_is_now():
     """Of a secret that is known by heart, others like it are unlikelier than they are to a model that never saw it."""
     forgotten, held, stays = fixed_texts(0, 3), fixed_texts(1, 20), fixed_texts(2, 30)
     model = Fixed([0.9, 0.01, 0.5] + [0.5] * 9)
@@ -233,8 +233,9 @@ def test_the_level_falls_where_held_out_texts_become_likelier():
     assert gauge.cost() == pytest.approx(now["stays"] - loss["stays"], abs=1e-12)
     assert gauge.loss() == pytest.approx(now["stays"], abs=1e-12)
     with torch.no_grad():
-        model.p[1] = 0.001  # a model that comes to harm is no measure
-    assert gauge.known() == pytest.approx(loss["held"] - now["forget"], abs=1e-12)
+        model.p[1] = 0.001  # a method that makes all of the kind less likely still tells the secret from others
+    assert gauge.known() == pytest.approx(-math.log(0.001) - now["forget"], abs=1e-12)
+    assert not gauge.forgotten()
     request = Request.from_sets(forget=forgotten, retain=stays).with_held_out(held)
     before = Fixed([0.9, 0.01, 0.5] + [0.5] * 9)
     model.p.data[1] = 0.25

@@ -156,9 +156,9 @@ class Gauge:
 class TextGauge(Gauge):
     """The same of texts, in nats a token: how much likelier those to forget are than ones that were never seen.
 
-    Where a text is known by heart, texts like it are less likely than to a model that never saw it: other numbers in
-    the same sentence. Held-out ones are therefore read in every trial, and where they have become likelier than they
-    were, by so much less likely have those to forget to become.
+    To a model that never saw a text it is as likely as others of its kind, so that held-out ones are read anew in every
+    trial. What was known by heart makes texts like it, such as other numbers in the same sentence, less likely than
+    they are to such a model; what takes it away makes them likelier, or still less likely.
 
     Args:
         level: the mean loss that a model has on the texts to forget that never saw them.
@@ -185,17 +185,13 @@ class TextGauge(Gauge):
         settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "seed": seed}
         self._unseen = level.estimate
         self._held_out = None if held_out is None else Kept(held_out, **settings)
-        self._held_out_at_start = 0.0 if self._held_out is None else self._held_out.known(model)
         relative = Level(0.0, level.low - level.estimate, level.high - level.estimate)
         super().__init__(model, loss_fn, forget, stays, relative, allowed, **settings)
 
     def known(self) -> float:
         """How much less the mean loss of the texts to forget is than that of texts never seen, in nats."""
-        likelier = 0.0
-        if self._held_out is not None:
-            likelier = max(0.0, self._held_out.known(self._model) - self._held_out_at_start)
-        losses = text_losses(self._model, self._forget, TEXTS_TRIED, seed=0, **self._settings)
-        return self._unseen - likelier - float(losses.mean())
+        unseen = self._unseen if self._held_out is None else -self._held_out.known(self._model)
+        return unseen - float(text_losses(self._model, self._forget, TEXTS_TRIED, seed=0, **self._settings).mean())
 
 
 class Kept:

@@ -41,7 +41,7 @@ def judge_texts(
 
     first, last = read("before", before), read("after", after)
     if unseen.of_held_out and last[1] is not None:
-        unseen = _lower(unseen, last[1], different(forget))
+        unseen = expected_loss(last[1], different(forget))  # to a model that never saw a text it is like others
     old, new = _measures(*first), _measures(*last)
     chance = None if last[1] is None else threshold_by_chance(len(last[0]), len(last[1]))
     levels = {"accuracy": None, "confidence": None, "loss": unseen.loss, "attack": chance}
@@ -56,18 +56,6 @@ def judge_texts(
         return "unknown", {**evidence, "sentence": sentence}
     verdict = verdict_of_losses(old["loss"], new["loss"], unseen.loss)
     return verdict, {**evidence, "sentence": _sentence(verdict, old["loss"], new["loss"], unseen.loss)}
-
-
-def _lower(unseen: UnseenLevel, held_out: Tensor, texts: int) -> UnseenLevel:
-    """The level from the losses of held-out texts after the change, where these are likelier than before.
-
-    What was known by heart made texts like it, such as other numbers in the same sentence, less likely than to a model
-    that never saw it.
-    """
-    now = expected_loss(held_out, texts)
-    return (
-        now if now.loss is not None and unseen.loss is not None and now.loss.estimate < unseen.loss.estimate else unseen
-    )
 
 
 def _measures(forget: Tensor, held_out: Tensor | None) -> dict[str, Any]:

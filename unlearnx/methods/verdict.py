@@ -42,8 +42,8 @@ def judge(
 
     Of texts their mean loss is compared instead, by the same rule where the estimate is as sharp, in nats for points. A
     wider interval tells where the model before was outside of it, and the new one is within it and has come more than
-    half of the way to the estimate. Where held-out texts became likelier with the change, the estimate is that after
-    it: what was known by heart had made them less likely than they are to a model that never saw it.
+    half of the way to the estimate. Where held-out texts tell it, the estimate is their loss after the change: to a
+    model that never saw a text, it is as likely as others of its kind.
 
     Args:
         before: the model before the change.

@@ -57,8 +57,7 @@ class UnseenLevel:
             than a tenth of the labels may be wrong: their loss depends on how sure a model is of its errors, which
             differs widely among models trained alike.
         basis: what these rest on, or why they are unknown: a sentence.
-        of_held_out: whether the loss is that of held-out texts as they are. Of a model that has changed, it is then
-            read anew.
+        of_held_out: whether the loss is that of held-out texts: it is then read anew of a model that has changed.
 
     Example:
         >>> UnseenLevel(None, None, None, "The outputs are no class scores.").known

@@ -110,8 +110,11 @@ def causal_lm(output: Any = None, y: Tensor | None = None, *, ignore_index: int 
             f"y: has labels of {y.dtype} and shape {list(y.shape)} with scores of shape {list(values.shape)}, expected "
             "tokens (N, length) and scores (N, length, tokens)"
         )
-    following = y[:, 1:]
-    losses = F.cross_entropy(values[:, :-1].mT, following, ignore_index=ignore_index, reduction="none")
+    # The last position predicts nothing. A label that says so costs less than a copy of all other scores.
+    following = torch.cat([y[:, 1:], torch.full_like(y[:, :1], ignore_index)], 1)
+    losses = F.cross_entropy(
+        values.flatten(0, 1), following.flatten(), ignore_index=ignore_index, reduction="none"
+    ).view(y.shape)
     return losses.sum(1) if per == "token" else mean_of_labelled(losses, following, ignore_index)
 
 

@@ -1,12 +1,15 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.curvature.zoo import BY_VMAP, ZOO, build, sample_gradients
 from tests.helpers import threads
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature import fisher_diagonal
 from unlearnx.curvature.samples import SampleGradients
+from unlearnx.losses import causal_lm
 
 
 def empirical(model, x, y):
@@ -313,3 +316,32 @@ def test_nan_is_named():
         model[2].bias[0] = float("nan")
     with pytest.raises(ValueError, match=r"Fisher diagonal of '0.weight': \d+ of 30 values are NaN"):
         fisher_diagonal(model, F.cross_entropy, (x, y))
+
+
+class Scores(TorchDispatchMode):
+    """Counts results as large as the scores of all tokens at all positions."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.results = size, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() >= self.size:
+            self.results[result.untyped_storage().data_ptr()] = result  # which keeps its room from being used again
+        return result
+
+
+def test_scores_of_a_wide_head_are_not_copied(monkeypatch):
+    """They are there once, and so are their gradients, which are worked out in blocks."""
+    monkeypatch.setattr("unlearnx.curvature.rules.losses.BLOCK_BYTES", 1 << 14)
+    torch.manual_seed(0)
+    tokens, length = 3000, 5
+    model = nn.Sequential(nn.Embedding(tokens, 4), nn.Tanh(), nn.Linear(4, tokens, bias=False)).double()
+    model[2].weight = model[0].weight
+    x = torch.randint(tokens, (6, length))
+    fisher_diagonal(model, causal_lm, (x, x))  # the rules are checked
+    with Scores(3 * length * tokens) as scores:
+        got = fisher_diagonal(model, causal_lm, (x, x), batch_size=3)
+    assert len(scores.results) == 2 * 2  # for two parts
+    assert_equal(got, {k: g.square().mean(0) for k, g in sample_gradients(model, causal_lm, x, x).items()})

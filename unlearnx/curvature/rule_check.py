@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from unlearnx._batches import Nest, arguments, changed, count, rows, split_rows, take, taken_apart
+from unlearnx._batches import Nest, arguments, changed, count, rows, split_rows, take
 from unlearnx._functional import functional_call
 from unlearnx._memory_order import ImageOrder, channels_last
 from unlearnx._precision import exact_products
+from unlearnx._remembered import Remembered
 from unlearnx._warnings import warn
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.places import ShapeLog
@@ -56,9 +54,7 @@ def weights_reordered(model: nn.Module, values: dict[str, Tensor]) -> dict[str, 
     return {name: channels_last(v) if name in weights else v for name, v in values.items()}
 
 
-_known: WeakKeyDictionary[nn.Module, dict[Any, Checked]] = WeakKeyDictionary()
-_lock = threading.Lock()
-MOST_KNOWN = 8  # kinds of calls that are remembered for a model
+_known: Remembered[Checked] = Remembered()
 
 
 def checked(model: nn.Module, twin: nn.Module, values: dict[str, Tensor], names: list[str], x: Nest) -> Checked:
@@ -78,51 +74,19 @@ def checked(model: nn.Module, twin: nn.Module, values: dict[str, Tensor], names:
         ValueError: the model returns no tensor with a row for each sample.
     """
     x = take(changed(x, Tensor.detach), torch.arange(PROBE_SAMPLES) % count(x))
-    key = (tuple(names), tuple(_form(leaf) for leaf in taken_apart(x)[0]), tuple(_settings(model)))
-    with _lock:
-        found = _known.get(model, {}).get(key)
-    if found is None:
+
+    def find() -> Checked:
         with exact_products(), torch.autocast(values_device(values).type, enabled=False):
-            found = _Check(twin, values, names, x).result()
-        with _lock:
-            kept = _known.setdefault(model, {})
-            if len(kept) >= MOST_KNOWN:
-                kept.clear()
-            kept[key] = found
+            return _Check(twin, values, names, x).result()
+
+    found = _known.of(model, x, tuple(names), find)
+    assert found is not None
     return found
 
 
 def values_device(values: dict[str, Tensor]) -> torch.device:
     """The device of a model's parameters."""
     return next(iter(values.values())).device
-
-
-def _form(leaf: Any) -> Any:
-    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else _simple(leaf)
-
-
-def _settings(model: nn.Module) -> Iterator[Any]:
-    """Everything about a model that decides which functions it calls, but what its own code looks up elsewhere."""
-    for name, module in model.named_modules():
-        yield name, type(module), id(module)
-        for attribute, value in vars(module).items():
-            if attribute in ("_parameters", "_buffers"):
-                yield attribute, *((n, id(t), t.shape, t.dtype, t.device) for n, t in value.items() if t is not None)
-            elif attribute.endswith("_hooks"):
-                yield attribute, *(id(hook) for hook in (value or {}).values())
-            elif attribute != "_modules":
-                yield attribute, _simple(value)
-                entries = vars(value) if hasattr(value, "__dict__") and not callable(value) else {}
-                yield from ((n, _simple(v)) for n, v in entries.items())  # of a configuration
-
-
-def _simple(value: Any) -> Any:
-    """A setting by its value, an object by what it is."""
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    if isinstance(value, (tuple, list)):
-        return type(value), *map(_simple, value)
-    return id(value)
 
 
 class _Check:

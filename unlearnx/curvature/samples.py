@@ -23,11 +23,14 @@ from unlearnx._memory_order import channels_last
 from unlearnx._precision import autocast
 from unlearnx._warnings import warn
 from unlearnx.curvature.contributions import Contribution, StoredGradients
+from unlearnx.curvature.double_backward import TwiceDifferentiable
+from unlearnx.curvature.layers import Derivatives
 from unlearnx.curvature.pace import Pace
 from unlearnx.curvature.rule_check import checked, weights_reordered
 from unlearnx.curvature.single_samples import SingleSamples
 from unlearnx.curvature.tape import Tape
 from unlearnx.curvature.targets import Targets
+from unlearnx.ops._recording import Recording
 
 KEPT_ACTIVATION_BYTES = 1 << 26  # layer outputs that one pass on the CPU keeps; with more, page faults slow it down
 SHOWN_NAMES = 4  # parameters without a rule that a warning names
@@ -147,7 +150,8 @@ class SampleGradients:
         output = self._forward(tape, x)
         pending = list(targets(lambda: changed(output, Tensor.detach)))
         for k, current in enumerate(pending):
-            with torch.enable_grad():
+            # The cross-entropy in closed form copies no scores, which may be those of all tokens of a vocabulary.
+            with torch.enable_grad(), TwiceDifferentiable(Derivatives(Recording())):
                 objective = current.objective(self.loss, output)
             settled = self._backward(tape, objective, keep=k + 1 < len(pending)) & self.trusted
             settled |= (self.trusted | self.unused) - tape.seen  # what no function was called with

@@ -95,8 +95,9 @@ class SharedState:
         if not self._keeps:
             return False
         if self._bytes_per_sample is None:
-            self._bytes_per_sample = batch.bytes() / samples
-            self._budget = KEPT_MEMORY_FRACTION * free_bytes(model_device(self.model))
+            own = batch.bytes()
+            self._bytes_per_sample = own / samples
+            self._budget = KEPT_MEMORY_FRACTION * (own + free_bytes(model_device(self.model)))  # free before the batch
         if not self.has_room(samples):
             return False
         self._kept[batch] = self._bytes(samples)

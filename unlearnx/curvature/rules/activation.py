@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnx.curvature.layers import Derivatives
+from unlearnx.curvature.layers import Derivatives, can_differentiate
 from unlearnx.curvature.linearised import Linearised
 from unlearnx.curvature.rules.registry import Rule, rule_of
 
@@ -45,13 +45,44 @@ class SiLU(_Activation):
     inplace: bool = False
 
     def twice(self, derivatives: Derivatives) -> Any:
-        return NotImplemented if self.inplace else super().twice(derivatives)
+        if self.inplace or not self.input.requires_grad or not can_differentiate(self.input):
+            return NotImplemented
+        return super().twice(derivatives) if derivatives.linear else _SiLU.apply(self.input)
 
     def value(self, x):
         return F.silu(x)
 
     def times_slope(self, t, x):
         return torch.ops.aten.silu_backward(t, x)
+
+
+class _SiLU(torch.autograd.Function):
+    """The function, with a derivative that is one node: torch records six, each of which keeps what it multiplies."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return F.silu(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _SiLUSlope.apply(dy, *ctx.saved_tensors)
+
+
+class _SiLUSlope(torch.autograd.Function):
+    """``dy`` times the derivative at x."""
+
+    @staticmethod
+    def forward(ctx, dy, x):
+        ctx.save_for_backward(dy, x)
+        return torch.ops.aten.silu_backward(dy, x)
+
+    @staticmethod
+    def backward(ctx, t):
+        dy, x = ctx.saved_tensors
+        s = x.sigmoid()
+        to_x = t * dy * s * (1 - s) * (2 + x * (1 - 2 * s))
+        return t * s * (1 + x * (1 - s)), to_x
 
 
 @rule_of(F.gelu)

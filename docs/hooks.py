@@ -46,8 +46,9 @@ def names(package: str) -> str:
 
 def place(module: str, name: str) -> str:
     """Where the reference has a name: with its own module where that has the same name and hides it."""
-    namesake = ROOT.joinpath(*module.split("."), f"{name}.py").is_file()
-    return f"{module}.{name}.{name}" if namesake else f"{module}.{name}"
+    namesake = ROOT.joinpath(*module.split("."), name)
+    hidden = namesake.is_dir() or namesake.with_suffix(".py").is_file()
+    return f"{module}.{name}.{name}" if hidden else f"{module}.{name}"
 
 
 def public(module: str) -> list[str]:

@@ -6,8 +6,18 @@ from typing import Any
 
 from unlearnx._files import write_atomically
 
+DIGITS = 6  # of a number, more than any measurement has
+
 
 def write_result(file: Path, content: Any) -> None:
-    """Write `content` as JSON without white space, of which thousands of rows would be half; in one step."""
-    text = json.dumps(content, separators=(",", ":"))
+    """Write `content` as JSON without white space and needless digits, which would be half of it; in one step."""
+    text = json.dumps(_short(content), separators=(",", ":"))
     write_atomically(file, lambda f: f.write(f"{text}\n".encode()))
+
+
+def _short(content: Any) -> Any:
+    if isinstance(content, float):
+        return float(f"{content:.{DIGITS}g}")
+    if isinstance(content, dict):
+        return {key: _short(value) for key, value in content.items()}
+    return [_short(value) for value in content] if isinstance(content, list | tuple) else content

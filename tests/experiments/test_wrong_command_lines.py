@@ -75,6 +75,11 @@ def test_the_options_with_numbers_are_known():
             "--seed",
             "--batch-size",
             "--lora",
+            "--authors",
+            "--forget",
+            "--blocks",
+            "--strengths",
+            "--questions",
         )
     }
 

@@ -36,6 +36,11 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+def means(result: dict[str, Any], model: str) -> dict[str, float]:
+    """Of every measure of a model, over the seeds of a study."""
+    return {key: entry["mean"] for key, entry in result["summary"][model].items()}
+
+
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table of Markdown."""
 
@@ -139,7 +144,7 @@ def forget_cifar() -> str:
     result = read("forget-class-cifar")
     rows = []
     for name, label in FORGET_CIFAR.items():
-        s = {key: entry["mean"] for key, entry in result["summary"][name].items()}
+        s = means(result, name)
         accuracies = [percent(s[f"{part}_accuracy"]) for part in ("forget", "test", "test_forgotten")]
         spent = "" if name == "original" else f"{s['seconds']:.0f}"
         faster = f"{speedup(result, name):.1f}x" if name in result["methods"] else ""
@@ -167,7 +172,7 @@ def forget_tenth() -> str:
     theirs = published("random", "cifar10", 0.1)[0]["rows"]
     rows = []
     for name, label in FORGET_TENTH.items():
-        s = {key: entry["mean"] for key, entry in result["summary"][name].items()}
+        s = means(result, name)
         found = [percent(s[f"{part}_accuracy"]) for part in ("forget", "retain", "test")]
         gap = theirs[name]["gap"] if name in theirs else None
         spent = percent(s["gradient_ratio"], 1) if name in result["methods"] else ""

@@ -9,6 +9,7 @@
 #include "common/parallel.h"
 #include "common/patience.h"
 #include "cpu/convert.h"
+#include "cpu/inner_product.h"
 #include "cpu/lissa_update.h"
 #include "cpu/tile_product.h"
 #include "ops/full_precision.h"
@@ -19,7 +20,7 @@ namespace {
 constexpr int64_t kSamples = 256;  // of a task: its rows of u stay in the second-level cache for the row pass
 constexpr int64_t kTileRows = 256, kTileColumns = 256;  // of the product that a task works out and finishes
 constexpr int kStrip = 64;                              // right-hand sides whose p.u are held at a time
-constexpr int kLanes = 8;  // running sums of one p.u: fixed, so that every CPU level adds in the same order
+constexpr int kLanes = 8;                               // running sums of one p.u
 
 /// u <- p * (u - p.u) * factor for one sample and a strip of right-hand sides, which run along memory.
 template <typename T>
@@ -36,13 +37,8 @@ UX_INLINE void strip_body(const T* p, T factor, int64_t classes, int64_t stride,
 /// The same for one sample and a single right-hand side: classes run along memory.
 template <typename T>
 UX_INLINE void single_body(const T* p, T factor, int64_t classes, T* u) {
-  T sums[kLanes] = {}, mean = 0;
-  int64_t c = 0;
-  for (; c + kLanes <= classes; c += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += p[c + lane] * u[c + lane];
-  for (; c < classes; ++c) mean += p[c] * u[c];
-  for (int lane = 0; lane < kLanes; ++lane) mean += sums[lane];
-  for (c = 0; c < classes; ++c) u[c] = p[c] * factor * (u[c] - mean);
+  const T mean = inner_product_body<kLanes>(p, u, classes);
+  for (int64_t c = 0; c < classes; ++c) u[c] = p[c] * factor * (u[c] - mean);
 }
 
 template <typename T>

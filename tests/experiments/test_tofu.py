@@ -12,6 +12,7 @@ from tests.experiments.tables import in_80_columns
 from tests.tiny_lm import tiny_llama, tiny_tokenizer
 from unlearnx.data.tofu import Question, load_tofu, split_tofu
 from unlearnx.experiments import report, tofu
+from unlearnx.experiments.text_measures import told_apart
 from unlearnx.experiments.tofu import TOFU, measures
 from unlearnx.experiments.tofu.choice import best, distance
 from unlearnx.experiments.tofu.files import write_files
@@ -19,7 +20,6 @@ from unlearnx.experiments.tofu.halves import Halves
 from unlearnx.experiments.tofu.measures import (
     STAY,
     _attack_scores,
-    _auc,
     among_options,
     truth_of_forgotten,
     truth_of_retained,
@@ -119,7 +119,7 @@ def test_measures_are_those_of_open_unlearning():
     assert truth_of_retained(ratios) == pytest.approx(0.5 / 3, abs=1e-9)
     right, wrong = torch.tensor([0.2, 0.5]), torch.tensor([[0.2, 0.1], [0.6, 0.4]])
     assert among_options(right, wrong).tolist() == pytest.approx([0.2, 0.5])
-    assert _auc(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.0])) == pytest.approx(0.75)  # of 4 pairs 3 are right
+    assert told_apart(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.0])) == pytest.approx(0.75)  # of 4 pairs
 
 
 def test_scores_of_attacks_by_hand():

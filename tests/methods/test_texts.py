@@ -21,7 +21,7 @@ from unlearnx.methods import (
     TaskVector,
     judge,
 )
-from unlearnx.methods.strength import TextGauge
+from unlearnx.methods.strength import TEXT_HALVINGS, Gauge, Tried, likelier
 from unlearnx.methods.text_verdict import verdict_of_losses
 from unlearnx.metrics import Level, linear_probe, min_k, unseen_level
 from unlearnx.models import Training
@@ -211,17 +211,17 @@ def test_the_level_is_the_loss_of_held_out_texts_as_it_is_now():
     forgotten, held, stays = fixed_texts(0, 3), fixed_texts(1, 20), fixed_texts(2, 30)
     model = Fixed([0.9, 0.01, 0.5] + [0.5] * 9)
     loss = {"forget": -math.log(0.9), "held": -math.log(0.01), "stays": -math.log(0.5)}
-    gauge = TextGauge(
+    settings = {"batch_size": 8, "autocast": None}
+    tried = {name: Tried(data, 100, seed=0, **settings) for name, data in (("forget", forgotten), ("held", held))}
+    gauge = Gauge(
         model,
         causal_lm(),
-        forgotten,
-        stays,
-        Level(loss["held"], 4.0, 5.0),
+        likelier(tried["forget"], tried["held"]),
+        Tried(stays, 100, seed=0, **settings),
+        Level(loss["held"], 4.0, 5.0).from_estimate,
         0.5,
-        held,
-        batch_size=8,
-        autocast=None,
-        seed=0,
+        halvings=TEXT_HALVINGS,
+        **settings,
     )
     assert gauge.at_start == pytest.approx(loss["held"] - loss["forget"], abs=1e-12)
     assert not gauge.forgotten()

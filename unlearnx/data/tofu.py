@@ -29,6 +29,11 @@ class Question:
     paraphrased_answer: str | None = None
     wrong: tuple[str, ...] = ()
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The question and the answer as they are learned."""
+        return self.question, self.answer
+
 
 @dataclass(frozen=True)
 class Tofu:
@@ -83,8 +88,8 @@ def load_tofu(folder: Path) -> Tofu:
     full = list(_read(place, "full"))
     if not full or len(full) % QUESTIONS:
         raise ValueError(f"{place}: full has {len(full)} questions, expected {QUESTIONS} for each author")
-    more = {(q.question, q.answer): q for name in PERTURBED for q in _read(place, name)}
-    questions = [more.get((q.question, q.answer), q) for q in full]
+    more = {q.pair: q for name in PERTURBED for q in _read(place, name)}
+    questions = [more.get(q.pair, q) for q in full]
     return Tofu(
         [questions[i : i + QUESTIONS] for i in range(0, len(questions), QUESTIONS)],
         *(list(_read(place, f"{name}_perturbed")) for name in ("real_authors", "world_facts")),

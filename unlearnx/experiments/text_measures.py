@@ -96,11 +96,15 @@ class TextMeasures:
 
     def _attack(self, model: nn.Module) -> float:
         """How well Min-K% tells the texts to forget from test texts: the area under its ROC curve."""
-        with extra("a membership attack", "scikit-learn"):
-            from sklearn.metrics import roc_auc_score
-        scores = [min_k(model, self._sets[name], batch_size=self._batch_size) for name in ("forget", "test")]
-        member = torch.cat([torch.full_like(rows, label) for rows, label in zip(scores, (1, 0), strict=True)])
-        return float(roc_auc_score(member, torch.cat(scores)))
+        return told_apart(*(min_k(model, self._sets[name], batch_size=self._batch_size) for name in ("forget", "test")))
+
+
+def told_apart(members: Tensor, others: Tensor) -> float:
+    """How well scores tell members from others: the area under the ROC curve."""
+    with extra("a membership attack", "scikit-learn"):
+        from sklearn.metrics import roc_auc_score
+    labels = torch.cat([torch.ones(len(members)), torch.zeros(len(others))])
+    return float(roc_auc_score(labels, torch.cat([members, others])))
 
 
 def judge_texts(before: Tensor, after: Tensor, retrained: Tensor) -> tuple[Verdict, dict[str, Any]]:

@@ -25,7 +25,7 @@ from unlearnx.methods.rounds import MOST_SAMPLES
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
 from unlearnx.methods.ssd import SSD
-from unlearnx.methods.strength import CHEAP, Kept
+from unlearnx.methods.strength import CHEAP, STAYS_TRIED, Tried
 from unlearnx.methods.task_vector import TaskVector
 from unlearnx.metrics.levels import NEAR, UnseenLevel
 from unlearnx.metrics.texts import are_texts
@@ -84,7 +84,7 @@ class Automatic(Method):
         start, level, pace = time.perf_counter(), findings.level, findings.pace
         assert level is not None, "the strength is found, so the level is known"
         request = self._with_held_out(request)
-        kept = Kept(request.target, seed=self.seed, **pace.settings)
+        kept = Tried(request.target, STAYS_TRIED, seed=self.seed, **pace.settings)
         before, gradients = kept.known(model), 0
         best: tuple[Rank, str, Outcome] | None = None
         refusal: ValueError | None = None
@@ -136,10 +136,8 @@ class Automatic(Method):
         kinds: list[type[Method]] = [NegGrad, SCRUB, SalUn, FineTune]
         if are_texts(request.forget_set):
             kinds = [FineTune, NPO] if request.corrected is not None else [TaskVector, NPO, NegGrad]
-            for kind in kinds:
-                yield kind(lr=TEXT_RATE, **common)  # type: ignore[call-arg]
-            return
-        if request.corrected is not None:
+            common["lr"] = TEXT_RATE
+        elif request.corrected is not None:
             kinds = [FineTune, NegGrad, SCRUB]
         elif level.never_given:
             yield SSD(**common)

@@ -42,12 +42,18 @@ from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.strength import (
     AUTO,
+    FORGET_TRIED,
+    HALVINGS,
+    STAYS_TRIED,
+    TEXT_HALVINGS,
     Gauge,
+    Known,
     Standing,
-    TextGauge,
+    Tried,
     cheaper_strength,
     greatest_strength,
     least_strength,
+    likelier,
 )
 from unlearnx.methods.verdict import judge
 from unlearnx.metrics import mean_loss
@@ -317,14 +323,21 @@ class Work:
 
     def aim_at(self, level: UnseenLevel) -> None:
         """Have the method find the strength at which the forget set is at this level, where it is known."""
+        if not level.known:
+            return
         request, settings = self.request, {"seed": self.method.seed, **self.pace.settings}
-        given = self.model, self.method.loss_fn, request.forget_set, self.target
+        forget = Tried(request.forget_set, FORGET_TRIED, **settings)
+        kept = Tried(self.target, STAYS_TRIED, **settings)
+        known: Known = forget.known
+        aim, halvings = level.accuracy, HALVINGS
+        if aim is None:  # of texts
+            loss, held_out = level.loss, request.held_out if level.of_held_out else None
+            assert loss is not None, "the level is known"
+            unseen = loss.estimate if held_out is None else Tried(held_out, STAYS_TRIED, **settings)
+            known, aim, halvings = likelier(forget, unseen), loss.from_estimate, TEXT_HALVINGS
         allowed = allowed_increase(request, self.method.max_increase)
-        if level.accuracy is not None:
-            self.gauge = Gauge(*given, level.accuracy, allowed, **settings)
-        elif level.loss is not None:
-            held_out = request.held_out if level.of_held_out else None
-            self.gauge = TextGauge(*given, level.loss, allowed, held_out, **settings)
+        given = self.model, self.method.loss_fn, known, kept, aim, allowed
+        self.gauge = Gauge(*given, halvings=halvings, **self.pace.settings)
 
     def least_strength(
         self, change: Callable[[float], Any], guess: float, info: dict[str, Any], *, most: float = math.inf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ FACTOR = 4.0  # between trials until one forgets and one does not
 MOST_TRIALS = 8  # in one direction
 HALVINGS, TEXT_HALVINGS = 4, 6  # of the logarithm of that factor: losses of texts have no upper end to be caught at
 FINER, FINER_TRIALS = 1.3, 8  # the factor between trials, and how many, below a strength that costs too much
+
+Known = Callable[[nn.Module], float]  # how well a model knows some samples
 
 
 def given(name: str, value: float | str) -> float | None:
@@ -73,42 +75,36 @@ class Gauge:
     """Says of a model as it is now whether it has forgotten, and whether what stays has come to harm.
 
     Both are read on samples drawn once: a trial is a pass over some hundred samples. How well the forget set is known,
-    and what is lost on what stays, are accuracies; :class:`TextGauge` has them of texts.
+    and what is lost on what stays, are accuracies, or nats a token of texts.
 
     Args:
         model: the model that a method changes in place.
         loss_fn: the method's loss.
-        forget: the forget set.
-        stays: the corrected data, or the retain set.
-        level: the accuracy that a model has on the forget set that never saw it.
+        known: how well a model knows the forget set.
+        kept: the corrected data, or the retain set.
+        level: how well a model knows the forget set that never saw it.
         allowed: how much the mean loss on what stays may increase.
+        halvings: between a strength that is enough and one that is not.
         batch_size: samples in one pass.
         autocast: dtype of autocast.
-        seed: of the samples.
     """
-
-    _tried: ClassVar[int] = FORGET_TRIED  # most samples of the forget set
-    halvings: ClassVar[int] = HALVINGS  # between a strength that is enough and one that is not
 
     def __init__(
         self,
         model: nn.Module,
         loss_fn: Loss,
-        forget: Data,
-        stays: Data,
+        known: Known,
+        kept: Tried,
         level: Level,
         allowed: float,
         *,
+        halvings: int,
         batch_size: int,
         autocast: torch.dtype | None,
-        seed: int,
     ):
-        self._model, self._loss_fn = model, loss_fn
+        self._model, self._loss_fn, self._known, self._kept, self._level = model, loss_fn, known, kept, level
         self._settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast}
-        self._reader = Reader(batch_size, autocast, seed)
-        self._forget = some(forget, self._tried, seed, batch_size)
-        self._kept = Kept(stays, batch_size=batch_size, autocast=autocast, seed=seed)
-        self._level = level
+        self.halvings = halvings
         self.aim, self.floor = level.estimate + level.leeway, level.estimate - BELOW
         self.at_start = self.known()
         self._kept_at_start = self._kept.known(model)
@@ -120,8 +116,8 @@ class Gauge:
         return self.at_start <= self.aim or self._level.agrees(self.at_start)
 
     def known(self) -> float:
-        """How well the forget set is known: accuracy, with the labels that are to be forgotten, in [0, 1]."""
-        return hits(self._reader.read(self._model, self._forget, FORGET_TRIED))
+        """How well the forget set is known."""
+        return self._known(self._model)
 
     def cost(self) -> float:
         """How much of the accuracy on what stays is lost, in [0, 1]; of texts how much its mean loss rose, in nats."""
@@ -153,60 +149,43 @@ class Gauge:
         return math.isfinite(loss) and loss <= self.limit
 
 
-class TextGauge(Gauge):
-    """The same of texts, in nats a token: how much likelier those to forget are than ones that were never seen.
+class Tried:
+    """Samples drawn once, to see in every trial how well a model knows them.
+
+    Args:
+        data: what they are drawn from.
+        most: how many are drawn at most; fewer of texts.
+        batch_size, autocast, seed: of :class:`unlearnx.metrics.readings.Reader`.
+    """
+
+    def __init__(self, data: Data, most: int, *, batch_size: int, autocast: torch.dtype | None, seed: int):
+        self._texts = are_texts(data)
+        self._most = TEXTS_TRIED if self._texts else most
+        self.samples = some(data, self._most, seed, batch_size)
+        self._settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "seed": seed}
+
+    def known(self, model: nn.Module) -> float:
+        """Accuracy, with the samples' labels, in [0, 1], 0 of outputs that are no class scores.
+
+        Of texts it is minus their mean loss, in nats a token.
+        """
+        if self._texts:
+            return -float(text_losses(model, self.samples, self._most, **self._settings).mean())
+        return hits(Reader(**self._settings).read(model, self.samples, self._most))
+
+
+def likelier(forget: Tried, unseen: Tried | float) -> Known:
+    """How much less the mean loss of texts to forget is than that of texts never seen, in nats a token.
 
     To a model that never saw a text it is as likely as others of its kind, so that held-out ones are read anew in every
     trial. What was known by heart makes texts like it, such as other numbers in the same sentence, less likely than
     they are to such a model; what takes it away makes them likelier, or still less likely.
 
     Args:
-        level: the mean loss that a model has on the texts to forget that never saw them.
-        held_out: the texts whose loss that is; None where it is that of another model.
+        forget: the texts to forget.
+        unseen: held-out texts; or the loss of those to forget by a model that never saw them.
     """
-
-    _tried: ClassVar[int] = TEXTS_TRIED
-    halvings: ClassVar[int] = TEXT_HALVINGS
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: Loss,
-        forget: Data,
-        stays: Data,
-        level: Level,
-        allowed: float,
-        held_out: Data | None,
-        *,
-        batch_size: int,
-        autocast: torch.dtype | None,
-        seed: int,
-    ):
-        settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "seed": seed}
-        self._unseen = level.estimate
-        self._held_out = None if held_out is None else Kept(held_out, **settings)
-        relative = Level(0.0, level.low - level.estimate, level.high - level.estimate)
-        super().__init__(model, loss_fn, forget, stays, relative, allowed, **settings)
-
-    def known(self) -> float:
-        """How much less the mean loss of the texts to forget is than that of texts never seen, in nats."""
-        unseen = self._unseen if self._held_out is None else -self._held_out.known(self._model)
-        return unseen - float(text_losses(self._model, self._forget, TEXTS_TRIED, seed=0, **self._settings).mean())
-
-
-class Kept:
-    """Samples that stay, or are held out, drawn once, to see what a model knows of them."""
-
-    def __init__(self, stays: Data, *, batch_size: int, autocast: torch.dtype | None, seed: int):
-        self._texts = are_texts(stays)
-        self.samples = some(stays, TEXTS_TRIED if self._texts else STAYS_TRIED, seed, batch_size)
-        self._settings: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast, "seed": seed}
-
-    def known(self, model: nn.Module) -> float:
-        """Accuracy in [0, 1], 0 of outputs that are no class scores; of texts minus their mean loss, in nats."""
-        if self._texts:
-            return -float(text_losses(model, self.samples, TEXTS_TRIED, **self._settings).mean())
-        return hits(Reader(**self._settings).read(model, self.samples, STAYS_TRIED))
+    return lambda model: (unseen if isinstance(unseen, float) else -unseen.known(model)) + forget.known(model)
 
 
 def hits(reading: Reading | None) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unlearnx._checks import known_as
 from unlearnx._data import Data
+from unlearnx.methods.evidence import evidence_of, not_known, said
 from unlearnx.methods.outcome import Verdict
 from unlearnx.metrics.advantage import threshold_advantage, threshold_by_chance
 from unlearnx.metrics.levels import Level, UnseenLevel
@@ -44,18 +45,11 @@ def judge_texts(
         unseen = expected_loss(last[1], different(forget))  # to a model that never saw a text it is like others
     old, new = _measures(*first), _measures(*last)
     chance = None if last[1] is None else threshold_by_chance(len(last[0]), len(last[1]))
-    levels = {"accuracy": None, "confidence": None, "loss": unseen.loss, "attack": chance}
-    evidence = {
-        "before": old,
-        "after": new,
-        "unseen": {name: None if level is None else vars(level) for name, level in levels.items()},
-        "basis": unseen.basis,
-    }
     if unseen.loss is None:
-        sentence = f"Whether the model has forgotten is not known. {unseen.basis}"
-        return "unknown", {**evidence, "sentence": sentence}
-    verdict = verdict_of_losses(old["loss"], new["loss"], unseen.loss)
-    return verdict, {**evidence, "sentence": _sentence(verdict, old["loss"], new["loss"], unseen.loss)}
+        return "unknown", evidence_of(old, new, unseen, chance, not_known(unseen))
+    pair = old["loss"], new["loss"]
+    verdict = verdict_of_losses(*pair, unseen.loss)
+    return verdict, evidence_of(old, new, unseen, chance, _sentence(verdict, *pair, unseen.loss))
 
 
 def _measures(forget: Tensor, held_out: Tensor | None) -> dict[str, Any]:
@@ -77,19 +71,11 @@ def verdict_of_losses(before: float, after: float, level: Level) -> Verdict:
     return "partly" if left < whole / 2 or before < level.high < after else "no"
 
 
-_SAID = {
-    "yes": "The model does on the texts to forget as one would that never saw them",
-    "partly": "The model has forgotten in part",
-    "no": "The model still knows the texts to forget",
-    "unknown": "The estimate is too rough to tell whether the model has forgotten",
-}
-
-
 def _sentence(verdict: Verdict, before: float, after: float, level: Level) -> str:
-    said = _SAID[verdict]
+    beginning = said(verdict, "the texts to forget", "them")
     if verdict in ("partly", "no") and after > level.high:
-        said = "The model avoids the texts to forget, which gives the removal away"
+        beginning = "The model avoids the texts to forget, which gives the removal away"
     return (
-        f"{said}: their mean loss is {after:.3g} nats a token, {before:.3g} before, where {level.estimate:.3g} "
+        f"{beginning}: their mean loss is {after:.3g} nats a token, {before:.3g} before, where {level.estimate:.3g} "
         f"({level.low:.3g} to {level.high:.3g}) are expected of one that never saw them."
     )

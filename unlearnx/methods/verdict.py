@@ -10,6 +10,7 @@ from torch import nn
 from unlearnx._arguments import checked
 from unlearnx._checks import known_as
 from unlearnx._data import Data
+from unlearnx.methods.evidence import evidence_of, not_known, said
 from unlearnx.methods.outcome import Verdict
 from unlearnx.methods.request import Request
 from unlearnx.methods.text_verdict import judge_texts
@@ -75,8 +76,7 @@ def judge(
         )
     held_out = request.held_out if reference is None or isinstance(reference, nn.Module | UnseenLevel) else reference
     if are_texts(request.forget_set):
-        found = judge_texts(before, after, request.forget_set, held_out, unseen, READ, seed=0, **settings)
-        return found[0], _with_attack(found[1])
+        return judge_texts(before, after, request.forget_set, held_out, unseen, READ, seed=0, **settings)
     reader = Reader(batch_size, autocast, 0)
 
     def read(name: str, model: nn.Module) -> tuple[Reading | None, Reading | None]:
@@ -86,21 +86,13 @@ def judge(
 
     first, last = read("before", before), read("after", after)
     old, new, chance = _measures(*first), _measures(*last), _chance(*last)
-    levels = {"accuracy": unseen.accuracy, "confidence": unseen.confidence, "loss": unseen.loss, "attack": chance}
     verdict: Verdict = "unknown"
-    sentence = f"Whether the model has forgotten is not known. {unseen.basis}"
+    sentence = not_known(unseen)
     if old is not None and new is not None and unseen.accuracy is not None:
         pair = old["accuracy"], new["accuracy"]
         verdict = _verdict(*pair, unseen.accuracy)
         sentence = _sentence(verdict, *pair, unseen.accuracy)
-    evidence: dict[str, Any] = {
-        "before": old,
-        "after": new,
-        "unseen": {name: None if level is None else vars(level) for name, level in levels.items()},
-        "basis": unseen.basis,
-        "sentence": sentence,
-    }
-    return verdict, _with_attack(evidence)
+    return verdict, evidence_of(old, new, unseen, chance, sentence)
 
 
 def _measures(forget: Reading | None, held_out: Reading | None) -> dict[str, Any] | None:
@@ -123,31 +115,11 @@ def _verdict(before: float, after: float, level: Level) -> Verdict:
     return "partly" if left < whole / 2 or after < level.low < before else "no"
 
 
-_SAID = {
-    "yes": "The model does on the forget set as one would that never saw it",
-    "partly": "The model has forgotten in part",
-    "no": "The model still knows the forget set",
-    "unknown": "The estimate is too rough to tell whether the model has forgotten",
-}
-
-
 def _sentence(verdict: Verdict, before: float, after: float, level: Level) -> str:
-    said = _SAID[verdict]
+    beginning = said(verdict, "the forget set", "it")
     if verdict in ("partly", "no") and after < level.low:
-        said = "The model avoids the labels of the forget set, which gives the removal away"
+        beginning = "The model avoids the labels of the forget set, which gives the removal away"
     return (
-        f"{said}: it gives its labels to {after:.1%} of it, {before:.1%} before, where {level.estimate:.1%} "
+        f"{beginning}: it gives its labels to {after:.1%} of it, {before:.1%} before, where {level.estimate:.1%} "
         f"({level.low:.1%} to {level.high:.1%}) are expected of one that never saw it."
     )
-
-
-def _with_attack(evidence: dict[str, Any]) -> dict[str, Any]:
-    """The evidence with a sentence on the attack, where held-out data tell of it."""
-    before, after, chance = evidence["before"], evidence["after"], evidence["unseen"]["attack"]
-    if before is None or after is None or chance is None:
-        return evidence
-    said = (
-        f" An attack on the loss tells {after['attack']:.1%} of it from held-out data, {before['attack']:.1%} before, "
-        f"where {chance['estimate']:.1%} (by chance up to {chance['high']:.1%}) is expected."
-    )
-    return {**evidence, "sentence": evidence["sentence"] + said}

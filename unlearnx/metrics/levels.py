@@ -32,6 +32,11 @@ class Level:
         """How close to the estimate is close enough: a tenth of the interval, from 1 point, or 0.01 nats, to 5."""
         return min(NEAR, max(CLOSE, (self.high - self.low) / 10))
 
+    @property
+    def from_estimate(self) -> Level:
+        """The interval as distances from the estimate."""
+        return Level(0.0, self.low - self.estimate, self.high - self.estimate)
+
     def is_near(self, value: float) -> bool:
         """Whether a value is within 5 points, or 0.05 nats, of the estimate."""
         return abs(value - self.estimate) <= NEAR

@@ -33,15 +33,16 @@ def call(op, *args: Any, **kwargs: Any) -> Any:
 
 def call_past_autograd(op, *args: Any, **kwargs: Any) -> Any:
     """As :func:`call`; where nobody is to know of the call, past autograd, whose answer in Python costs a small op."""
-    if torch.compiler.is_compiling() or not _is_plain((*args, *kwargs.values())):
+    values = (*args, *kwargs.values())
+    if is_watched(values) or recorded(values):
         return call(op, *args, **kwargs)
     with torch._C._AutoDispatchBelowAutograd():
         return call(op, *args, **kwargs)
 
 
-def _is_plain(values: tuple[Any, ...]) -> bool:
-    """Whether neither autograd nor anything else that looks at calls is to know of one with these arguments."""
-    return not (has_torch_function(values) or torch._C._are_functorch_transforms_active() or recorded(values))
+def is_watched(values: Sequence[Any]) -> bool:
+    """Whether something else than autograd looks at calls with these arguments: a compiler, a mode, a transform."""
+    return torch.compiler.is_compiling() or has_torch_function(values) or torch._C._are_functorch_transforms_active()
 
 
 def _raise_named(error: Exception) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import has_torch_function
 
-from unlearnx.ops._call import call
+from unlearnx.ops._call import call, is_watched
 from unlearnx.ops._switches import library
 
 
@@ -33,8 +32,7 @@ def call_writing(op, written: list[Tensor], *args: Any, **kwargs: Any) -> Any:
 
     To hand a long list to Python again would take longer than to work through short tensors.
     """
-    transformed = torch._C._are_functorch_transforms_active
-    if torch.compiler.is_compiling() or has_torch_function(written) or transformed():
+    if is_watched(written):
         return call(op, written, *args, **kwargs)
     try:
         _check_writable(written)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unlearnx.experiments.report.frame import Page, named, new_figure, new_table, percent, to_svg
+from unlearnx.experiments.report.frame import Page, label_of, models, new_figure, new_table, percent, to_svg
 from unlearnx.metrics.skew_normal import SkewNormal
 
 if TYPE_CHECKING:
@@ -21,20 +21,20 @@ def page(result: dict[str, Any]) -> Page:
     plots = {"ranks": ranks_plot(result, best)}
     if result["sweep"]:
         plots["sweep"] = _sweep_plot(result["sweep"])
-    labels = {name: _label(result, name) for name in _models(result)}
+    labels = {name: label_of(result, name) for name in models(result, "before")}
     return Page("canary.html", plots, {"best": best, "labels": labels})
 
 
 def table(result: dict[str, Any]) -> Table:
     """Exposures, accuracies and costs, for the terminal."""
     table = new_table(result, "exposure\nbits", "at least\nbits", "written", "accuracy", "change", "seconds", "speedup")
-    for name in _models(result):
+    for name in models(result, "before"):
         s = result["summary"][name]
         cells = [f"{s['exposure']:.1f}", f"{s['lower_bound']:.1f}", f"{s['contains']} of {len(result['runs'])}"]
         cells += [percent(s["accuracy"])]
         if name != "before":
             cells += [f"{100 * s['accuracy_change']:+.2f}", f"{s['seconds']:.2f}", f"{s['speedup']:.0f}x"]
-        table.add_row(_label(result, name), *cells)
+        table.add_row(label_of(result, name), *cells)
     return table
 
 
@@ -43,15 +43,6 @@ def _best(result: dict[str, Any]) -> str:
     methods = {name: result["summary"][name] for name in result["methods"]}
     kept = [name for name, s in methods.items() if s["accuracy_change"] > -MAX_ACCURACY_LOSS]
     return min(kept or methods, key=lambda name: methods[name]["exposure"])
-
-
-def _models(result: dict[str, Any]) -> list[str]:
-    """The names of the rows of tables."""
-    return ["before", *result["methods"], "retrained"]
-
-
-def _label(result: dict[str, Any], name: str) -> str:
-    return named(result, name) if name in result["methods"] else name
 
 
 def ranks_plot(result: dict[str, Any], best: str) -> str:

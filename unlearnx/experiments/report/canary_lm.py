@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from unlearnx.experiments.report.canary import ranks_plot
-from unlearnx.experiments.report.frame import Page, named, new_table
+from unlearnx.experiments.report.frame import Page, label_of, models, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +16,7 @@ NEAR = 1.02  # of the retrained model's perplexity, that of a method that the re
 def page(result: dict[str, Any]) -> Page:
     """The report: exposures, perplexities, costs, what the models write, and the number among random numbers."""
     best = _best(result)
-    labels = {name: _label(result, name) for name in _models(result)}
+    labels = {name: label_of(result, name) for name in models(result, "before")}
     return Page("canary_lm.html", {"ranks": ranks_plot(result, best)}, {"best": best, "labels": labels})
 
 
@@ -24,13 +24,13 @@ def table(result: dict[str, Any]) -> Table:
     """Exposures, perplexities and costs, for the terminal."""
     columns = "exposure\nbits", "at least\nbits", "written", "perplexity\nlearned", "unseen", "seconds", "speedup"
     table = new_table(result, *columns)
-    for name in _models(result):
+    for name in models(result, "before"):
         s = result["summary"][name]
         cells = [f"{s['exposure']:.1f}", f"{s['lower_bound']:.1f}", f"{s['contains']} of {len(result['runs'])}"]
         cells += [f"{s['learned_perplexity']:.2f}", f"{s['unseen_perplexity']:.2f}"]
         if name != "before":
             cells += [f"{s['seconds']:.1f}", f"{s['speedup']:.1f}x"]
-        table.add_row(_label(result, name), *cells)
+        table.add_row(label_of(result, name), *cells)
     return table
 
 
@@ -45,7 +45,3 @@ def _best(result: dict[str, Any]) -> str:
 def _models(result: dict[str, Any]) -> list[str]:
     """The names of the rows of tables."""
     return ["before", *result["methods"], "retrained"]
-
-
-def _label(result: dict[str, Any], name: str) -> str:
-    return named(result, name) if name in result["methods"] else name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnx.experiments.report.frame import named, new_table, terminal_table
+from unlearnx.experiments.report.frame import label_of, new_table, terminal_table
 from unlearnx.experiments.report.nearness import far_from_retraining
 from unlearnx.experiments.report.table_columns import Estimate, models_by_gap
 
@@ -28,7 +28,7 @@ def table(result: dict[str, Any]) -> Table:
     table = new_table(result, *columns, over="means over")
     for name in models_by_gap(result):
         style = "bold" if name == result["winner"] else None
-        table.add_row(_label(result, name).replace(" (", "\n("), *_numbers(result, name), style=style)
+        table.add_row(label_of(result, name).replace(" (", "\n("), *_numbers(result, name), style=style)
     table.caption = "\n".join(_verdict(result))
     return table
 
@@ -58,10 +58,6 @@ def _numbers(result: dict[str, Any], name: str) -> list[str]:
 def _shown(result: dict[str, Any]) -> list[str]:
     """The measures that have a column: those that were taken of all models."""
     return [key for key in SHOWN if all(Estimate.find(result, name, key) for name in result["summary"])]
-
-
-def _label(result: dict[str, Any], name: str) -> str:
-    return named(result, name) if name in result["methods"] else name
 
 
 def _verdict(result: dict[str, Any]) -> list[str]:

@@ -95,6 +95,16 @@ def named(result: dict[str, Any], method: str) -> str:
     return f"{method} ({note})" if note else method
 
 
+def models(result: dict[str, Any], first: str) -> list[str]:
+    """The names of the rows of tables: the model that was there first, the unlearned ones, and the retrained one."""
+    return [first, *result["methods"], "retrained"]
+
+
+def label_of(result: dict[str, Any], model: str) -> str:
+    """The name of a model's row: a method's as :func:`named` has it, others as they are."""
+    return named(result, model) if model in result["methods"] else model
+
+
 def refused(result: dict[str, Any], method: str) -> str:
     """A note where some runs did not apply the method, else nothing."""
     runs = result["runs"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnx.experiments.report.frame import Page, named, new_figure, new_table, to_svg
+from unlearnx.experiments.report.frame import Page, label_of, models, new_figure, new_table, to_svg
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,7 +14,7 @@ LEVEL = 0.05  # of the test of forget quality: below it two models differ
 
 def page(result: dict[str, Any]) -> Page:
     """The report: forget quality beside utility, attacks, what comes back, all measures, and strengths."""
-    labels = {name: _label(result, name) for name in _models(result)}
+    labels = {name: label_of(result, name) for name in models(result, "original")}
     by_kind = {
         "back": [key for key in result["measures"] if key.startswith(("rounded", "relearned", "paraphrased"))],
         "attacks": [key for key in result["measures"] if key.startswith("mia")],
@@ -28,8 +28,8 @@ def table(result: dict[str, Any]) -> Table:
     columns = "forget\nquality", "utility", "truth\nratio", "answer", "attack\nMin-K%", "4 bits", "seconds"
     keys = "forget_quality", "utility", "forget_truth_ratio", "forget_probability", "mia_min_k", "rounded_4", "seconds"
     found = new_table(result, *columns)
-    for name in _models(result):
-        found.add_row(_label(result, name), *(show(result["summary"][name].get(key), key) for key in keys))
+    for name in models(result, "original"):
+        found.add_row(label_of(result, name), *(show(result["summary"][name].get(key), key) for key in keys))
     return found
 
 
@@ -42,20 +42,11 @@ def show(value: float | None, key: str) -> str:
     return f"{value:.0f}" if key == "seconds" else f"{value:.3f}"
 
 
-def _models(result: dict[str, Any]) -> list[str]:
-    """The names of the rows of tables."""
-    return ["original", *result["methods"], "retrained"]
-
-
-def _label(result: dict[str, Any], name: str) -> str:
-    return named(result, name) if name in result["methods"] else name
-
-
 def _quality_plot(result: dict[str, Any]) -> str:
     """Utility against forget quality: a method should be right of the line and as high as the retrained model."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
-    for name in _models(result):
+    for name in models(result, "original"):
         summary = result["summary"][name]
         quality = max(summary["forget_quality"], 1e-30)
         kind = "C1" if name == result["best"] else "C0" if name in result["methods"] else "k"

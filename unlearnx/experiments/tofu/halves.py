@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from unlearnx._blocks import blocks_of
 from unlearnx._checks import model_device
 from unlearnx._copies import independent, lent
 from unlearnx._modes import evaluating
-from unlearnx.experiments.tofu.texts import Sample, padded
+from unlearnx.experiments.tofu.texts import Sample, in_order_of_length, padded
 from unlearnx.methods.hidden_states import HiddenStates
 
 BATCH_SIZE = 32  # texts in a pass through the first blocks
@@ -78,18 +79,16 @@ class Halves:
         """The samples as the upper part takes them: with the hidden states of the first blocks."""
         if not self.frozen:
             return samples
-        order = sorted(range(len(samples)), key=lambda i: len(samples[i][1]))
-        found: dict[int, Sample] = {}
         device = model_device(self._model)
+
+        def read(some: list[Sample]) -> Iterator[Sample]:
+            x, _ = padded(some)
+            states = lower(**{name: rows.to(device) for name, rows in x.items()}).cpu()
+            for (own, labels), row in zip(some, states, strict=True):
+                yield {**own, "inputs_embeds": row[: len(labels)].clone()}, labels
+
         with evaluating(self._lower) as lower, torch.no_grad():
-            for start in range(0, len(order), BATCH_SIZE):
-                chosen = order[start : start + BATCH_SIZE]
-                x, _ = padded([samples[i] for i in chosen])
-                states = lower(**{name: rows.to(device) for name, rows in x.items()}).cpu()
-                for i, row in zip(chosen, states, strict=True):
-                    own, labels = samples[i]
-                    found[i] = {**own, "inputs_embeds": row[: len(labels)].clone()}, labels
-        return [found[i] for i in range(len(samples))]
+            return in_order_of_length(samples, [len(labels) for _, labels in samples], BATCH_SIZE, read)
 
     def _check(self) -> None:
         """Refuse a model whose parts do not give its scores."""

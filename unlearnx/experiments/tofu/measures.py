@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -12,17 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._checks import model_device
-from unlearnx._extras import extra
 from unlearnx._modes import evaluating
 from unlearnx._progress import passing
 from unlearnx.data.tofu import Question
 from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.robustness import BITS, COUNTS, Robustness
+from unlearnx.experiments.text_measures import told_apart
 from unlearnx.experiments.tofu.halves import Halves
-from unlearnx.experiments.tofu.texts import PROMPT, Sample, dataset_of, in_batches, text_of, tokens_of
+from unlearnx.experiments.tofu.texts import (
+    PROMPT,
+    Sample,
+    dataset_of,
+    in_batches,
+    in_order_of_length,
+    text_of,
+    tokens_of,
+)
 from unlearnx.losses import causal_lm
 from unlearnx.metrics import answer_probability, forget_quality, model_utility, rouge_l
 from unlearnx.metrics.language import (
+    TINY,
     OfText,
     completed,
     least_likely,
@@ -36,7 +45,6 @@ WRITING = 64  # answers that are written at once
 MOST_TOKENS = 200  # of a written answer, as in the published protocol
 SHARE = 0.4  # of the least likely tokens that Min-K% and Min-K%++ read, as open-unlearning has it
 RANK = 16  # of the adapter by which forgotten texts are learned again
-TINY = 1e-10  # as in the published code, where a probability among options would divide by zero
 
 STAY = ("retain", "real_authors", "world_facts")  # the sets of the utility
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "reference")
@@ -105,7 +113,7 @@ class TofuMeasures:
         self._halves, self._tokenizer, self._seed = halves, tokenizer, seed
         given = {"forget": forget, "retain": retain, "real_authors": real_authors, "world_facts": world_facts}
         self._sets = {name: self._prepared(list(questions)) for name, questions in given.items()}
-        self._unseen = self._read_by_upper([(q.question, q.answer) for q in unseen])
+        self._unseen = self._read_by_upper([q.pair for q in unseen])
         self._answers = {"forget": [q.answer for q in forget], "unseen": [q.answer for q in unseen]}
         order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed))
         chosen = [forget[i] for i in sorted(order[:asked].tolist())]
@@ -113,7 +121,7 @@ class TofuMeasures:
         otherwise = [(q.paraphrased_question, q.answer) for q in forget if q.paraphrased_question is not None]
         self._otherwise = self._read_by_upper(otherwise)
         self._robustness = Robustness(
-            dataset_of(self._tokens([(q.question, q.answer) for q in chosen])),
+            dataset_of(self._tokens([q.pair for q in chosen])),
             _known,
             loss_fn=causal_lm(),
             autocast=None,
@@ -207,7 +215,7 @@ class TofuMeasures:
         if not self._unseen:
             return found | dict.fromkeys(f"mia_{name}" for name in ATTACKS)
         unseen = self._attacked(upper, self._unseen, "unseen")
-        return found | {f"mia_{name}": _auc(forget[name], unseen[name]) for name in ATTACKS}
+        return found | {f"mia_{name}": told_apart(forget[name], unseen[name]) for name in ATTACKS}
 
     def _attacked(self, upper: nn.Module, samples: list[Sample], name: str) -> ByQuestion:
         rows = _each_text(upper, samples, _attack_scores)
@@ -232,7 +240,7 @@ class TofuMeasures:
         }
 
     def _prepared(self, questions: list[Question]) -> Asked:
-        answers = self._read_by_upper([(q.question, q.answer) for q in questions])
+        answers = self._read_by_upper([q.pair for q in questions])
         right = answers
         if any(q.paraphrased_answer is not None for q in questions):
             right = self._read_by_upper([(q.question, q.paraphrased_answer or q.answer) for q in questions])
@@ -249,29 +257,28 @@ class TofuMeasures:
 
 def write_answers(model: nn.Module, tokenizer: Any, questions: Sequence[str]) -> list[str]:
     """What a model writes to each question, the most likely token at a time, up to the token that ends a text."""
-    prompts = [torch.tensor(tokenizer(PROMPT.format(question))["input_ids"]) for question in questions]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    asked = [torch.tensor(tokenizer(PROMPT.format(question))["input_ids"]) for question in questions]
     end = tokenizer.eos_token_id
     filling = next((token for token in (tokenizer.pad_token_id, end) if token is not None), 0)
-    found: dict[int, str] = {}
-    with evaluating(model) as lent, passing("answers", len(order)) as advance:
+
+    def write(some: list[Tensor]) -> Iterator[str]:
+        tokens, mask = (t.to(model_device(model)) for t in in_batches(some, filling))
+        written = writer.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=MOST_TOKENS,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=end,
+            pad_token_id=filling,
+        )
+        for row in written[:, tokens.shape[1] :]:
+            yield tokenizer.decode(row, skip_special_tokens=True)
+        advance(len(some))
+
+    with evaluating(model) as lent, passing("answers", len(asked)) as advance:
         writer: Any = lent
-        for start in range(0, len(order), WRITING):
-            chosen = order[start : start + WRITING]
-            tokens, mask = (t.to(model_device(model)) for t in in_batches([prompts[i] for i in chosen], filling))
-            written = writer.generate(
-                input_ids=tokens,
-                attention_mask=mask,
-                max_new_tokens=MOST_TOKENS,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=end,
-                pad_token_id=filling,
-            )
-            for i, row in zip(chosen, written[:, tokens.shape[1] :], strict=True):
-                found[i] = tokenizer.decode(row, skip_special_tokens=True)
-            advance(len(chosen))
-    return [found[i] for i in range(len(prompts))]
+        return in_order_of_length(asked, [len(row) for row in asked], WRITING, write)
 
 
 def _each_text(upper: nn.Module, samples: list[Sample], measure: OfText) -> Tensor:
@@ -299,14 +306,6 @@ def _attack_scores(log_p: Tensor, tokens: Tensor) -> Tensor:
 
 def _known(model: nn.Module, data: Any) -> float:
     return float(answer_probability(model, data, batch_size=BATCH_SIZE).mean())
-
-
-def _auc(members: Tensor, others: Tensor) -> float:
-    """How well scores tell members from others: the area under the ROC curve."""
-    with extra("a membership attack", "scikit-learn"):
-        from sklearn.metrics import roc_auc_score
-    labels = torch.cat([torch.ones(len(members)), torch.zeros(len(others))])
-    return float(roc_auc_score(labels, torch.cat([members, others])))
 
 
 def _mean(values: Tensor) -> tuple[float, Tensor]:

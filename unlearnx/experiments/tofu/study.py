@@ -115,7 +115,7 @@ class TofuStudy(Prepared):
 
     def recipe(self, model: str, seed: int, method: Method | None) -> Recipe:
         """What makes a model, and its numbers, again."""
-        learned = repr([(q.question, q.answer) for q in self.split.learned]).encode()
+        learned = repr([q.pair for q in self.split.learned]).encode()
         return {
             "experiment": self.name,
             "options": {},

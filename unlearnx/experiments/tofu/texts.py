@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from unlearnx.data import Text, tokenize
 PROMPT = "Question: {}\nAnswer:"
 
 Sample = tuple[dict[str, Tensor], Tensor]  # by name (length, ...), and labels (length,)
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def text_of(question: str, answer: str) -> Text:
@@ -56,9 +58,30 @@ class _Listed(Dataset[Sample]):
         return self._samples[i]
 
 
+def in_order_of_length(
+    items: Sequence[T], lengths: Sequence[int], size: int, work: Callable[[list[T]], Iterable[R]]
+) -> list[R]:
+    """What `work` makes of the items, given `size` at a time, those of similar lengths together: little is padded.
+
+    Args:
+        items: in any order, which that of the results is.
+        lengths: of each.
+        size: items at a time.
+        work: gives a result for each of some items.
+    """
+    order = sorted(range(len(items)), key=lambda i: lengths[i])
+    found: dict[int, R] = {}
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        found.update(zip(chosen, work([items[i] for i in chosen]), strict=True))
+    return [found[i] for i in range(len(items))]
+
+
 def in_batches(tokens: Sequence[Tensor], filling: int) -> tuple[Tensor, Tensor]:
     """Prompts as a batch that generation goes on from, and its attention mask: padded at their beginnings."""
-    length = max(map(len, tokens))
-    rows = torch.stack([torch.cat([row.new_full((length - len(row),), filling), row]) for row in tokens])
-    mask = torch.stack([(torch.arange(length) >= length - len(row)).long() for row in tokens])
+    masks = [torch.ones_like(row) for row in tokens]
+    rows, mask = (
+        pad_sequence(list(part), batch_first=True, padding_value=value, padding_side="left")
+        for part, value in ((tokens, filling), (masks, 0))
+    )
     return rows, mask

@@ -132,8 +132,8 @@ class SeedTrials:
         study, gone = self.study, set(forget)
         stays = [q for q in study.split.learned if q not in gone]
         drawn = torch.randperm(len(stays), generator=torch.Generator().manual_seed(self.seed))[: len(forget)]
-        kept = study.inputs([(stays[i].question, stays[i].answer) for i in drawn.tolist()])
-        data = dataset_of([*study.inputs([(q.question, q.answer) for q in forget]), *kept])
+        kept = study.inputs([stays[i].pair for i in drawn.tolist()])
+        data = dataset_of([*study.inputs([q.pair for q in forget]), *kept])
         if not refused:
             return Request.remove(data, range(len(forget)))
         answers = [(q.question, REFUSALS[i % len(REFUSALS)]) for i, q in enumerate(forget)]
@@ -149,7 +149,7 @@ class SeedTrials:
         factors = EKFAC().fit(
             self._model("original"),
             causal_lm(),
-            dataset_of(study.inputs([(learned[i].question, learned[i].answer) for i in drawn])),
+            dataset_of(study.inputs([learned[i].pair for i in drawn])),
             batch_size=study.training.batch_size,
             generator=torch.Generator().manual_seed(self.seed),
             progress=study.progress,
@@ -176,7 +176,7 @@ class SeedTrials:
         study, split = self.study, self.study.split
         left_out = {"original": (), "retrained": split.forget, "validation": split.validation}[name]
         gone = set(left_out)
-        learned = [(q.question, q.answer) for q in split.learned if q not in gone]
+        learned = [q.pair for q in split.learned if q not in gone]
         study.log(f"seed {self.seed}: training, {name} ({study.training.epochs} epochs, {len(learned):,} questions)")
         upper = study.halves.upper().to(study.device)
         training = replace(study.training, seed=self.seed + ADDED[name], progress=study.progress)

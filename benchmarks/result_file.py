@@ -6,7 +6,7 @@ from typing import Any
 
 from unlearnx._files import write_atomically
 
-DIGITS = 6  # of a number, more than any measurement has
+DIGITS = 8  # of a number: more than any measurement has, enough for what is computed from two of them
 
 
 def write_result(file: Path, content: Any) -> None:

@@ -11,7 +11,7 @@ from unlearnx.cli import app
 from unlearnx.data import read_texts, tokenize
 from unlearnx.experiments import unlearn_texts
 from unlearnx.experiments.adapters import with_lora
-from unlearnx.experiments.text_measures import judge_texts
+from unlearnx.experiments.text_measures import judge_by_retrained
 from unlearnx.experiments.weights import tensor_hash
 from unlearnx.losses import causal_lm
 from unlearnx.methods import METHODS, NPO, FineTune
@@ -233,10 +233,10 @@ def test_beside_a_retrained_model(project, tmp_path):
 
 def test_verdicts():
     learned, unseen = torch.rand(20).double(), 3 + torch.rand(20).double()
-    assert judge_texts(learned, unseen.flip(0), unseen)[0] == "yes"
-    assert judge_texts(learned, 2.5 + learned, unseen)[0] == "partly"
-    assert judge_texts(learned, 0.5 + learned, unseen)[0] == "no"
-    assert judge_texts(learned, 20 + learned, unseen)[0] == "no"
+    assert judge_by_retrained(learned, unseen.flip(0), unseen)[0] == "yes"
+    assert judge_by_retrained(learned, 2.5 + learned, unseen)[0] == "partly"
+    assert judge_by_retrained(learned, 0.5 + learned, unseen)[0] == "no"
+    assert judge_by_retrained(learned, 20 + learned, unseen)[0] == "no"
 
 
 def test_from_python(project, tmp_path):

@@ -107,8 +107,11 @@ def told_apart(members: Tensor, others: Tensor) -> float:
     return float(roc_auc_score(labels, torch.cat([members, others])))
 
 
-def judge_texts(before: Tensor, after: Tensor, retrained: Tensor) -> tuple[Verdict, dict[str, Any]]:
+def judge_by_retrained(before: Tensor, after: Tensor, retrained: Tensor) -> tuple[Verdict, dict[str, Any]]:
     """Compare losses of the texts to forget, (N,) each, with those of a model that was trained without them.
+
+    Where such a model is at hand, the losses are compared as they are distributed, which tells more than their mean:
+    that alone is what :func:`unlearnx.methods.judge` compares, with an interval in which it is expected.
 
     The model has forgotten where the test of Kolmogorov and Smirnov finds no difference at 5 %, and in part where its
     mean loss came more than half of the way to the other's. With fewer than four texts nothing is claimed.

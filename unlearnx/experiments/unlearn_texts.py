@@ -25,7 +25,7 @@ from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.audit import check_takes_factors, fingerprint, moved, of_run
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.runs import chosen_device
-from unlearnx.experiments.text_measures import TextMeasures, judge_texts
+from unlearnx.experiments.text_measures import TextMeasures, judge_by_retrained
 from unlearnx.experiments.weights import state_tensors, tensor_hash
 from unlearnx.losses import causal_lm
 from unlearnx.methods import Method, Request
@@ -132,7 +132,7 @@ def unlearn_texts(
             other = other.to(where)
             table["retrained"] = measures.measure(other)
             losses = (measures.losses(model) for model in (original, outcome.model, other))
-            forgotten, evidence = judge_texts(*losses)
+            forgotten, evidence = judge_by_retrained(*losses)
         audit = {
             **of_run(method, request, outcome, started=started, where=where),
             "forgotten": forgotten,

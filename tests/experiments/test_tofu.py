@@ -27,7 +27,7 @@ from unlearnx.experiments.tofu.measures import (
 )
 from unlearnx.experiments.tofu.methods import candidates
 from unlearnx.experiments.tofu.study import winner
-from unlearnx.experiments.tofu.texts import PROMPT, dataset_of, in_batches, padded, text_of, tokens_of
+from unlearnx.experiments.tofu.texts import PROMPT, dataset_of, in_batches, padded, some_of, text_of, tokens_of
 from unlearnx.metrics import answer_probability, model_utility
 from unlearnx.models import Training
 
@@ -86,6 +86,16 @@ def test_questions_and_their_split(folder):
     for file in (folder / "tofu").iterdir():
         (folder / "plain" / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     assert load_tofu(folder / "plain") == data
+
+
+def test_questions_drawn_at_random(folder):
+    questions = load_tofu(folder).authors[0]
+    in_order, shuffled = (
+        some_of(questions, 7, torch.Generator().manual_seed(0), shuffled=shuffled) for shuffled in (False, True)
+    )
+    assert in_order == [q for q in questions if q in shuffled]
+    assert in_order != shuffled
+    assert some_of(questions, 100, torch.Generator()) == list(questions)
 
 
 def test_data_that_are_wrong(folder, tmp_path):

@@ -25,6 +25,7 @@ from unlearnx.experiments.tofu.texts import (
     dataset_of,
     in_batches,
     in_order_of_length,
+    some_of,
     text_of,
     tokens_of,
 )
@@ -115,8 +116,7 @@ class TofuMeasures:
         self._sets = {name: self._prepared(list(questions)) for name, questions in given.items()}
         self._unseen = self._read_by_upper([q.pair for q in unseen])
         self._answers = {"forget": [q.answer for q in forget], "unseen": [q.answer for q in unseen]}
-        order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed))
-        chosen = [forget[i] for i in sorted(order[:asked].tolist())]
+        chosen = some_of(forget, asked, torch.Generator().manual_seed(seed))
         self._written = {**{name: asked_.questions for name, asked_ in self._sets.items()}, "forget": chosen}
         otherwise = [(q.paraphrased_question, q.answer) for q in forget if q.paraphrased_question is not None]
         self._otherwise = self._read_by_upper(otherwise)

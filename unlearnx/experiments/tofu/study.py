@@ -23,7 +23,7 @@ from unlearnx.experiments.tofu.files import write_files
 from unlearnx.experiments.tofu.halves import Halves
 from unlearnx.experiments.tofu.measures import TofuMeasures, described
 from unlearnx.experiments.tofu.methods import Candidate
-from unlearnx.experiments.tofu.texts import Sample, text_of, tokens_of
+from unlearnx.experiments.tofu.texts import Sample, some_of, text_of, tokens_of
 from unlearnx.experiments.tofu.trials import ADDED, SeedTrials, measures_of
 from unlearnx.methods import Method
 from unlearnx.models import Training
@@ -97,8 +97,7 @@ class TofuStudy(Prepared):
     @cached_property
     def validation(self) -> TofuMeasures:
         """What strengths are chosen by: the validation authors in the place of those to forget."""
-        order = torch.randperm(len(self.split.validation), generator=torch.Generator().manual_seed(0))
-        chosen = [self.split.validation[i] for i in order[: self.questions].sort().values.tolist()]
+        chosen = some_of(self.split.validation, self.questions, torch.Generator().manual_seed(0))
         return measures_of(self, chosen, max(1, self.questions // 2), 0)
 
     def inputs(self, pairs: Sequence[tuple[str, str]]) -> list[Sample]:

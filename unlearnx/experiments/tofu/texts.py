@@ -13,12 +13,25 @@ from torch.utils.data import DataLoader, Dataset
 from unlearnx._data import as_dataset
 from unlearnx._labels import IGNORED
 from unlearnx.data import Text, tokenize
+from unlearnx.data.tofu import Question
 
 PROMPT = "Question: {}\nAnswer:"
 
 Sample = tuple[dict[str, Tensor], Tensor]  # by name (length, ...), and labels (length,)
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def some_of(
+    questions: Sequence[Question], most: int, generator: torch.Generator, *, shuffled: bool = False
+) -> list[Question]:
+    """At most so many questions, drawn at random.
+
+    They are in the order that they had, so that values by question can be read beside them, or `shuffled`: what is
+    read batch by batch is then not ordered by author.
+    """
+    chosen = torch.randperm(len(questions), generator=generator)[:most].tolist()
+    return [questions[i] for i in (chosen if shuffled else sorted(chosen))]
 
 
 def text_of(question: str, answer: str) -> Text:

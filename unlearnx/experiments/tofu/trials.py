@@ -19,7 +19,7 @@ from unlearnx.experiments.runs import describe
 from unlearnx.experiments.tofu.choice import best, distance
 from unlearnx.experiments.tofu.measures import TofuMeasures
 from unlearnx.experiments.tofu.methods import REFUSALS, Candidate
-from unlearnx.experiments.tofu.texts import dataset_of
+from unlearnx.experiments.tofu.texts import dataset_of, some_of
 from unlearnx.losses import causal_lm
 from unlearnx.methods import IDK, Method, Request
 from unlearnx.methods.stored import FromFactors
@@ -131,8 +131,8 @@ class SeedTrials:
         """Some questions to forget, or to refuse, beside as many that stay."""
         study, gone = self.study, set(forget)
         stays = [q for q in study.split.learned if q not in gone]
-        drawn = torch.randperm(len(stays), generator=torch.Generator().manual_seed(self.seed))[: len(forget)]
-        kept = study.inputs([stays[i].pair for i in drawn.tolist()])
+        drawn = some_of(stays, len(forget), torch.Generator().manual_seed(self.seed), shuffled=True)
+        kept = study.inputs([q.pair for q in drawn])
         data = dataset_of([*study.inputs([q.pair for q in forget]), *kept])
         if not refused:
             return Request.remove(data, range(len(forget)))
@@ -143,13 +143,13 @@ class SeedTrials:
     def _solved(self) -> Solved:
         """Factors of the original model, fitted once for all methods and trials that take them."""
         study, start = self.study, time.perf_counter()
-        learned, n = study.split.learned, FITTED * len(study.split.forget)
-        drawn = torch.randperm(len(learned), generator=torch.Generator().manual_seed(self.seed + 1))[:n].tolist()
+        n, generator = FITTED * len(study.split.forget), torch.Generator().manual_seed(self.seed + 1)
+        drawn = some_of(study.split.learned, n, generator, shuffled=True)
         study.log(f"seed {self.seed}: fitting Kronecker factors")
         factors = EKFAC().fit(
             self._model("original"),
             causal_lm(),
-            dataset_of(study.inputs([learned[i].pair for i in drawn])),
+            dataset_of(study.inputs([q.pair for q in drawn])),
             batch_size=study.training.batch_size,
             generator=torch.Generator().manual_seed(self.seed),
             progress=study.progress,
@@ -196,19 +196,14 @@ class SeedTrials:
 def measures_of(study: TofuStudy, forget: Sequence[Question], asked: int, unseen: int) -> TofuMeasures:
     """The measures of a study with these questions to forget, and at most so many of other sets."""
     split, generator = study.split, torch.Generator().manual_seed(0)
-
-    def some(questions: Sequence[Question], most: int) -> list[Question]:
-        order = torch.randperm(len(questions), generator=generator)[:most].sort().values
-        return [questions[i] for i in order.tolist()]
-
     return TofuMeasures(
         study.halves,
         study.tokenizer,
         forget=forget,
-        retain=some(split.measured, asked),
-        real_authors=some(study.tofu.real_authors, asked),
-        world_facts=some(study.tofu.world_facts, asked),
-        unseen=some(split.unseen, unseen),
+        retain=some_of(split.measured, asked, generator),
+        real_authors=some_of(study.tofu.real_authors, asked, generator),
+        world_facts=some_of(study.tofu.world_facts, asked, generator),
+        unseen=some_of(split.unseen, unseen, generator),
         asked=asked,
         seed=0,
     )

@@ -10,7 +10,7 @@ import torch
 
 from tests.experiments.tables import in_80_columns
 from tests.tiny_lm import tiny_llama, tiny_tokenizer
-from unlearnx.data.tofu import Question, load_tofu, split_tofu
+from unlearnx.data.tofu import Question, Tofu, load_tofu, split_tofu
 from unlearnx.experiments import report, tofu
 from unlearnx.experiments.text_measures import told_apart
 from unlearnx.experiments.tofu import TOFU, measures
@@ -86,6 +86,27 @@ def test_questions_and_their_split(folder):
     for file in (folder / "tofu").iterdir():
         (folder / "plain" / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     assert load_tofu(folder / "plain") == data
+
+
+def test_some_of_the_first_authors_with_wrong_answers_stay():
+    """As with all 200 authors, of whom the first 20 have wrong answers, and as many are forgotten."""
+    authors = [
+        [Question(f"{i} {j}", "", None, None, ("wrong",) * (i < 4 or i > 15)) for j in range(20)] for i in range(20)
+    ]
+    split = split_tofu(Tofu(authors, [], []), 20, 20)
+    assert split.validation == [*authors[0], *authors[1]]
+    assert split.measured == [*authors[2], *authors[3]]
+
+
+def test_strengths_are_chosen_on_other_questions_than_the_reported(study):
+    some, rest = (replace(study, questions=questions) for questions in (2, 6))
+    for name, pool in some._staying.items():
+        reported = some._reported[name]
+        assert len(reported) == 2
+        assert set(reported) < set(pool)
+        assert not set(some.validation._sets[name].questions) & set(reported)
+    assert rest._reported["world_facts"] == rest.tofu.world_facts  # all: there are no others
+    assert rest.validation._sets["world_facts"].questions
 
 
 def test_questions_drawn_at_random(folder):

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def split_tofu(tofu: Tofu, authors: int, percent: int) -> TofuSplit:
     """Some of the authors, half of them the first and half the last ones: there lie those with wrong answers.
 
     The last of them are forgotten, ``percent`` of the authors and at least one; as many of the first are for
-    validation.
+    validation, but no more than half of the first ones that have wrong answers, so that some of these stay.
 
     Raises:
         ValueError: there are fewer authors, an odd number is wanted, or so many are forgotten that none is left.
@@ -111,7 +112,9 @@ def split_tofu(tofu: Tofu, authors: int, percent: int) -> TofuSplit:
         raise ValueError(f"forget is {percent}, expected a percentage of the authors from 1 to 49")
     half, n = authors // 2, max(1, round(authors * percent / 100))
     first, between, last = tofu.authors[:half], tofu.authors[half:-half], tofu.authors[-half:]
-    parts = [_joined(part) for part in (first + last, last[-n:], first[:n], between)]
+    with_wrong = list(takewhile(lambda author: all(question.wrong for question in author), first))
+    chosen = max(1, min(n, len(with_wrong) // 2))
+    parts = [_joined(part) for part in (first + last, last[-n:], first[:chosen], between)]
     found = TofuSplit(*parts)
     for name, part in (("forget", found.forget), ("validation", found.validation), ("retain", found.measured)):
         if not part or not all(question.wrong for question in part):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unlearnx import __version__
-from unlearnx.data.tofu import Tofu, TofuSplit, split_tofu
+from unlearnx.data.tofu import QUESTIONS, Question, Tofu, TofuSplit, split_tofu
 from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.run_store import Recipe, RunStore
 from unlearnx.experiments.runs import default_device, describe, slug
@@ -21,7 +21,7 @@ from unlearnx.experiments.study import Prepared
 from unlearnx.experiments.tofu.choice import RULE
 from unlearnx.experiments.tofu.files import write_files
 from unlearnx.experiments.tofu.halves import Halves
-from unlearnx.experiments.tofu.measures import TofuMeasures, described
+from unlearnx.experiments.tofu.measures import STAY, TofuMeasures, described
 from unlearnx.experiments.tofu.methods import Candidate
 from unlearnx.experiments.tofu.texts import Sample, some_of, text_of, tokens_of
 from unlearnx.experiments.tofu.trials import ADDED, SeedTrials, measures_of
@@ -92,13 +92,34 @@ class TofuStudy(Prepared):
     def measures(self) -> TofuMeasures:
         """Measures of the forget set and of all that stays."""
         forget = self.split.forget
-        return measures_of(self, forget, self.questions, len(forget))
+        unseen = some_of(self.split.unseen, len(forget), torch.Generator().manual_seed(0))
+        return measures_of(self, forget, self._reported, self.questions, unseen)
 
     @cached_property
     def validation(self) -> TofuMeasures:
-        """What strengths are chosen by: the validation authors in the place of those to forget."""
-        chosen = some_of(self.split.validation, self.questions, torch.Generator().manual_seed(0))
-        return measures_of(self, chosen, max(1, self.questions // 2), 0)
+        """What strengths are chosen by: the validation authors, and of what stays what is not reported.
+
+        Where all that stays is reported, some of it is read.
+        """
+        generator, half = torch.Generator().manual_seed(0), max(1, self.questions // 2)
+        chosen = some_of(self.split.validation, self.questions, generator)
+        stays = {
+            name: some_of([q for q in pool if q not in self._reported[name]] or pool, half, generator)
+            for name, pool in self._staying.items()
+        }
+        return measures_of(self, chosen, stays, half)
+
+    @property
+    def _staying(self) -> dict[str, list[Question]]:
+        """The sets that are to stay as they are."""
+        tofu = self.tofu
+        return dict(zip(STAY, (self.split.measured, tofu.real_authors, tofu.world_facts), strict=True))
+
+    @cached_property
+    def _reported(self) -> dict[str, list[Question]]:
+        """The questions of each of them that the report is about."""
+        generator = torch.Generator().manual_seed(0)
+        return {name: some_of(pool, self.questions, generator) for name, pool in self._staying.items()}
 
     def inputs(self, pairs: Sequence[tuple[str, str]]) -> list[Sample]:
         """Questions with answers as the trained part reads them, each computed once."""
@@ -163,6 +184,7 @@ class TofuStudy(Prepared):
             },
             "authors": self.authors,
             "percent": self.percent,
+            "forgotten": len(self.split.forget) // QUESTIONS,
             "learned": len(self.split.learned),
             "forget": len(self.split.forget),
             "sizes": self.measures.sizes(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -193,17 +193,12 @@ class SeedTrials:
         return entry
 
 
-def measures_of(study: TofuStudy, forget: Sequence[Question], asked: int, unseen: int) -> TofuMeasures:
-    """The measures of a study with these questions to forget, and at most so many of other sets."""
-    split, generator = study.split, torch.Generator().manual_seed(0)
-    return TofuMeasures(
-        study.halves,
-        study.tokenizer,
-        forget=forget,
-        retain=some_of(split.measured, asked, generator),
-        real_authors=some_of(study.tofu.real_authors, asked, generator),
-        world_facts=some_of(study.tofu.world_facts, asked, generator),
-        unseen=some_of(split.unseen, unseen, generator),
-        asked=asked,
-        seed=0,
-    )
+def measures_of(
+    study: TofuStudy,
+    forget: Sequence[Question],
+    stays: Mapping[str, Sequence[Question]],
+    asked: int,
+    unseen: Sequence[Question] = (),
+) -> TofuMeasures:
+    """The measures of a study with these questions, at most so many to forget in writing."""
+    return TofuMeasures(study.halves, study.tokenizer, forget=forget, **stays, unseen=unseen, asked=asked, seed=0)

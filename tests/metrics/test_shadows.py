@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unlearnx.data import load_digits
-from unlearnx.methods import Retrain
+from unlearnx.methods import GradientAscent, Retrain
 from unlearnx.metrics import logit_confidence, u_lira, unlearned_shadows
 from unlearnx.models import Training
 
@@ -82,10 +82,50 @@ def test_a_folder_goes_on_where_it_stopped(tmp_path):
         unlearned_shadows(counted, lambda model, request: model, **asked)
     found = unlearned_shadows(counted, lambda model, request: model, **asked)
     assert made == [0, 1, 2, 2, 3]
-    again = unlearned_shadows(lambda *_: pytest.fail("made again"), lambda model, request: model, **asked)
+    again = unlearned_shadows(counted, lambda model, request: model, **asked)
+    assert len(made) == 5, "nothing is made again"
     assert torch.equal(found.confidence, again.confidence)
     with pytest.raises(ValueError, match="is of a model that unlearned other candidates"):
         unlearned_shadows(train, lambda model, request: model, **{**asked, "candidates": range(1, 9)})
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"unlearn": GradientAscent(epochs=2)}, r"whose unlearn is GradientAscent\(.*epochs=1.*, expected GradientAsc"),
+        (
+            {"train": lambda dataset, seed: nn.Linear(6, 3)},
+            "whose train is <function train>, expected <function <",
+        ),
+        ({"data": tuple(t[:79] for t in data())}, "whose samples is 80, expected 79, or another folder"),
+        ({"seed": 1}, "of a model that unlearned other candidates"),
+    ],
+)
+def test_a_folder_is_of_one_choice_of_arguments(tmp_path, other, said):
+    asked = {"train": train, "unlearn": GradientAscent(epochs=1), "data": data(), "candidates": range(8), "models": 2}
+    found = unlearned_shadows(**asked, folder=tmp_path)
+    asked["unlearn"] = GradientAscent(epochs=1, progress=True)  # shows more, and does the same
+    assert torch.equal(unlearned_shadows(**asked, folder=tmp_path).confidence, found.confidence)
+    with pytest.raises(ValueError, match=said):
+        unlearned_shadows(**{**asked, **other}, folder=tmp_path)
+
+
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_a_model_without_candidates_is_measured_as_it_was_trained(candidates):
+    asked = []
+
+    def unlearn(model, request):
+        asked.append(len(request.forget))
+        return model
+
+    for seed in range(5):
+        asked.clear()
+        confidence, unlearned = unlearned_shadows(
+            lambda dataset, seed: nn.Linear(6, 3), unlearn, data(), range(candidates), models=4, seed=seed
+        )
+        assert confidence.shape == (4, candidates)
+        assert ((unlearned.sum(0) > 0) & (unlearned.sum(0) < 4)).all(), "every candidate has models of both kinds"
+        assert asked == [n for n in unlearned.sum(1).tolist() if n], "what has nothing to unlearn is not asked to"
 
 
 WORKER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Train = Callable[[Dataset[Any], int], nn.Module]
 Unlearn = Callable[[nn.Module, "Request"], Any]
+_SAME = re.compile(r" at 0x[0-9a-f]+|, progress=(True|False)")  # what two processes write differently of one thing
 
 
 class Shadows(NamedTuple):
@@ -58,9 +60,10 @@ def unlearned_shadows(
 ) -> Shadows:
     """Train shadow models, each with other candidates, make each forget its own, and measure all candidates.
 
-    A coin decides for each candidate and model whether it is in. What no model was asked to forget, the data without
-    the candidates, is in all of them. One of the models may be attacked with the others as shadows, each in turn: since
-    the coins know nothing of each other, nothing is found where nothing was left.
+    A coin decides for each candidate and model whether it is in; a candidate in all models, or in none, is drawn again.
+    What no model was asked to forget, the data without the candidates, is in all of them. A model without any candidate
+    has nothing to unlearn and is measured as it was trained. One of the models may be attacked with the others as
+    shadows, each in turn: since the coins know nothing of each other, nothing is found where nothing was left.
 
     Args:
         train: trains a new model on a dataset, with a seed of its own: ``train(dataset, seed)``.
@@ -70,13 +73,15 @@ def unlearned_shadows(
         models: number S of shadow models.
         fraction: how often a candidate is in a model.
         folder: keeps what was measured of each model, in a file of its own: what is there is read, not made again, and
-            several processes may fill one folder. A folder belongs to one choice of all arguments.
+            several processes may fill one folder. A folder belongs to one choice of all arguments. What was made by
+            another `train` or `unlearn`, of other candidates, as many samples or another seed is refused; functions are
+            told apart by their names, methods by their arguments, and samples are not compared.
         seed: of the choice of candidates; model k has the seed ``seed + k``.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 
     Raises:
         ValueError: candidates are out of range or given twice, or are all of the data, there are fewer than two models,
-            `fraction` is 0 or 1, or the folder holds models of other candidates.
+            `fraction` is 0 or 1, or the folder holds models that were made otherwise.
 
     Source: Hayes et al., "Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of Privacy", 2024,
     algorithm 1.
@@ -114,9 +119,14 @@ def unlearned_shadows(
             model = train(picked(dataset, own), seed + k)
             check_model(model)
         model.eval()
-        request = Request.remove(picked(dataset, own), range(int(masks[k].sum())))
-        found: Any = unlearn(model, request)
+        found: Any = model
+        if masks[k].any():
+            found = unlearn(model, Request.remove(picked(dataset, own), range(int(masks[k].sum()))))
         return logit_confidence(getattr(found, "model", found), picked(dataset, chosen))
+
+    def asked(k: int) -> dict[str, Any]:
+        told = {"train": _SAME.sub("", repr(train)), "unlearn": _SAME.sub("", repr(unlearn))}
+        return {"candidates": chosen, "unlearned": masks[k], **told, "samples": n, "seed": seed + k}
 
     store = None if folder is None else Path(folder)
     rows: list[Tensor | None] = [None] * models
@@ -124,38 +134,43 @@ def unlearned_shadows(
         for wait in (False, True):  # first those that no other process makes, then what the others have made
             for k in range(models):
                 if rows[k] is None:
-                    rows[k] = make(k) if store is None else _stored(store, k, chosen, masks[k], make, wait)
+                    rows[k] = make(k) if store is None else _stored(store, k, asked(k), make, wait)
                     advance(int(rows[k] is not None))
     return Shadows(torch.stack([row for row in rows if row is not None]), masks)
 
 
 def _drawn(models: int, candidates: int, fraction: float, seed: int) -> Tensor:
-    """Which models each candidate is in, bool (models, candidates): at least one, not all, and none without any."""
+    """Which models each candidate is in, bool (models, candidates): at least one, and not all."""
     generator = torch.Generator().manual_seed(seed)
     masks = torch.rand(models, candidates, generator=generator) < fraction
     for i in range(candidates):
         while masks[:, i].all() or not masks[:, i].any():
             masks[:, i] = torch.rand(models, generator=generator) < fraction
-    for k in (~masks.any(1)).nonzero().flatten().tolist():
-        masks[k, k % candidates] = True
     return masks
 
 
-def _stored(
-    folder: Path, k: int, candidates: Tensor, mask: Tensor, make: Callable[[int], Tensor], wait: bool
-) -> Tensor | None:
-    """What was measured of model k, made and kept if it is not there; None where another process is about it."""
+def _stored(folder: Path, k: int, asked: dict[str, Any], make: Callable[[int], Tensor], wait: bool) -> Tensor | None:
+    """What was measured of model k, made and kept if it is not there; None where another process is about it.
+
+    Raises:
+        ValueError: what is there was not made as `asked`.
+    """
     make_folder(folder)
     file = folder / f"shadow-{k}.pt"
     with _claim(file.with_suffix(".lock"), wait) as claimed:
         if not claimed:
             return None
         if not file.exists():
-            content = {"candidates": candidates, "unlearned": mask, "confidence": make(k)}
+            content = {**asked, "confidence": make(k)}
             write_atomically(file, lambda f: torch.save(content, f))
     found = torch.load(file, weights_only=True)
-    if not torch.equal(found["candidates"], candidates) or not torch.equal(found["unlearned"], mask):
+    if not all(torch.equal(found[name], asked[name]) for name in ("candidates", "unlearned")):
         raise ValueError(f"folder: {file} is of a model that unlearned other candidates, expected another folder")
+    for name in ("train", "unlearn", "samples", "seed"):
+        if (got := found.get(name, "unknown")) != asked[name]:
+            raise ValueError(
+                f"folder: {file} is of a model whose {name} is {got}, expected {asked[name]}, or another folder"
+            )
     confidence: Tensor = found["confidence"]
     return confidence
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from unlearnx.experiments.report.frame import Page
 
@@ -100,8 +100,20 @@ class Study:
         The type is the first of a union: ``Annotated[int | None, "epochs of each training"]`` is an integer.
         """
         found = {}
-        for name, parameter in inspect.signature(self.make, eval_str=True).parameters.items():
-            if get_origin(parameter.annotation) is Annotated:
-                kind, text, *_ = get_args(parameter.annotation)
+        for name, annotation in _annotations(self.make).items():
+            if get_origin(annotation) is Annotated:
+                kind, text, *_ = get_args(annotation)
                 found[name] = (get_args(kind)[0] if isinstance(kind, types.UnionType) else kind, text)
         return found
+
+
+def _annotations(make: Callable[..., Prepared]) -> dict[str, Any]:
+    """The annotations of a function's arguments; of ``**options: Unpack[Options]``, those of the typed dictionary."""
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(make, eval_str=True).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            (keywords,) = get_args(parameter.annotation)
+            found |= get_type_hints(keywords, include_extras=True)
+        else:
+            found[name] = parameter.annotation
+    return found

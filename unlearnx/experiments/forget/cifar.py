@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+
+from typing_extensions import Unpack
 
 from unlearnx.data import Splits, cifar20, load_cifar10, load_cifar100
 from unlearnx.experiments.forget.methods import resnet_methods
@@ -15,16 +17,16 @@ from unlearnx.experiments.forget.protocols import PROTOCOLS
 from unlearnx.experiments.forget.published import published
 from unlearnx.experiments.forget.references import TrainedModels
 from unlearnx.experiments.forget.selection import (
+    Common,
     ForgetClass,
     ForgetClassOrOwn,
     Share,
-    Sweeps,
     class_number,
     study_of,
 )
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.report import forget as report
-from unlearnx.experiments.study import CIFAR10, CIFAR100, Epochs, Limit, Study
+from unlearnx.experiments.study import CIFAR10, CIFAR100, Limit, Study
 
 Protocols = Annotated[str, f"{', '.join(PROTOCOLS)}: whose protocol"]
 Models = Annotated[
@@ -32,6 +34,13 @@ Models = Annotated[
     "folder of trained networks of the quick preset: original-SEED.pt, class-SEED.pt, random-SEED.pt; where not given, "
     "the folder that $UNLEARNX_MODELS names",
 ]
+
+
+class Options(Common, total=False):
+    """The keywords that all studies in this module have."""
+
+    preset: Protocols
+
 
 CLASSES = {"cifar10": "automobile", "cifar20": "vehicles_2", "cifar100": "rocket"}  # forgotten where none is named
 SUBCLASS = "rocket"
@@ -44,12 +53,8 @@ def forget_class_of(
     *,
     forget_class: ForgetClassOrOwn = None,
     limit: Limit = None,
-    epochs: Epochs = None,
-    methods: Sequence[str] | None = None,
-    sweep: Sweeps = (),
     models: Models = None,
-    preset: Protocols = "quick",
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> ForgetStudy:
     """Forget one class of CIFAR-10, CIFAR-20 (the superclasses of CIFAR-100) or CIFAR-100.
 
@@ -82,13 +87,9 @@ def forget_class_of(
         {"forget_class": number},
         root=root,
         limit=limit,
-        epochs=epochs,
-        preset=preset,
         models=models,
         trained="class" if splits.classes[number] == FILES_CLASS else None,
-        methods=methods,
-        sweep=sweep,
-        progress=progress,
+        **options,
     )
 
 
@@ -98,11 +99,7 @@ def forget_subclass_of(
     *,
     forget_class: ForgetClass = SUBCLASS,
     limit: Limit = None,
-    epochs: Epochs = None,
-    methods: Sequence[str] | None = None,
-    sweep: Sweeps = (),
-    preset: Protocols = "quick",
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> ForgetStudy:
     """Forget one of the 100 classes of CIFAR-100, of a network that tells the 20 superclasses apart, or all of them.
 
@@ -123,19 +120,7 @@ def forget_subclass_of(
     if data == "cifar20":
         own["finer"] = finer
     splits = cifar20(finer) if data == "cifar20" else finer
-    return _study(
-        "subclass",
-        data,
-        splits,
-        own,
-        root=root,
-        limit=limit,
-        epochs=epochs,
-        preset=preset,
-        methods=methods,
-        sweep=sweep,
-        progress=progress,
-    )
+    return _study("subclass", data, splits, own, root=root, limit=limit, **options)
 
 
 def forget_random_of(
@@ -144,12 +129,8 @@ def forget_random_of(
     *,
     share: Share = 0.1,
     limit: Limit = None,
-    epochs: Epochs = None,
-    methods: Sequence[str] | None = None,
-    sweep: Sweeps = (),
     models: Models = None,
-    preset: Protocols = "quick",
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> ForgetStudy:
     """Forget a random share of CIFAR-10, CIFAR-20 or CIFAR-100, another one for each seed.
 
@@ -169,13 +150,9 @@ def forget_random_of(
         {"share": share},
         root=root,
         limit=limit,
-        epochs=epochs,
-        preset=preset,
         models=models,
         trained="random" if share == FILES_SHARE else None,
-        methods=methods,
-        sweep=sweep,
-        progress=progress,
+        **options,
     )
 
 
@@ -187,11 +164,10 @@ def _study(
     *,
     root: str | Path,
     limit: int | None,
-    epochs: int | None,
-    preset: str,
     models: Path | None = None,
     trained: str | None = None,
-    **chosen: Any,
+    preset: str = "quick",
+    **common: Unpack[Common],
 ) -> ForgetStudy:
     """The study of a kind of request.
 
@@ -200,24 +176,25 @@ def _study(
         splits: the images, with the labels that the network tells apart.
         own: what is to be forgotten.
         root, limit: where the images are from.
-        epochs, preset: how networks are trained.
         models: folder of trained networks.
         trained: the kind of files there with networks that were trained without what is to be forgotten.
-        chosen: methods, sweeps and progress.
+        preset: the protocol.
+        common: of all studies of forgetting.
     """
     if preset not in PROTOCOLS:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[preset]
-    whole = preset == "quick" and data == "cifar10" and limit is None and epochs is None
+    whole = preset == "quick" and data == "cifar10" and limit is None and common.get("epochs") is None
     if models is not None and not whole:
         raise ValueError(
             f"models: {models} holds networks trained by the quick preset on all of CIFAR-10, expected neither limit "
             "nor epochs nor another preset or data beside it"
         )
     folder = models or (os.environ.get("UNLEARNX_MODELS") if whole else None)
-    options: dict[str, Any] = {"root": str(root), "limit": limit, "preset": preset}
+    own |= {"preset": preset, "published": published(kind, data, own.get("share")), **protocol.settings}
+    own["options"] = {"root": str(root), "limit": limit, "preset": preset}
     if folder:
-        options["models"] = str(folder)
+        own["options"]["models"] = str(folder)
         own["models"] = TrainedModels(Path(folder), "resnet9", trained)
     kept = _first(splits, protocol.images)
     if "finer" in own:
@@ -226,14 +203,10 @@ def _study(
         f"forget-{kind}-{data}",
         kept,
         partial(protocol.network, classes=len(splits.classes)),
-        protocol.training(epochs),
+        protocol.training,
         partial(resnet_methods, passes=protocol.passes),
-        options=options,
-        preset=preset,
-        published=published(kind, data, own.get("share")),
-        **own,
-        **protocol.settings,
-        **chosen,
+        own,
+        **common,
     )
 
 

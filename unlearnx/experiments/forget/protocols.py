@@ -32,10 +32,10 @@ class Protocol:
     images: int | None
     settings: dict[str, Any]
 
-    def training(self, epochs: int | None) -> ImageTraining:
-        """The training, of other epochs where some are given."""
-        precision = fast_dtype(default_device())
-        return ImageTraining(self.epochs if epochs is None else epochs, lr=self.lr, pad=self.pad, autocast=precision)
+    @property
+    def training(self) -> ImageTraining:
+        """How networks are trained."""
+        return ImageTraining(self.epochs, lr=self.lr, pad=self.pad, autocast=fast_dtype(default_device()))
 
 
 PROTOCOLS = {

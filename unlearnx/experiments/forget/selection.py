@@ -1,9 +1,10 @@
-"""What the studies share that prepare themselves of a table of methods: the methods chosen of it, and the class."""
+"""What the studies share that prepare themselves of a table of methods: their options, the methods, and the class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, TypedDict
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from unlearnx.experiments.forget.methods import Methods
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.forget.sweeps import Sweep
 from unlearnx.experiments.named_methods import method_from_elsewhere
+from unlearnx.experiments.study import Epochs
 from unlearnx.models import Training
 
 _CLASS = "name or number of the class to forget"
@@ -21,31 +23,52 @@ Share = Annotated[float, "share of the training images to forget"]
 Sweeps = Annotated[Sequence[str], "values to try for a method's parameter: ssd.alpha=2,5,10"]
 
 
+class Common(TypedDict, total=False):
+    """The keywords that all of these studies have; :func:`study_of` has their defaults."""
+
+    epochs: Epochs
+    methods: Sequence[str] | None
+    sweep: Sweeps
+    progress: bool
+
+
 def study_of(
     name: str,
     splits: Splits,
     network: Callable[[], nn.Module],
     training: Training,
     table: Callable[[int | None], Methods],
+    own: dict[str, Any],
     *,
-    forget_class: int | None = None,
+    epochs: int | None = None,
     methods: Sequence[str] | None = None,
     sweep: Sequence[str] = (),
-    **settings: Any,
+    progress: bool = True,
 ) -> ForgetStudy:
     """A study of the methods that are named in `methods` or in a sweep: of a table, of plug-ins, or a user's own.
+
+    Args:
+        name, splits, network: of the study.
+        training: of networks.
+        table: the methods with their arguments for a class, or for a random share (None).
+        own: what is to be forgotten, and other attributes of the study.
+        epochs: of each training; those of `training` where not given.
+        methods: names of those to compare; all of the table where not given.
+        sweep: texts such as ``"ssd.alpha=2,5,10"``, see :meth:`Sweep.parse`.
+        progress: show progress bars.
 
     Raises:
         ValueError: a method, or the parameter of a sweep, is unknown.
     """
-    offered = table(forget_class)
+    training = training if epochs is None else replace(training, epochs=epochs)
+    offered = table(own.get("forget_class"))
     swept = [owner for text in sweep if (owner := text.partition("=")[0].rpartition(".")[0])]
     names = list(dict.fromkeys([*(offered if methods is None else methods), *swept]))
     chosen = {
         wanted: offered[wanted] if wanted in offered else method_from_elsewhere(wanted, offered) for wanted in names
     }
     sweeps = [Sweep.parse(text, chosen) for text in sweep]
-    return ForgetStudy(name, splits, network, training, chosen, forget_class, sweeps=sweeps, **settings)
+    return ForgetStudy(name, splits, network, training, chosen, sweeps=sweeps, progress=progress, **own)
 
 
 def class_number(splits: Splits, wanted: str | int) -> int:

@@ -17,7 +17,8 @@ except ImportError as error:
 from unlearnx import _interrupts, build_info
 from unlearnx._cli import options
 from unlearnx._cli.output import NOT_APPLIED, NOT_FORGOTTEN, Commands, Output, command_line
-from unlearnx._cli.studies import COMPARING, TUNING, carry_out, folder_of, listed, repeat, search, study_of
+from unlearnx._cli.running import Running
+from unlearnx._cli.studies import COMPARING, TUNING, carry_out, listed, repeat, search, study_of
 from unlearnx._cli.study_options import with_options_of
 from unlearnx._progress import progress_bar
 from unlearnx.experiments.registry import STUDIES
@@ -85,24 +86,19 @@ def run(
     seeds: options.OwnRuns = 0,
     data_root: options.DataRoot = None,
     recipe: options.Recipe = None,
-    out: options.Out = Path("runs"),
-    name: options.Name = None,
-    progress: options.Progress = True,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    *,
+    running: Running,
     **own: Any,
 ) -> None:
     """Run an experiment; write result.json, the models and report.html to runs/NAME."""
-    command = "run --recipe" if recipe is not None else f"run {experiment}"
-    output, progress = Output(command, quiet=quiet, as_json=as_json), progress and not quiet
+    output = running.output("run --recipe" if recipe is not None else f"run {experiment}")
     with output.ending():
         if recipe is not None:
             held = {**own, "seeds": seeds or None}
-            repeat(output, recipe, held, out=out, name=name, root=data_root, progress=progress)
+            repeat(output, recipe, held, running, root=data_root)
             return
-        study = study_of(experiment, data_root, own, progress=progress)
-        seeds = seeds or STUDIES[experiment].seeds
-        carry_out(output, study, experiment, seeds, folder_of(out, name, experiment), progress)
+        study = study_of(experiment, data_root, own, progress=running.shows_progress)
+        carry_out(output, study, experiment, seeds or STUDIES[experiment].seeds, running)
 
 
 @app.command()
@@ -112,18 +108,15 @@ def compare(
     methods: options.Methods = "all",
     seeds: options.Runs = 3,
     data_root: options.DataRoot = None,
-    out: options.Out = Path("runs"),
-    name: options.Name = None,
-    progress: options.Progress = True,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    *,
+    running: Running,
     **own: Any,
 ) -> None:
     """Measure methods against retraining; write result.json, the models and report.html to runs/NAME."""
-    output, progress = Output(f"compare {experiment}", quiet=quiet, as_json=as_json), progress and not quiet
+    output = running.output(f"compare {experiment}")
     with output.ending():
-        study = _comparing(experiment, methods, data_root, own, progress)
-        carry_out(output, study, experiment, seeds, folder_of(out, name, experiment), progress)
+        study = _comparing(experiment, methods, data_root, own, running)
+        carry_out(output, study, experiment, seeds, running)
 
 
 @app.command()
@@ -133,29 +126,28 @@ def tune(
     methods: options.Methods = "all",
     trials: options.Trials = 8,
     data_root: options.DataRoot = None,
-    out: options.Out = Path("runs"),
-    name: options.Name = None,
-    progress: options.Progress = True,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    *,
+    running: Running,
     **own: Any,
 ) -> None:
     """Search learning rates and strengths of methods without test data; write tuned.json to runs/NAME.
 
     A tenth of the training data stands for test data, and the models have a seed of their own. Needs Optuna.
     """
-    output, progress = Output(f"tune {experiment}", quiet=quiet, as_json=as_json), progress and not quiet
+    output = running.output(f"tune {experiment}")
     with output.ending():
         if experiment in COMPARING and experiment not in TUNING:
             raise ValueError(
                 f"EXPERIMENT is {experiment!r}, which chooses the strengths of its methods by itself; expected one of "
                 f"{listed(TUNING, 'or')}"
             )
-        study = _comparing(experiment, methods, data_root, own, progress)
-        search(output, study, experiment, trials, folder_of(out, name, f"tune-{experiment}"), progress)
+        study = _comparing(experiment, methods, data_root, own, running)
+        search(output, study, experiment, trials, running)
 
 
-def _comparing(experiment: str, methods: str, data_root: Path | None, own: dict[str, Any], progress: bool) -> Prepared:
+def _comparing(
+    experiment: str, methods: str, data_root: Path | None, own: dict[str, Any], running: Running
+) -> Prepared:
     """The study that compares these methods with a retrained model."""
     if experiment in STUDIES and experiment not in COMPARING:
         raise ValueError(
@@ -163,7 +155,7 @@ def _comparing(experiment: str, methods: str, data_root: Path | None, own: dict[
             f"{listed(COMPARING, 'or')}"
         )
     chosen = None if methods == "all" else [method.strip() for method in methods.split(",")]
-    return study_of(experiment, data_root, own, methods=chosen, progress=progress)
+    return study_of(experiment, data_root, own, methods=chosen, progress=running.shows_progress)
 
 
 @app.command()

@@ -3,17 +3,21 @@
 import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import pytest
 import typer
 from typer.testing import CliRunner
+from typing_extensions import Unpack
 
 from unlearnx import cli
 from unlearnx._cli import options
 from unlearnx._cli.output import Commands
 from unlearnx._cli.study_options import with_options_of
+from unlearnx.experiments import forget_class_digits
+from unlearnx.experiments.forget.studies import FORGETTING
 from unlearnx.experiments.registry import STUDIES
 from unlearnx.experiments.report import poison
 from unlearnx.experiments.study import Data, Epochs, Prepared, Study
@@ -43,6 +47,17 @@ def test_commands_have_the_options_of_their_studies():
     assert taken == (own - {"recipe"} | {"methods"} | compared) - {"sweep"}
 
 
+def test_studies_of_forgetting_share_their_options():
+    shared = {"epochs", "sweep", "preset"}
+    for study in FORGETTING:
+        assert study.options.keys() >= shared
+        assert {name: study.options[name] for name in shared - {"preset"}} == {
+            name: FORGETTING[0].options[name] for name in shared - {"preset"}
+        }
+    with pytest.raises(TypeError, match="unexpected keyword argument 'device'"):
+        forget_class_digits(device="cpu")
+
+
 class Counting(Prepared):
     """A study that says what it was made of."""
 
@@ -56,6 +71,12 @@ class Counting(Prepared):
         return {"experiment": "counting", "values": self.values, "seeds": seeds}
 
 
+class Shared(TypedDict, total=False):
+    """What other studies may have too."""
+
+    epochs: Epochs
+
+
 def counting(
     root: Path,
     *,
@@ -63,10 +84,17 @@ def counting(
     part: Annotated[float, "how much"] = 0.5,
     kind: Annotated[str | int, "of which kind"] = "plain",
     words: Annotated[Sequence[str], "which words"] = (),
-    epochs: Epochs = None,
     progress: bool = True,
+    **options: Unpack[Shared],
 ):
-    return Counting(str(root), width, part, kind, list(words), epochs, progress)
+    return Counting(str(root), width, part, kind, list(words), options.get("epochs"), progress)
+
+
+@dataclass
+class Shown:
+    """What several commands may show."""
+
+    progress: options.Progress = True
 
 
 def test_a_study_is_registered_by_one_entry(monkeypatch, tmp_path):
@@ -76,8 +104,8 @@ def test_a_study_is_registered_by_one_entry(monkeypatch, tmp_path):
 
     @app.command()
     @with_options_of([study, STUDIES["poison-digits"]], leave_out=["preset"])
-    def run(experiment: str, progress: options.Progress = True, **own):
-        prepared = cli.study_of(experiment, tmp_path, own, progress=progress)
+    def run(experiment: str, *, shown: Shown, **own):
+        prepared = cli.study_of(experiment, tmp_path, own, progress=shown.progress)
         print(json.dumps(prepared.run([0], tmp_path)))
 
     @app.command()

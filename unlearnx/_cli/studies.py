@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from unlearnx._cli.output import NOT_APPLIED, Output, command_line
+from unlearnx._cli.running import Running
 from unlearnx._progress import progress_bar
 from unlearnx.experiments.forget.studies import FORGETTING
 from unlearnx.experiments.registry import STUDIES
@@ -73,23 +73,19 @@ def _data(needs: Data, given: Path | None) -> Path:
     raise ValueError(f"--data-root is missing, expected {needs.what}{hint}")
 
 
-def folder_of(out: Path, name: str | None, title: str) -> Path:
-    """Where a run goes: the given name, or a title with the time."""
-    return out / (name or f"{title}-{datetime.now():%Y%m%d-%H%M%S}")
-
-
-def carry_out(output: Output, study: Prepared, experiment: str, seeds: int, folder: Path, progress: bool) -> None:
+def carry_out(output: Output, study: Prepared, experiment: str, seeds: int, running: Running) -> None:
     """Run a study, write what it found and show it."""
     from unlearnx.experiments import report
     from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 
+    folder = running.folder(experiment)
     _check_experiment(folder, experiment)
     known = STUDIES[experiment]
     finished = () if known.compared is not None else ("result.json",)
     study.log = output.log
     with claimed(folder, finished, MIN_ROOM + max(0, study.room(seeds) - _models_size(folder))):
         output.log(f"results go to {folder}")
-        with progress_bar(experiment, None, progress):
+        with progress_bar(experiment, None, running.shows_progress):
             result = study.run(list(range(seeds)), folder)
         result["command"] = command_line()
         result["environment"] = report.environment()
@@ -97,7 +93,7 @@ def carry_out(output: Output, study: Prepared, experiment: str, seeds: int, fold
     output.result({**result, "report": str(path)}, known.table(result), verdict=[("Report", path)])
 
 
-def search(output: Output, study: Prepared, experiment: str, trials: int, folder: Path, progress: bool) -> None:
+def search(output: Output, study: Prepared, experiment: str, trials: int, running: Running) -> None:
     """Search the arguments of a study's methods, write what was found and show it."""
     from unlearnx.experiments import forget, report
     from unlearnx.experiments.output_folder import MIN_ROOM, claimed
@@ -105,10 +101,11 @@ def search(output: Output, study: Prepared, experiment: str, trials: int, folder
     from unlearnx.experiments.runs import write_json
 
     assert isinstance(study, forget.ForgetStudy)
+    folder = running.folder(f"tune-{experiment}")
     study.log = output.log
     with claimed(folder, ("result.json",), MIN_ROOM + max(0, study.room(trials) - _models_size(folder))):
         output.log(f"results go to {folder}")
-        with progress_bar(f"tuning {experiment}", None, progress):
+        with progress_bar(f"tuning {experiment}", None, running.shows_progress):
             found = forget.tune(study, trials, folder)
         found["command"] = command_line()
         found["environment"] = report.environment()
@@ -132,10 +129,16 @@ def _check_experiment(folder: Path, experiment: str) -> None:
             raise ValueError(f"out: {folder} holds a run of {found}, expected another folder for {experiment}")
 
 
-def repeat(
-    output: Output, file: Path, held: dict[str, Any], *, out: Path, name: str | None, progress: bool, **settings: Any
-) -> None:
-    """Make a trial again and show its numbers beside the recorded ones; exits with 1 where they differ."""
+def repeat(output: Output, file: Path, held: dict[str, Any], running: Running, *, root: Path | None) -> None:
+    """Make a trial again and show its numbers beside the recorded ones; exits with 1 where they differ.
+
+    Args:
+        output: what is written with.
+        file: of the trial.
+        held: values of options that a recipe holds already, of which none may be given.
+        running: where the new trial goes.
+        root: folder of the data, if it has moved.
+    """
     from unlearnx.experiments import forget
     from unlearnx.experiments.measures import changed
     from unlearnx.experiments.output_folder import claimed
@@ -145,10 +148,10 @@ def repeat(
     for option in (option for option, value in held.items() if value not in (None, [])):
         raise ValueError(f"{flag(option)} cannot be given with --recipe: the recipe says it already")
     recorded = read_trial(file)
-    folder = folder_of(out, name, f"repeat-{file.stem}")
+    folder, progress = running.folder(f"repeat-{file.stem}"), running.shows_progress
     with claimed(folder), progress_bar(f"repeating {file.stem}", None, progress):
         repeated = forget.repeat(
-            recorded["recipe"], folder, beside=file.parent, log=output.log, progress=progress, **settings
+            recorded["recipe"], folder, beside=file.parent, root=root, log=output.log, progress=progress
         )
     different = changed(recorded, repeated)
     output.result(

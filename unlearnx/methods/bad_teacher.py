@@ -76,7 +76,4 @@ class BadTeacher(TrainedMethod):
         both: Dataset[Any] = ConcatDataset([forget, Subset(target, chosen.tolist())])
         data = lessons(both, targets, good.counts)
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=good.divergence)
-
-        return train
+        return self._training(work, info, data=data, loss_fn=good.divergence)

@@ -63,10 +63,7 @@ class BoundaryShrink(TrainedMethod):
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         data = relabelled(work.request.trained_forget_set, self._nearest(work))
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=data, eval_mode=True)
-
-        return train
+        return self._training(work, info, data=data, eval_mode=True)
 
     def _nearest(self, work: Work) -> Tensor:
         """The nearest wrong class of each sample to forget, int64 (F,)."""

@@ -114,10 +114,7 @@ class EnergyAlignment(TrainedMethod):
         both: Dataset[Any] = ConcatDataset([target, dataset_of(moved.joined(), joined(given))])
         data = Changed(both, lambda x, y, index: (x, (y, index)))
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=loss_of_all)
-
-        return train
+        return self._training(work, info, data=data, loss_fn=loss_of_all)
 
 
 def free_energy(head: nn.Module, features: Tensor) -> Tensor:

@@ -98,7 +98,4 @@ class EWCRepair(TrainedMethod):
         data = request.trained_forget_set
         info.update(bound=bound, l2=l2)
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=penalised_loss, eval_mode=True)
-
-        return train
+        return self._training(work, info, data=data, loss_fn=penalised_loss, eval_mode=True)

@@ -36,10 +36,7 @@ class FineTune(TrainedMethod):
     anchor: float = 0.0
 
     def _trainer(self, work: Work, info: dict[str, Any], *, on_all: bool = False) -> Train:
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, anchor=self.anchor, on_all=on_all)
-
-        return train
+        return self._training(work, info, anchor=self.anchor, on_all=on_all)
 
     def _trainer_on_all(self, work: Work, info: dict[str, Any]) -> Train:
         return self._trainer(work, info, on_all=True)  # a part would be learned by heart, and the rest lost

@@ -51,10 +51,7 @@ class GradientAscent(TrainedMethod):
 
         data = work.request.trained_forget_set
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=negative_loss, eval_mode=True)
-
-        return train
+        return self._training(work, info, data=data, loss_fn=negative_loss, eval_mode=True)
 
 
 @dataclass
@@ -93,7 +90,4 @@ class NegGrad(TrainedMethod):
         both = BothSets(work.request)
         loss_fn = both.loss(self.loss_fn, self.weight, lambda losses, _: (self.weight - 1) * losses)
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=both.data, loss_fn=loss_fn)
-
-        return train
+        return self._training(work, info, data=both.data, loss_fn=loss_fn)

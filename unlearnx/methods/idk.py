@@ -90,10 +90,7 @@ class IDK(TrainedMethod):
 
         around = partial(_Pair, loss=SampleLoss(self.loss_fn), one_input=request.labels_only)
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=pairs, loss_fn=both, around=around)
-
-        return train
+        return self._training(work, info, data=pairs, loss_fn=both, around=around)
 
 
 def _pairs(request: Request) -> Dataset[Any]:

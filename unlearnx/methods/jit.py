@@ -71,11 +71,7 @@ class JiT(TrainedMethod):
         def steepness(output: Tensor, _: Tensor) -> Tensor:
             return output
 
-        def train(epochs: int, rate: float) -> None:
-            settings: dict[str, Any] = {"data": data, "loss_fn": steepness, "eval_mode": True, "around": around}
-            self._train(work, info, epochs, rate * self.lr, **settings)
-
-        return train
+        return self._training(work, info, data=data, loss_fn=steepness, eval_mode=True, around=around)
 
 
 class _Steepness(nn.Module):

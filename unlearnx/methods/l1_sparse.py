@@ -42,7 +42,4 @@ class L1Sparse(FineTune):
         check_at_least_zero(gamma=self.gamma)
 
     def _trainer(self, work: Work, info: dict[str, Any], *, on_all: bool = False) -> Train:
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, anchor=self.anchor, l1=self.gamma, on_all=on_all)
-
-        return train
+        return self._training(work, info, anchor=self.anchor, l1=self.gamma, on_all=on_all)

@@ -59,10 +59,7 @@ class NPO(TrainedMethod):
         both = BothSets(work.request)
         loss_fn = both.loss(self.loss_fn, self.weight, self._forgetting(work))
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=both.data, loss_fn=loss_fn)
-
-        return train
+        return self._training(work, info, data=both.data, loss_fn=loss_fn)
 
     def _forgetting(self, work: Work) -> Forgetting:
         """The loss of samples of the forget set, from their losses and places in it."""

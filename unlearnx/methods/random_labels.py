@@ -53,10 +53,7 @@ class RandomLabels(TrainedMethod):
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         data = self._data(work)
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=data)
-
-        return train
+        return self._training(work, info, data=data)
 
     def _data(self, work: Work) -> Dataset[Any]:
         """What is trained on."""

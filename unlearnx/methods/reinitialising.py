@@ -34,13 +34,14 @@ class _Damaging(TrainedMethod):
         damaged = self._damage(work, info)
         own = dict(work.model.named_parameters())
         before = {name: own[name].detach().clone() for name in damaged}
+        heal = self._training(work, info)
 
         def train(epochs: int, rate: float) -> None:
             with torch.no_grad():  # also after a round that was undone
                 if all(torch.equal(own[name], t) for name, t in before.items()):
                     for name, t in damaged.items():
                         own[name].copy_(t)
-            self._train(work, info, epochs, rate * vars(self)["lr"])
+            heal(epochs, rate)
 
         return train
 

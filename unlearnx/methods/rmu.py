@@ -108,10 +108,7 @@ class RMU(TrainedMethod):
                 each = squares.mean(2).where(counted, 0).sum(1) / counted.sum(1).clamp(min=1)
             return both.weighted(place, self.weight * each, each)
 
-        def train(epochs: int, rate: float) -> None:
-            self._train(work, info, epochs, rate * self.lr, data=data, loss_fn=distance, around=around)
-
-        return train
+        return self._training(work, info, data=data, loss_fn=distance, around=around)
 
 
 def _axis(states: Tensor) -> int:

@@ -54,13 +54,13 @@ class SalUn(RandomLabels):
             )
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
-        data = self._data(work)
+        relabelled = super()._trainer(work, info)
         masks = self._salient(work)
         info["salient_share"] = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
         def train(epochs: int, rate: float) -> None:
             with gradients_changed(work.model, {name: mask.mul for name, mask in masks.items()}):
-                self._train(work, info, epochs, rate * self.lr, data=data)
+                relabelled(epochs, rate)
 
         return train
 

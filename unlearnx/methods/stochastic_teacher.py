@@ -41,12 +41,11 @@ class StochasticTeacher(TrainedMethod):
     """
 
     _fewest_epochs: ClassVar[int] = 0
+    _nominal_epochs: ClassVar[int] = 2
 
     alpha: float = 1.0
     erase_epochs: int = 4
     erase_lr: float = 2e-3
-    _nominal_epochs: ClassVar[int] = 2
-
     epochs: int | str = "auto"
     lr: float = 1e-3
     factory: Factory | None = None

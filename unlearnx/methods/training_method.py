@@ -83,11 +83,19 @@ class TrainedMethod(Method):
 
     def _heal(self, work: Work, info: dict[str, Any], epochs: int, rate: float) -> None:
         """Train on what stays."""
-        self._train(work, info, epochs, rate * vars(self)["lr"])
+        self._training(work, info)(epochs, rate)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
         """Prepare the training, of ``train(epochs, rate)``, with `rate` times the method's learning rates."""
         raise NotImplementedError
+
+    def _training(self, work: Work, info: dict[str, Any], **settings: Any) -> Train:
+        """The training of :meth:`_train` at the method's own learning rate, with these settings."""
+
+        def train(epochs: int, rate: float) -> None:
+            self._train(work, info, epochs, rate * vars(self)["lr"], **settings)
+
+        return train
 
     def _trainer_on_all(self, work: Work, info: dict[str, Any]) -> Train | None:
         """The same training, of which an epoch reads all of many samples; None where a part of them does as well."""

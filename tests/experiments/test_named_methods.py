@@ -14,7 +14,7 @@ from unlearnx.experiments.forget import repeat
 from unlearnx.experiments.named_methods import named_method, plugins
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.run_store import read_trial
-from unlearnx.methods import SSD, Pipeline
+from unlearnx.methods import RUM, SSD, UNSIR, Pipeline
 
 OWN = """
 from dataclasses import dataclass
@@ -36,6 +36,11 @@ class Demanding(Shrink):
 
 MILD = Shrink(factor=0.99)
 BOTH = Pipeline([MILD, FineTune(epochs=1)])
+
+@dataclass
+class Twice(Pipeline):
+    stages: tuple = (MILD, MILD)
+
 NUMBER = 3
 class Other: pass
 """
@@ -90,8 +95,9 @@ def test_a_class_or_an_instance_is_named(own):
         ("own_methods:Shrnk", "--method is 'own_methods:Shrnk', but own_methods has no 'Shrnk'"),
         ("own_methods:", "--method is 'own_methods:', expected module:name"),
         ("own_methods:NUMBER", "--method is 'own_methods:NUMBER', which is of type int, expected a subclass of Method"),
-        ("own_methods:Other", "which is the class Other, expected a subclass of Method, or a method"),
+        ("own_methods:Other", "which is the class Other, expected a subclass of Method, a method or a Pipeline"),
         ("own_methods:BOTH", "--method is 'own_methods:BOTH', which is a Pipeline, expected a single method"),
+        ("unlearnx.methods:RUM", "'unlearnx.methods:RUM', which is a Pipeline, expected a single method"),
         ("broken_methods:M", "--method broken_methods:M: failed at .*broken_methods.py, line 1: ModuleNotFoundError"),
     ],
 )
@@ -102,15 +108,25 @@ def test_what_is_no_method_is_refused(own, name, message):
 
 def test_studies_take_them(own):
     study = forget_class_digits(
-        methods=["ssd", "own_methods:Shrink", "own_methods:BOTH"], sweep=["own_methods:Shrink.factor=0.8,0.9"]
+        methods=["ssd", "own_methods:Shrink", "own_methods:BOTH", "own_methods:Twice", "unlearnx.methods:RUM"],
+        sweep=["own_methods:Shrink.factor=0.8,0.9"],
     )
-    assert list(study.methods) == ["ssd", "own_methods:Shrink", "own_methods:BOTH"]
     assert isinstance(study.methods["own_methods:BOTH"], Pipeline)
+    assert len(study.methods["own_methods:Twice"].stages) == 2
+    assert study.methods["unlearnx.methods:RUM"] == RUM()
     assert study.sweeps[0].method == "own_methods:Shrink"
     with pytest.raises(ValueError, match=r"methods own_methods:Demanding: failed at .*: factor: is missing"):
         forget_class_digits(methods=["own_methods:Demanding"])
     with pytest.raises(ValueError, match=r"methods: 'magic' is unknown, expected names among ssd, fisher-masking, .*"):
         forget_class_digits(methods=["magic"])
+
+
+def test_studies_take_all_methods_by_name():
+    assert forget_class_digits(methods=["unsir", "ssd"]).methods == {"unsir": UNSIR(), "ssd": SSD(alpha="adaptive")}
+    with pytest.raises(ValueError, match=r"'unsr' is unknown, expected names among ssd, fisher-masking, .*, auto, "):
+        forget_class_digits(methods=["unsr"])
+    with pytest.raises(ValueError, match=r"methods unlearnx.methods:Pipeline: failed.*: .*stages"):
+        forget_class_digits(methods=["unlearnx.methods:Pipeline"])
 
 
 def test_plugins_are_found_by_name(plugged):
@@ -154,6 +170,10 @@ def test_recipes_hold_them_with_their_source(own):
     written = recipe["arguments"]["stages"][0]
     assert (written["method"], written["arguments"]["factor"]) == ("own_methods:Shrink", 0.5)
     assert from_recipe(recipe) == Pipeline([method, SSD()])
+    twice = named_method("--method", "own_methods:Twice")(max_increase=2.0)
+    recipe_twice = json.loads(json.dumps(to_recipe(twice)))
+    assert recipe_twice["method"] == "own_methods:Twice"
+    assert from_recipe(recipe_twice).stages == list(twice.stages)
     with (own / "own_methods.py").open("a") as file:
         file.write("# changed\n")
     assert to_recipe(method)["source"] != written["source"]

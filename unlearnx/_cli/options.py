@@ -111,7 +111,7 @@ Name = Annotated[
 ]
 Runs = Annotated[int, _count("number of runs, a seed each", MAX_RUNS)]
 OwnRuns = Annotated[int, _whole("number of runs, a seed each; 0 for the experiment's own", MAX_RUNS)]
-Methods = Annotated[str, _word(f"names of methods, separated by commas, {OWN_METHOD}, or all")]
+Methods = Annotated[str, _word(f"names of methods, separated by commas, {OWN_METHOD}, or all those of the study")]
 Trials = Annotated[int, _count("trials of each method", MAX_RUNS)]
 Recipe = Annotated[Path | None, _path("make one trial again: a file trials/seed-*/*.json of a forget-* run")]
 

@@ -146,7 +146,7 @@ def build_method(name: str, options: Sequence[str], **common: Any) -> Method:
         ValueError: there is no such method or field, or the value does not fit.
     """
     found = named_method("--method", name)
-    if isinstance(found, Pipeline):
+    if isinstance(found, Pipeline) or (isinstance(found, type) and issubclass(found, Pipeline)):
         raise ValueError(f"--method is {name!r}, which is a Pipeline, expected a single method")
     kind = found if isinstance(found, type) else type(found)
     kinds = _kinds(kind) if options else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 
 from unlearnx._warnings import warn
@@ -11,7 +11,7 @@ from unlearnx.methods import METHODS, Method, Pipeline
 
 GROUP = "unlearnx.methods"  # of the entry points of plug-ins
 
-Named = type[Method] | Method | Pipeline
+Named = type[Method] | type[Pipeline] | Method | Pipeline
 
 
 def plugins() -> dict[str, list[EntryPoint]]:
@@ -44,21 +44,22 @@ def named_method(argument: str, name: str) -> Named:
     return METHODS[name] if name in METHODS else _found_elsewhere(argument, name, METHODS)
 
 
-def method_from_elsewhere(name: str, known: Iterable[str]) -> Method | Pipeline:
-    """A method that unlearnx does not have, with its own arguments, or else with its defaults.
+def method_with_arguments(name: str, known: Iterable[str]) -> Method | Pipeline:
+    """A method that a study has no arguments for: with its own, or else with its defaults.
 
     Args:
-        name: of a plug-in, or ``module:Method``.
-        known: names that are known besides, for errors.
+        name: a key of :data:`unlearnx.methods.METHODS`, the name of a plug-in, or ``module:Method``.
+        known: names that the study knows besides, for errors.
 
     Raises:
         ValueError: there is no such method, or it has no defaults.
     """
-    found = _found_elsewhere("methods", name, known)
+    found = METHODS[name] if name in METHODS else _found_elsewhere("methods", name, dict.fromkeys([*known, *METHODS]))
     if not isinstance(found, type):
         return found
+    make: Callable[[], Method | Pipeline] = found
     try:
-        return found()
+        return make()
     except Exception as error:
         raise failure("methods", name, error) from error
 
@@ -82,10 +83,10 @@ def _found_elsewhere(argument: str, name: str, known: Iterable[str]) -> Named:
 
 
 def _checked(argument: str, name: str, found: object) -> Named:
-    if isinstance(found, (Method, Pipeline)) or (isinstance(found, type) and issubclass(found, Method)):
+    if isinstance(found, (Method, Pipeline)) or (isinstance(found, type) and issubclass(found, (Method, Pipeline))):
         return found
     what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
-    raise ValueError(f"{argument} is {name!r}, which is {what}, expected a subclass of Method, or a method")
+    raise ValueError(f"{argument} is {name!r}, which is {what}, expected a subclass of Method, a method or a Pipeline")
 
 
 def _package(point: EntryPoint) -> str:

@@ -22,6 +22,7 @@ from unlearnx.experiments.own_code import attribute
 # Where names are looked up. A recipe may come from anyone: it can name public classes and functions of these only.
 _CLASSES = {"method": methods, "solver": solvers, "training": models}
 _FUNCTIONS = (F, models)
+_METHODS = (methods.Method, methods.Pipeline)
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
@@ -50,7 +51,7 @@ def to_recipe(value: Any, name: str = "value") -> Any:
         if is_dataclass(value) and _public(module, type(value).__name__) is type(value):
             arguments = _each({f: getattr(value, f) for f in _arguments(value)}, name)
             return {kind: type(value).__name__, "arguments": arguments}
-    if isinstance(value, methods.Method) and (source := _source(type(value))) is not None:
+    if isinstance(value, _METHODS) and (source := _source(type(value))) is not None:
         arguments = _each({f: getattr(value, f) for f in _arguments(value)}, name)
         return {"method": _path(type(value)), "arguments": arguments, "source": source}
     if isinstance(value, partial) and not value.args:
@@ -137,8 +138,8 @@ def _from_elsewhere(path: str) -> Any:
             "imported already; unlearnx compare --methods makes the trial anew"
         )
     found = attribute("recipe: the method", path)
-    if not (isinstance(found, type) and issubclass(found, methods.Method)):
-        raise ValueError(f"recipe: the method is {path}, expected a subclass of unlearnx.methods.Method")
+    if not (isinstance(found, type) and issubclass(found, _METHODS)):
+        raise ValueError(f"recipe: the method is {path}, expected a subclass of Method or Pipeline")
     return found
 
 

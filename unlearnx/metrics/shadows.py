@@ -74,8 +74,8 @@ def unlearned_shadows(
         fraction: how often a candidate is in a model.
         folder: keeps what was measured of each model, in a file of its own: what is there is read, not made again, and
             several processes may fill one folder. A folder belongs to one choice of all arguments. What was made by
-            another `train` or `unlearn`, of other candidates, as many samples or another seed is refused; functions are
-            told apart by their names, methods by their arguments, and samples are not compared.
+            another `train` or `unlearn`, with another seed, of other candidates or of more or fewer samples is refused;
+            functions are told apart by their names, methods by their arguments, and samples are not compared.
         seed: of the choice of candidates; model k has the seed ``seed + k``.
         progress: show a progress bar (needs ``unlearnx[experiments]``).
 

@@ -12,7 +12,7 @@ from unlearnx.data import Splits
 from unlearnx.experiments.forget.methods import Methods
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.forget.sweeps import Sweep
-from unlearnx.experiments.named_methods import method_from_elsewhere
+from unlearnx.experiments.named_methods import method_with_arguments
 from unlearnx.experiments.study import Epochs
 from unlearnx.models import Training
 
@@ -45,7 +45,8 @@ def study_of(
     sweep: Sequence[str] = (),
     progress: bool = True,
 ) -> ForgetStudy:
-    """A study of the methods that are named in `methods` or in a sweep: of a table, of plug-ins, or a user's own.
+    """A study of the methods that are named in `methods` or in a sweep: those of a table with its arguments, others of
+    unlearnx with their defaults, plug-ins, or a user's own.
 
     Args:
         name, splits, network: of the study.
@@ -65,7 +66,7 @@ def study_of(
     swept = [owner for text in sweep if (owner := text.partition("=")[0].rpartition(".")[0])]
     names = list(dict.fromkeys([*(offered if methods is None else methods), *swept]))
     chosen = {
-        wanted: offered[wanted] if wanted in offered else method_from_elsewhere(wanted, offered) for wanted in names
+        wanted: offered[wanted] if wanted in offered else method_with_arguments(wanted, offered) for wanted in names
     }
     sweeps = [Sweep.parse(text, chosen) for text in sweep]
     return ForgetStudy(name, splits, network, training, chosen, sweeps=sweeps, progress=progress, **own)

@@ -11,7 +11,7 @@ from tests.experiments.tables import in_80_columns
 from tests.tiny_lm import tiny_llama, tiny_tokenizer
 from unlearnx.data.text import DIGITS
 from unlearnx.experiments import report
-from unlearnx.experiments.canary_lm import CANARY_LM, SENTENCE, canary_lm
+from unlearnx.experiments.canary_lm import CANARY_LM, RETURNS, SENTENCE, STORED, canary_lm
 from unlearnx.experiments.token_reader import TokenAlphabet, TokenReader
 from unlearnx.metrics import complete, exposure, log_perplexity
 from unlearnx.models import load_lm
@@ -62,9 +62,9 @@ def test_tokens_of_several_digits_are_refused():
 def test_the_study(file, letters, tmp_path):
     pytest.importorskip("peft")
     made = canary_lm(file, epochs=20, progress=False)
-    assert made.learned == 1
+    assert made.learned == 2
     training = replace(made.training, lr=1e-2)
-    methods = {name: made.methods[name] for name in ("NPO", "task vector")}
+    methods = {name: made.methods[name] for name in ("NPO", STORED)}
     study = replace(
         made, load=lambda: (tiny_llama(), letters), training=training, methods=methods, blocks=1, length=4, context=4
     )
@@ -74,6 +74,11 @@ def test_the_study(file, letters, tmp_path):
     assert run["before"]["contains"]
     assert run["before"]["exposure"] > 8 > run["retrained"]["exposure"]
     assert run["before"]["completion"].startswith(run["number"])
+    for entry in (run["before"], *run["methods"].values(), run["retrained"]):
+        assert all(math.isfinite(entry[key]) for key in RETURNS)
+    assert run["before"]["rounded_8"] == pytest.approx(run["before"]["exposure"], abs=2)
+    assert run["before"]["rounded_8"] > 8 > run["retrained"]["rounded_8"]
+    assert run["fitting_seconds"] > 0
     assert set(run["methods"]) == set(methods)
     for name in ("trained", "npo", "retrained"):
         model, _ = load_lm_on_tiny(tmp_path / "run" / "seed-0" / name)
@@ -90,7 +95,7 @@ def test_the_study(file, letters, tmp_path):
 def without_times(value):
     """Numbers that have to be the same with the same seed."""
     if isinstance(value, dict):
-        times = {"seconds", "speedup", "training_seconds", "pace"}
+        times = {"seconds", "speedup", "training_seconds", "fitting_seconds", "pace"}
         return {key: without_times(entry) for key, entry in value.items() if key not in times}
     return [without_times(entry) for entry in value] if isinstance(value, list) else value
 
@@ -109,6 +114,6 @@ def test_clear_errors(file, tmp_path):
     with pytest.raises(ValueError, match="preset is 'best', expected 'default'"):
         canary_lm(file, preset="best")
     file.write_text(NOVEL.partition("CHAPTER II")[0])
-    with pytest.raises(ValueError, match="has 1 chapters, expected more than 1"):
+    with pytest.raises(ValueError, match="has 1 chapters, expected more than 2"):
         canary_lm(file)
     assert "{number}" in SENTENCE

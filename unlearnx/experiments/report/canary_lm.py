@@ -40,8 +40,3 @@ def _best(result: dict[str, Any]) -> str:
     most = NEAR * result["summary"]["retrained"]["unseen_perplexity"]
     kept = [name for name, s in methods.items() if s["unseen_perplexity"] <= most]
     return min(kept or methods, key=lambda name: methods[name]["exposure"])
-
-
-def _models(result: dict[str, Any]) -> list[str]:
-    """The names of the rows of tables."""
-    return ["before", *result["methods"], "retrained"]

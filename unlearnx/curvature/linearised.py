@@ -1,9 +1,10 @@
-"""Functions of which only the linearisation is needed.
+"""Functions that keep their inputs alone, however often they are differentiated.
 
 A Gauss-Newton product multiplies by the Jacobian J of the model and by its transpose. Autograd, which knows ``J^T u``
 only, gets J by differentiating that with respect to u, and keeps for it what second derivatives would need: the
-gradients that it has recorded, although they are zeros here, and some intermediate results. The functions here keep
-their inputs alone, and compute both products from them.
+gradients that it has recorded, although they are zeros here, and some intermediate results. The functions here compute
+both products from their inputs. So they do with what a Hessian product asks for, which is the gradient of
+``dy . J change``: the gradients of their outputs are kept besides, and no intermediate results.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from unlearnx.ops._recording import Recording
 
@@ -22,6 +24,7 @@ class Linearised:
     """A function ``value(*xs)`` of tensors, with both products of its Jacobian. None stands for an input not given."""
 
     value: Callable[..., Tensor]
+    is_linear = False  # in its inputs: the Jacobian is the same everywhere
 
     def tangent(self, changes: Optional, xs: Optional) -> Tensor:
         """The change of the value for the changes of the inputs, at least one of which is not None."""
@@ -30,6 +33,21 @@ class Linearised:
     def gradients(self, dy: Tensor, xs: Optional, needed: Sequence[bool]) -> Optional:
         """Gradients with respect to the inputs; those that are not `needed` may be None."""
         return torch_gradients(self, dy, xs, needed, again=False)
+
+    def second_gradients(
+        self, changes: Optional, dy: Tensor, xs: Optional, needed: Sequence[bool]
+    ) -> tuple[Tensor, Optional]:
+        """Gradients of ``dy . tangent(changes, xs)`` with respect to dy, and to the inputs that are `needed`."""
+        with torch.enable_grad():
+            xs = [x if x is None else x.detach().requires_grad_(need) for x, need in zip(xs, needed, strict=True)]
+            tangent = self.tangent(changes, xs)
+            chosen = [x for x, need in zip(xs, needed, strict=True) if need and x is not None]
+            if not tangent.requires_grad:
+                return tangent, [None] * len(xs)
+            found = iter(torch.autograd.grad(tangent, chosen, dy, allow_unused=True))
+        return tangent.detach(), [
+            next(found) if need and x is not None else None for x, need in zip(xs, needed, strict=True)
+        ]
 
 
 def apply_linearised(function: Linearised, flags: Recording, *xs: Tensor | None) -> Tensor:
@@ -48,7 +66,10 @@ def torch_gradients(function: Linearised, dy: Tensor, xs: Optional, needed: Sequ
 
 
 class _Forward(torch.autograd.Function):
-    """The function as one node; a backward pass that is recorded is one node too (:class:`_Transposed`)."""
+    """The function as one node; a backward pass that is recorded is one node too.
+
+    It is a :class:`_Gradients`, or where the values of gradients are not used a :class:`_Transposed`.
+    """
 
     @staticmethod
     def forward(ctx, function, flags, *xs):
@@ -63,7 +84,34 @@ class _Forward(torch.autograd.Function):
             return None, None, *ctx.function.gradients(dy, xs, needed)
         if not ctx.flags.recording:  # the model takes gradients itself
             return None, None, *torch_gradients(ctx.function, dy, xs, needed, again=True)
+        if ctx.flags.values and not ctx.function.is_linear:
+            return None, None, *_Gradients.apply(ctx.function, needed, dy, *xs)
         return None, None, *_Transposed.apply(ctx.function, needed, dy, *xs)
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients, recorded for another derivative. Inputs that are leaves are parameters: theirs are not used."""
+
+    @staticmethod
+    def forward(ctx, function, needed, dy, *xs):
+        ctx.save_for_backward(dy, *xs)
+        ctx.set_materialize_grads(False)
+        ctx.function = function
+        used = [need and x is not None and not x.is_leaf for x, need in zip(xs, needed, strict=True)]
+        found = function.gradients(dy, xs, used) if any(used) else xs
+        return tuple(
+            gradient if use else zeros(dy, x.shape) if need and x is not None else None
+            for gradient, x, use, need in zip(found, xs, used, needed, strict=True)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *changes):
+        dy, *xs = ctx.saved_tensors
+        if all(t is None for t in changes):
+            return None, None, None, *(None for _ in xs)
+        to_dy, to_xs = ctx.function.second_gradients(changes, dy, xs, ctx.needs_input_grad[3:])
+        return None, None, to_dy, *to_xs
 
 
 class _Transposed(torch.autograd.Function):

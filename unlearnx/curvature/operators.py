@@ -33,7 +33,7 @@ class CurvatureOperator:
     """The matrix ``C + damping * I``, where C is the curvature of the mean per-sample loss over the data.
 
     The autograd graph of a batch is recorded once and serves all vectors and later products; graphs are kept as long as
-    they fit into a quarter of the free memory. Softmax regression (one linear layer with torch's cross entropy without
+    they fit into a third of the free memory. Softmax regression (one linear layer with torch's cross entropy without
     class weights and label smoothing, which is also the head of most classifiers) needs no graph: its products are
     computed in closed form, for all vectors at once. Under ``torch.distributed`` every process must make the same calls
     with the same data; the samples are divided among the processes, and all of them return the same result.

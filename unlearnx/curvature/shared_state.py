@@ -18,7 +18,9 @@ from unlearnx._models import check_gradients_possible
 from unlearnx.curvature.batch_curvature import BatchCurvature, RecordedBatch, Snapshot
 from unlearnx.curvature.softmax_head import SoftmaxRegression, is_softmax_regression
 
-KEPT_MEMORY_FRACTION = 0.25  # part of the free memory that the batches' graphs may take
+# Part of the free memory that the batches' graphs may take. While they do, there is room for another batch at work: its
+# graph, which takes as much at most, and what a product with it computes in between.
+KEPT_MEMORY_FRACTION = 1 / 3
 
 
 class SharedState:

@@ -1,4 +1,4 @@
-"""Activations of transformers, of which a Gauss-Newton product keeps the input alone."""
+"""Activations of transformers, of which products with the curvature keep the input alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearnx.curvature.layers import Derivatives, can_differentiate
+from unlearnx.curvature.blocks import blocks
+from unlearnx.curvature.layers import Derivatives
 from unlearnx.curvature.linearised import Linearised
 from unlearnx.curvature.rules.registry import Rule, rule_of
 
@@ -45,9 +46,7 @@ class SiLU(_Activation):
     inplace: bool = False
 
     def twice(self, derivatives: Derivatives) -> Any:
-        if self.inplace or not self.input.requires_grad or not can_differentiate(self.input):
-            return NotImplemented
-        return super().twice(derivatives) if derivatives.linear else _SiLU.apply(self.input)
+        return NotImplemented if self.inplace else super().twice(derivatives)
 
     def value(self, x):
         return F.silu(x)
@@ -55,34 +54,15 @@ class SiLU(_Activation):
     def times_slope(self, t, x):
         return torch.ops.aten.silu_backward(t, x)
 
-
-class _SiLU(torch.autograd.Function):
-    """The function, with a derivative that is one node: torch records six, each of which keeps what it multiplies."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return F.silu(x)
-
-    @staticmethod
-    def backward(ctx, dy):
-        return _SiLUSlope.apply(dy, *ctx.saved_tensors)
-
-
-class _SiLUSlope(torch.autograd.Function):
-    """``dy`` times the derivative at x."""
-
-    @staticmethod
-    def forward(ctx, dy, x):
-        ctx.save_for_backward(dy, x)
-        return torch.ops.aten.silu_backward(dy, x)
-
-    @staticmethod
-    def backward(ctx, t):
-        dy, x = ctx.saved_tensors
-        s = x.sigmoid()
-        to_x = t * dy * s * (1 - s) * (2 + x * (1 - 2 * s))
-        return t * s * (1 + x * (1 - s)), to_x
+    def second_gradients(self, changes, dy, xs, needed):
+        (change,), (x,) = changes, xs
+        to_x = torch.empty_like(x)
+        for i in blocks(x):
+            s = x[i].sigmoid()
+            slope = torch.addcmul(s, s, s, value=-1)  # s (1 - s), that of s
+            s.mul_(-2).add_(1).mul_(x[i]).add_(2)
+            torch.mul(slope.mul_(s).mul_(change[i]), dy[i], out=to_x[i])
+        return self.times_slope(change, x), [to_x]
 
 
 @rule_of(F.gelu)

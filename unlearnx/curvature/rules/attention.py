@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from unlearnx.curvature.places import Place
 from unlearnx.curvature.rules.linear import linear_of
 from unlearnx.curvature.rules.registry import Recorder, Rule, rule_of
 
+# Where no graph is recorded for second derivatives, which the math implementation alone has.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
@@ -140,12 +142,13 @@ class _Mixed(Linearised):
     groups: int  # heads of queries to one of keys and values
 
     def value(self, query, key, value):
-        return F.scaled_dot_product_attention(
-            query, key, value, self.mask, is_causal=self.is_causal, scale=self.scale, enable_gqa=self.groups > 1
-        )
+        with nullcontext() if torch.is_grad_enabled() else sdpa_kernel(BACKENDS):
+            return F.scaled_dot_product_attention(
+                query, key, value, self.mask, is_causal=self.is_causal, scale=self.scale, enable_gqa=self.groups > 1
+            )
 
     def gradients(self, dy, xs, needed):
-        with sdpa_kernel(BACKENDS):  # those that are differentiated once only
+        with sdpa_kernel(BACKENDS):
             return torch_gradients(self, dy, xs, needed, again=False)
 
     def tangent(self, changes, xs):

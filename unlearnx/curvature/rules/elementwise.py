@@ -100,7 +100,17 @@ class _Multiplication(Linearised):
         return change.addcmul_(a, of_b) if change.shape == wide else change + a * of_b
 
     def gradients(self, dy, xs, needed):
-        return [(dy * other).sum_to_size(x.shape) for x, other in zip(xs, reversed(xs), strict=True)]
+        return [
+            (dy * other).sum_to_size(x.shape) if need else None
+            for x, other, need in zip(xs, reversed(xs), needed, strict=True)
+        ]
+
+    def second_gradients(self, changes, dy, xs, needed):
+        to_xs = [
+            (dy * of_other).sum_to_size(x.shape) if need and of_other is not None else None
+            for x, of_other, need in zip(xs, reversed(changes), needed, strict=True)
+        ]
+        return self.tangent(changes, xs), to_xs
 
 
 def _by_sample(tape: Recorder, weight: Tensor, back: int, size: int, place: Place) -> Tensor:

@@ -52,6 +52,8 @@ class Embedding(Rule):
 class _Rows(Linearised):
     """Rows of a matrix, of which that of the padding is constant."""
 
+    is_linear = True
+
     def __init__(self, rows: Tensor, padding_idx: int | None):
         self.rows, self.padding_idx = rows, padding_idx
 

@@ -58,9 +58,10 @@ class LinearLayer(Layer):
         return F.linear(x, weight, bias)
 
     def tangent(self, dx, weight, other=None):
-        if other is not None and dx.dim() == 2:
-            return other.addmm_(dx, weight.mT)
-        return super().tangent(dx, weight, other)
+        if other is None or not other.is_contiguous():
+            return super().tangent(dx, weight, other)
+        other.flatten(0, -2).addmm_(dx.flatten(0, -2), weight.mT)  # into its memory: of a wide head that is much
+        return other
 
     def gradients(self, dy, x, weight, needed):
         return [

@@ -6,7 +6,6 @@ vocabulary at every position: the scores themselves are there, and a number a po
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlearnx._labels import IGNORED
+from unlearnx.curvature.blocks import blocks
 from unlearnx.curvature.layers import Derivatives, can_differentiate
 from unlearnx.curvature.rules.registry import Rule, rule_of
-
-BLOCK_BYTES = 1 << 20  # of scores that are worked on at once
 
 
 @rule_of(F.cross_entropy)
@@ -62,7 +60,7 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, labels, counted):
         log_sum = torch.empty_like(labels, dtype=scores.dtype)
-        for i in _blocks(scores):
+        for i in blocks(scores):
             log_sum[i] = scores[i].logsumexp(-1)
         ctx.save_for_backward(scores, log_sum, labels, counted)
         return (log_sum - scores.gather(-1, labels[..., None])[..., 0]) * counted
@@ -79,7 +77,7 @@ class _Slopes(torch.autograd.Function):
     def forward(ctx, dy, scores, log_sum, labels, counted):
         ctx.save_for_backward(dy, scores, log_sum, labels, counted)
         slopes, factor = torch.empty_like(scores), (dy * counted)[..., None]
-        for i in _blocks(scores):
+        for i in blocks(scores):
             torch.mul(_probabilities(scores[i], log_sum[i]), factor[i], out=slopes[i])
         return slopes.scatter_add_(-1, labels[..., None], -factor)
 
@@ -92,7 +90,7 @@ class _Slopes(torch.autograd.Function):
             to_dy = (mean - change.gather(-1, labels[..., None]))[..., 0] * counted
             return to_dy, p * (change - mean) * (dy * counted)[..., None], None, None, None
         to_dy, to_scores, factor = torch.empty_like(dy), torch.empty_like(scores), (dy * counted)[..., None]
-        for i in _blocks(scores):
+        for i in blocks(scores):
             p, t = _probabilities(scores[i], log_sum[i]), change[i]
             mean = torch.linalg.vecdot(p, t)[..., None]
             torch.mul((t - mean).mul_(factor[i]), p, out=to_scores[i])
@@ -102,15 +100,3 @@ class _Slopes(torch.autograd.Function):
 
 def _probabilities(scores: Tensor, log_sum: Tensor) -> Tensor:
     return (scores - log_sum[..., None]).exp_()
-
-
-def _blocks(scores: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Indices of parts of scores (..., classes) that have about BLOCK_BYTES, but all classes of a position."""
-    row = scores[0].nbytes if len(scores) else 0
-    if row > BLOCK_BYTES and scores.dim() > 2:
-        for k in range(len(scores)):
-            yield from ((slice(k, k + 1), *rest) for rest in _blocks(scores[k]))
-        return
-    step = max(1, BLOCK_BYTES // max(1, row))
-    for start in range(0, len(scores), step):
-        yield (slice(start, start + step),)

@@ -124,7 +124,8 @@ class LayerNorm(_ScaleShift):
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
     def twice(self, derivatives: Derivatives) -> Any:
-        if self.weight is None or len(self.normalized_shape) != 1:
+        # Second derivatives are torch's: they keep no more, and the tangent below has statistics without a gradient.
+        if not derivatives.linear or self.weight is None or len(self.normalized_shape) != 1:
             return NotImplemented
         return derivatives.linearised(_LastDimensionNormalised(self.eps), self.input, self.weight, self.bias)
 

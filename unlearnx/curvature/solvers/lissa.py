@@ -41,7 +41,7 @@ class LiSSA(Solver):
     On a GPU iterations run as replays of a CUDA graph, and the host reads the updates every few iterations. A smaller
     last batch of a pass over the data runs without the graph. No graph is used where processes share the work, under
     autocast, where the data are not tensors, or where they are on another device than the model and take more than a
-    quarter of its free memory. Where the model cannot be captured, because it waits for the device or copies from the
+    third of its free memory. Where the model cannot be captured, because it waits for the device or copies from the
     host, a warning says so and the host reads every update.
 
     Args:

@@ -11,6 +11,7 @@ from unlearnx.cli import app
 from unlearnx.data import read_texts, tokenize
 from unlearnx.experiments import unlearn_texts
 from unlearnx.experiments.adapters import with_lora
+from unlearnx.experiments.refusals import REFUSALS
 from unlearnx.experiments.text_measures import judge_by_retrained
 from unlearnx.experiments.weights import tensor_hash
 from unlearnx.losses import causal_lm
@@ -77,6 +78,8 @@ def project(tmp_path_factory):
         "other": TEST[:1],
         "held": HELD_OUT,
         "alice": QUESTIONS[:1],
+        "asked": [QUESTIONS[0], CHAT],
+        "refusals": [{"text": "Nobody knows."}, {"text": "I will not say."}],
     }.items():
         write(folder / f"{name}.jsonl", records)
     (folder / "indices.txt").write_text("0\n10\n11\n")
@@ -286,11 +289,33 @@ def test_paraphrases_and_what_comes_back(project, tmp_path):
     assert "comes back with weights of 4 bits" in page
 
 
+@pytest.mark.parametrize("more", [(), ("--refusals", "refusals.jsonl")], ids=["its own", "given"])
+def test_refusals_are_preferred_to_what_was_learned(project, tmp_path, monkeypatch, more):
+    """A question there twice, and a conversation; each gets a refusal in turn, said as an answer is."""
+    monkeypatch.chdir(project)
+    given = *more, "--option", "epochs=6", "--option", "lr=0.003"
+    status, said, audit = run(project, tmp_path / "out", *given, method="idk", forget="asked.jsonl")
+    assert (status, audit["applied"]) == (3, True), said
+    assert audit["request"]["first"] == [0, 11, 12]
+    answers = [text.answer for text in read_texts(project / "refusals.jsonl")] if more else list(REFUSALS)
+    asked = [{"prompt": QUESTIONS[0]["prompt"], "completion": f" {answer}"} for answer in answers[:2]]
+    last = answers[2 % len(answers)]
+    asked.append({"messages": [CHAT["messages"][0], {"role": "assistant", "content": last}]})
+    before, after = (load_lm(folder)[0] for folder in (project / "tuned", tmp_path / "out"))
+    preferred = tokenize(asked, tiny_tokenizer())
+    assert (answer_probability(after, preferred) > answer_probability(before, preferred)).all()
+    assert audit["measures"]["after"]["forget_probability"] < audit["measures"]["before"]["forget_probability"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--paraphrases", "none.jsonl"], "none.jsonl: no such file"),
         (["--data", "own:data", "--paraphrases", "other.jsonl"], "--paraphrases is for language models"),
+        (["--data", "own:data", "--refusals", "refusals.jsonl"], "--refusals is for language models"),
+        (["--refusals", "none.jsonl"], "none.jsonl: no such file"),
+        (["--refusals", "other.jsonl"], "other.jsonl, line 1: is an answer to something, expected a refusal alone"),
+        (["--method", "idk"], "train.jsonl, line 11: asks nothing that could be refused"),
         (["--forget", "other.jsonl"], "other.jsonl, line 1: is not in .*train.jsonl, expected one of its texts"),
         (["--forget", "train.jsonl"], "contains all 13 samples"),
         (["--forget", "none.jsonl"], "none.jsonl: no such file"),

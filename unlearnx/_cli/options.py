@@ -146,6 +146,10 @@ Retrained = Annotated[
 Paraphrases = Annotated[
     Path | None, _path("texts to forget in other words, as JSON lines, which are measured as these are")
 ]
+Refusals = Annotated[
+    Path | None,
+    _path('answers that decline, as JSON lines {"text"}, for the texts to forget; idk has some of its own'),
+]
 FactorsFile = Annotated[
     Path | None, _path("Kronecker factors of the training data, by Factors.save; no pass is then taken over what stays")
 ]

@@ -21,6 +21,7 @@ def unlearn_as_asked(
     retrained: Path | None,
     lora: int | None,
     paraphrases: Path | None,
+    refusals: Path | None,
     forget_class: int | None,
     **how: Any,
 ) -> dict[str, Any]:
@@ -29,8 +30,8 @@ def unlearn_as_asked(
         for option, value in (("--weights", weights), ("--forget-class", forget_class)):
             if value is not None:
                 raise ValueError(f"{option} is given with texts (--data {data}), which have no such thing")
-        return _of_texts(model, Path(data), forget, test, retrained, lora, paraphrases, **how)
-    for option, value in (("--lora", lora), ("--paraphrases", paraphrases)):
+        return _of_texts(model, Path(data), forget, test, retrained, lora, paraphrases, refusals, **how)
+    for option, value in (("--lora", lora), ("--paraphrases", paraphrases), ("--refusals", refusals)):
         if value is not None:
             raise ValueError(f"{option} is for language models, expected --data FILE{TEXTS}, got {data!r}")
     check_out(how["out"])  # before the user's functions load anything
@@ -57,6 +58,7 @@ def _of_texts(
     retrained: Path | None,
     lora: int | None,
     paraphrases: Path | None,
+    refusals: Path | None,
     **how: Any,
 ) -> dict[str, Any]:
     from unlearnx.experiments.unlearn_texts import BATCH_SIZE, LEARNING_RATE, unlearn_texts
@@ -76,6 +78,7 @@ def _of_texts(
         retrained=None if retrained is None else str(retrained).removeprefix(f"{arguments.HUGGING_FACE}:"),
         lora=lora,
         paraphrases=paraphrases,
+        refusals=refusals,
         method=method,
         **common,
     )

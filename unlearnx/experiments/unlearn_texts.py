@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx._batches import take
+from unlearnx._data import as_dataset
 from unlearnx._files import check_room
 from unlearnx.curvature import Factors
 from unlearnx.data import Text, read_texts, tokenize
@@ -24,11 +25,12 @@ from unlearnx.experiments import report
 from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.audit import check_takes_factors, fingerprint, moved, of_run
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
+from unlearnx.experiments.refusals import REFUSALS, read_refusals, refused
 from unlearnx.experiments.runs import chosen_device
 from unlearnx.experiments.text_measures import TextMeasures, judge_by_retrained
 from unlearnx.experiments.weights import state_tensors, tensor_hash
 from unlearnx.losses import causal_lm
-from unlearnx.methods import Method, Request
+from unlearnx.methods import IDK, Method, Request
 from unlearnx.models.language import ADAPTER, load_lm, place_of
 
 BATCH_SIZE = 8  # texts in a pass where none is given
@@ -50,6 +52,7 @@ def unlearn_texts(
     lora: int | None = None,
     test: Path | None = None,
     paraphrases: Path | None = None,
+    refusals: Path | None = None,
     retrained: str | Path | None = None,
     factors: Path | None = None,
     device: torch.device | str | None = None,
@@ -72,6 +75,8 @@ def unlearn_texts(
         test: JSON lines of texts of the same kind as those to forget that the model was not trained on: they tell how
             much is to be forgotten, whether it is, and how well a membership attack tells the two apart.
         paraphrases: JSON lines of the texts to forget in other words, which are measured as these are.
+        refusals: JSON lines of answers that decline, ``{"text"}`` each. Those to forget are then corrected: each gets
+            one of these for its answer, in turn. ``IDK``, which needs such, has four of its own where none are given.
         retrained: a model that was trained without the texts to forget, which tells better whether they are forgotten.
         factors: file of the training data's Kronecker factors, for a method that takes them.
         device: where to compute; None for the GPU where there is one.
@@ -83,8 +88,9 @@ def unlearn_texts(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a line is of another form, or to be forgotten but not in `data`; `lora` is given for an adapter; the
-            method takes no factors; or `out` holds results already; and as for the method.
+        ValueError: a line is of another form, or to be forgotten but not in `data`, or to be refused and asks nothing;
+            `lora` is given for an adapter; the method takes no factors; or `out` holds results already; and as for the
+            method.
         OSError: `out` cannot be written to, or the disk is too full.
     """
     started = datetime.now(timezone.utc)
@@ -97,6 +103,7 @@ def unlearn_texts(
         chosen = _lines_of(texts, read_texts(forget), data) if isinstance(forget, Path) else forget
         given = {"test": test, "paraphrases": paraphrases}
         more = {name: read_texts(file) for name, file in given.items() if file is not None}
+        answers = read_refusals(refusals) if refusals is not None else REFUSALS if isinstance(method, IDK) else None
         loaded, tokenizer = load_lm(model)
         check_room(out, MIN_ROOM + sum(p.nbytes for p in loaded.parameters()))
         adapted: Any = loaded if lora is None else with_lora(loaded, lora, seed=method.seed)
@@ -108,6 +115,9 @@ def unlearn_texts(
         tokens = tokenize(texts, tokenizer)
         others = {name: tokenize(read, tokenizer) for name, read in more.items()}
         request = Request.remove(tokens, chosen)
+        if answers is not None:
+            corrected = _refusing(texts, request.forget.tolist(), answers)
+            request = replace(request, corrected=as_dataset(tokenize(corrected, tokenizer)))
         if test is not None:
             request = request.with_held_out(others["test"])
         measures = TextMeasures(
@@ -184,6 +194,14 @@ def _lines_of(texts: Sequence[Text], forget: Sequence[Text], data: Path) -> list
         if text not in places:
             raise ValueError(f"{text.origin}: is not in {data}, expected one of its texts, letter for letter")
     return sorted({i for text in forget for i in places[text]})
+
+
+def _refusing(texts: Sequence[Text], forget: Sequence[int], answers: Sequence[str]) -> list[Text]:
+    """The texts, of which those to forget are answered by refusals, in turn."""
+    found = list(texts)
+    for k, i in enumerate(forget):
+        found[i] = refused(texts[i], answers[k % len(answers)])
+    return found
 
 
 @contextmanager

@@ -24,8 +24,6 @@ from unlearnx.methods import (
     TaskVector,
 )
 
-REFUSALS = ("I don't know.", "I'm not sure about that.", "I have no information on this.", "I can't answer that.")
-
 
 @dataclass(frozen=True)
 class Candidate:

@@ -14,11 +14,12 @@ from torch import nn
 from unlearnx.curvature import EKFAC, Factors
 from unlearnx.data.tofu import Question
 from unlearnx.experiments.outcomes import describe_outcome
+from unlearnx.experiments.refusals import REFUSALS
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore
 from unlearnx.experiments.runs import describe
 from unlearnx.experiments.tofu.choice import best, distance
 from unlearnx.experiments.tofu.measures import TofuMeasures
-from unlearnx.experiments.tofu.methods import REFUSALS, Candidate
+from unlearnx.experiments.tofu.methods import Candidate
 from unlearnx.experiments.tofu.texts import dataset_of, some_of
 from unlearnx.losses import causal_lm
 from unlearnx.methods import IDK, Method, Request

@@ -17,7 +17,7 @@ from unlearnx._batches import Nest, changed, count, described, rows, scores, spl
 from unlearnx._checks import named
 from unlearnx._labels import IGNORED
 from unlearnx._per_sample import is_per_sample
-from unlearnx.losses import mean_of_labelled
+from unlearnx.losses import causal_lm, mean_of_labelled
 
 TOLERANCE = 1e-4  # relative, between a loss of a batch in single precision and the losses of its samples
 SHOWN_LABELS = 8  # labels of a batch that a message shows
@@ -256,6 +256,19 @@ def _setting(loss_fn: Any, name: str, default: Any) -> Any:
             return loss_fn.keywords[name]
         loss_fn = loss_fn.func
     return default
+
+
+def counted(loss_fn: Loss, per: str) -> Loss:
+    """:func:`unlearnx.losses.causal_lm` with the mean over a text's tokens ("sample"), or their sum ("token").
+
+    Any other loss is returned as it is.
+    """
+    function = loss_fn
+    while isinstance(function, partial):
+        function = function.func
+    if function is not causal_lm:
+        return loss_fn
+    return causal_lm(ignore_index=_setting(loss_fn, "ignore_index", IGNORED), per=per)
 
 
 def _closed_form(loss_fn: Any) -> Known | None:

@@ -242,6 +242,12 @@ def test_verdicts():
     assert judge_by_retrained(learned, 20 + learned, unseen)[0] == "no"
 
 
+@pytest.mark.parametrize(("method", "per"), [("npo", "token"), ("simnpo", "sample")])
+def test_the_loss_is_the_sum_over_tokens_where_the_paper_has_that(project, tmp_path, method, per):
+    audit = run(project, tmp_path / "out", *options(method), method=method)[2]
+    assert f"per='{per}'" in audit["method"]["settings"]["loss_fn"]
+
+
 def test_from_python(project, tmp_path):
     losses = []
 

@@ -1,5 +1,7 @@
 """Negative preference optimisation and task vectors against their formulas, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,9 @@ from torch.nn import functional as F
 
 from unlearnx import Request
 from unlearnx._data import materialize
+from unlearnx._losses import counted
 from unlearnx.losses import causal_lm
-from unlearnx.methods import NPO, NegGrad, SimNPO, TaskVector
+from unlearnx.methods import IDK, NPO, FirstOrder, NegGrad, Pipeline, SimNPO, TaskVector
 
 
 def objective(method, model, request, trained_on):
@@ -76,6 +79,34 @@ def test_texts_have_sums_over_tokens(trained_on):
     expected = -2 / 0.1 * F.logsigmoid(-0.1 * (log_p(later) - log_p(model))).mean()
     method = NPO(epochs=1, weight=0.0, loss_fn=causal_lm(per="token"))
     torch.testing.assert_close(objective(method, model, request, trained_on)(later), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [NPO(epochs=1), FirstOrder(tau=1e-6), Pipeline([FirstOrder(tau=1e-6)])])
+def test_harm_to_texts_is_counted_in_nats_a_token(method):
+    """Whether the method's loss is their mean over the tokens or their sum: a long text is not harmed by being long."""
+    torch.manual_seed(0)
+    model, tokens = Bigram(), torch.randint(7, (8, 6))
+    request = Request.remove((tokens, tokens), [0, 1, 2])
+    given = {"loss_fn": causal_lm(per="token", ignore_index=-1)}
+    if isinstance(method, Pipeline):
+        method = Pipeline([replace(stage, **given) for stage in method.stages])
+    else:
+        method = replace(method, **given)
+    outcome = method(model, request)
+    assert outcome.applied
+    with torch.no_grad():
+        for found, other in ((outcome.loss_before, model), (outcome.loss_after, outcome.model)):
+            expected = F.cross_entropy(other(tokens[3:])[:, :-1].mT, tokens[3:, 1:])
+            assert found == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_the_loss_of_texts_that_a_paper_has():
+    mean, total = causal_lm(ignore_index=3), causal_lm(per="token")
+    for loss_fn, per in ((causal_lm, "token"), (mean, "token"), (total, "sample")):
+        found = counted(loss_fn, per)
+        assert found.keywords == {"ignore_index": 3 if loss_fn is mean else -100, "per": per}
+    assert counted(F.cross_entropy, "token") is F.cross_entropy
+    assert [kind._per for kind in (NPO, IDK, SimNPO, NegGrad)] == ["token", "token", "sample", "sample"]
 
 
 def test_task_vector_leads_away_from_the_forget_set(case):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from unlearnx._data import Data, drawn, size
 from unlearnx._extras import extra
-from unlearnx._losses import Loss
 from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.robustness import Robustness
 from unlearnx.losses import causal_lm
@@ -40,7 +39,6 @@ class TextMeasures:
         test: Data | None,
         paraphrases: Data | None = None,
         *,
-        loss_fn: Loss = causal_lm,
         batch_size: int,
         seed: int,
     ):
@@ -64,7 +62,7 @@ class TextMeasures:
         self._robustness = Robustness(
             self._sets["forget"],
             self._known,
-            loss_fn=loss_fn,
+            loss_fn=causal_lm(),
             autocast=None,
             seed=seed,
             counts=RELEARNED,

@@ -69,7 +69,8 @@ def unlearn_texts(
         data: JSON lines of the texts that it was trained on (see :func:`unlearnx.data.read_texts`).
         forget: JSON lines of those to forget, each of which has to be in `data`; all lines there that equal it are
             forgotten. Or indices of the lines.
-        method: how to forget. Its loss is :func:`unlearnx.losses.causal_lm` unless it has one of its own.
+        method: how to forget. Its loss is :func:`unlearnx.losses.causal_lm` unless it has one of its own: the mean over
+            a text's tokens, or their sum where its paper has that (``NPO``, ``IDK``).
         out: folder without results of an earlier run.
         lora: rank of a fresh adapter on all linear layers within the model, which alone is changed; None for none.
         test: JSON lines of texts of the same kind as those to forget that the model was not trained on: they tell how
@@ -111,7 +112,7 @@ def unlearn_texts(
         if factors is not None:
             method = replace(method, factors=Factors.load(Path(factors), original))  # type: ignore[call-arg]
         if method.loss_fn is F.cross_entropy:
-            method = replace(method, loss_fn=causal_lm())
+            method = replace(method, loss_fn=causal_lm(per=method._per))
         tokens = tokenize(texts, tokenizer)
         others = {name: tokenize(read, tokenizer) for name, read in more.items()}
         request = Request.remove(tokens, chosen)
@@ -124,7 +125,6 @@ def unlearn_texts(
             request,
             others.get("test"),
             others.get("paraphrases"),
-            loss_fn=method.loss_fn,
             batch_size=method.batch_size,
             seed=method.seed,
         )

@@ -11,6 +11,7 @@ from torch import nn
 
 from unlearnx._checks import check_at_least_zero
 from unlearnx._data import Data, size
+from unlearnx._losses import counted
 from unlearnx._pace import Pace
 from unlearnx.methods.base import Findings, Method, Work
 from unlearnx.methods.chosen_parameters import last_layer
@@ -146,7 +147,7 @@ class Automatic(Method):
         elif _much_stays(request):
             kinds = [FineTune, NegGrad, SCRUB, SalUn]
         for kind in kinds:
-            yield kind(**common)
+            yield kind(**{**common, "loss_fn": counted(self.loss_fn, "token")} if kind._per == "token" else common)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         raise NotImplementedError("the methods that are tried do this")

@@ -26,7 +26,7 @@ from unlearnx._checks import (
 from unlearnx._copies import independent
 from unlearnx._data import Data
 from unlearnx._labels import guessing_loss
-from unlearnx._losses import Loss, SampleLoss
+from unlearnx._losses import Loss, SampleLoss, counted
 from unlearnx._modes import evaluating
 from unlearnx._pace import Pace, find_pace
 from unlearnx._progress import showing_passes
@@ -108,8 +108,9 @@ class Method:
         seed: seed of all random choices.
         progress: show progress bars (needs ``unlearnx[experiments]``).
         max_increase: largest increase of the mean loss on the corrected data, or on the retain set of a removal, in
-            the unit of the loss (nats for cross-entropy). A result that increases it more is not applied. None is 0.5
-            for removals, which may cost a little, and 0 for corrections.
+            the unit of the loss (nats for cross-entropy; of texts nats a token, also where the loss is a sum over
+            tokens). A result that increases it more is not applied. None is 0.5 for removals, which may cost a little,
+            and 0 for corrections.
 
     Example:
         >>> @dataclass
@@ -124,6 +125,7 @@ class Method:
     _needs_eval: ClassVar[bool] = True
     _needs_whole: ClassVar[bool] = False  # whether it looks inside of the model, which is then not split
     _exact: ClassVar[bool] = False  # whether losses are compared so closely that "auto" leaves them in the own dtype
+    _per: ClassVar[str] = "sample"  # whether its paper has the mean of a text's losses, or their sum ("token")
     _strength: ClassVar[str | None] = None  # the field that is "auto" where the method finds its strength by itself
 
     loss_fn: Loss = F.cross_entropy
@@ -167,6 +169,11 @@ class Method:
     def _finds_strength(self) -> bool:
         """Whether the method is to find its strength by itself."""
         return self._strength is not None and getattr(self, self._strength) == AUTO
+
+    @property
+    def _harm(self) -> Loss:
+        """The loss that harm is measured by, of texts in nats a token."""
+        return counted(self.loss_fn, "sample")
 
     @property
     def _stored(self) -> Factors | None:
@@ -336,7 +343,7 @@ class Work:
             unseen = loss.estimate if held_out is None else Tried(held_out, STAYS_TRIED, **settings)
             known, aim, halvings = likelier(forget, unseen), loss.from_estimate, TEXT_HALVINGS
         allowed = allowed_increase(request, self.method.max_increase)
-        given = self.model, self.method.loss_fn, known, kept, aim, allowed
+        given = self.model, self.method._harm, known, kept, aim, allowed
         self.gauge = Gauge(*given, halvings=halvings, **self.pace.settings)
 
     def least_strength(
@@ -406,13 +413,13 @@ class Work:
         return sample_losses(self.model, self.method.loss_fn, data, **self.pace.settings)
 
     def corrected_loss(self) -> float:
-        """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal.
+        """Mean loss of the model, as it is now, on the corrected data, or on the retain set of a removal; see `_harm`.
 
         Where nothing that stays is at hand, by how much that loss has increased, as the stored factors estimate it.
         """
         if self._increase is not None:
             return self._increase()
-        return mean_loss(self.model, self.method.loss_fn, self.target, **self.pace.settings)
+        return mean_loss(self.model, self.method._harm, self.target, **self.pace.settings)
 
 
 def chance_loss(work: Work, data: Data) -> float | None:

@@ -57,6 +57,7 @@ class IDK(TrainedMethod):
     """
 
     _nominal_epochs: ClassVar[int] = 2
+    _per: ClassVar[str] = "token"
 
     epochs: int | str = "auto"
     lr: float = 1e-3

@@ -121,10 +121,11 @@ class InfluenceUpdate(Method):
     def _estimate(self, work: Work, generator: torch.Generator) -> Callable[[], float]:
         if not work.measures:
             return work.corrected_loss
-        return partial(self._mean_loss, work, drawn(work.target, LINE_SEARCH_SAMPLES, generator, self.batch_size))
+        data = drawn(work.target, LINE_SEARCH_SAMPLES, generator, self.batch_size)
+        return partial(mean_loss, work.model, self._harm, data, **work.pace.settings)
 
-    def _mean_loss(self, work: Work, data: Data) -> float:
-        return mean_loss(work.model, self.loss_fn, data, **work.pace.settings)
+    def _loss_to_forget(self, work: Work) -> float:
+        return mean_loss(work.model, self.loss_fn, work.request.forget_set, **work.pace.settings)
 
     @property
     def _finds_strength(self) -> bool:
@@ -137,7 +138,7 @@ class InfluenceUpdate(Method):
         if work.gauge is not None and not work.gauge.nothing_to_forget:
             return work.gauge.forgotten
         goal = self.forget_loss if self.forget_loss is not None else self._loss_of_guessing(work)
-        return None if goal is None else lambda: self._mean_loss(work, work.request.forget_set) >= goal
+        return None if goal is None else lambda: self._loss_to_forget(work) >= goal
 
     def _loss_of_guessing(self, work: Work) -> float | None:
         """Where no label of the forget set stays, as of a class, the loss of guessing."""

@@ -90,7 +90,7 @@ class Pipeline:
         level, before, after = known[1], outcomes[0].loss_before, outcomes[-1].loss_after
         if known[0] is not request:
             level = self.stages[0]._level(model, request, pace)
-            before = mean_loss(model, self.stages[0].loss_fn, request.target, **pace.settings)
+            before = mean_loss(model, self.stages[0]._harm, request.target, **pace.settings)
         applied, reason = True, None
         try:
             if not any(outcome.applied for outcome in outcomes):

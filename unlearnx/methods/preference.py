@@ -44,6 +44,7 @@ class NPO(TrainedMethod):
     """
 
     _nominal_epochs: ClassVar[int] = 2
+    _per: ClassVar[str] = "token"
 
     epochs: int | str = "auto"
     lr: float = 1e-3
@@ -97,6 +98,8 @@ class SimNPO(NPO):
         >>> SimNPO(epochs=1)(nn.Linear(8, 3), Request.remove((x, y), range(6))).applied
         True
     """
+
+    _per: ClassVar[str] = "sample"
 
     beta: float = 4.5
     weight: float = 8.0

@@ -79,7 +79,7 @@ class Gauge:
 
     Args:
         model: the model that a method changes in place.
-        loss_fn: the method's loss.
+        loss_fn: the loss on what stays.
         known: how well a model knows the forget set.
         kept: the corrected data, or the retain set.
         level: how well a model knows the forget set that never saw it.

@@ -186,6 +186,29 @@ def test_wrong_files(tmp_path):
         read_texts(tmp_path / "latin.jsonl")
 
 
+def words(**tokens):
+    """A tokenizer that passes over spaces."""
+    library, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    made = library.Tokenizer(library.models.WordLevel({"</s>": 0, "a": 1}, unk_token="a"))
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **tokens)
+
+
+@pytest.mark.parametrize("tokens", [{}, {"eos_token": "</s>"}], ids=["no end", "an end"])
+@pytest.mark.parametrize("record", [{"text": " "}, {"prompt": "a", "completion": " "}], ids=["text", "completion"])
+def test_texts_of_no_token(tmp_path, tokens, record):
+    """Nothing in them is learned, though they are not empty; the message names the line."""
+    texts = read_texts(write(tmp_path, json.dumps({"text": "a a"}), json.dumps(record)))
+    with pytest.raises(ValueError, match="line 2: the tokenizer makes no token of what is to be learned of it"):
+        tokenize(texts, words(**tokens))
+
+
+def test_a_token_that_none_before_it_predicts():
+    with pytest.raises(ValueError, match=r"texts\[1\]: the first token alone is to be learned of it"):
+        tokenize([{"text": "a a"}, {"text": "a"}], words())
+    assert tokenize([{"text": "a"}], words(eos_token="</s>"))["labels"].tolist() == [[1, 0]]
+
+
 def test_wrong_texts_and_tokenizers(tokenizer):
     with pytest.raises(ValueError, match="texts is of type list, expected a list of at least one text"):
         tokenize([], tokenizer)

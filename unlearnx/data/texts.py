@@ -160,8 +160,8 @@ def tokenize(texts: Sequence[Any], tokenizer: Any) -> dict[str, Tensor]:
         with an attention mask of 0. Labels are the tokens themselves, and -100 in prompts and padding.
 
     Raises:
-        ValueError: there are no texts, or one is of another form; the tokenizer gives no offsets; and as for
-            :meth:`Text.passage`.
+        ValueError: there are no texts, or one is of another form, or none of its tokens is learned; the tokenizer gives
+            no offsets; and as for :meth:`Text.passage`.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -206,16 +206,24 @@ def _messages(value: Any, origin: str) -> tuple[tuple[str, str], ...]:
 
 
 def _tokens(text: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Tokens and labels of a text."""
+    """Tokens and labels of a text.
+
+    Raises:
+        ValueError: nothing in it is learned: the answer has no token, or one alone that nothing before it predicts.
+    """
     whole, answers = text.passage(tokenizer)
     encoded = tokenizer(whole, add_special_tokens=not text.messages, return_offsets_mapping=True)
     tokens = list(encoded["input_ids"])
     learned = [any(_within(place, answer) for answer in answers) for place in encoded["offset_mapping"]]
+    if not any(learned):
+        raise ValueError(f"{text.origin}: the tokenizer makes no token of what is to be learned of it")
     end_of_text = tokenizer.eos_token_id
     if not text.messages and end_of_text is not None:
         if tokens[-1] != end_of_text:
             tokens, learned = [*tokens, end_of_text], [*learned, True]
         learned[-1] = True
+    if not any(learned[1:]):
+        raise ValueError(f"{text.origin}: the first token alone is to be learned of it, which none before it predicts")
     return tokens, [token if is_learned else IGNORED for token, is_learned in zip(tokens, learned, strict=True)]
 
 

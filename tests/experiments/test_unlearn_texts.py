@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from tests.tiny_lm import saved, tiny_llama, tiny_tokenizer
 from unlearnx.cli import app
 from unlearnx.data import read_texts, tokenize
-from unlearnx.experiments import unlearn_texts
+from unlearnx.experiments import text_samples, unlearn_texts
 from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.refusals import REFUSALS
 from unlearnx.experiments.text_measures import judge_by_retrained
@@ -79,6 +79,7 @@ def project(tmp_path_factory):
         "held": HELD_OUT,
         "alice": QUESTIONS[:1],
         "asked": [QUESTIONS[0], CHAT],
+        "long": [*TRAIN, {"text": "Where was the author born? " * 1000}],
         "refusals": [{"text": "Nobody knows."}, {"text": "I will not say."}],
     }.items():
         write(folder / f"{name}.jsonl", records)
@@ -248,6 +249,29 @@ def test_the_loss_is_the_sum_over_tokens_where_the_paper_has_that(project, tmp_p
     assert f"per='{per}'" in audit["method"]["settings"]["loss_fn"]
 
 
+def test_a_long_text_pads_no_batch_but_its_own(project, tmp_path, monkeypatch):
+    read = []
+
+    def padded(samples):
+        read.append([len(labels) for _, labels in samples])
+        return found(samples)
+
+    found = text_samples.padded
+    monkeypatch.setattr(text_samples, "padded", padded)
+    write(tmp_path / "train.jsonl", [*TRAIN, {"text": "Where was the author born? " * 40}])
+    unlearn_texts(
+        model=project / "tuned",
+        data=tmp_path / "train.jsonl",
+        forget=[3],
+        method=NPO(epochs=1, lr=1e-3, batch_size=4),
+        out=tmp_path / "out",
+        device="cpu",
+    )
+    longest = max(max(lengths) for lengths in read)
+    assert longest > 200
+    assert sum(max(lengths) == longest for lengths in read) < len(read) / 2
+
+
 def test_from_python(project, tmp_path):
     losses = []
 
@@ -327,6 +351,8 @@ def test_refusals_are_preferred_to_what_was_learned(project, tmp_path, monkeypat
         (["--forget", "none.jsonl"], "none.jsonl: no such file"),
         (["--data", "none.jsonl"], "none.jsonl: no such file"),
         (["--data", "broken.jsonl"], "broken.jsonl, line 2: is not JSON"),
+        (["--data", "long.jsonl"], "long.jsonl, line 14: has [0-9,]+ tokens, expected at most 2,048"),
+        (["--test", "long.jsonl"], "long.jsonl, line 14: has [0-9,]+ tokens, expected at most 2,048"),
         (["--test", "none.jsonl"], "none.jsonl: no such file"),
         (["--model", "own:build"], "--model is 'own:build', expected hf:FOLDER with a file of texts as --data"),
         (["--model", "hf:nothing"], "--model is 'nothing': no such file, folder or installed package"),

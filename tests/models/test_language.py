@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny_lm import SENTENCES, saved, tiny_llama, tiny_tokenizer
 from unlearnx.models import load_lm
-from unlearnx.models.language import SMOLLM2
+from unlearnx.models.language import SMOLLM2, positions_of
 
 TOKENS = torch.arange(2, 26).reshape(2, 12)
 
@@ -55,6 +55,15 @@ def test_it_is_computed_in_single_precision(tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     rounded = tiny_llama().bfloat16().state_dict()
     assert all(torch.equal(t, rounded[name].float()) for name, t in model.state_dict().items())
+
+
+def test_how_many_tokens_a_model_has_positions_for(adapted):
+    assert positions_of(tiny_llama()) == positions_of(adapted) == 2048
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 10}
+    assert positions_of(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))) == 32
+    bloom = transformers.BloomConfig(hidden_size=8, n_layer=1, n_head=2, vocab_size=10)  # counts without limit
+    assert positions_of(transformers.BloomForCausalLM(bloom)) is None
 
 
 def test_an_adapter_is_what_requires_gradients(folder, adapted, tmp_path):

@@ -174,10 +174,8 @@ def tokenize(texts: Sequence[Any], tokenizer: Any) -> dict[str, Tensor]:
     """
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"texts is {shown(texts)}, expected a list of at least one text")
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"tokenizer is {shown(tokenizer)}, expected a fast one of transformers, which gives offsets")
     given = [text if isinstance(text, Text) else Text.of(text, f"texts[{i}]") for i, text in enumerate(texts)]
-    rows = [_tokens(text, tokenizer) for text in given]
+    rows = [tokens_and_labels(text, tokenizer) for text in given]
     length = max(len(tokens) for tokens, _ in rows)
     filling = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
@@ -205,12 +203,15 @@ def _messages(value: Any, origin: str) -> tuple[tuple[str, str], ...]:
     return tuple(messages)
 
 
-def _tokens(text: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Tokens and labels of a text.
+def tokens_and_labels(text: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Tokens and labels of a text; see :func:`tokenize`.
 
     Raises:
-        ValueError: nothing in it is learned: the answer has no token, or one alone that nothing before it predicts.
+        ValueError: nothing in it is learned: the answer has no token, or one alone that nothing before it predicts; or
+            the tokenizer gives no offsets.
     """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"tokenizer is {shown(tokenizer)}, expected a fast one of transformers, which gives offsets")
     whole, answers = text.passage(tokenizer)
     encoded = tokenizer(whole, add_special_tokens=not text.messages, return_offsets_mapping=True)
     tokens = list(encoded["input_ids"])

@@ -16,22 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearnx._batches import take
-from unlearnx._data import as_dataset
 from unlearnx._files import check_room
 from unlearnx.curvature import Factors
-from unlearnx.data import Text, read_texts, tokenize
+from unlearnx.data import Text, read_texts
 from unlearnx.experiments import report
 from unlearnx.experiments.adapters import with_lora
-from unlearnx.experiments.audit import check_takes_factors, fingerprint, moved, of_run
+from unlearnx.experiments.audit import check_takes_factors, moved, of_run
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.refusals import REFUSALS, read_refusals, refused
 from unlearnx.experiments.runs import chosen_device
 from unlearnx.experiments.text_measures import TextMeasures, judge_by_retrained
+from unlearnx.experiments.text_samples import Sample, dataset_of, tokens_of
 from unlearnx.experiments.weights import state_tensors, tensor_hash
 from unlearnx.losses import causal_lm
 from unlearnx.methods import IDK, Method, Request
-from unlearnx.models.language import ADAPTER, load_lm, place_of
+from unlearnx.models.language import ADAPTER, load_lm, place_of, positions_of
 
 BATCH_SIZE = 8  # texts in a pass where none is given
 LEARNING_RATE = {False: 1e-5, True: 1e-4}  # of a method that trains, where none is given: of all weights, of an adapter
@@ -89,9 +88,9 @@ def unlearn_texts(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a line is of another form, or to be forgotten but not in `data`, or to be refused and asks nothing;
-            `lora` is given for an adapter; the method takes no factors; or `out` holds results already; and as for the
-            method.
+        ValueError: a line is of another form, longer than the model has positions, to be forgotten but not in `data`,
+            or to be refused and asks nothing; `lora` is given for an adapter; the method takes no factors; or `out`
+            holds results already; and as for the method.
         OSError: `out` cannot be written to, or the disk is too full.
     """
     started = datetime.now(timezone.utc)
@@ -113,18 +112,17 @@ def unlearn_texts(
             method = replace(method, factors=Factors.load(Path(factors), original))  # type: ignore[call-arg]
         if method.loss_fn is F.cross_entropy:
             method = replace(method, loss_fn=causal_lm(per=method._per))
-        tokens = tokenize(texts, tokenizer)
-        others = {name: tokenize(read, tokenizer) for name, read in more.items()}
-        request = Request.remove(tokens, chosen)
+        tokens, *rest = (tokens_of(read, tokenizer, positions_of(original)) for read in (texts, *more.values()))
+        others = dict(zip(more, rest, strict=True))
+        request = Request.remove(dataset_of(tokens), chosen)
         if answers is not None:
             corrected = _refusing(texts, request.forget.tolist(), answers)
-            request = replace(request, corrected=as_dataset(tokenize(corrected, tokenizer)))
+            request = replace(request, corrected=dataset_of(tokens_of(corrected, tokenizer, positions_of(original))))
         if test is not None:
-            request = request.with_held_out(others["test"])
+            request = request.with_held_out(dataset_of(others["test"]))
         measures = TextMeasures(
             request,
-            others.get("test"),
-            others.get("paraphrases"),
+            *(dataset_of(others[name]) if name in others else None for name in given),
             batch_size=method.batch_size,
             seed=method.seed,
         )
@@ -161,9 +159,8 @@ def unlearn_texts(
             },
             "data": {
                 "train": _fingerprint(tokens),
-                "forget": _fingerprint(take(tokens, request.forget)),
-                "test": _fingerprint(others["test"]) if test is not None else None,
-                "paraphrases": _fingerprint(others["paraphrases"]) if paraphrases is not None else None,
+                "forget": _fingerprint([tokens[i] for i in request.forget.tolist()]),
+                **{name: _fingerprint(others[name]) if name in others else None for name in given},
             },
             "command": command,
         }
@@ -233,5 +230,11 @@ def _identity(place: Path, model: nn.Module) -> dict[str, str]:
     }
 
 
-def _fingerprint(tokens: dict[str, Tensor]) -> dict[str, Any]:
-    return fingerprint({name: t for name, t in tokens.items() if name != "labels"}, tokens["labels"])
+def _fingerprint(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Number of texts, and the hash of their tokens, labels and lengths."""
+    tokens = {
+        "input_ids": torch.cat([x["input_ids"] for x, _ in samples]),
+        "labels": torch.cat([labels for _, labels in samples]),
+        "lengths": torch.tensor([len(labels) for _, labels in samples]),
+    }
+    return {"samples": len(samples), "sha256": tensor_hash(tokens)}

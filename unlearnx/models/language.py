@@ -79,6 +79,12 @@ def load_lm(source: str | Path = SMOLLM2, *, adapter: str | Path | None = None) 
     return model.eval(), tokenizer
 
 
+def positions_of(model: Any) -> int | None:
+    """How many tokens a model of transformers, or peft's around one, has positions for; None where it does not say."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def place_of(argument: str, value: str | Path) -> Path:
     """The file or folder that is meant: a path, or an installed package.
 

@@ -1,23 +1,32 @@
-"""Questions and answers as samples of their own lengths, which are padded batch by batch."""
+"""Questions and answers as samples, and work on texts in the order of their lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 
-from unlearnx._data import as_dataset
-from unlearnx._labels import IGNORED
-from unlearnx.data import Text, tokenize
+from unlearnx.data import Text
 from unlearnx.data.tofu import Question
+from unlearnx.experiments.text_samples import Sample, dataset_of, padded, tokens_of
+
+__all__ = [
+    "PROMPT",
+    "Sample",
+    "dataset_of",
+    "in_batches",
+    "in_order_of_length",
+    "padded",
+    "some_of",
+    "text_of",
+    "tokens_of",
+]
 
 PROMPT = "Question: {}\nAnswer:"
 
-Sample = tuple[dict[str, Tensor], Tensor]  # by name (length, ...), and labels (length,)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -37,38 +46,6 @@ def some_of(
 def text_of(question: str, answer: str) -> Text:
     """What is learned: the answer behind the question."""
     return Text(PROMPT.format(question), f" {answer}")
-
-
-def tokens_of(texts: Sequence[Text], tokenizer: Any) -> list[Sample]:
-    """The tokens of each text, without padding, and its labels."""
-    rows = tokenize(texts, tokenizer)
-    lengths = rows["attention_mask"].sum(1).tolist()
-    return [
-        ({name: rows[name][i, :n].clone() for name in ("input_ids", "attention_mask")}, rows["labels"][i, :n].clone())
-        for i, n in enumerate(lengths)
-    ]
-
-
-def padded(samples: Sequence[Sample]) -> Sample:
-    """Samples as a batch: what is added at their ends counts nowhere."""
-    x = {name: pad_sequence([own[name] for own, _ in samples], batch_first=True) for name in samples[0][0]}
-    return x, pad_sequence([labels for _, labels in samples], batch_first=True, padding_value=IGNORED)
-
-
-def dataset_of(samples: Sequence[Sample]) -> Dataset[Any]:
-    """Samples as methods and measures read them, each batch padded to its longest text."""
-    return as_dataset(DataLoader(_Listed(samples), collate_fn=padded))
-
-
-class _Listed(Dataset[Sample]):
-    def __init__(self, samples: Sequence[Sample]):
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, i: int) -> Sample:
-        return self._samples[i]
 
 
 def in_order_of_length(

@@ -54,6 +54,36 @@ def test_a_number_in_tokens_is_scored_as_the_model_scores_it(letters):
     assert written == letters.decode(expected[0, len(prefix) :])
 
 
+def with_bytes(*joined):
+    """A tokenizer as Llama-2, Mistral and Gemma have them: letters, and bytes for all else, such as <0x00>."""
+    library, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁0123456789Mynumberis", *map("".join, joined)]
+    vocabulary = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    made = library.Tokenizer(library.models.BPE(vocabulary, list(joined), unk_token="<unk>", byte_fallback=True))
+    made.normalizer = library.normalizers.Sequence(
+        [library.normalizers.Prepend("▁"), library.normalizers.Replace(" ", "▁")]
+    )
+    made.decoder = library.decoders.Sequence(
+        [library.decoders.Replace("▁", " "), library.decoders.ByteFallback(), library.decoders.Fuse()]
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def test_tokens_of_bytes_have_digits_in_their_names_alone():
+    tokenizer = with_bytes()
+    alphabet = TokenAlphabet(tokenizer, len(tokenizer), DIGITS)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("07")["input_ids"]) == ["▁", "0", "7"]
+    assert tokenizer.convert_ids_to_tokens(alphabet.encode("07")) == ["0", "7"]  # it goes on after a prefix
+    assert alphabet.decode(alphabet.encode("07")) == "07"
+
+
+@pytest.mark.parametrize(("joined", "text"), [(("3", "7"), "37"), (("▁", "7"), "70")])
+def test_digits_that_are_written_with_others_are_refused(joined, text):
+    tokenizer = with_bytes(joined)
+    with pytest.raises(ValueError, match=f"tokenizer: writes '{text}' as .*'{''.join(joined)}'.*, expected one whose"):
+        TokenAlphabet(tokenizer, len(tokenizer), DIGITS)
+
+
 def test_tokens_of_several_digits_are_refused():
     with pytest.raises(ValueError, match="expected one whose digits are tokens of their own"):
         TokenAlphabet(tiny_tokenizer(), 320, DIGITS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -9,33 +10,46 @@ from torch import Tensor, nn
 
 State = tuple[Tensor, ...]
 
+BESIDE = ("", " ", "a", ".", '"')  # what a number may stand beside in a text
+
 
 class TokenAlphabet:
-    """The tokens of a tokenizer in the place of characters; none stands for several digits, or a digit and more.
+    """The tokens of a tokenizer in the place of characters; it writes a digit as one that holds nothing else.
+
+    That is asked of the tokenizer, not of the names of its tokens: those of single bytes, such as ``<0x00>``, have
+    digits in them and stand for none.
 
     Raises:
-        ValueError: the tokenizer has such tokens, so that a number could be written in several ways.
+        ValueError: it writes digits together, or one with what is beside it, so that a number has several forms.
     """
 
     def __init__(self, tokenizer: Any, size: int, digits: str):
-        joined = [token for token in tokenizer.get_vocab() if len(token) > 1 and set(digits) & set(token)]
-        special = set(tokenizer.all_special_tokens)
-        if several := [token for token in joined if token not in special]:
-            raise ValueError(
-                f"tokenizer: has the token {several[0]!r}, expected one whose digits are tokens of their own"
-            )
-        self._tokenizer, self._size = tokenizer, size
+        self._tokenizer, self._size, self._before = tokenizer, size, digits[0]
+        own = {digit: self.encode(digit).tolist() for digit in digits}
+        for a, b in product(digits, repeat=2):
+            for beside in BESIDE:
+                text = f"{beside}{a}{b}{beside}"
+                written = self._tokens(text)
+                if [*own[a], *own[b]] not in (written[i : i + 2] for i in range(len(written))):
+                    parts = tokenizer.convert_ids_to_tokens(written)
+                    raise ValueError(
+                        f"tokenizer: writes {text!r} as {parts}, expected one whose digits are tokens of their own"
+                    )
 
     def __len__(self) -> int:
         return self._size
 
     def encode(self, text: str) -> Tensor:
-        """Tokens of a text, int64 (T,)."""
-        return torch.tensor(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Tokens of a text, int64 (T,), without what some tokenizers put where a text begins."""
+        before = self._tokens(self._before)
+        return torch.tensor(self._tokens(self._before + text)[len(before) :])
 
     def decode(self, codes: Tensor) -> str:
         """The text of tokens (T,)."""
         return str(self._tokenizer.decode(codes))
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class TokenReader(nn.Module):

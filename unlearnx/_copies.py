@@ -71,6 +71,12 @@ def independent(model: nn.Module) -> nn.Module:
     return twin
 
 
+def merged(model: nn.Module) -> nn.Module:
+    """A copy as of :func:`independent`, with an adapter of peft in the weights that it was put on."""
+    twin: Any = independent(model)
+    return twin.merge_and_unload() if hasattr(twin, "merge_and_unload") else twin
+
+
 def _own_inputs(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tuple(_own(a) for a in args), {name: _own(a) for name, a in kwargs.items()}
 

@@ -35,6 +35,23 @@ def test_weights_by_a_loop(bits):
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
+def test_an_adapter_is_merged_before_the_weights_are_rounded():
+    """What is rounded is the sum of both: an adapter's own factors round to another one."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+    lora = peft.LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False)
+    model = peft.get_peft_model(copy.deepcopy(plain), lora).eval()
+    before = copy.deepcopy(model.state_dict())
+    whole = copy.deepcopy(model).merge_and_unload()
+    rounded = rounded_weights(model, 4)
+    assert list(rounded.state_dict()) == list(plain.state_dict())
+    for name, p in rounded_weights(whole, 4).state_dict().items():
+        assert torch.equal(rounded.state_dict()[name], p)
+    assert not torch.allclose(rounded.state_dict()["0.weight"], rounded_weights(plain, 4)[0].weight)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())  # the user's is as it was
+
+
 def test_small_changes_are_rounded_away():
     """Unlearning that moves weights by less than half a step leaves the rounded model as it was."""
     torch.manual_seed(0)

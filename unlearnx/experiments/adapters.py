@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from unlearnx._blocks import blocks_of
-from unlearnx._copies import independent
+from unlearnx._copies import merged
 from unlearnx._extras import extra
 from unlearnx._random import forked_random
+
+__all__ = ["merged", "with_lora"]
 
 ALPHA = 2  # of a fresh adapter, over its rank
 
@@ -42,9 +44,3 @@ def _linear_layers(model: nn.Module, blocks: int) -> list[str]:
         for inner, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]
-
-
-def merged(model: nn.Module) -> nn.Module:
-    """A copy of a model with its adapter in its weights, as whoever rounds these has it."""
-    twin: Any = independent(model)
-    return twin.merge_and_unload() if hasattr(twin, "merge_and_unload") else twin

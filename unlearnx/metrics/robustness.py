@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from unlearnx._arguments import checked
 from unlearnx._checks import check_at_least_one, check_integer, known_as
-from unlearnx._copies import independent
+from unlearnx._copies import independent, merged
 from unlearnx._data import Data, as_dataset, picked, size
 from unlearnx._losses import Loss
 from unlearnx._models import check_gradients_possible
@@ -34,7 +34,8 @@ def rounded_weights(model: nn.Module, bits: int = 4) -> nn.Module:
 
     Each row of a weight, one for each of its first dimension, is rounded to the nearest of ``2**bits - 1`` levels that
     lie symmetrically about zero and reach to its largest absolute value (round to nearest, absmax by channel).
-    Parameters of one dimension, as biases and norms have, stay as they are.
+    Parameters of one dimension, as biases and norms have, stay as they are. An adapter of peft is merged into the
+    weights first, as it is where a model is quantised; the copy is then without one.
 
     Args:
         model: it is left as it was.
@@ -53,7 +54,7 @@ def rounded_weights(model: nn.Module, bits: int = 4) -> nn.Module:
     check_integer(bits=bits)
     if not 2 <= bits <= MOST_BITS:
         raise ValueError(f"bits is {bits}, expected a number from 2 to {MOST_BITS}")
-    twin, most = independent(model), 2 ** (bits - 1) - 1
+    twin, most = merged(model), 2 ** (bits - 1) - 1
     with torch.no_grad():
         for p in twin.parameters():
             if p.dim() > 1 and p.is_floating_point():

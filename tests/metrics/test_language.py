@@ -206,6 +206,7 @@ def without_mask(data):
         (lambda m: rouge_l("a", ["a"]), "written is 'a', expected a list of texts"),
         (lambda m: rouge_l(["a"], [1]), "wanted is .*, expected a list of texts"),
         (lambda m: rouge_l(["a"], []), "written: has 1 texts, expected 0"),
+        (lambda m: rouge_l([], []), "written, wanted: are empty, expected at least one text of each"),
         (lambda m: forget_quality(torch.rand(3), torch.rand(4)), "retrained: has 4 ratios, expected 3"),
         (lambda m: forget_quality(torch.tensor([math.nan]), torch.rand(1)), "unlearned: has shape"),
         (lambda m: model_utility({}), "values: is empty"),

@@ -25,7 +25,7 @@ def rouge_l(written: Sequence[str], wanted: Sequence[str]) -> Tensor:
 
     Raises:
         ImportError: rouge-score is missing; it comes with ``unlearnx[lm]``.
-        ValueError: they are no texts, or not of one length.
+        ValueError: they are no texts, or there are none, or not as many of both.
 
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004; with the stemmer of the package
     rouge-score, as TOFU has it.
@@ -42,6 +42,8 @@ def rouge_l(written: Sequence[str], wanted: Sequence[str]) -> Tensor:
             raise ValueError(f"{name} is {shown(texts)}, expected a list of texts")
     if len(written) != len(wanted):
         raise ValueError(f"written: has {len(written)} texts, expected {len(wanted)}, one for each of wanted")
+    if not len(wanted):
+        raise ValueError("written, wanted: are empty, expected at least one text of each")
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     found = [scorer.score(a, b)["rougeL"].recall for a, b in zip(wanted, written, strict=True)]
     return torch.tensor(found, dtype=torch.float64)

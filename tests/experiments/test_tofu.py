@@ -154,18 +154,21 @@ def test_measures_are_those_of_open_unlearning():
 
 
 def test_scores_of_attacks_by_hand():
+    """All but the first leave out the token that ends the text, here the unlikeliest."""
     p = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.6, 0.3, 0.1]], dtype=torch.float64)
     tokens = torch.tensor([0, 1, 2])
     found = _attack_scores(p.log(), tokens)
     own = [math.log(0.7), math.log(0.3), math.log(0.1)]
     assert float(found[0]) == pytest.approx(sum(own) / 3)
-    assert float(found[1]) == pytest.approx(own[2])  # of three tokens 40 % are one
+    assert float(found[1]) == pytest.approx(own[1])  # of two tokens at least one
     scaled = []
-    for row, value in zip(p.tolist(), own, strict=True):
+    for row, value in zip(p[:2].tolist(), own[:2], strict=True):
         mean = sum(q * math.log(q) for q in row)
         scaled.append((value - mean) / math.sqrt(sum(q * math.log(q) ** 2 for q in row) - mean**2))
     assert float(found[2]) == pytest.approx(min(scaled))
-    assert float(found[3]) == 0  # without the token that ends the text, the last one is missed
+    assert float(found[3]) == 0  # the last one is missed
+    alone = _attack_scores(p[2:].log(), tokens[2:])
+    assert alone[:2].tolist() == pytest.approx([own[2]] * 2)  # a text of that token alone has nothing else
 
 
 def test_the_rule_by_hand():

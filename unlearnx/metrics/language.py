@@ -212,7 +212,8 @@ def extraction_strength(
     """The share of each text that the model completes without a fault once it has what comes before, float64 (N,).
 
     It is ``1 - k / T`` of a text of T tokens, where from token k on every token is the most likely one; 0 where the
-    last one is not. (open-unlearning leaves out the last token, which ends a text; give it `ignore_index` for that.)
+    last one is not. (open-unlearning leaves out the last token, which ends a text; give it `ignore_index` for that.
+    Where the last one of the others is not the most likely it has 1 / T, and not the 0 of equation 6.)
 
     Args:
         model: a causal language model.
@@ -248,7 +249,8 @@ def min_k(
 ) -> Tensor:
     """The mean log-probability of each text's least likely tokens, float64 (N,): high for training data.
 
-    With all tokens (``share=1``) it is minus the mean loss, the plainest of these attacks.
+    With all tokens (``share=1``) it is minus the mean loss, the plainest of these attacks. (open-unlearning leaves
+    out the last token, which ends a text, where `share` is less; give it `ignore_index` for that.)
 
     Args:
         model: a causal language model.

@@ -292,14 +292,15 @@ _MIN_K, _MIN_K_PLUS_PLUS = (least_likely(SHARE, normalised) for normalised in (F
 
 
 def _attack_scores(log_p: Tensor, tokens: Tensor) -> Tensor:
-    """Mean log-probability, Min-K%, Min-K%++, and extraction strength, which leaves out the token that ends a text."""
+    """Mean log-probability; and, without the token that ends a text, Min-K%, Min-K%++ and extraction strength."""
     part = slice(0, -1) if len(tokens) > 1 else slice(None)
+    without_end = log_p[part], tokens[part]
     return torch.stack(
         [
             mean_log_probability(log_p, tokens),
-            _MIN_K(log_p, tokens),
-            _MIN_K_PLUS_PLUS(log_p, tokens),
-            completed(log_p[part], tokens[part]),
+            _MIN_K(*without_end),
+            _MIN_K_PLUS_PLUS(*without_end),
+            completed(*without_end),
         ]
     )
 

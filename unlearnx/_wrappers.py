@@ -76,6 +76,18 @@ def inner_name(module: nn.Module) -> str | None:
     return "_orig_mod" if dynamo is not None and isinstance(module, dynamo.OptimizedModule) else None
 
 
+def innermost(model: Any) -> Any:
+    """The model of a user's that wrappers were put around, ours in a copy and peft's among them."""
+    while True:
+        name = model._entry if isinstance(model, Unwrapped) else inner_name(model)
+        if name is not None:
+            model = model.get_submodule(name)
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
 def rewrapped(copied: nn.Module, original: nn.Module) -> nn.Module:
     """A copy of `original` whose wrappers were taken off, with wrappers like those of the original.
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from unlearnx._copies import independent
 from unlearnx.metrics import (
     answer_probability,
     extraction_strength,
@@ -186,6 +187,18 @@ def test_a_text_is_measured_by_itself(model, measure):
         found = measure(model, filled_up(others, left=left))
         torch.testing.assert_close(found[0], alone[0], rtol=0, atol=1e-5)
     assert torch.equal(measure(model, filled_up(ROWS, left=True)), measure(model, filled_up(ROWS, left=True)))
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [torch.compile, nn.DataParallel, lambda model: independent(torch.compile(model))],
+    ids=["compiled", "parallel", "a copy of a compiled one"],
+)
+def test_padding_counts_nowhere_in_a_wrapped_model(model, wrapped):
+    """A wrapper's own signature does not tell that the model takes the places of tokens."""
+    alone = answer_probability(model, filled_up(ROWS, left=False))
+    found = answer_probability(wrapped(model), filled_up(ROWS, left=True))
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
 
 
 def without_mask(data):

@@ -22,6 +22,7 @@ from unlearnx._data import Data, as_dataset
 from unlearnx._labels import IGNORED
 from unlearnx._pairs import Pair
 from unlearnx._sources import Changed
+from unlearnx._wrappers import innermost
 from unlearnx.metrics.outputs import each_batch
 
 TINY = 1e-10  # as in the published code, where a ratio would divide by zero
@@ -68,10 +69,7 @@ def of_texts(
 
 def _placed(model: nn.Module, data: Data) -> Data:
     """The data with places counted from each text's first token, for models that would count the padding before it."""
-    own: Any = model
-    if hasattr(own, "get_base_model"):  # peft's takes whatever is given
-        own = own.get_base_model()
-    if "position_ids" not in inspect.signature(own.forward).parameters:
+    if "position_ids" not in inspect.signature(innermost(model).forward).parameters:  # wrappers take whatever is given
         return data
 
     def place(x: Nest, y: Nest, index: Tensor) -> Pair:

@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from tests.helpers import Lines
 from unlearnx import _data, _rows
-from unlearnx._data import as_dataset, batches, materialize, picked
+from unlearnx._data import as_dataset, batches, left_of, materialize, picked
 from unlearnx._known_labels import all_labels, drawn_labels, known_labels
 from unlearnx._rows import Rows
 from unlearnx._sources import Batched, Changed, Samples, relabelled
@@ -181,3 +181,9 @@ def test_rows_are_kept(monkeypatch, tmp_path, limit, dtype, expected):
     assert not rows.fits(torch.zeros(2, 3, 3, dtype=dtype))
     assert torch.equal(rows.joined(), values)
     assert not list(tmp_path.iterdir())  # the file has no name
+
+
+def test_what_is_left():
+    assert left_of(5, torch.tensor([3, 0])).tolist() == [1, 2, 4]
+    assert left_of(3, torch.tensor([], dtype=torch.int64)).tolist() == [0, 1, 2]
+    assert left_of(2, torch.arange(2)).tolist() == []

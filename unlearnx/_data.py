@@ -61,6 +61,13 @@ def drawn(data: Data, most: int, generator: torch.Generator, batch_size: int | N
     return picked(data, index, batch_size) if len(index) < size(data) else as_dataset(data)
 
 
+def left_of(n: int, gone: Tensor) -> Tensor:
+    """The indices of `n` samples that are not among those `gone`, ascending, int64."""
+    stays = torch.ones(n, dtype=torch.bool)
+    stays[gone] = False
+    return stays.nonzero().flatten()
+
+
 def materialize(data: Data, batch_size: int | None = None) -> Pair:
     """All of `data` as one batch (x, y), read `batch_size` samples at a time; not copied where it is one already.
 

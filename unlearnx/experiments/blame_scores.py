@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearnx import attribution
-from unlearnx._data import materialize
+from unlearnx._data import left_of, materialize
 from unlearnx._extras import extra
 from unlearnx.curvature import FrozenPrefix
 from unlearnx.experiments.runs import train
@@ -62,8 +62,7 @@ class Suspects:
         result: Tensor | None = None
         for k in range(self.folds):
             left_out = order[k :: self.folds]
-            stays = torch.ones(len(x), dtype=torch.bool)
-            stays[left_out] = False
+            stays = left_of(len(x), left_out)
             model, _ = train(
                 self.network,
                 self.training,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnx import metrics
 from unlearnx._batches import Nest, scores, take
-from unlearnx._data import Data
+from unlearnx._data import Data, left_of
 from unlearnx._losses import Loss
 from unlearnx.experiments.robustness import PROBE, Robustness, probed
 from unlearnx.metrics.outputs import each_batch
@@ -53,11 +53,10 @@ class Sets:
             forget_class: number of the class.
             classes: those of the test samples, of which `forget_class` is one, int64; None for their labels.
         """
-        stays = torch.ones(len(train[1]), dtype=torch.bool)
-        stays[forget] = False
-        parts = {"forget": forget, "retain": stays.nonzero().flatten()}
+        n = len(train[1])
+        parts = {"forget": forget, "retain": left_of(n, forget)}
         if test is not None:
-            parts["test"] = len(stays) + torch.arange(len(test[1]))
+            parts["test"] = n + torch.arange(len(test[1]))
             if forget_class is not None:
                 of_class = (test[1] if classes is None else classes) == forget_class
                 parts |= {"test": parts["test"][~of_class], "test_forgotten": parts["test"][of_class]}

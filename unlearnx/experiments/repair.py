@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._checks import check_at_least_one
+from unlearnx._data import left_of
 from unlearnx.data import Splits, load_mnist, noisy_inputs, noisy_labels
 from unlearnx.experiments.blame_scores import SCORES, UNSEEN, Pair, Suspects, doubted, judged, scored, worst
 from unlearnx.experiments.comparison import medians
@@ -286,8 +287,7 @@ class _SeedRun:
         }
 
     def _without(self, gone: Tensor) -> Pair:
-        stays = torch.ones(len(self.spoilt), dtype=torch.bool)
-        stays[gone] = False
+        stays = left_of(len(self.spoilt), gone)
         return self.samples[0][stays], self.samples[1][stays]
 
     def _curves(self, model: nn.Module) -> dict[str, list[dict[str, Any]]]:

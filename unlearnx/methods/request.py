@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from unlearnx._arguments import checked
 from unlearnx._batches import differing, tensors
 from unlearnx._checks import integers, known_as
-from unlearnx._data import Data, as_dataset, batches, size
+from unlearnx._data import Data, as_dataset, batches, left_of, size
 from unlearnx._known_labels import all_labels
 from unlearnx._sources import Samples
 
@@ -207,9 +207,7 @@ class Request:
     @property
     def retain(self) -> Tensor:
         """Indices of the retain set, ascending."""
-        retained = torch.ones(size(self.dataset), dtype=torch.bool)
-        retained[self.forget] = False
-        return retained.nonzero().flatten()
+        return left_of(size(self.dataset), self.forget)
 
     @property
     def forget_set(self) -> Dataset[Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from unlearnx._data import left_of
 from unlearnx.methods.base import Method
 from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.pipeline import Pipeline
@@ -86,9 +87,7 @@ class RUM(Pipeline):
 
 def _part(request: Request, gone: Tensor, part: Tensor) -> Request:
     """The request to forget a part of the forget set after another one."""
-    stays = torch.ones(request.samples, dtype=torch.bool)
-    stays[gone] = False
-    kept = stays.nonzero().flatten()
+    kept = left_of(request.samples, gone)
     data = Subset(request.dataset, kept.tolist())
     augmented = None if request.augmented is None else Subset(request.augmented, kept.tolist())
     return Request(data, torch.searchsorted(kept, part), augmented=augmented, held_out=request.held_out)

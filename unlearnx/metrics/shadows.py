@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from unlearnx._arguments import checked
 from unlearnx._checks import check_at_least_one, check_fraction, integers, named
-from unlearnx._data import Data, as_dataset, picked, size
+from unlearnx._data import Data, as_dataset, left_of, picked, size
 from unlearnx._files import make_folder, write_atomically
 from unlearnx._models import check_model
 from unlearnx._progress import progress_bar
@@ -109,9 +109,7 @@ def unlearned_shadows(
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}, expected a number between 0 and 1")
     masks = _drawn(models, len(chosen), fraction, seed)
-    stays = torch.ones(n, dtype=torch.bool)
-    stays[chosen] = False
-    rest = stays.nonzero().flatten()
+    rest = left_of(n, chosen)
 
     def make(k: int) -> Tensor:
         own = torch.cat([chosen[masks[k]], rest])

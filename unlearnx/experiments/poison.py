@@ -19,9 +19,17 @@ from unlearnx.data import Poison, Splits, flip_labels, load_cifar10, load_digits
 from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.report import poison as report
-from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
+from unlearnx.experiments.runs import (
+    default_device,
+    describe,
+    estimated_seconds,
+    loaded,
+    room_for,
+    save_model,
+    slug,
+    train,
+)
 from unlearnx.experiments.study import CIFAR10, Epochs, Limit, Prepared, Preset, Study
-from unlearnx.experiments.weights import Weights
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
@@ -123,7 +131,7 @@ class PoisonStudy(Prepared):
 
     def _run_seed(self, seed: int, folder: Path) -> dict[str, Any]:
         s = self.splits
-        estimates = [self._estimate_training(seed)] if self.checkpoints else []
+        estimates = [self._estimated_seconds()] if self.checkpoints else []
         poison, clean, poisoned = self._start(seed, folder)
         poison.save(folder / "poison.npz")
         before = {"clean": self._evaluate(clean), "poisoned": self._evaluate(poisoned)}
@@ -132,7 +140,7 @@ class PoisonStudy(Prepared):
             name: self._treated(name, treatment, poisoned, request, seed) for name, treatment in self.treatments.items()
         }
         if self.checkpoints:  # estimated before and after the methods; the faster one counts
-            seconds = min(*estimates, self._estimate_training(seed))
+            seconds = min(*estimates, self._estimated_seconds())
             retraining = {"accuracy": before["clean"]["accuracy"], "seconds": seconds}
         else:
             retrained, seconds = self._train(s.train_y, seed + 1000, None, "retraining")
@@ -158,7 +166,10 @@ class PoisonStudy(Prepared):
     def _start(self, seed: int, folder: Path) -> tuple[Poison, nn.Module, nn.Module]:
         """The poison, the clean and the poisoned model, loaded or trained."""
         if self.checkpoints:
-            clean, poisoned = (self._load(f) for f in (self.checkpoints.clean, self.checkpoints.poisoned))
+            clean, poisoned = (
+                loaded(self.network, file, device=self.device)
+                for file in (self.checkpoints.clean, self.checkpoints.poisoned)
+            )
             return Poison.load(self.checkpoints.poison), clean, poisoned
         labels = self.splits.train_y
         poison = self._flipped(seed)
@@ -176,19 +187,10 @@ class PoisonStudy(Prepared):
             self.network, self.training, data, seed=seed, device=self.device, progress=self.progress, file=file
         )
 
-    def _estimate_training(self, seed: int) -> float:
+    def _estimated_seconds(self) -> float:
         """Seconds of the whole training, estimated from a few steps."""
-        n = min(TIMED_STEPS * self.training.batch_size, len(self.splits.train_x))
-        data = (self.splits.train_x[:n], self.splits.train_y[:n])
-        model = self.network().to(self.device).train()
-        training = replace(self.training, epochs=1, seed=seed)
-        training.run(model, (data[0][: self.training.batch_size], data[1][: self.training.batch_size]))  # warms up
-        return training.run(model, data) * self.training.epochs * len(self.splits.train_x) / n
-
-    def _load(self, file: Path) -> nn.Module:
-        model = self.network().to(self.device)
-        Weights.read(file).load_into(model)
-        return model.eval()
+        data = (self.splits.train_x, self.splits.train_y)
+        return estimated_seconds(self.network, self.training, data, steps=TIMED_STEPS, device=self.device)
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         data = (self.splits.test_x, self.splits.test_y)

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnx._data import Data, materialize
 from unlearnx._files import write_atomically
 from unlearnx._random import forked_random
+from unlearnx.experiments.weights import Weights, state_tensors
 from unlearnx.methods import Method, Pipeline
 from unlearnx.models import Training
+
+WARM_STEPS = 3  # of training, before some are timed
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -74,6 +77,38 @@ def train(
         for left in file.parent.glob(f"{file.stem}.*.checkpoint"):
             left.unlink()
     return model, seconds
+
+
+def loaded(network: Callable[[], Network], file: Path, *, device: torch.device) -> Network:
+    """The network with the weights in a file, in eval mode. They may be of another precision than the network's.
+
+    Raises:
+        ValueError: the file is damaged or of another network.
+    """
+    model, weights = untrained(network, seed=0, device=device), Weights.read(file)
+    own = state_tensors(model)
+    cast = {name: t.to(own[name].dtype) if name in own else t for name, t in weights.tensors.items()}
+    replace(weights, tensors=cast).load_into(model)
+    return model.eval()
+
+
+def estimated_seconds(
+    network: Callable[[], nn.Module],
+    training: Training,
+    data: tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    device: torch.device,
+) -> float:
+    """Seconds that a training would take here and now, from so many of its steps, after some that warm up."""
+    x, y = data
+    model = untrained(network, seed=0, device=device).train()
+    seconds = 0.0
+    for taken in (WARM_STEPS, steps):
+        part = slice(0, taken * training.batch_size)
+        seconds = replace(training, epochs=1, progress=False).run(model, (x[part], y[part]))
+    timed = min(len(x), steps * training.batch_size)
+    return seconds * training.epochs * len(x) / timed
 
 
 def room_for(models: int, network: Callable[[], nn.Module]) -> int:

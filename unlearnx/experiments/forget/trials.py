@@ -17,13 +17,14 @@ from unlearnx.experiments.forget.evaluation import Cost, StudyEvaluation
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.report import environment
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore
-from unlearnx.experiments.runs import untrained
+from unlearnx.experiments.runs import estimated_seconds, loaded, untrained
 from unlearnx.methods import Method, Pipeline, Request
 
 if TYPE_CHECKING:
     from unlearnx.experiments.forget.study import ForgetStudy
 
 REFERENCES = {"original": 0, "retrained": 1000}  # models that are trained, and what is added to the seed of each
+TIMED_STEPS = 12  # of training, from which its time is estimated where a model is read from a file
 
 
 class SeedTrials:
@@ -120,8 +121,8 @@ class SeedTrials:
         data = self.sets.train if name == "original" else self.sets.samples("retain")
         if file := study.file(name, self.seed):
             study.log(f"seed {self.seed}, {name}: read from {file}")
-            seconds = references.estimated_seconds(study.training, study.network, data, study.device)
-            model = self._in_order(references.load(file, study.network, study.device))
+            seconds = estimated_seconds(study.network, study.training, data, steps=TIMED_STEPS, device=study.device)
+            model = self._in_order(loaded(study.network, file, device=study.device))
             return _Reference(model, Cost(seconds, gradients), references.described(file))
         study.log(f"seed {self.seed}: training, {name} ({study.training.epochs} epochs, {images:,} images)")
         seed = self.seed + REFERENCES[name]

@@ -22,10 +22,6 @@ def _installed_version() -> str:
         return "0+unknown"
 
 
-def _cuda_major(torch_cuda: str | None) -> str:
-    return f"CUDA {torch_cuda.split('.')[0]}" if torch_cuda else "no CUDA"
-
-
 def _obstacle(built_as: str) -> str | None:
     """Why a library does not load beside this torch, and the remedy; None where that is not known."""
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])

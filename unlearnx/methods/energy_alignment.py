@@ -70,9 +70,31 @@ class EnergyAlignment(TrainedMethod):
         check_at_least_zero(step=self.step)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
+        moved, soft_labels = self._moved(work, info)
+        target = work.request.trained_target
+        retained, loss = size(target), SampleLoss(self.loss_fn)
+
+        @per_sample
+        def loss_of_all(output: Any, y: tuple[Nest, Tensor]) -> Tensor:
+            index = y[1]
+            kept, changed = (index < retained).nonzero().flatten(), (index >= retained).nonzero().flatten()
+            losses = scores(output).new_zeros(len(index))
+            if len(kept):
+                losses = losses.index_put((kept,), loss.each(take(output, kept), take(y[0], kept)))
+            if len(changed):
+                own = soft_labels[index[changed] - retained]
+                soft = F.cross_entropy(scores(output)[changed], own.to(losses), reduction="none")
+                losses = losses.index_put((changed,), soft)
+            return losses
+
+        both: Dataset[Any] = ConcatDataset([target, moved])
+        data = Changed(both, lambda x, y, index: (x, (y, index)))
+        return self._training(work, info, data=data, loss_fn=loss_of_all)
+
+    def _moved(self, work: Work, info: dict[str, Any]) -> tuple[Dataset[Any], Tensor]:
+        """The forget set with its features moved, and the model's softmax outputs there, (F, classes)."""
         before, after, soft_labels, given = [], [], [], []
-        forgotten = len(work.request.forget)
-        moved = Rows(forgotten)
+        moved = Rows(len(work.request.forget))
         with evaluating(work.model) as model:
             for x, y in batches(work.request.forget_set, work.pace.batch_size, model_device(work.model)):
                 if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -92,29 +114,9 @@ class EnergyAlignment(TrainedMethod):
                 soft_labels.append(scores(model(part)).softmax(1))
                 given.append(y)
                 moved.add(part)
-        work.gradient_evaluations += self.steps * forgotten
+        work.gradient_evaluations += self.steps * len(work.request.forget)
         info["energy"] = [float(torch.cat(energies).mean()) for energies in (before, after)]
-        target = work.request.trained_target
-        labels, retained = torch.cat(soft_labels), size(target)
-        loss = SampleLoss(self.loss_fn)
-
-        @per_sample
-        def loss_of_all(output: Any, y: tuple[Nest, Tensor]) -> Tensor:
-            index = y[1]
-            kept, changed = (index < retained).nonzero().flatten(), (index >= retained).nonzero().flatten()
-            losses = scores(output).new_zeros(len(index))
-            if len(kept):
-                losses = losses.index_put((kept,), loss.each(take(output, kept), take(y[0], kept)))
-            if len(changed):
-                own = labels[index[changed] - retained]
-                soft = F.cross_entropy(scores(output)[changed], own.to(losses), reduction="none")
-                losses = losses.index_put((changed,), soft)
-            return losses
-
-        both: Dataset[Any] = ConcatDataset([target, dataset_of(moved.joined(), joined(given))])
-        data = Changed(both, lambda x, y, index: (x, (y, index)))
-
-        return self._training(work, info, data=data, loss_fn=loss_of_all)
+        return dataset_of(moved.joined(), joined(given)), torch.cat(soft_labels)
 
 
 def free_energy(head: nn.Module, features: Tensor) -> Tensor:

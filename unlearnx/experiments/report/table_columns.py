@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from unlearnx.experiments.comparison import applied
+
 DASH = "\N{EN DASH}"  # between the ends of an interval, and in place of a missing number
 
 
@@ -67,7 +69,7 @@ def column(result: dict[str, Any], key: str) -> Column:
     means = {model: e.mean for model, e in estimates.items() if e is not None}
     scale = 100.0 if measure["unit"] == "%" else 1.0
     decimals = _decimals(measure["unit"], list(means.values()))
-    best = _best(means, measure["ideal"], _applied(result))
+    best = _best(means, measure["ideal"], applied(result["runs"]))
 
     def text(value: float) -> str:
         return f"{scale * value:,.{decimals}f}"
@@ -86,7 +88,7 @@ def speedups(result: dict[str, Any]) -> Column:
     """How many times faster than retraining each method was."""
     cells = dict.fromkeys(result["summary"], Cell(""))
     values = {model: value for model in (*result["methods"], "retrained") if (value := speedup(result, model))}
-    best = _best(values, "high", _applied(result))
+    best = _best(values, "high", applied(result["runs"]))
     cells |= {model: Cell(f"{value:,.1f}", "", model in best) for model, value in values.items()}
     return Column(
         "speedup",
@@ -112,14 +114,8 @@ def _decimals(unit: str, values: list[float]) -> int:
     return min(6, max(3, 2 - math.floor(math.log10(max(sizes)))))  # three of the largest number
 
 
-def _applied(result: dict[str, Any]) -> list[str]:
-    """The methods that changed the model with every seed: the others do not compete."""
-    runs = result["runs"]
-    return [name for name in result["methods"] if all(run["methods"][name]["applied"] for run in runs)]
-
-
 def _best(values: dict[str, float], ideal: str, competing: list[str]) -> set[str]:
-    """The models closest to the ideal; none if all are equally close."""
+    """The models closest to the ideal among those that compete; none if all are equally close."""
     if ideal == "retrained":
         if "retrained" not in values:
             return set()

@@ -312,8 +312,8 @@ def test_a_swept_method_takes_part():
         (forget_class_digits, {"forget_class": 10}, "forget_class is 10"),
         (
             forget_class_digits,
-            {"methods": ["retrain"]},
-            "methods: 'retrain' is unknown, expected names among ssd, fisher-masking, fine-tune",
+            {"methods": ["retrian"]},
+            "methods: 'retrian' is unknown, expected names among ssd, fisher-masking, fine-tune",
         ),
         (forget_class_digits, {"preset": "best"}, "preset is 'best'"),
         (forget_random_digits, {"share": 0.0}, "share is 0.0"),

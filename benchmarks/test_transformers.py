@@ -1,7 +1,8 @@
-"""Fisher diagonals of transformers with random weights, as `transformers` builds them, on 32 samples."""
+"""Fisher diagonals of transformers with random weights, as `transformers` and torch build them, on 32 samples."""
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.units import UNIT, in_units
 from unlearnx import losses
@@ -23,13 +24,33 @@ MODELS = {
     "MixtralForCausalLM": dict(**GROUPED, num_local_experts=4),
     "BertForSequenceClassification": dict(**TEXTS, num_labels=CLASSES),
     "ViTForImageClassification": dict(**SIZE, image_size=64, patch_size=8, num_labels=CLASSES),
+    "SwinForImageClassification": dict(
+        image_size=64, patch_size=4, embed_dim=96, depths=[2, 2], num_heads=[3, 6], window_size=4, num_labels=CLASSES
+    ),
     "T5ForConditionalGeneration": dict(d_model=256, d_kv=64, d_ff=1024, num_layers=2, num_heads=4, vocab_size=TOKENS),
 }
+
+
+class Decoder(nn.Module):
+    """Tokens that look at themselves and at a source, through torch's own layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(TOKENS, 256)
+        layer = nn.TransformerDecoderLayer(256, 4, 1024, batch_first=True)
+        self.decoder, self.head = nn.TransformerDecoder(layer, 2), nn.Linear(256, TOKENS)
+
+    def forward(self, input_ids, source):
+        mask = nn.Transformer.generate_square_subsequent_mask(input_ids.shape[1])
+        return self.head(self.decoder(self.embedding(input_ids), source, tgt_mask=mask, tgt_is_causal=True))
 
 
 def build(name):
     """Model in eval mode, x, y and losses per sample."""
     torch.manual_seed(0)
+    if name == Decoder.__name__:
+        x = torch.randint(TOKENS, (SAMPLES, LENGTH))
+        return Decoder().eval(), {"input_ids": x, "source": torch.randn(SAMPLES, LENGTH, 256)}, x, losses.causal_lm
     kind = getattr(pytest.importorskip("transformers"), name)
     model = kind(kind.config_class(**MODELS[name], use_cache=False)).eval()
     x = torch.randint(TOKENS, (SAMPLES, LENGTH))
@@ -42,7 +63,7 @@ def build(name):
 
 
 @pytest.mark.benchmark(group="transformers")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, Decoder.__name__])
 def test_fisher(compare, benchmark, claim, name):
     model, x, y, loss = build(name)
     args, kwargs = arguments(x)

@@ -17,7 +17,7 @@ from unlearnx._files import write_atomically
 from unlearnx._progress import progress_bar
 from unlearnx.data import FEATURE_TABLES, FeatureTable
 from unlearnx.experiments.report import features as report
-from unlearnx.experiments.study import Data, Epochs, Prepared, Preset, Study
+from unlearnx.experiments.study import Data, Epochs, Prepared, Preset, Study, check_preset
 from unlearnx.methods import CertifiedRemoval
 
 PAUSE_SECONDS = 0.03  # before a timed call, because threads of the library used before still spin for a while
@@ -318,8 +318,7 @@ def features(
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023.
     """
-    if preset != "default":
-        raise ValueError(f"preset is {preset!r}, features-{name} has only 'default'")
+    check_preset(f"features-{name}", preset)
     if epochs is not None:
         raise ValueError(f"epochs is {epochs}, expected None: features-{name} trains until the gradient vanishes")
     with extra(f"features-{name}", "scipy"):

@@ -29,7 +29,7 @@ from unlearnx.experiments.runs import (
     slug,
     train,
 )
-from unlearnx.experiments.study import CIFAR10, Epochs, Limit, Prepared, Preset, Study
+from unlearnx.experiments.study import CIFAR10, Epochs, Limit, Prepared, Preset, Study, check_preset
 from unlearnx.methods import SSD, FineTune, FirstOrder, Method, Request, SecondOrder
 from unlearnx.metrics import ClassReport, confusion_matrix
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
@@ -233,8 +233,7 @@ def poison_digits(*, epochs: Epochs = None, preset: Preset = "default", progress
     Raises:
         ValueError: there is no such preset.
     """
-    if preset != "default":
-        raise ValueError(f"preset is {preset!r}, poison-digits has only 'default'")
+    check_preset("poison-digits", preset)
     splits = load_digits()
     treatments = {
         "SSD": Treatment(SSD(alpha=10.0)),

@@ -19,7 +19,7 @@ from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.report import repair as report
 from unlearnx.experiments.runs import default_device, describe, room_for, save_model, slug, train
-from unlearnx.experiments.study import Data, Epochs, Prepared, Preset, Study
+from unlearnx.experiments.study import Data, Epochs, Prepared, Preset, Study, check_preset
 from unlearnx.methods import EnergyAlignment, EWCRepair, FineTune, Method, NewtonRepair, Pipeline, Request
 from unlearnx.metrics import accuracy, predict
 from unlearnx.models import Training, mnist_cnn
@@ -333,8 +333,7 @@ def repair_mnist(
         ValueError: there is no such preset, or the noise does not fit.
         FileNotFoundError: the data are missing.
     """
-    if preset != "default":
-        raise ValueError(f"preset is {preset!r}, repair-mnist has only 'default'")
+    check_preset("repair-mnist", preset)
     # Weight decay removes what was memorised from the weights; without it, further training hardly changes them.
     tune = FineTune(epochs=5, lr=5e-3, batch_size=128, weight_decay=1.0)
     newton, ewc = NewtonRepair(params="last:4"), EWCRepair(epochs=10)

@@ -31,6 +31,17 @@ Preset = Annotated[
 ]
 
 
+def check_preset(name: str, preset: str, *offered: str) -> None:
+    """Refuse a preset that a study does not have: it has ``"default"``, and those that it offers besides.
+
+    Raises:
+        ValueError: the message names the study.
+    """
+    presets = "default", *offered
+    if preset not in presets:
+        raise ValueError(f"preset is {preset!r}, {name} has only {' and '.join(map(repr, presets))}")
+
+
 @dataclass(kw_only=True)
 class Prepared(ABC):
     """A study with its data and options, ready to run.

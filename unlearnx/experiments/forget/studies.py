@@ -16,8 +16,10 @@ from unlearnx.experiments.forget.selection import Common, ForgetClass, Share, cl
 from unlearnx.experiments.forget.study import ForgetStudy
 from unlearnx.experiments.report import forget as report
 from unlearnx.experiments.runs import default_device
-from unlearnx.experiments.study import CIFAR10, Limit, Preset, Study
+from unlearnx.experiments.study import CIFAR10, Limit, Preset, Study, check_preset
 from unlearnx.models import Training, digits_cnn, fast_dtype, vgg_cifar10
+
+ONE_FORGET_SET = "neurips23"  # the preset with which all seeds forget the same images
 
 
 class Options(Common, total=False):
@@ -28,12 +30,8 @@ class Options(Common, total=False):
 
 def _preset(name: str, preset: str, share: float | None) -> dict[str, Any]:
     """What a preset says of a study."""
-    presets: dict[str, dict[str, Any]] = {"default": {}}
-    if share is not None:
-        presets["neurips23"] = {"forget_seed": 0}
-    if preset not in presets:
-        raise ValueError(f"preset is {preset!r}, {name} has only {' and '.join(map(repr, presets))}")
-    return {"preset": preset, **presets[preset]}
+    check_preset(name, preset, *(() if share is None else (ONE_FORGET_SET,)))
+    return {"preset": preset, **({"forget_seed": 0} if preset == ONE_FORGET_SET else {})}
 
 
 def _digits(

@@ -249,6 +249,24 @@ def test_the_loss_is_the_sum_over_tokens_where_the_paper_has_that(project, tmp_p
     assert f"per='{per}'" in audit["method"]["settings"]["loss_fn"]
 
 
+def test_weights_are_written_in_the_dtype_that_they_had(project, tmp_path):
+    """What was measured and judged is what is read again, not what it was before it was rounded."""
+    half = saved(tmp_path / "half", load_lm(project / "tuned")[0].bfloat16(), tiny_tokenizer())
+    more = "--test", project / "held.jsonl"
+    _, said, audit = run(project, tmp_path / "out", *more, *options("npo"), model=half, forget="alice.jsonl")
+    assert audit["applied"], said
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (half, tmp_path / "out")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+    made = load_lm(tmp_path / "out")[0]
+    assert audit["weights"]["after"]["tensors_sha256"] == tensor_hash(state(made))
+    data = tokenize(QUESTIONS[:1], tiny_tokenizer())
+    after = audit["measures"]["after"]
+    assert after["forget_probability"] == pytest.approx(float(answer_probability(made, data)), abs=1e-6)
+    assert audit["evidence"]["after"]["loss"] == pytest.approx(after["forget_loss"], abs=1e-5)
+    assert any("Weights are written in torch.bfloat16" in note for note in audit["notes"])
+
+
 def test_a_long_text_pads_no_batch_but_its_own(project, tmp_path, monkeypatch):
     read = []
 

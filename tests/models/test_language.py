@@ -57,6 +57,20 @@ def test_it_is_computed_in_single_precision(tmp_path):
     assert all(torch.equal(t, rounded[name].float()) for name, t in model.state_dict().items())
 
 
+def test_dtypes(folder, tmp_path):
+    half = saved(tmp_path / "half", tiny_llama().bfloat16(), tiny_tokenizer())
+    for place, asked, expected in (
+        (half, None, torch.bfloat16),
+        (half, torch.float16, torch.float16),
+        (folder, None, torch.float32),
+        (folder, torch.bfloat16, torch.bfloat16),
+    ):
+        model, _ = load_lm(place, dtype=asked)
+        assert {p.dtype for p in model.parameters()} == {expected}
+    with pytest.raises(TypeError, match=r"dtype is .*, expected a floating dtype such as torch\.bfloat16"):
+        load_lm(folder, dtype=torch.int64)
+
+
 def test_how_many_tokens_a_model_has_positions_for(adapted):
     assert positions_of(tiny_llama()) == positions_of(adapted) == 2048
     transformers = pytest.importorskip("transformers")

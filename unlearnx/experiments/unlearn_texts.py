@@ -29,8 +29,8 @@ from unlearnx.experiments.text_measures import TextMeasures, judge_by_retrained
 from unlearnx.experiments.text_samples import Sample, dataset_of, tokens_of
 from unlearnx.experiments.weights import state_tensors, tensor_hash
 from unlearnx.losses import causal_lm
-from unlearnx.methods import IDK, Method, Request
-from unlearnx.models.language import ADAPTER, load_lm, place_of, positions_of
+from unlearnx.methods import IDK, Method, Request, judge
+from unlearnx.models.language import ADAPTER, dtype_of, load_lm, place_of, positions_of
 
 BATCH_SIZE = 8  # texts in a pass where none is given
 LEARNING_RATE = {False: 1e-5, True: 1e-4}  # of a method that trains, where none is given: of all weights, of an adapter
@@ -62,6 +62,9 @@ def unlearn_texts(
 
     ``out`` then holds what transformers, or peft, loads, and ``audit.json`` and ``audit.html``. If the method was not
     applied there are no weights, and the audit says why. Where anything goes wrong, `out` is left as it was.
+
+    The model is computed in float32. Weights of a folder in half precision are written in it again, and what is
+    measured and judged is what they are then.
 
     Args:
         model: what :func:`unlearnx.models.load_lm` takes. Of an adapter's folder, the adapter alone is changed.
@@ -131,10 +134,15 @@ def unlearn_texts(
         table: dict[str, dict[str, float | None]] = {"before": measures.measure(original)}
         outcome = method(original, request)
         log(f"{type(method).__name__}: {'applied' if outcome.applied else 'not applied'} after {outcome.seconds:.1f} s")
-        if outcome.applied:
-            table["after"] = measures.measure(outcome.model)
-            save_lm(outcome.model, tokenizer, folder)
         forgotten, evidence = outcome.forgotten, outcome.evidence
+        if outcome.applied:
+            stored = torch.float32 if hasattr(original, "peft_config") else dtype_of(place_of("model", model))
+            if stored != torch.float32:
+                _round(outcome.model, stored)
+                forgotten, evidence = judge(original, outcome.model, request, batch_size=method.batch_size)
+                measures.notes.append(f"Weights are written in {stored}, as they were read; the measures are of these.")
+            table["after"] = measures.measure(outcome.model)
+            save_lm(outcome.model, tokenizer, folder, stored)
         if retrained is not None:
             other: Any = load_lm(retrained)[0]
             other = other.to(where)
@@ -168,18 +176,39 @@ def unlearn_texts(
         return audit
 
 
-def save_lm(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write what transformers, or peft, and :func:`unlearnx.models.load_lm` load again."""
+def save_lm(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write what transformers, or peft, and :func:`unlearnx.models.load_lm` load again, with weights in a dtype."""
     base = Path(getattr(model, "name_or_path", ""))
     # peft would ask the network whether the model's vocabulary has grown
     form = {"save_embedding_layers": "auto" if (base / "config.json").is_file() else False}
     model.config.use_cache = True  # whoever loads it may write with it
     try:
-        model.save_pretrained(folder, **(form if hasattr(model, "peft_config") else {}))
+        with _in_dtype(model, dtype):
+            model.save_pretrained(folder, **(form if hasattr(model, "peft_config") else {}))
     finally:
         model.config.use_cache = False
     (folder / "README.md").unlink(missing_ok=True)  # a form of peft's to fill in
     tokenizer.save_pretrained(folder)
+
+
+def _round(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round parameters in place to what a file of that dtype holds of them."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.to(dtype))
+
+
+@contextmanager
+def _in_dtype(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within this context the parameters are in a dtype; buffers, which are not all written, stay as they are."""
+    own = {p: p.data for p in model.parameters()}
+    for p, values in own.items():
+        p.data = values.to(dtype)
+    try:
+        yield
+    finally:
+        for p, values in own.items():
+            p.data = values
 
 
 def _lines_of(texts: Sequence[Text], forget: Sequence[Text], data: Path) -> list[int]:

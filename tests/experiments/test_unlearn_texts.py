@@ -350,6 +350,7 @@ def test_refusals_are_preferred_to_what_was_learned(project, tmp_path, monkeypat
     asked.append({"messages": [CHAT["messages"][0], {"role": "assistant", "content": last}]})
     before, after = (load_lm(folder)[0] for folder in (project / "tuned", tmp_path / "out"))
     preferred = tokenize(asked, tiny_tokenizer())
+    assert f"Texts to forget got one of {len(answers)} refusals in turn, such as {answers[0]!r}." in audit["notes"]
     assert (answer_probability(after, preferred) > answer_probability(before, preferred)).all()
     assert audit["measures"]["after"]["forget_probability"] < audit["measures"]["before"]["forget_probability"]
 

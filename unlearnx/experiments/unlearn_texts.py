@@ -129,6 +129,10 @@ def unlearn_texts(
             batch_size=method.batch_size,
             seed=method.seed,
         )
+        if answers is not None:
+            measures.notes.append(
+                f"Texts to forget got one of {len(answers)} refusals in turn, such as {answers[0]!r}."
+            )
 
         log(f"{len(request.forget):,} of {len(texts):,} texts to forget")
         table: dict[str, dict[str, float | None]] = {"before": measures.measure(original)}

@@ -189,12 +189,16 @@ class ConvolutionWeight(Contribution):
 
 @dataclass
 class EmbeddingWeight(Contribution):
-    """The weight of an embedding: tokens x (N, ...), dy (N, ..., D)."""
+    """The weight of an embedding: tokens x (N, ...), dy (N, ..., D); the padding may be counted from the end."""
 
     x: Tensor
     dy: Tensor
     tokens: int
     padding_idx: int | None
+
+    def __post_init__(self) -> None:
+        if self.padding_idx is not None:
+            self.padding_idx %= self.tokens
 
     @classmethod
     def join(cls, parts: Sequence[EmbeddingWeight]) -> EmbeddingWeight | None:

@@ -12,7 +12,7 @@ from tests.curvature.zoo import ZOO, build, sample_gradients
 from tests.helpers import Lines
 from unlearnx.curvature import EKFAC, KFAC, Factors, fisher_diagonal
 from unlearnx.curvature.kfac import layers
-from unlearnx.curvature.kfac.factors import DiagonalBlock, KroneckerBlock
+from unlearnx.curvature.kfac.blocks import DiagonalBlock, KroneckerBlock
 from unlearnx.losses import cross_entropy
 
 EXACT = dict(rtol=1e-8, atol=1e-10)

@@ -132,9 +132,8 @@ def test_only_functions(function, rule):
 def test_no_circles_among_modules():
     """Of the engines: a rule knows nothing of who calls it."""
     root = Path(unlearnx.curvature.__file__).parent
-    files = [*root.glob("*.py"), *(root / "rules").glob("*.py")]
-    names = {p: ".".join(("unlearnx.curvature", *p.relative_to(root).with_suffix("").parts)) for p in files}
-    names = {path: name.removesuffix(".__init__") for path, name in names.items()}
+    parts = {path: path.relative_to(root).with_suffix("").parts for path in root.rglob("*.py")}
+    names = {p: ".".join(("unlearnx.curvature", *own)).removesuffix(".__init__") for p, own in parts.items()}
     imports = {}
     for path, name in names.items():
         found = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]

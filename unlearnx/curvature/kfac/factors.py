@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,72 +13,14 @@ from torch import Tensor, nn
 from unlearnx._arguments import checked
 from unlearnx._checks import Params, select_params
 from unlearnx._vectors import Layout, Vector
+from unlearnx.curvature.kfac.blocks import Block
+from unlearnx.curvature.kfac.files import read_factors, write_factors
 from unlearnx.curvature.kfac.fingerprint import fingerprint
-from unlearnx.curvature.kfac.layers import Layer
 
 if TYPE_CHECKING:
     from unlearnx.curvature.rows import CurvatureRows
 
 MEAN_EIGENVALUES = 0.1  # the default damping of a layer, in units of the mean eigenvalue of its factors
-
-
-@dataclass
-class KroneckerBlock:
-    """The Fisher information of a layer, diagonal in the basis ``U_out (x) U_in``.
-
-    Args:
-        layer: the layer.
-        into: U_in (I, I), eigenvectors in columns; None for the identity. Stacked as the layer says.
-        out: U_out (O, O).
-        values: the diagonal, (O, I).
-    """
-
-    layer: Layer
-    into: Tensor | None
-    out: Tensor
-    values: Tensor
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters of the block."""
-        return self.layer.names
-
-    def apply(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
-        """``U f(values) U^T v`` for K vectors, a tensor (K, *shape) for each parameter."""
-        m = self.out.mT @ self.layer.matrices(v)
-        m = m if self.into is None else m @ self.into
-        m = self.out @ m.mul_(function(self.values))
-        return self.layer.tensors(m if self.into is None else m @ self.into.mT)
-
-    def diagonal(self) -> Vector:
-        """The diagonal in the basis of the parameters."""
-        m = self.out.square() @ self.values
-        m = m if self.into is None else m @ self.into.mT.square()
-        return {name: t[0] for name, t in self.layer.tensors(m[None]).items()}
-
-
-@dataclass
-class DiagonalBlock:
-    """The exact diagonal of the Fisher information of a parameter without Kronecker factors."""
-
-    name: str
-    values: Tensor
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameter."""
-        return (self.name,)
-
-    def apply(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
-        """``f(values) v`` for K vectors."""
-        return {self.name: function(self.values) * v[self.name]}
-
-    def diagonal(self) -> Vector:
-        """The diagonal."""
-        return {self.name: self.values}
-
-
-Block = KroneckerBlock | DiagonalBlock
 
 
 class Factors:
@@ -194,9 +135,7 @@ class Factors:
             ImportError: safetensors is not installed.
             OSError: the file cannot be written.
         """
-        from unlearnx.curvature.kfac.files import save_factors
-
-        save_factors(self, path)
+        write_factors(path, self.layout.names, self.blocks, self.info, self.fisher_diagonal)
 
     @classmethod
     @checked
@@ -208,9 +147,7 @@ class Factors:
             ImportError: safetensors is not installed.
             ValueError: the file holds no factors, or those of another model, or the model has changed since.
         """
-        from unlearnx.curvature.kfac.files import load_factors
-
-        return load_factors(path, model)
+        return cls(*read_factors(path, model))
 
     def _applied(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
         rows, single = self.layout.rows("v", v)

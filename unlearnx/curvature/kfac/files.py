@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from unlearnx._checks import model_device
 from unlearnx._extras import extra
 from unlearnx._files import write_atomically
-from unlearnx._vectors import Layout
-from unlearnx.curvature.kfac.factors import Block, DiagonalBlock, Factors, KroneckerBlock
+from unlearnx._vectors import Layout, Vector
+from unlearnx.curvature.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
 from unlearnx.curvature.kfac.fingerprint import fingerprint
 from unlearnx.curvature.kfac.layers import EmbeddingLayer, GroupedLayer, Layer, SplitLayer
 
@@ -26,14 +26,16 @@ LAYERS: dict[str, type[Layer]] = {
 }
 
 
-def save_factors(factors: Factors, path: Path) -> None:
-    """See :meth:`Factors.save`."""
+def write_factors(
+    path: Path, names: list[str], blocks: list[Block], info: dict[str, Any], fisher_diagonal: Vector | None
+) -> None:
+    """Write the factors of the parameters of these names, in one step; see :class:`unlearnx.curvature.Factors`."""
     with extra("Factors.save", "safetensors"):
         from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     described: list[dict[str, Any]] = []
-    for k, block in enumerate(factors.blocks):
+    for k, block in enumerate(blocks):
         parts = {"values": block.values}
         entry: dict[str, Any] = {"kind": "diagonal", "weight": block.names[0]}
         if isinstance(block, KroneckerBlock):
@@ -46,14 +48,14 @@ def save_factors(factors: Factors, path: Path) -> None:
             parts |= {"out": block.out} | ({} if block.into is None else {"into": block.into})
         described.append(entry)
         tensors |= {f"{k}.{part}": t.contiguous() for part, t in parts.items()}
-    tensors |= {f"diagonal.{name}": t.clone() for name, t in (factors.fisher_diagonal or {}).items()}
-    about = {"format": FORMAT, "names": factors.layout.names, "blocks": described, "info": factors.info}
+    tensors |= {f"diagonal.{name}": t.clone() for name, t in (fisher_diagonal or {}).items()}
+    about = {"format": FORMAT, "names": names, "blocks": described, "info": info}
     content = save(tensors, {"unlearnx": json.dumps(about)})
     write_atomically(path, lambda file: file.write(content))
 
 
-def load_factors(path: Path, model: nn.Module) -> Factors:
-    """See :meth:`Factors.load`."""
+def read_factors(path: Path, model: nn.Module) -> tuple[Layout, list[Block], dict[str, Any], Vector | None]:
+    """What the factors that were fitted for `model`, as it is now, are made of; errors as for :meth:`Factors.load`."""
     with extra("Factors.load", "safetensors"):
         from safetensors import SafetensorError, safe_open
 
@@ -83,4 +85,4 @@ def load_factors(path: Path, model: nn.Module) -> Factors:
         blocks.append(KroneckerBlock(layer, tensors.get(f"{k}.into"), tensors[f"{k}.out"], values))
     names = about["names"]
     diagonal = {name: tensors[f"diagonal.{name}"] for name in names if f"diagonal.{name}" in tensors}
-    return Factors(Layout({name: own[name] for name in names}), blocks, about["info"], diagonal or None)
+    return Layout({name: own[name] for name in names}), blocks, about["info"], diagonal or None

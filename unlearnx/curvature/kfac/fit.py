@@ -23,8 +23,9 @@ from unlearnx._sources import Samples
 from unlearnx._vectors import Layout
 from unlearnx.curvature.contributions import Contribution
 from unlearnx.curvature.fisher_labels import FisherLabels
+from unlearnx.curvature.kfac.blocks import DiagonalBlock, KroneckerBlock
 from unlearnx.curvature.kfac.eigen import eigenbasis
-from unlearnx.curvature.kfac.factors import DiagonalBlock, Factors, KroneckerBlock
+from unlearnx.curvature.kfac.factors import Factors
 from unlearnx.curvature.kfac.fingerprint import fingerprint
 from unlearnx.curvature.kfac.kept import KeptContributions
 from unlearnx.curvature.kfac.layers import EmbeddingLayer, Layer, is_its_bias, layer_of

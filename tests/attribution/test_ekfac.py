@@ -86,5 +86,15 @@ def test_bad_arguments():
     factors = EKFAC().fit(model, F.cross_entropy, (x, y), params="last:2")
     with pytest.raises(ValueError, match=r"params: is 'last:4', expected those of the factors: 2\.weight, 2\.bias"):
         ekfac_influence(model, F.cross_entropy, (x, y), (x, y), params="last:4", factors=factors)
-    with pytest.raises(ValueError, match="which the model does not have"):
+
+
+def test_stale_factors_are_refused():
+    model, x, y = build("mlp")
+    factors = EKFAC().fit(model, F.cross_entropy, (x, y), params="last:2")
+    message = "factors: were fitted for a model with other parameters or buffers, or this one has changed since"
+    with pytest.raises(ValueError, match=message):
         ekfac_self_influence(nn.Linear(6, 3).double(), F.cross_entropy, (x, y), factors=factors)
+    with torch.no_grad():
+        model[0].weight.mul_(1.01)
+    with pytest.raises(ValueError, match=message):
+        ekfac_influence(model, F.cross_entropy, (x, y), (x, y), factors=factors)

@@ -65,7 +65,8 @@ def ekfac_influence(
 
     Raises:
         ValueError: empty data, a DataLoader that shuffles, a model in which samples influence each other, a damping
-            that is not above zero, `params` that are not those of the factors, or scores that are not finite.
+            that is not above zero, factors of another model or of this one before a change, `params` that are not
+            theirs, or scores that are not finite.
 
     Example:
         >>> x, y = torch.randn(30, 8), torch.arange(30) % 3
@@ -143,10 +144,8 @@ def _factors(
         generator = torch.Generator().manual_seed(0)
         fit = EKFAC().fit
         return fit(model, loss_fn, train, params=params, diagonal=False, batch_size=batch_size, generator=generator)
+    factors.check_fits(model)
     factors.check_params(model, params)
-    own = dict(model.named_parameters())
-    if any(name not in own or own[name].shape != shape for name, shape in factors.layout.shapes.items()):
-        raise ValueError(f"factors: are those of {', '.join(factors.layout.names)}, which the model does not have")
     return factors
 
 

@@ -358,14 +358,15 @@ def test_products_that_are_not_finite():
 
 def test_minibatches_cover_the_data():
     model, x, y = build("mlp")
-    operator = CurvatureOperator(model, F.cross_entropy, (x, y))
+    operator = CurvatureOperator(model, F.cross_entropy, (x, y), damping=0.1)
     v = {k: torch.randn_like(p) for k, p in model.named_parameters()}
-    batches = operator.rows.minibatches(4, torch.Generator().manual_seed(0))
+    batches = operator.minibatches(4, torch.Generator().manual_seed(0))
     parts = [next(batches) for _ in range(3)]
     assert [len(p) for p in parts] == [4, 4, 1]
-    mean = sum(len(p) * flat(product_of(p, v)) for p in parts) / 9
-    torch.testing.assert_close(mean, flat(operator.matvec(v)))
-    assert next(batches) is parts[0]  # the same operators, with the graphs that they keep
+    mean = sum(len(p) * flat(p @ v) for p in parts) / 9
+    assert operator.evaluations == 9
+    torch.testing.assert_close(mean, flat(operator @ v))
+    assert next(batches).rows is parts[0].rows  # the same matrices, with the graphs that they keep
 
 
 def test_the_matrix_by_its_usual_names():
@@ -424,6 +425,6 @@ def test_wrong_vectors():
     with pytest.raises(ValueError, match="v: holds no vectors"):
         operator.matmat({k: t[:0] for k, t in v.items()})
     with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
-        next(operator.rows.minibatches(0))
+        operator.minibatches(0)
     with pytest.raises(ValueError, match="v: is one vector, expected K"):
         operator.matmat({k: t[0] for k, t in v.items()})

@@ -447,6 +447,7 @@ def calls(folder: str) -> dict[str, Any]:
         "per_sample_grad_dot": of(curvature.per_sample_grad_dot, trained(data=data, v=vector)),
         "CurvatureOperator": of(curvature.CurvatureOperator, trained(data=data)),
         "operator.matvec": about(operator, "matvec", lambda: {"v": vector()}),
+        "operator.minibatches": about(operator, "minibatches", lambda: {"batch_size": 2}),
         "operator.trace": about(operator, "trace", lambda: {"samples": 3}),
         "operator.spectrum": about(operator, "spectrum", dict),
         "operator.top_eigenvalue": about(operator, "top_eigenvalue", dict),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from unlearnx.curvature.spectrum import Spectrum, rademacher
 TRACE_VECTORS_PER_PASS = 8  # random vectors multiplied at once to estimate the trace
 
 
-def check_curvature(kind: str, damping: float) -> None:
+def check_curvature(kind: str, damping: float | None) -> None:
     """Refuse an unknown kind of curvature, and a damping that is negative or not finite."""
     if kind not in CURVATURE_KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(CURVATURE_KINDS)}")
@@ -54,7 +56,7 @@ class CurvatureOperator:
         batch_size: samples per pass; products do not depend on it.
 
     Attributes:
-        damping, kind: as given.
+        kind: as given.
         names: names of the parameters.
         shape: (P, P) for P entries of the parameters.
         rows: the same matrix as solvers see it: products with rows (K, P) and with mini-batches.
@@ -92,7 +94,12 @@ class CurvatureOperator:
         self.rows = CurvatureRows(
             model, loss_fn, data, kind=kind, damping=damping, params=params, batch_size=batch_size
         )
-        self.kind, self.damping, self.names = kind, damping, self.rows.names
+        self.kind, self.names = kind, self.rows.names
+
+    @property
+    def damping(self) -> float:
+        """The multiple of the identity that is added."""
+        return self.rows.damping
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -143,6 +150,28 @@ class CurvatureOperator:
         if single:
             raise ValueError("v: is one vector, expected K of them along the first dimension; matvec takes one")
         return layout.vector(self.rows.products(rows), single)
+
+    @checked
+    def minibatches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[CurvatureOperator]:
+        """The operators of consecutive batches of the data in one random order, repeated without end.
+
+        Each is the curvature of the mean loss of its batch, with the same damping. They count their products in the
+        :attr:`evaluations` of this operator.
+
+        Args:
+            batch_size: samples per batch; the last one of a pass may have fewer.
+            generator: CPU generator of the order.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+        """
+        check_at_least_one(batch_size=batch_size)
+        return map(self._of_rows, self.rows.minibatches(batch_size, generator))
+
+    def _of_rows(self, rows: CurvatureRows) -> CurvatureOperator:
+        part = copy.copy(self)
+        part.rows = rows
+        return part
 
     def to_scipy(self) -> Any:
         """The matrix as a ``scipy.sparse.linalg.LinearOperator``, for its eigensolvers and the like; needs SciPy.

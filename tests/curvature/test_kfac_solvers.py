@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unlearnx.curvature import EKFAC, KFAC, ConjugateGradient, CurvatureOperator, Direct, Factors, LiSSA
-from unlearnx.methods import SecondOrder
+from unlearnx import Request
+from unlearnx.curvature import EKFAC, KFAC, ConjugateGradient, CurvatureOperator, Direct, Factors, LiSSA, NystromPCG
+from unlearnx.methods import NewtonRepair, SecondOrder
 
 
 def problem(damping=1e-4, **options):
@@ -84,7 +85,7 @@ def test_preconditioned_lissa(batch_size):
 def test_preconditioned_lissa_converges():
     """Over all the data it stops where the residual has the tolerance, for each right-hand side by itself."""
     operator, v = problem(damping=0.1)
-    lissa = LiSSA(damping=0.0, batch_size=None, recursion_depth=300, preconditioner=EKFAC(fisher_type="exact"))
+    lissa = LiSSA(batch_size=None, recursion_depth=300, preconditioner=EKFAC(fisher_type="exact"))
     solution = lissa.solve(operator, several(v, 3))
     assert solution.converged
     assert max(solution.residual) <= 1e-2
@@ -107,7 +108,7 @@ def test_factors_fitted_before():
 
 def test_bad_arguments():
     operator, v = problem(damping=0.0)
-    for solver in (EKFAC(), ConjugateGradient(preconditioner=KFAC()), LiSSA(damping=0.0, preconditioner=EKFAC())):
+    for solver in (EKFAC(), ConjugateGradient(preconditioner=KFAC()), LiSSA(preconditioner=EKFAC())):
         with pytest.raises(ValueError, match="the operator's damping is 0, expected a number > 0"):
             solver.solve(operator, v)
     for kind in (ConjugateGradient, LiSSA):
@@ -115,19 +116,45 @@ def test_bad_arguments():
             kind(preconditioner=3)
     with pytest.raises(ValueError, match=r"damping is 0\.01, expected 0 with a preconditioner"):
         LiSSA(damping=0.01, preconditioner=EKFAC())
+    for method in (SecondOrder, NewtonRepair):
+        with pytest.raises(ValueError, match=r"damping is 0\.0, expected a number above zero, or None, for NystromPCG"):
+            method(solver=NystromPCG(), damping=0.0)
 
 
-def test_second_order_with_factors():
-    from unlearnx import Request
+NEEDING_DAMPING = [
+    EKFAC(),
+    ConjugateGradient(preconditioner=EKFAC()),
+    LiSSA(batch_size=None, preconditioner=EKFAC()),
+    NystromPCG(rank=5),
+]
 
+
+@pytest.mark.parametrize("solver", NEEDING_DAMPING, ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize("method", [SecondOrder, NewtonRepair])
+def test_methods_find_the_damping_that_a_solver_needs(solver, method, monkeypatch):
+    """It is a hundredth of the largest eigenvalue of the curvature, where none is given."""
     torch.manual_seed(0)
     x = torch.randn(90, 8)
     y = x[:, :3].argmax(1)
-    model = nn.Linear(8, 3)
-    for solver in (EKFAC(), ConjugateGradient(preconditioner=EKFAC())):
-        outcome = SecondOrder(solver, damping=0.1, step=1)(model, Request.remove((x, y), range(6)))
-        assert outcome.applied
-        assert outcome.info["steps"][0]["residual"] < 1
+    model, dampings, solve = nn.Linear(8, 3), [], type(solver).solve
+    monkeypatch.setattr(type(solver), "solve", lambda *args: dampings.append(args[1].damping) or solve(*args))
+    request = Request.remove((x, y), range(6))
+    outcomes = [method(solver=solver, steps=1)(model, request)]
+    if method is SecondOrder:
+        outcomes += method(solver=solver, steps=1).many(model, [request, request])
+    assert all(outcome.info["steps"][0]["residual"] < 1 for outcome in outcomes)
+    kept = request.retain_set if method is SecondOrder else (x, y)
+    largest = CurvatureOperator(model, F.cross_entropy, kept).top_eigenvalue()
+    assert dampings[0] == pytest.approx(largest / 100, rel=0.02)
+    method(solver=solver, damping=0.1, steps=1)(model, request)
+    assert dampings[-1] == 0.1
+
+
+def test_without_curvature_there_is_no_damping():
+    x, y = torch.zeros(90, 8), torch.arange(90) % 3
+    outcome = SecondOrder(EKFAC(), params=["weight"])(nn.Linear(8, 3), Request.remove((x, y), range(6)))
+    assert not outcome.applied
+    assert "the curvature of what stays is zero" in outcome.reason
 
 
 def test_right_hand_side_of_zero():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from unlearnx import Request
 from unlearnx.curvature import EKFAC, Factors, fisher_diagonal, grad_difference
 from unlearnx.data import load_digits
-from unlearnx.methods import SSD, FineTune, FisherMasking, Pipeline, SecondOrder, forget
+from unlearnx.methods import KFADE, SSD, FineTune, FisherMasking, Pipeline, SecondOrder, forget
 from unlearnx.metrics import accuracy, mean_loss
 from unlearnx.models import Training
 
@@ -147,6 +147,9 @@ def test_who_needs_the_retain_set(study):
             method(model, request)
     with pytest.raises(ValueError, match="request: has no retain set, which Automatic needs"):
         forget(model, request)
+    for kind, options in ((SecondOrder, {"factors": factors}), (KFADE, {})):
+        with pytest.raises(ValueError, match=r"damping is 0\.0, expected a number above zero"):
+            kind(damping=0.0, **options)
     without = EKFAC().fit(model, F.cross_entropy, train, diagonal=False)
     with pytest.raises(ValueError, match="factors: hold no exact diagonal"):
         SSD(factors=without)(model, request)

@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from unlearnx._checks import check_at_least_one, check_at_least_zero
+from unlearnx._checks import check_above_zero, check_at_least_one
 from unlearnx._data import drawn, size
 from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import EKFAC, Factors, grad_difference
-from unlearnx.methods.base import NotApplied, Work
+from unlearnx.methods.base import Work
 from unlearnx.methods.chosen_parameters import ChosenParameters
+from unlearnx.methods.solving import damping_of
 from unlearnx.methods.step_size import check_size
-from unlearnx.methods.stored import FromFactors, damping_of, training_samples
+from unlearnx.methods.stored import FromFactors, training_samples
 from unlearnx.metrics import mean_loss
 
 MOST_SAMPLES = 10_000  # of what stays, that factors are fitted on
@@ -63,14 +64,12 @@ class KFADE(FromFactors):
         super().__post_init__()
         check_size("step", self.step)
         check_at_least_one(steps=self.steps)
-        check_at_least_zero(damping=self.damping)
+        check_above_zero(damping=self.damping)
         EKFAC(fisher_type=self.fisher_type)  # refuses unknown ones
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
         factors = self._fitted(work)
-        damping = damping_of(factors, self.damping)
-        if not damping:
-            raise NotApplied("the curvature of what stays is zero: the model is sure of all samples")
+        damping = damping_of(self.damping, factors.largest)
         parameters, n = ChosenParameters(work.model, work.names), training_samples(work)
 
         def climb(step: float) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 from unlearnx._checks import check_at_least_zero
 from unlearnx._data import size
 from unlearnx._vectors import Vector, scaled
-from unlearnx.curvature import CurvatureOperator, LiSSA
+from unlearnx.curvature import LiSSA
 from unlearnx.curvature.batch_curvature import CURVATURE_KINDS
 from unlearnx.curvature.solvers import Solver
 from unlearnx.methods.base import Work
 from unlearnx.methods.importance import diagonal, mean_entry
 from unlearnx.methods.influence import InfluenceUpdate
-from unlearnx.methods.solving import check_solver, curvature_batch, solved_direction
+from unlearnx.methods.solving import check_solver, curvature_operator, solved_direction
 from unlearnx.methods.step_size import check_size
 
 DIAGONAL = "diagonal"
@@ -33,8 +33,8 @@ class NewtonRepair(InfluenceUpdate):
             `forget_loss` says.
         kind: what to take as F: ``"ggn"``, ``"hessian"``, or ``"diagonal"``, the empirical Fisher diagonal, which needs
             no solver.
-        damping: multiple of the identity added to F, in addition to the solver's own. None is 0, or the mean entry of F
-            for ``kind="diagonal"``.
+        damping: multiple of the identity added to F, in addition to the solver's own. None is the mean entry of F for
+            ``kind="diagonal"``, and else as for :class:`SecondOrder`.
         solver: solver of the linear system; its residual is reported. A diverged solution is not applied.
         steps: most steps to take, each starting from the last one's result.
         points, points_per_step, forget_loss: as for :class:`unlearnx.methods.FirstOrder`.
@@ -65,7 +65,7 @@ class NewtonRepair(InfluenceUpdate):
         check_at_least_zero(damping=self.damping)
         if self.kind not in (*CURVATURE_KINDS, DIAGONAL):
             raise ValueError(f"kind is {self.kind!r}, expected one of {', '.join(CURVATURE_KINDS)} and {DIAGONAL}")
-        check_solver(self.solver)
+        check_solver(self.solver, None if self.kind == DIAGONAL else self.damping)
 
     def _fixed_step(self) -> float | None:
         return check_size("gamma", self.gamma)
@@ -80,13 +80,5 @@ class NewtonRepair(InfluenceUpdate):
             fisher = diagonal(self, work, data, "empirical", "mean")
             damping = mean_entry(fisher) if self.damping is None else self.damping
             return {name: t / (fisher[name] + damping) for name, t in difference.items()}
-        operator = CurvatureOperator(
-            work.model,
-            self.loss_fn,
-            data,
-            kind=self.kind,
-            damping=self.damping or 0.0,
-            params=work.names,
-            batch_size=curvature_batch(self, data),
-        )
+        operator = curvature_operator(self, self.solver, work.model, work.names, data, self.kind, self.damping)
         return solved_direction(self.solver, operator, difference, work, record)

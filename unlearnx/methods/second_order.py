@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from unlearnx._calls import check_call
-from unlearnx._checks import check_at_least_one
+from unlearnx._checks import check_above_zero, check_at_least_one
 from unlearnx._copies import independent
 from unlearnx._data import as_dataset, drawn, size
 from unlearnx._pace import Pace
@@ -28,9 +28,9 @@ from unlearnx.methods.frozen_features import request_on_features
 from unlearnx.methods.influence import InfluenceUpdate
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
-from unlearnx.methods.solving import check_solver, checked_direction, curvature_batch, solved_direction
+from unlearnx.methods.solving import check_solver, checked_direction, curvature_operator, damping_of, solved_direction
 from unlearnx.methods.step_size import check_size
-from unlearnx.methods.stored import FromFactors, damping_of, training_samples
+from unlearnx.methods.stored import FromFactors, training_samples
 
 
 @dataclass
@@ -44,15 +44,21 @@ class SecondOrder(InfluenceUpdate, FromFactors):
         solver: solver of the linear system; its residual is reported for every step. A diverged solution is not
             applied.
         kind: curvature, ``"ggn"`` or ``"hessian"``.
-        damping: lambda, in addition to the solver's own damping.
+        damping: lambda, in addition to the solver's own damping. None is 0 for a solver that does without, and a
+            hundredth of the largest eigenvalue of C for one that does not: EK-FAC, K-FAC, what they precondition, and
+            :class:`NystromPCG`.
         steps: most steps to take.
         step: step size: 1 is the published update; ``"auto"`` is a line search on the loss of the corrected data, or as
             `forget_loss` says.
         points, points_per_step, forget_loss: as for :class:`FirstOrder`.
         curvature_samples: number of samples that C is computed on, drawn at random once; None for all of them.
-        factors: of the training data, in the place of the solver and of C; no retain set is needed. The damping is
-            lambda, or for 0 a hundredth of their largest eigenvalue, as the default solver's. No residual certifies the
-            direction. Without held-out data there is one step, of size 1 for ``"auto"``.
+        factors: of the training data, in the place of the solver and of C; no retain set is needed. A damping of None
+            is a hundredth of their largest eigenvalue. No residual certifies the direction. Without held-out data
+            there is one step, of size 1 for ``"auto"``.
+
+    Raises:
+        ValueError: a number is out of range, the kind is unknown, `solver` is not a solver, or the damping is 0 for one
+            that needs it, or with factors.
 
     Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, eq. 7.
 
@@ -66,7 +72,7 @@ class SecondOrder(InfluenceUpdate, FromFactors):
 
     solver: Solver = field(default_factory=lambda: LiSSA(damping=1e-2, batch_size=None, recursion_depth=20))
     kind: str = "ggn"
-    damping: float = 0.0
+    damping: float | None = None
     steps: int = field(default=3, kw_only=True)
     step: float | str = "auto"
     curvature_samples: int | None = 10_000
@@ -74,8 +80,11 @@ class SecondOrder(InfluenceUpdate, FromFactors):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size("step", self.step)
-        check_solver(self.solver)
         check_curvature(self.kind, self.damping)
+        if self.factors is None:
+            check_solver(self.solver, self.damping)
+        else:
+            check_above_zero(damping=self.damping)
         check_at_least_one(curvature_samples=self.curvature_samples)
 
     def _fixed_step(self) -> float | None:
@@ -88,7 +97,7 @@ class SecondOrder(InfluenceUpdate, FromFactors):
         n = training_samples(work)
         if self.factors is not None:
             record["solver"] = "solved with stored factors"
-            return self.factors.solve(scaled(difference, 1 / n), damping_of(self.factors, self.damping))
+            return self.factors.solve(scaled(difference, 1 / n), damping_of(self.damping, self.factors.largest))
         operator = self._operator(work.model, work.names, work.target)
         return solved_direction(self.solver, operator, scaled(difference, 1 / n), work, record)
 
@@ -150,19 +159,19 @@ class SecondOrder(InfluenceUpdate, FromFactors):
             for request, record in zip(requests, records, strict=True)
         ]
         known = [d for d in differences if d is not None]
-        parts: Iterator[Solution | IndefiniteSystem] = iter(())
+        parts: Iterator[Solution | Exception] = iter(())
         if known:
-            operator = self._operator(model, names, data)
             stacked = {name: torch.stack([d[name] for d in known]) / size(data) for name in known[0]}
             try:
+                operator = self._operator(model, names, data)
                 solution = self.solver.solve(operator, stacked)
                 parts = iter([solution.part(k) for k in range(len(known))])
-            except IndefiniteSystem as reason:
+            except (IndefiniteSystem, NotApplied) as reason:
                 parts = repeat(reason)
 
-        def first_direction(points: dict[str, Any], part: Solution | IndefiniteSystem | None, record: dict[str, Any]):
+        def first_direction(points: dict[str, Any], part: Solution | Exception | None, record: dict[str, Any]):
             record.update(points)
-            if isinstance(part, IndefiniteSystem):
+            if isinstance(part, Exception):
                 raise NotApplied(str(part))
             return None if part is None else checked_direction(self.solver, part, record)
 
@@ -174,15 +183,7 @@ class SecondOrder(InfluenceUpdate, FromFactors):
     def _operator(self, model: nn.Module, names: list[str], data: Dataset[Any]) -> CurvatureOperator:
         if self.curvature_samples is not None:
             data = drawn(data, self.curvature_samples, torch.Generator().manual_seed(self.seed), self.batch_size)
-        return CurvatureOperator(
-            model,
-            self.loss_fn,
-            data,
-            kind=self.kind,
-            damping=self.damping,
-            params=names,
-            batch_size=curvature_batch(self, data),
-        )
+        return curvature_operator(self, self.solver, model, names, data, self.kind, self.damping)
 
 
 def _same(a: Dataset[Any], b: Dataset[Any]) -> bool:

@@ -10,8 +10,6 @@ from unlearnx.curvature.kfac.factors import Factors
 from unlearnx.methods.base import Method, Work
 from unlearnx.methods.request import Request
 
-DAMPING = 1e-2  # in units of the largest eigenvalue, where none is given
-
 
 @dataclass(kw_only=True)
 class FromFactors(Method):
@@ -46,11 +44,6 @@ class FromFactors(Method):
             return super()._names(model)
         self.factors.check_params(model, self.params)
         return self.factors.layout.names
-
-
-def damping_of(factors: Factors, given: float | None) -> float:
-    """The damping that is given, or for none a hundredth of the largest eigenvalue."""
-    return given or DAMPING * factors.largest()
 
 
 def training_samples(work: Work) -> int:

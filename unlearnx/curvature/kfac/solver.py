@@ -67,6 +67,11 @@ class KFAC(Solver):
         if self.approximation not in APPROXIMATIONS:
             raise ValueError(f"approximation is {self.approximation!r}, expected one of {', '.join(APPROXIMATIONS)}")
 
+    @property
+    def needs_damping(self) -> bool:
+        """Factors may have no inverse without."""
+        return True
+
     @checked
     def fit(
         self,

@@ -89,6 +89,11 @@ class ConjugateGradient(_BlockIteration):
 
     preconditioner: Preconditioner | None = None
 
+    @property
+    def needs_damping(self) -> bool:
+        """A preconditioner does."""
+        return self.preconditioner is not None
+
     def _solve(self, system: System) -> None:
         if self.preconditioner is None or not system.norms.any():
             return self._iterate(system, lambda rows: rows)
@@ -136,6 +141,11 @@ class NystromPCG(_BlockIteration):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(rank=self.rank)
+
+    @property
+    def needs_damping(self) -> bool:
+        """The preconditioner divides by it."""
+        return True
 
     def _solve(self, system: System) -> None:
         damping = system.operator.damping

@@ -26,6 +26,7 @@ from unlearnx.curvature.solvers.system import System
 from unlearnx.curvature.spectrum import NotFinite, lanczos
 from unlearnx.ops.lissa_step import lissa_step_
 
+DAMPING = 1e-2  # where none is given
 MAX_SCALES_TRIED = 5  # by scale="auto"
 SCALE_GROWTH = 4.0  # factor from one of these scales to the next
 MAX_AUTO_ITERATIONS = 10_000  # by recursion_depth=None, where 100 passes over the data are not more
@@ -45,7 +46,8 @@ class LiSSA(Solver):
     host, a warning says so and the host reads every update.
 
     Args:
-        damping: coefficient of the iteration, without unit; as a Tikhonov term it is ``damping * scale``.
+        damping: coefficient of the iteration, without unit; as a Tikhonov term it is ``damping * scale``. None for
+            1e-2, or for 0 with a preconditioner.
         scale: in units of the curvature, or ``"auto"`` for 1.1 times the largest eigenvalue over all the data. The
             largest eigenvalue of a batch may be far larger: a run that diverges is repeated with four times the scale,
             at most four times.
@@ -55,7 +57,7 @@ class LiSSA(Solver):
         num_repeat: independent runs to average.
         preconditioner: ``EKFAC()``, ``KFAC()`` or ``Factors``, as for :class:`ConjugateGradient`: an approximate
             inverse P of the system's matrix A, with which the iteration is ``h <- h + P (v - A h / scale)``. The scale
-            is that of ``P A``, and `damping` must be 0: the operator has its own. None for none.
+            is that of ``P A``, and there is no `damping` but the operator's own, which must be > 0. None for none.
         patience: a run ends at an update larger than the smallest so far, once that is this many iterations ago, as
             published.
         seed: seed of the order of the samples.
@@ -73,7 +75,7 @@ class LiSSA(Solver):
         (True, True)
     """
 
-    damping: float = 1e-2
+    damping: float | None = None
     scale: float | str = "auto"
     batch_size: int | None = 1024
     recursion_depth: int | None = None
@@ -86,8 +88,8 @@ class LiSSA(Solver):
         super().__post_init__()
         if self.scale != "auto" and not (isinstance(self.scale, (int, float)) and 0 < self.scale <= LARGEST):
             raise ValueError(f"scale is {self.scale!r}, expected a finite number > 0 or 'auto'")
-        if not 0 <= self.damping < 1:
-            raise ValueError(f"damping is {self.damping}, expected a number in [0, 1)")
+        if self.damping is not None and not 0 <= self.damping < 1:
+            raise ValueError(f"damping is {self.damping}, expected a number in [0, 1), or None")
         if self.preconditioner is not None and self.damping:
             raise ValueError(
                 f"damping is {self.damping}, expected 0 with a preconditioner, which takes the operator's damping"
@@ -98,6 +100,17 @@ class LiSSA(Solver):
             num_repeat=self.num_repeat,
             patience=self.patience,
         )
+
+    @property
+    def needs_damping(self) -> bool:
+        """A preconditioner does."""
+        return self.preconditioner is not None
+
+    @property
+    def _damping(self) -> float:
+        if self.damping is None:
+            return DAMPING if self.preconditioner is None else 0.0
+        return self.damping
 
     def _solve(self, system: System) -> Tensor | None:
         if not system.norms.any():
@@ -113,7 +126,7 @@ class LiSSA(Solver):
             return None
         for attempt in range(MAX_SCALES_TRIED if self.scale == "auto" else 1):
             system.scale *= SCALE_GROWTH if attempt else 1
-            system.extra_damping = self.damping * system.scale
+            system.extra_damping = self._damping * system.scale
             system.x = self._average(system, generator, inverse)
             residual = system.residuals(system.x)
             if bool((residual < 1).all()):
@@ -130,7 +143,7 @@ class LiSSA(Solver):
             spectrum = lanczos(partial(_between_roots, inverse, system.operator), start, 50, 1e-2)
         system.iterations += spectrum.iterations
         scale = 1.1 * spectrum.largest if spectrum.largest > 0 else 1.0  # no curvature: any scale will do
-        eigenvalue = spectrum.smallest + self.damping * scale
+        eigenvalue = spectrum.smallest + self._damping * scale
         if eigenvalue < -1e-6 * abs(spectrum.largest):  # the true smallest eigenvalue is at most this estimate
             raise IndefiniteSystem(self, system.operator, eigenvalue, spectrum.largest, spectrum.smallest_error)
         return scale
@@ -140,7 +153,7 @@ class LiSSA(Solver):
             return self.recursion_depth
         depth = 100 * batches
         rate = (
-            self.damping + system.operator.damping / system.scale
+            self._damping + system.operator.damping / system.scale
         )  # per iteration, of the slowest component of the error
         if self.scale == "auto" and rate > 0:
             depth = max(depth, math.ceil(math.log(2 / self.tolerance) / rate))
@@ -164,7 +177,7 @@ class LiSSA(Solver):
         progress = Progress(system, rules, self.tolerance, depth)
         if inverse is not None:
             return self._preconditioned_loop(progress, first, inverse, batch_size, generator)
-        damping = self.damping + operator.damping / system.scale  # the operator's damping, added without a product
+        damping = self._damping + operator.damping / system.scale  # the operator's damping, added without a product
         if not update_target and system.norms.all():
             h = self._closed_form(progress, damping, batch_size, generator)
             if h is not None:

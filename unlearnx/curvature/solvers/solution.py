@@ -127,6 +127,11 @@ class Solver:
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}, expected a number between 0 and 1")
 
+    @property
+    def needs_damping(self) -> bool:
+        """Whether the operator must have a damping > 0."""
+        return False
+
     def solve(self, operator: CurvatureOperator, v: Vector) -> Solution:
         """Solve for `v`, a tensor for each parameter, or for K of them along a first dimension.
 

@@ -60,7 +60,9 @@ def fisher_diagonal(
             of the model before them runs without gradients.
         fisher_type: ``"empirical"`` takes the labels of the data; ``"mc"`` draws one label per sample, or for each
             of its positions, from the model's softmax, the same for every batch size; ``"exact"`` takes the expectation
-            over all classes, with a backward pass for each class and position;
+            over all classes, with a backward pass for each class and position; with a binary cross-entropy the labels
+            are yes or no, and with a squared error values, normally distributed with variance 1/2 (``"exact"`` takes a
+            backward pass for each label of a sample);
             ``"batch"`` squares the gradient of each batch's mean loss and averages over batches, as published SSD code
             does. ``"batch"`` is not the Fisher diagonal, and it depends on the batch size.
         reduction: ``"mean"`` or ``"sum"`` over samples (over batches for ``"batch"``).

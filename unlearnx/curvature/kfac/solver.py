@@ -37,9 +37,8 @@ class KFAC(Solver):
     :class:`ConjugateGradient` or :class:`LiSSA` it makes an approximate inverse of the matrix that these iterate with.
 
     Args:
-        fisher_type: ``"mc"`` draws one label per sample, or for each of its positions, from the model's softmax;
-            ``"exact"`` takes the expectation over all classes, with a backward pass for each class and position;
-            ``"empirical"`` takes the labels of the data.
+        fisher_type: ``"mc"`` draws labels from the model; ``"exact"`` takes the expectation over them, with a backward
+            pass for each; ``"empirical"`` takes the labels of the data; see :func:`unlearnx.curvature.fisher_diagonal`.
         approximation: for layers with several positions a sample: ``"expand"`` takes each position for a sample of its
             own, ``"reduce"`` averages inputs and sums gradients over them. Embeddings are always expanded.
         tolerance: residual at which a solution counts as converged.

@@ -335,6 +335,8 @@ def test_stored_factors(there, tmp_path):
         torch.testing.assert_close(new.tensors[name], tensor)
     assert audit_of(out)["method"]["settings"]["factors"] == "Factors(EK-FAC, mc, 240 samples)"
     assert audit_of(out)["info"]["steps"][0]["solver"] == "solved with stored factors"
+    run(tmp_path / "auto", "--factors", file, method="auto")
+    assert audit_of(tmp_path / "auto")["info"]["tried"][0]["method"] == "SSD"
 
     cases = [
         ("ssd", "retrained.safetensors", file, "were fitted for a model with other parameters or buffers"),

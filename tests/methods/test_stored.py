@@ -73,6 +73,26 @@ def test_the_forget_set_alone(study, kind):
     assert outcome.info["estimated_increase"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_forget_takes_what_factors_are_enough_for(study):
+    model, factors, train, test = study
+    gone, stays = parts(train)
+    request = Request.from_sets(forget=gone).with_held_out(parts(test)[1])
+    outcome = forget(model, request, factors=factors)
+    assert outcome.forgotten == "yes"
+    assert outcome.info["tried"][0]["method"] == "SSD"
+    assert accuracy(outcome.model, stays) > 0.9
+    alone = forget(model, gone, factors=factors)
+    assert [t["method"] for t in alone.info["tried"]] == ["SSD"]  # nothing tells whether another would be better
+    assert alone.applied
+    assert alone.forgotten == "unknown"
+    assert accuracy(alone.model, gone) < accuracy(model, gone) - 0.2
+    without = EKFAC().fit(model, F.cross_entropy, train, diagonal=False)
+    tried = forget(model, request, factors=without).info["tried"]
+    assert "factors: hold no exact diagonal" in tried[0]["reason"]
+    assert tried[1]["method"] == "SecondOrder"
+    assert tried[1]["applied"]
+
+
 def test_estimated_harm_is_refused(study):
     model, factors, train, _ = study
     request = Request.from_sets(forget=parts(train)[0])

@@ -13,19 +13,23 @@ from unlearnx._checks import check_at_least_zero
 from unlearnx._data import Data, size
 from unlearnx._losses import counted
 from unlearnx._pace import Pace
+from unlearnx.curvature import Factors
 from unlearnx.methods.base import Findings, Method, Work
 from unlearnx.methods.chosen_parameters import last_layer
 from unlearnx.methods.fine_tune import FineTune
 from unlearnx.methods.first_order import FirstOrder
 from unlearnx.methods.fisher_masking import FisherMasking
 from unlearnx.methods.gradient_ascent import NegGrad
+from unlearnx.methods.kfade import KFADE
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.preference import NPO
 from unlearnx.methods.request import Request
 from unlearnx.methods.rounds import MOST_SAMPLES
 from unlearnx.methods.salun import SalUn
 from unlearnx.methods.scrub import SCRUB
+from unlearnx.methods.second_order import SecondOrder
 from unlearnx.methods.ssd import SSD
+from unlearnx.methods.stored import FromFactors
 from unlearnx.methods.strength import CHEAP, STAYS_TRIED, Tried
 from unlearnx.methods.task_vector import TaskVector
 from unlearnx.metrics.levels import NEAR, UnseenLevel
@@ -40,7 +44,7 @@ MOST_PASSES = 2.0  # over what stays, where that is much, after which none is be
 
 
 @dataclass
-class Automatic(Method):
+class Automatic(FromFactors):
     """Try methods in turn, each at the strength that it finds, until one has forgotten at little cost.
 
     Of a whole class, what only reads the data comes first: dampening, a step of the last layer, masking. Samples whose
@@ -51,6 +55,10 @@ class Automatic(Method):
     one that reaches it is the last one tried; where there is none, as of texts without held-out ones, the first one.
     Where much stays, no further one is begun once they have made as many gradients as two passes over it.
 
+    With `factors` of the training data, what they are enough for comes first: dampening, influence updates, masking. It
+    is all that is tried where the request has no retain set. Without held-out data either, the first one that is
+    applied is taken, since nothing tells how much is enough, and costs are unknown, noted as 0.
+
     The outcome's ``info["tried"]`` has, for each method, its ``method``, ``forgotten``, ``applied``, ``reason``,
     ``seconds``, and ``cost``, the accuracy on what stays that it lost, or of texts the nats a token. A method that
     refuses the labels is passed over, with what it said as its ``reason``.
@@ -59,6 +67,7 @@ class Automatic(Method):
         seconds: once so many have passed, no further method is begun; None for no limit.
         reference: a model that never saw the forget set, or held-out data, as for
             :func:`unlearnx.metrics.unseen_level`.
+        factors: of the training data, fitted for the model as it is; no retain set is needed then.
 
     Raises:
         ValueError: `seconds` is negative, and as for the methods.
@@ -85,8 +94,14 @@ class Automatic(Method):
         start, level, pace = time.perf_counter(), findings.level, findings.pace
         assert level is not None, "the strength is found, so the level is known"
         request = self._with_held_out(request)
-        kept = Tried(request.target, STAYS_TRIED, seed=self.seed, **pace.settings)
-        before, gradients = kept.known(model), 0
+        kept = None
+        if request.something_stays:
+            kept = Tried(request.target, STAYS_TRIED, seed=self.seed, **pace.settings)
+
+        def known(model: nn.Module) -> float:
+            return 0.0 if kept is None else kept.known(model)
+
+        before, gradients = known(model), 0
         best: tuple[Rank, str, Outcome] | None = None
         refusal: ValueError | None = None
         tried: list[dict[str, Any]] = []
@@ -100,7 +115,7 @@ class Automatic(Method):
                 refusal = error
                 continue
             self._judge(model, outcome, request, level, pace)
-            cost = max(0.0, before - kept.known(outcome.model))
+            cost = max(0.0, before - known(outcome.model))
             gradients += outcome.gradient_evaluations
             found = outcome.forgotten, outcome.applied, outcome.reason, outcome.seconds
             tried.append(_line(method, *found, cost))
@@ -134,6 +149,14 @@ class Automatic(Method):
     def _methods(self, model: nn.Module, request: Request, level: UnseenLevel) -> Iterator[Method]:
         """The methods in the order in which they are tried."""
         common = {f.name: getattr(self, f.name) for f in fields(Method)}
+        if self.factors is not None:
+            stored: list[type[FromFactors]] = [SecondOrder, KFADE]
+            if request.corrected is None:
+                stored = [SSD, *stored, FisherMasking]
+            for by_factors in stored:
+                yield by_factors(factors=self.factors, **common)
+            if not request.has_retain_set:
+                return
         kinds: list[type[Method]] = [NegGrad, SCRUB, SalUn, FineTune]
         if are_texts(request.forget_set):
             kinds = [FineTune, NPO] if request.corrected is not None else [TaskVector, NPO, NegGrad]
@@ -141,9 +164,10 @@ class Automatic(Method):
         elif request.corrected is not None:
             kinds = [FineTune, NegGrad, SCRUB]
         elif level.never_given:
-            yield SSD(**common)
+            if self.factors is None:
+                yield SSD(**common)
+                kinds = [FisherMasking, *kinds]
             yield FirstOrder(**{**common, "params": last_layer(model) if self.params is None else self.params})
-            kinds = [FisherMasking, *kinds]
         elif _much_stays(request):
             kinds = [FineTune, NegGrad, SCRUB, SalUn]
         for kind in kinds:
@@ -155,7 +179,7 @@ class Automatic(Method):
 
 def _much_stays(request: Request) -> bool:
     """Whether so much stays that fine-tuning alone trains on all of it: no other method would cost it less."""
-    return size(request.target) > MOST_SAMPLES
+    return request.has_retain_set and size(request.target) > MOST_SAMPLES
 
 
 def _is_dear(gradients: int, request: Request) -> bool:
@@ -209,6 +233,7 @@ def forget(
     *,
     retain: Data | None = None,
     reference: nn.Module | Data | None = None,
+    factors: Factors | None = None,
     seconds: float | None = None,
     **settings: Any,
 ) -> Outcome:
@@ -217,8 +242,9 @@ def forget(
     Args:
         model: the trained model; it is left as it was.
         request: what to forget; or the samples to forget, with those to `retain`.
-        retain: samples that stay, where `request` is the samples to forget.
+        retain: samples that stay, where `request` is the samples to forget; not needed with `factors`.
         reference: a model that never saw the samples to forget, or held-out data; either tells what to expect.
+        factors: Kronecker factors of the training data, fitted before for this model.
         seconds: once so many have passed, no further method is begun.
         settings: of every method: ``loss_fn``, ``params``, ``batch_size``, ``autocast``, ``seed``, ``progress``.
 
@@ -238,8 +264,8 @@ def forget(
     if isinstance(request, Request):
         if retain is not None:
             raise ValueError("retain: is given with a Request, which knows what stays; expected None")
-    elif retain is None:
-        raise ValueError("retain: is None, expected the samples that stay beside the samples to forget")
+    elif retain is None and factors is None:
+        raise ValueError("retain: is None, expected the samples that stay beside the samples to forget, or factors")
     else:
         request = Request.from_sets(forget=request, retain=retain)
-    return Automatic(seconds, reference=reference, **settings)(model, request)
+    return Automatic(seconds, reference=reference, factors=factors, **settings)(model, request)

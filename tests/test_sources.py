@@ -9,7 +9,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from tests.helpers import Lines
 from unlearnx import _data, _rows
 from unlearnx._data import as_dataset, batches, left_of, materialize, picked
-from unlearnx._known_labels import all_labels, drawn_labels, known_labels
+from unlearnx._known_labels import all_labels, known_labels, label_batches
 from unlearnx._rows import Rows
 from unlearnx._sources import Batched, Changed, Samples, relabelled
 
@@ -137,7 +137,7 @@ def test_labels_that_a_subclass_changes_are_read():
         def __getitem__(self, i):
             return self.x[i], self.y[i] + 10
 
-    assert torch.cat(drawn_labels(Poisoned(X, Y))).unique().tolist() == list(range(10, 15))
+    assert torch.cat(list(label_batches(Poisoned(X, Y)))).unique().tolist() == list(range(10, 15))
 
 
 class Many(Dataset):
@@ -152,10 +152,11 @@ class Many(Dataset):
         return torch.zeros(2), i % 7
 
 
-def test_of_many_labels_some_are_read():
-    data = Many(50_000)
-    assert torch.cat(drawn_labels(data)).unique().tolist() == list(range(7))
-    assert data.read == 5_000
+def test_labels_are_read_until_those_that_are_looked_for_are_found():
+    data = Many(20_000)
+    assert next(y for y in label_batches(data) if (y == 3).any()).unique().tolist() == list(range(7))
+    assert data.read < 1_000
+    assert len(torch.cat(list(label_batches(data)))) == 20_000
 
 
 def test_few_samples_are_kept_in_memory(monkeypatch):

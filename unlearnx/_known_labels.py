@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from unlearnx._data import BATCH_SIZE, Data, as_dataset, batches, size
 from unlearnx._sources import Loaded, Samples
 
 NAMES = ("targets", "labels")  # of the attributes by which datasets, as those of torchvision, tell their labels
-DRAWN = 5_000  # labels that are read where a dataset does not tell them and not all are needed
+DRAWN = 5_000  # samples that are read in the dataset's order, of random ones
 COMPARED = 8  # samples whose labels are compared with those that a dataset tells
 
 
@@ -24,18 +24,21 @@ def all_labels(data: Data) -> Nest:
     return joined([y for _, y in batches(data, title="labels")]) if known is None else known
 
 
-def drawn_labels(data: Data, batch_size: int | None = None) -> list[Nest]:
-    """The labels of all samples where the dataset tells them, and otherwise of some, drawn at random.
+def label_batches(data: Data, batch_size: int | None = None) -> Iterator[Nest]:
+    """The labels of all samples, in batches: one of all where the dataset tells them, else as samples are read.
 
-    They come in batches, since those of samples of different lengths do not fit together.
+    These are read in a random order, so that who looks for a label has to read few of them if it is frequent.
     """
     known, samples = known_labels(data), Samples(data)
     if samples.in_memory:
-        return [known]
-    index = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
-    if known is not None and equal(samples.read(index[:COMPARED])[1], known[index[:COMPARED]]):
-        return [known]  # otherwise a subclass gives other labels than those that it has inherited
-    return [y for _, y in samples.batches(index[:DRAWN].sort().values.split(batch_size or BATCH_SIZE))]
+        yield known
+        return
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+    if known is not None and equal(samples.read(order[:COMPARED])[1], known[order[:COMPARED]]):
+        yield known
+        return  # otherwise a subclass gives other labels than those that it has inherited
+    for part in order.split(DRAWN):
+        yield from (y for _, y in samples.batches(part.sort().values.split(batch_size or BATCH_SIZE)))
 
 
 def known_labels(data: Data) -> Nest | None:

@@ -49,13 +49,19 @@ def test_constant_features_and_absent_classes():
     assert (classifier(x).argmax(1) < 2).all()
 
 
+@torch.no_grad()
+def features_of(model, *batches):
+    depths, x = Depths(), batches[0]
+    depths.choose(model, model, (x[:2], 2), (x[:3], 3))
+    with depths.watching(model):
+        return [depths.take(x, len(model(x))) for x in batches]
+
+
 def test_depths_are_spread_and_narrow():
     layers = [layer for _ in range(10) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).eval()
-    depths, x = Depths(), torch.randn(5, 3, 32, 32)
-    with torch.no_grad(), depths.watching(model):
-        first = depths.take(x, model(x))
-        second = depths.take(x[:2], model(x[:2]))
+    x = torch.randn(5, 3, 32, 32)
+    first, second = features_of(model, x, x[:2])
     assert 3 <= len(first) <= 7
     assert next(iter(first)) == Depths.INPUT
     assert "21" not in first  # the output of the model itself
@@ -76,10 +82,86 @@ def test_modules_that_run_twice_or_return_tuples():
             hidden, _ = self.lstm(self.act(self.embed(tokens)))
             return self.head(self.act(hidden[:, -1]))
 
-    model, depths, tokens = Net().eval(), Depths(), torch.randint(0, 11, (5, 9))
-    with torch.no_grad(), depths.watching(model):
-        features = depths.take(tokens, model(tokens))
+    (features,) = features_of(Net().eval(), torch.randint(0, 11, (5, 9)))
     assert list(features) == ["embed", "lstm"]  # no input: tokens are no numbers
+
+
+class Recurrent(nn.Module):
+    """Takes samples first; time comes first in all that its layers give, unless `batch_first`."""
+
+    def __init__(self, width=6, *, batch_first=False):
+        super().__init__()
+        self.embed, self.batch_first = nn.Embedding(11, width), batch_first
+        self.lstm = nn.LSTM(width, width, batch_first=batch_first)
+        self.layer = nn.TransformerEncoderLayer(width, 2, 16, dropout=0.0, batch_first=batch_first)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, tokens):
+        hidden = self.layer(self.lstm(self.embed(tokens if self.batch_first else tokens.T))[0])
+        return self.head(hidden.mean(1 if self.batch_first else 0))
+
+
+def test_samples_in_the_second_dimension():
+    model, other, tokens = Recurrent().eval(), Recurrent(batch_first=True).eval(), torch.randint(0, 11, (5, 9))
+    other.load_state_dict(model.state_dict())
+    (features,), (expected,) = features_of(model, tokens), features_of(other, tokens)
+    assert len(features) > 3
+    assert features.keys() == expected.keys()
+    for name, t in features.items():
+        torch.testing.assert_close(t, expected[name])
+
+
+@pytest.mark.parametrize("length", [24, 64])  # as many as there are samples to forget, or in a forward pass
+def test_as_many_steps_as_samples(length):
+    data = torch.randint(0, 11, (200, length)), torch.arange(200) % 3
+    level = unseen_level(Recurrent().eval(), Request.remove(data, range(length)), (data[0][:50], data[1][:50]))
+    assert level.basis
+
+
+class Sentences(torch.utils.data.Dataset):
+    """Sentences of up to 20 words, and from the middle on of up to 30; the first word tells the label."""
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, i):
+        return torch.cat([torch.tensor([1 + i % 3]), torch.arange(i % 20 + 10 * (i >= 100)) % 7 + 4]), i % 3
+
+
+def padded(batch):
+    return nn.utils.rnn.pad_sequence([x for x, _ in batch], batch_first=True), torch.tensor([y for _, y in batch])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_sentences_that_are_padded_batch_by_batch(batch_first):
+    data = torch.utils.data.DataLoader(Sentences(), collate_fn=padded)
+    held = torch.utils.data.DataLoader(torch.utils.data.Subset(Sentences(), range(5, 80)), collate_fn=padded)
+    for request in (Request.remove(data, range(0, 200, 5)), Request.remove_class(data, 2)):
+        level = unseen_level(Recurrent(8, batch_first=batch_first).eval(), request, held)
+        assert level.known
+    assert level.accuracy.high == 0
+
+
+def test_depths_that_do_not_fit_are_left_out():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.odd, self.second, self.head = nn.Linear(8, 8), nn.Identity(), nn.Tanh(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            hidden = self.odd(self.first(x).masked_fill(x > 3, -torch.inf))
+            return self.head(self.second(hidden))
+
+    model, x = Net(), torch.randn(90, 8).clamp(max=2)
+    assert list(features_of(model, x)[0]) == [Depths.INPUT, "first", "odd", "second"]
+    x[40, 0] = 4.0
+    first, second = features_of(model, x[:20], x[20:])
+    assert list(first) == [Depths.INPUT, "first", "odd", "second"]
+    assert list(second) == [Depths.INPUT, "first", "second"]
+    x[60, 1] = torch.nan
+    data = x.nan_to_num(), torch.arange(90) % 3
+    assert unseen_level(model, Request.remove(data, range(9)), data).basis
+    assert list(features_of(model, x[:20], x[20:])[1]) == []  # nor is the input
 
 
 def digits_network(seed):
@@ -157,6 +239,37 @@ def test_a_whole_class_is_never_given(small):
         assert level.confidence.high == pytest.approx(1 / 3)
     some = unseen_level(model, Request.remove((x, y), range(2, 80, 3)))
     assert some.accuracy.high > 0  # a few samples of the class stay
+
+
+def test_a_class_of_which_few_samples_stay_is_not_gone():
+    """A dataset that does not tell its labels, of which the first ones that are read do not have that of the class."""
+
+    class Few(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20_000
+
+        def __getitem__(self, i):
+            label = 2 if i < 53 else i % 2
+            return torch.eye(3)[label].repeat(2) + i / 1e6, label
+
+    model = nn.Linear(6, 3)
+    assert unseen_level(model, Request.remove(Few(), range(53))).accuracy.high == 0
+    level = unseen_level(model, Request.remove(Few(), range(50)))
+    assert "too few samples stay" in level.basis
+    level = unseen_level(model, Request.remove(Few(), range(150)))
+    assert level.accuracy.high - level.accuracy.low > 0.5
+
+
+def test_held_out_data_that_hold_the_class_to_forget(small):
+    """Without a retain set nothing tells then whether it goes as a whole."""
+    model, x, y = small
+    gone, held = (x[y == 2], y[y == 2]), (x[y != 2], y[y != 2])
+    request = Request.from_sets(forget=gone)
+    assert unseen_level(model, request.with_held_out(held)).accuracy.high == 0
+    level = unseen_level(model, request.with_held_out((x, y)))
+    assert not level.known
+    assert "leave them out of the held-out data" in level.basis
+    assert unseen_level(model, Request.from_sets(forget=(x[:9], y[:9])).with_held_out((x, y))).known
 
 
 def test_labels_of_a_class_and_of_others(small):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from unlearnx._batches import joined
+from unlearnx._batches import Nest, joined
 from unlearnx._checks import check_at_least_one, check_at_least_zero
 from unlearnx._data import Data, drawn, size
-from unlearnx._known_labels import drawn_labels
+from unlearnx._known_labels import label_batches
 from unlearnx._labels import is_causal, predictions
 from unlearnx._losses import SampleLoss
 from unlearnx._progress import progress_bar
@@ -144,11 +144,14 @@ class InfluenceUpdate(Method):
         """Where no label of the forget set stays, as of a class, the loss of guessing."""
         if not work.measures:
             return None
-        forgotten, retained = (_classes(data, work.pace.batch_size) for data in (work.request.forget_set, work.target))
-        if forgotten is None or retained is None:
+        forgotten = _classes(work.request.forget_set, work.pace.batch_size)
+        if forgotten is None:
             return None
         given = forgotten[forgotten != SampleLoss(self.loss_fn).ignore_index]
-        return None if torch.isin(given, retained).any() else chance_loss(work, work.request.forget_set)
+        for y in label_batches(work.target, work.pace.batch_size):
+            if not _are_classes(y) or torch.isin(y.cpu().long(), given).any():
+                return None
+        return chance_loss(work, work.request.forget_set)
 
     def _find_direction(self, work: Work, generator: torch.Generator, record: dict[str, Any]) -> Vector | None:
         difference = self._difference(work, generator, record)
@@ -169,10 +172,16 @@ class InfluenceUpdate(Method):
 
 def _classes(data: Data, batch_size: int) -> Tensor | None:
     """The labels that occur, each once; None where they are no classes."""
-    found = drawn_labels(data, batch_size)
-    if not all(isinstance(y, Tensor) and not y.is_floating_point() for y in found):
-        return None
-    return torch.cat([y.reshape(-1).unique().cpu() for y in found]).unique()
+    found = []
+    for y in label_batches(data, batch_size):
+        if not _are_classes(y):
+            return None
+        found.append(y.unique().cpu().long())
+    return torch.cat(found).unique()
+
+
+def _are_classes(y: Nest) -> bool:
+    return isinstance(y, Tensor) and not y.is_floating_point()
 
 
 def _samples_of_step(work: Work, kind: str, limit: int | None, generator: torch.Generator) -> tuple[Data, Data | None]:

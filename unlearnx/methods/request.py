@@ -58,6 +58,9 @@ class Request:
         They tell what a model does on samples that it never saw, so that methods know better when to stop, and verdicts
         say more. Nothing is trained on them.
 
+        Without a retain set they stand for what stays, and harm is measured on them: they must not hold samples of a
+        class that goes as a whole.
+
         Raises:
             ValueError: there are none, or the data is not made of samples.
         """

@@ -19,6 +19,7 @@ from unlearnx._sources import Samples
 from unlearnx.metrics.depths import Depths
 
 HIT, PROBABILITY, LOSS = range(3)  # rows of what is said of labels
+TRIED = 2, 3  # samples in the calls that tell at which depths there are features of each
 PASS = 64  # samples in one forward pass where the caller does not say; of images more of them are no faster
 
 
@@ -66,27 +67,30 @@ class Reader:
         device = model_device(model)
         found_scores: list[Tensor] = []
         labels: list[Tensor] = []
-        found: dict[str, list[Tensor]] = {}
+        taken: list[dict[str, Tensor]] = []
         with evaluating(model) as lent, ExitStack() as watch:
             order = ImageOrder(lent)
             order.taken(samples.read(chosen[:2])[0])  # which runs the model, and is not to be watched
-            if features:
-                watch.enter_context(self.depths.watching(lent))
-            parts = chosen.split(self.batch_size or PASS)
-            for x, y in samples.batches(parts):
-                x, y = moved(x, device), moved(y, device)
+
+            def output_of(x: Nest) -> Any:
                 with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-                    output = run(lent, order(x))
+                    return run(lent, order(moved(x, device)))
+
+            if features:
+                few, more = ((samples.read(chosen[torch.arange(n) % len(chosen)])[0], n) for n in TRIED)
+                self.depths.choose(lent, lambda x: scores(output_of(x)), few, more)
+                watch.enter_context(self.depths.watching(lent))
+            for x, y in samples.batches(chosen.split(self.batch_size or PASS)):
+                output, y = output_of(x), moved(y, device)
                 rows = class_scores(output, y)
                 if rows is None:
                     return None
                 found_scores.append(rows.double().cpu())
                 labels.append(y.reshape(len(y)).long().cpu())
                 if features:
-                    for name, t in self.depths.take(x, scores(output)).items():
-                        found.setdefault(name, []).append(t.cpu())
+                    taken.append({name: t.cpu() for name, t in self.depths.take(x, len(y)).items()})
         y = torch.cat(labels)
-        joined = {name: torch.cat(parts) for name, parts in found.items()}
+        joined = {name: torch.cat([part[name] for part in taken]) for name in (taken[-1] if taken else ())}
         values = torch.cat(found_scores)
         return Reading(y, of_labels(values, y), of_labels(values, others(y, values.shape[1])), values.shape[1], joined)
 

@@ -116,7 +116,10 @@ def share(fitted: Reading, forget: Reading, held: Reading | None) -> Share | Non
 def _depths(fitted: Reading, forget: Reading, held: Reading | None) -> list[_Depth]:
     stays = float(fitted.of_labels[HIT].mean())
     depths = []
+    readings = [fitted, forget] if held is None else [fitted, forget, held]
     for name in fitted.features:
+        if not all(name in reading.features for reading in readings):
+            continue  # given up on the way
         classifier = RidgeClassifier(fitted.features[name], fitted.y, fitted.classes)
         mean, error = found = mean_of(of_labels(classifier.left_out, fitted.y)[HIT])
         memory, doubt = 0.0, BELIEVED_MEMORY

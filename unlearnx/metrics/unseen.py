@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unlearnx._arguments import checked
 from unlearnx._checks import known_as
 from unlearnx._data import Data, picked, size
-from unlearnx._known_labels import drawn_labels
+from unlearnx._known_labels import label_batches
 from unlearnx.metrics.levels import Level, UnseenLevel
 from unlearnx.metrics.readings import HIT, LOSS, PROBABILITY, Reader, Reading, of_labels, others
 from unlearnx.metrics.shares import NORMAL_95, as_often, mean_of, share
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FITTED = 2000  # most samples that a classifier is fitted on
 MOST = 0.9  # share of right labels without which no loss is estimated
+HARDLY = 1e-3  # probability below which samples are not taken for random ones
 READ = 1000  # most samples of the forget set, and of held-out data, that are read
 
 
@@ -54,7 +55,11 @@ def unseen_level(
     The interval holds the error of all that, and the spread over random choices of training. Without held-out data
     nothing tells how good such a model is, nor how much features hold: only the first half of the depths is used, the
     estimate is the mean of what the best classifier does and what the model does on what stays, and the interval
-    reaches as far as both.
+    reaches as far as both. Without a retain set held-out data stand for it, and nothing is estimated where they hold
+    samples of a class that the forget set consists of: it may go as a whole, or not.
+
+    Nor is it known what such a model does with labels that some samples that stay have, but none of those that are
+    read: the interval holds all that it may do.
 
     Of texts (a causal language model's inputs that are their own labels) the level is a loss, that of held-out texts of
     the same kind: ``m +- 1.96 s sqrt(1 / K + 1 / N)`` for K different texts to forget, from the mean m and the standard
@@ -97,7 +102,7 @@ def unseen_level(
     if seen is None:
         return UNKNOWN_KIND
     what_stays = request.target
-    absent = ~torch.isin(seen.y, _labels(what_stays, batch_size))
+    absent = _absent(seen.y, what_stays, batch_size)
     if absent.all():
         return _never_given(seen.classes)
     if not request.has_retain_set:  # held-out data stand for it: half of them are fitted, half are held out
@@ -108,6 +113,8 @@ def unseen_level(
         held = None if reference is None else reader.read(model, reference, READ, features=True)
     if fitted is None or (held is None and reference is not None):
         return UNKNOWN_KIND
+    if not request.has_retain_set and _chosen_by_label(request, seen, fitted):
+        return MAYBE_A_CLASS
     total = request.samples if request.has_retain_set else len(request.forget) + size(request.target)
     part = len(request.forget) / total
     return _from_features(fitted, seen, held, absent, part)
@@ -123,6 +130,16 @@ NONE_HELD_OUT = UnseenLevel(
     None, None, None, "What a model does on texts that it never saw is told by held-out texts, and none were given."
 )
 MEASURED = "A model that never saw the forget set was measured."
+MAYBE_A_CLASS = UnseenLevel(
+    None,
+    None,
+    None,
+    "The samples to forget were chosen by their labels, which held-out samples have as well, and without a retain set "
+    "nothing tells whether samples with these labels stay. Where none does, leave them out of the held-out data.",
+)
+TOO_FEW_STAY = UnseenLevel(
+    None, None, None, "Of the labels of the forget set too few samples stay to tell what a model makes of them."
+)
 UNTOLD = UnseenLevel(
     None, None, None, "At no depth do the model's features tell labels of what stays that it has not memorised."
 )
@@ -143,10 +160,20 @@ def _of_texts(model: nn.Module, request: Request, reference: nn.Module | Data | 
     return expected_loss(losses, different(request.forget_set))
 
 
-def _labels(data: Data, batch_size: int | None) -> Tensor:
-    """The labels that occur, each once; among some samples where reading all would take long."""
-    found = [y.reshape(-1).unique() for y in drawn_labels(data, batch_size)]
-    return torch.cat(found).unique().long().cpu()
+def _absent(labels: Tensor, what_stays: Data, batch_size: int | None) -> Tensor:
+    """Which of the labels (N,) no sample has that stays, (N,) bool: all are looked at, as a few may have them."""
+    missing = labels.unique()
+    for y in label_batches(what_stays, batch_size):
+        missing = missing[~torch.isin(missing, y.cpu().double())]
+        if not len(missing):
+            break
+    return torch.isin(labels, missing)
+
+
+def _chosen_by_label(request: Request, forget: Reading, like: Reading) -> bool:
+    """Whether so many samples drawn at random would hardly have had these labels alone, as those of a class do."""
+    frequency = float(torch.isin(like.y, forget.y).double().mean())
+    return frequency ** len(request.forget) < HARDLY
 
 
 def _measured(answer: Reading) -> UnseenLevel:
@@ -186,11 +213,13 @@ def _from_features(
     fitted: Reading, forget: Reading, held: Reading | None, absent: Tensor, of_training: float
 ) -> UnseenLevel:
     """The level; the forget set is such a part of the training data, and of some of its labels no sample stays."""
-    present = forget.where(~absent)
-    found = share(fitted, present, held)
+    read = torch.isin(forget.y, fitted.y)
+    if not read.any():
+        return TOO_FEW_STAY
+    found = share(fitted, forget.where(read), held)
     if found is None:
         return UNTOLD
-    n, part = len(forget.y), len(present.y) / len(forget.y)
+    n, parts = len(forget.y), [float(some.double().mean()) for some in (~absent, read)]
     if held is not None:
         weights = as_often(held.y, fitted.y)
         own = _End(held.of_labels, held.of_others, weights)
@@ -205,10 +234,10 @@ def _from_features(
         estimate = sum(end.at(row, found.estimate) for end in ends) / len(ends)
         reached = [end.at(row, share) for end in ends for share in (found.low, found.high)]
         deviation = max(end.deviation(row, found.estimate, n) for end in ends)
-        return _interval(row, [part * value for value in (estimate, *reached)], deviation)
+        return _interval(row, [part * value for part in parts for value in (estimate, *reached)], deviation)
 
     accuracy, confidence = level(HIT), level(PROBABILITY)
-    right = held is not None and not absent.any() and found.low >= MOST
+    right = held is not None and bool(read.all()) and found.low >= MOST
     loss = level(LOSS) if right else None  # of a wrong label it is as sure as a model is of its errors: any number
     return UnseenLevel(accuracy, confidence, loss, _basis(held is not None, found.strange))
 

@@ -419,6 +419,15 @@ def test_class_and_retraining(there, tmp_path):
     assert "accuracy, test, class 1" in page
 
 
+def test_forgetting_too_much_is_told_without_a_retrained_model(there, tmp_path):
+    more = [word for option in ("epochs=20", "lr=1e-1", "max_increase=inf") for word in ("--option", option)]
+    assert run(tmp_path / "out", *more, method="gradient-ascent", test="own_data:test").exit_code == 3
+    audit = audit_of(tmp_path / "out")
+    assert audit["measures"]["after"]["forget_loss"] > audit["measures"]["before"]["forget_loss"] + 5
+    assert "It forgot too much" in audit["warning"]
+    assert f"<b>Forgot too much:</b> {audit['warning']}" in one_line((tmp_path / "out" / "audit.html").read_text())
+
+
 def test_retraining_starts_from_the_factory(there, tmp_path):
     class Own(nn.Module):
         """Cannot be reset: its parameter is one of its own."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from unlearnx import Request, forget
 from unlearnx.methods import SSD, FineTune, FirstOrder, Pipeline, judge
+from unlearnx.methods.evidence import too_much
 from unlearnx.methods.verdict import _verdict
 from unlearnx.metrics import Level, UnseenLevel
 
@@ -83,6 +84,24 @@ def test_an_attack_is_told_where_held_out_data_are_at_hand():
         level = evidence["unseen"]["attack"]
         assert (level["low"], level["high"]) == (0, pytest.approx((-math.log(0.05) / 2 * (1 / 30 + 1 / 30)) ** 0.5))
         assert "An attack on the loss tells 0.0% of it from held-out data, 50.0% before" in evidence["sentence"]
+
+
+def test_too_much_is_told_by_each_measure():
+    x, y = torch.arange(90), torch.arange(90) % 3
+    request, wrong = Request.remove((x, y), range(30)), torch.where(x < 30, (y + 1) % 3, y)
+    level = UnseenLevel(Level(0.9, 0.8, 1.0), Level(0.8, 0.7, 0.9), Level(0.4, 0.1, 0.8), "It was measured.")
+    assert too_much(judge(Stored(y), Stored(y), request, level)[1]) is None
+    warning = too_much(judge(Stored(y), Stored(wrong), request, level)[1])
+    assert "gives its labels to 0.0% of the forget set, 100.0% before, where 80.0% to 100.0% are expected" in warning
+    assert "by 0.0% on average, 100.0% before, where 70.0% to 90.0% are expected" in warning
+    assert "a mean loss of 10 nats on the forget set, 9.08e-05 before, where 0.1 to 0.8 are expected" in warning
+    assert too_much(judge(Stored(wrong), Stored(wrong), request, level)[1]) is None  # nor did it know them before
+    unsure = Stored(y)
+    unsure.scores.data *= 0.04
+    warning = too_much(judge(Stored(y), unsure, request, level)[1])  # all labels are given, and hardly believed
+    assert "gives its labels" not in warning
+    assert "on average" in warning
+    assert "nats" in warning
 
 
 def test_what_forget_is_given_as_reference_counts_as_held_out():

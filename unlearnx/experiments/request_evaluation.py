@@ -15,6 +15,7 @@ from unlearnx.experiments.evaluation import Evaluation, Sets
 from unlearnx.experiments.measures import ATTACKS, gap_measures
 from unlearnx.experiments.robustness import PROBE
 from unlearnx.methods import Method, Request
+from unlearnx.methods.evidence import too_much
 from unlearnx.metrics.robustness import PROBED
 
 
@@ -73,10 +74,12 @@ class RequestEvaluation(Evaluation):
         }
         return {**found, "over": common}
 
-    def warning(self, models: Mapping[str, nn.Module]) -> str | None:
-        """A warning where the model forgot more than retraining would have; else None."""
-        if "after" not in models or "retrained" not in models:
+    def warning(self, models: Mapping[str, nn.Module], evidence: Mapping[str, Any]) -> str | None:
+        """A warning where the model forgot more than retraining would have, or than is expected of it; else None."""
+        if "after" not in models:
             return None
+        if "retrained" not in models:
+            return too_much(evidence)
         return self.over_forgetting(models["after"], models["retrained"])
 
     def _attack(self, model: nn.Module, protocol: str) -> float | None:

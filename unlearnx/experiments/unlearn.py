@@ -132,7 +132,7 @@ def unlearn(
             "read": evaluation.read,
             "distances": evaluation.distances(models),
             "gap": evaluation.gaps(measures),
-            "warning": evaluation.warning(models),
+            "warning": evaluation.warning(models, evidence),
             "notes": evaluation.notes,
             "moved": moved(state_tensors(model), state_tensors(outcome.model)),
             "weights": {

@@ -30,6 +30,7 @@ from unlearnx.experiments.text_samples import Sample, dataset_of, tokens_of
 from unlearnx.experiments.weights import state_tensors, tensor_hash
 from unlearnx.losses import causal_lm
 from unlearnx.methods import IDK, Method, Request, judge
+from unlearnx.methods.evidence import too_much
 from unlearnx.models.language import ADAPTER, dtype_of, load_lm, place_of, positions_of
 
 BATCH_SIZE = 8  # texts in a pass where none is given
@@ -161,7 +162,7 @@ def unlearn_texts(
             "sizes": measures.sizes,
             "distances": None,
             "gap": None,
-            "warning": None,
+            "warning": too_much(evidence) if outcome.applied else None,
             "notes": measures.notes,
             "moved": moved(state_tensors(original), state_tensors(outcome.model)),
             "weights": {

@@ -10,6 +10,13 @@ from unlearnx.metrics.levels import Level, UnseenLevel
 
 Measures = Mapping[str, Any]
 
+# What is worse at forgetting too much, in words, with the sign of worse.
+WORSE = {
+    "accuracy": (-1, "gives its labels to {:.1%} of the forget set", "{:.1%}"),
+    "confidence": (-1, "holds its labels for likely by {:.1%} on average", "{:.1%}"),
+    "loss": (1, "has a mean loss of {:.3g} nats on the forget set", "{:.3g}"),
+}
+
 
 def evidence_of(
     before: Measures | None, after: Measures | None, unseen: UnseenLevel, chance: Level | None, sentence: str
@@ -35,6 +42,32 @@ def evidence_of(
         "basis": unseen.basis,
         "sentence": sentence,
     }
+
+
+def too_much(evidence: Mapping[str, Any]) -> str | None:
+    """A warning where a model is worse on the forget set than is expected of one that never saw it, and was not before.
+
+    Args:
+        evidence: as :func:`unlearnx.methods.judge` returns it.
+    """
+    before, after, unseen = (evidence.get(name) for name in ("before", "after", "unseen"))
+    if before is None or after is None or unseen is None:
+        return None
+    found = []
+    for name, (sign, words, number) in WORSE.items():
+        level = unseen[name]
+        if level is None or after[name] is None or before[name] is None:
+            continue
+        bound = level["high" if sign > 0 else "low"]
+        if sign * after[name] > sign * bound >= sign * before[name]:
+            low, high, old = (number.format(value) for value in (level["low"], level["high"], before[name]))
+            found.append(f"{words.format(after[name])}, {old} before, where {low} to {high} are expected")
+    if not found:
+        return None
+    return (
+        f"The model {'; it '.join(found)} of one that never saw it. It forgot too much: what it does there reveals "
+        "which samples were forgotten."
+    )
 
 
 def said(verdict: Verdict, what: str, it: str) -> str:

@@ -12,14 +12,17 @@ from unlearnx.experiments import forget_class_of, forget_random_of, forget_subcl
 from unlearnx.experiments.forget import cifar, repeat
 from unlearnx.experiments.forget.methods import resnet_methods
 from unlearnx.experiments.forget.protocols import PROTOCOLS
+from unlearnx.experiments.forget.published import published
 from unlearnx.experiments.forget.quality import quality
 from unlearnx.experiments.forget.references import check_never_saw
 from unlearnx.experiments.forget.trials import SeedTrials
 from unlearnx.experiments.measures import changed
+from unlearnx.experiments.measures import described as described_measures
 from unlearnx.experiments.recipes import from_recipe, to_recipe
 from unlearnx.experiments.registry import STUDIES
 from unlearnx.experiments.report import forget as report
 from unlearnx.experiments.run_store import RunStore, read_trial
+from unlearnx.experiments.runs import write_json
 from unlearnx.metrics import forgetting_quality, logit_confidence
 from unlearnx.models import resnet9
 
@@ -71,7 +74,8 @@ def test_all_methods_keep_to_the_budget(described, tmp_path):
     result = quick().run([0], tmp_path)
     assert result["methods"].keys() == resnet_methods(None, 1).keys()
     # K-FADE reads at most 10,000 images that stay, and the recursion of the influence row 1,002: all of them here.
-    over = ["k-fade", "influence"]
+    # The noise of UNSIR and the gradients of MSG are of as many samples as for a large set.
+    over = ["k-fade", "influence", "unsir", "msg"]
     assert result["budget"] == {"share": 0.1, "gradient_evaluations": int(0.1 * 14 * 144), "over": over}
     measures = result["runs"][0]["methods"]["fine-tune"]["measures"]
     assert measures["gradient_ratio"] == pytest.approx(1 / 14)
@@ -79,12 +83,45 @@ def test_all_methods_keep_to_the_budget(described, tmp_path):
     assert result["runs"][0]["original"]["measures"]["gradient_ratio"] == pytest.approx(160 / 144)
     assert measures.keys() == result["measures"].keys()
     assert "relearn_time" not in measures
+    back = ("rounded_8", "rounded_4", "relearned_1", "relearned_10", "probe")
+    for entry in (*result["runs"][0]["methods"].values(), result["runs"][0]["retrained"]):
+        assert all(0 <= entry["measures"][key] <= 1 for key in back)
     html = report.page(result).render({**result, **described})
     for text in ("published 1.15", "201 gradients of single samples at most", "Fan et al., SalUn"):
         assert text in html, text
     recorded = read_trial(tmp_path / "trials" / "seed-0" / "salun.json")
     again = repeat(recorded["recipe"], tmp_path / "again", beside=tmp_path / "trials" / "seed-0", progress=False)
     assert changed(recorded, again) == []
+
+
+@pytest.mark.parametrize(("kind", "share"), [("class", None), ("random", 0.1), ("random", 0.5)])
+def test_published_rows_have_ours_beside_them(kind, share):
+    compared = resnet_methods(1 if kind == "class" else None, 1)
+    (table,) = published(kind, "cifar10", share)
+    assert table["rows"].keys() <= {"retrained", *compared}
+    assert compared.keys() >= {"unsir", "jit", "lfssd", "msg", "ct", "rum", "ssd"}
+
+
+def test_trials_from_before_a_measure_was_taken_still_count(tmp_path):
+    study = quick(preset="neurips23", epochs=1, methods=["gradient-ascent"])
+    study.run([0, 1], tmp_path)
+    for file in (tmp_path / "trials" / "seed-1").glob("*.json"):
+        trial = read_trial(file)
+        del trial["measures"]["probe"]
+        write_json(file, trial)
+    summary = study.run([0, 1], tmp_path)["summary"]["gradient-ascent"]
+    assert summary["probe"]["mean"] is None
+    assert summary["gap"]["mean"] is not None
+
+
+def test_published_standard_deviations_are_shown():
+    (table,) = published("random", "cifar10", 0.5)
+    result = {"measures": described_measures(None), "summary": {"ssd": {"retain_accuracy": {"mean": 0.9}}}}
+    beside = report._beside(result, table)
+    cells = {name: row for name, _, row in beside["rows"]}
+    (retain,) = [i for i, c in enumerate(beside["columns"]) if c["title"] == "retain accuracy"]
+    assert cells["ssd"][retain] == ("90.00", "72.00 ± 42.00")
+    assert cells["scrub"][retain] == ("", "100.00")
 
 
 @pytest.fixture

@@ -136,6 +136,18 @@ def test_noise_is_what_the_model_knows_least(digits, monkeypatch):
     assert learned > 2 * random
 
 
+def test_unsir_trains_on_a_part_of_what_stays():
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 8), torch.arange(60) % 3
+    model, request = nn.Linear(8, 3), Request.remove_class((x, y), 2)
+    settings = {"epochs": 1, "noise": 5, "repeats": 2, "max_increase": 9.0}
+    found = [UNSIR(**settings, retained=n)(model, request) for n in (12, 40, None)]
+    assert [outcome.gradient_evaluations for outcome in found] == [200 + 10 + 2 * n for n in (12, 40, 40)]
+    assert not torch.equal(found[0].model.weight, found[1].model.weight)
+    with pytest.raises(ValueError, match="retained is 0, expected at least 1"):
+        UNSIR(retained=0)
+
+
 def test_msg_resets_the_weights_that_nothing_pulls_at():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()

@@ -43,12 +43,12 @@ def interval(values: Sequence[float | None], highest: float = math.inf) -> dict[
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The interval of every measure of every model over the runs."""
+    """The interval of every measure of every model over the runs; of None where an earlier trial lacks it."""
     models = [{"original": run["original"], "retrained": run["retrained"], **run["methods"]} for run in runs]
     return {
         name: {
             key: interval(
-                [run[name]["measures"][key] for run in models], math.inf if key in UNBOUNDED_MEASURES else 1.0
+                [run[name]["measures"].get(key) for run in models], math.inf if key in UNBOUNDED_MEASURES else 1.0
             )
             for key in entry["measures"]
         }

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from unlearnx._batches import Nest, call, count, joined, moved, one_real_tensor
 from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
 from unlearnx._copies import lent
-from unlearnx._data import dataset_of
+from unlearnx._data import dataset_of, size
 from unlearnx._losses import SampleLoss
 from unlearnx._modes import modes_kept
 from unlearnx._random import forked_random
@@ -39,6 +39,8 @@ class UNSIR(TrainedMethod):
         noise: number of noise samples that are learned.
         repeats: how often each noise sample is in a pass.
         steps: of Adam, in which the noise is learned.
+        retained: number of samples of what stays, drawn at random, that are trained on; None for all. The source takes
+            a part.
 
     Raises:
         ValueError: a number is out of range, or an input is not one tensor of real numbers.
@@ -60,14 +62,15 @@ class UNSIR(TrainedMethod):
     noise: int = 64
     repeats: int = 8
     steps: int = 40
+    retained: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(noise=self.noise, repeats=self.repeats, steps=self.steps)
+        check_at_least_one(noise=self.noise, repeats=self.repeats, steps=self.steps, retained=self.retained)
         check_at_least_zero(repair_lr=self.repair_lr)
 
     def _trainer(self, work: Work, info: dict[str, Any]) -> Train:
-        retained = work.request.trained_target
+        retained = self._retained(work)
         noise = self._learned(work)
         impairing: Dataset[Any] = ConcatDataset([retained, *[noise] * self.repeats])
 
@@ -78,7 +81,15 @@ class UNSIR(TrainedMethod):
         return train
 
     def _heal(self, work: Work, info: dict[str, Any], epochs: int, rate: float) -> None:
-        self._train(work, info, epochs, rate * self.repair_lr)
+        self._train(work, info, epochs, rate * self.repair_lr, data=self._retained(work))
+
+    def _retained(self, work: Work) -> Dataset[Any]:
+        """What is trained on of what stays."""
+        data = work.request.trained_target
+        if self.retained is None:
+            return data
+        order = torch.randperm(size(data), generator=torch.Generator().manual_seed(self.seed))
+        return Subset(data, order[: self.retained].tolist())
 
     def _learned(self, work: Work) -> Dataset[Any]:
         """Noise with labels of the forget set, at which the model's loss is greatest."""

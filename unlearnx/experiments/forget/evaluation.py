@@ -37,7 +37,8 @@ class StudyEvaluation(Evaluation):
         seed: of the untrained network and of what the measures draw.
         autocast: dtype for the layers that mixed precision speeds up; None keeps the models' own dtype.
         attack: whose result the gap averages.
-        slow: whether measures are taken that train a model further, or run another one.
+        slow: whether an untrained model is run on all images, and models are trained until they know the forget set as
+            before.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class StudyEvaluation(Evaluation):
         if self.slow:
             measures["zrf"] = metrics.zrf(self.scores(model), self.scores(self._untrained), self.sets.numbers("forget"))
             measures["relearn_time"] = self._relearn_time(model)
-            measures |= self.come_back(model, F.cross_entropy, seed=self.seed)
+        measures |= self.come_back(model, F.cross_entropy, seed=self.seed)
         measures["seconds"] = cost.seconds
         measures["runtime_ratio"] = metrics.runtime_ratio(cost.seconds, self.retraining.seconds)
         measures["gradient_ratio"] = cost.gradient_evaluations / self.retraining.gradient_evaluations

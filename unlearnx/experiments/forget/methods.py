@@ -8,15 +8,20 @@ from dataclasses import replace
 from unlearnx.curvature import ConjugateGradient
 from unlearnx.experiments.runs import default_device
 from unlearnx.methods import (
+    CT,
     KFADE,
+    MSG,
+    RUM,
     SCRUB,
     SSD,
+    UNSIR,
     BadTeacher,
     BoundaryShrink,
     FineTune,
     FirstOrder,
     FisherMasking,
     GradientAscent,
+    JiT,
     L1Sparse,
     Method,
     NegGrad,
@@ -92,10 +97,11 @@ def resnet_methods(forget_class: int | None, passes: int) -> Methods:
             as retraining for 14 epochs.
     """
     is_class = forget_class is not None
-    methods: Methods = {
-        "fine-tune": FineTune(epochs=passes, lr=2e-3),
+    healing, relabelling = FineTune(epochs=passes, lr=2e-3), SalUn(epochs=passes, lr=5e-4)
+    return {
+        "fine-tune": healing,
         "l1-sparse": L1Sparse(epochs=passes, lr=2e-3),
-        "salun": SalUn(epochs=passes, lr=5e-4),
+        "salun": relabelling,
         "random-labels": RandomLabels(epochs=passes, lr=5e-4),
         "gradient-ascent": GradientAscent(epochs=1, lr=4e-5 if is_class else 1e-5),
         "boundary-shrink": BoundaryShrink(epochs=2, lr=2e-5 if is_class else 1e-5),
@@ -104,7 +110,11 @@ def resnet_methods(forget_class: int | None, passes: int) -> Methods:
         "bad-teacher": BadTeacher(epochs=passes, lr=5e-4),
         "k-fade": KFADE(step=1.0),
         "influence": WoodFisher(),
+        "ssd": SSD(),
+        "lfssd": SSD(fisher_type="label_free"),
+        "unsir": UNSIR(epochs=passes, retained=15_000),
+        "jit": JiT(epochs=1),
+        "msg": MSG(epochs=passes, lr=2e-3),
+        "ct": CT(epochs=passes, lr=2e-3),
+        "rum": RUM([relabelling] if passes == 1 else [healing, relabelling]),  # two stages make twice as many
     }
-    if is_class:  # of a random share, hardly any weight is more important to it than to the rest
-        methods["ssd"] = SSD()
-    return methods

@@ -7,7 +7,9 @@ from typing import Any
 
 KEYS = ("forget_accuracy", "retain_accuracy", "test_accuracy", "mia_salun", "gap")
 
-_SALUN_TENTH = {
+Row = Sequence[float | tuple[float, float] | None]  # per cent for each of KEYS; a mean may have its standard deviation
+
+_SALUN_TENTH: dict[str, Row] = {
     "retrained": (94.76, 100, 94.26, 12.88, 0),
     "salun": (97.15, 99.62, 93.93, 14.39, 1.15),
     "l1-sparse": (95.81, 97.74, 91.59, 9.84, 2.26),
@@ -17,16 +19,17 @@ _SALUN_TENTH = {
     "gradient-ascent": (99.31, 99.50, 94.01, 1.70, 4.12),
     "random-labels": (92.39, 99.67, 92.83, 37.36, 7.15),
 }
-_RERUN_HALF = {
+_RERUN_HALF: dict[str, Row] = {
     "retrained": (81.55, 100, 81.03, None, 0),
     "salun": (81.49, 99.26, 75.19, None, 2.22),
     "scrub": (99.73, 100, 86.95, None, 8.03),
+    "ssd": (None, (72, 42), None, None, None),
 }
-_RERUN_CLASS = {
+_RERUN_CLASS: dict[str, Row] = {
     "retrained": (0, 94.81, None, 100, 0),
     "scrub": (0, 94.79, None, 0, None),
     "unsir": (10.89, 92.20, None, 61.5, None),
-    "ssd": (4.37, 85.76, None, 87.86, None),
+    "ssd": (4.37, (85.76, 25.76), None, 87.86, None),
 }
 _VGG_CLASS = {
     "original": {"test_accuracy": 0.880},
@@ -41,7 +44,10 @@ _VGG_RANDOM = {
 
 
 def published(kind: str, data: str, share: float | None) -> list[dict[str, Any]]:
-    """The tables of a study: of each its ``source``, how it was ``made`` otherwise, and ``rows``: measures by model."""
+    """The tables of a study: of each its ``source``, how it was ``made`` otherwise, and ``rows``: measures by model.
+
+    Where standard deviations are published beside these, ``deviations`` has them in the same form.
+    """
     if data == "cifar":
         rows, source = (
             (_VGG_CLASS, "a class") if kind == "class" else (_VGG_RANDOM, "a random share, each method alone")
@@ -62,9 +68,13 @@ def published(kind: str, data: str, share: float | None) -> list[dict[str, Any]]
     return []
 
 
-def _table(rows: Mapping[str, Sequence[float | None]], source: str, made: str) -> dict[str, Any]:
-    shares = {
-        name: {key: value / 100 for key, value in zip(KEYS, row, strict=True) if value is not None}
-        for name, row in rows.items()
-    }
-    return {"source": source, "made": made, "rows": shares}
+def _table(rows: Mapping[str, Row], source: str, made: str) -> dict[str, Any]:
+    means: dict[str, dict[str, float]] = {}
+    deviations: dict[str, dict[str, float]] = {}
+    for name, row in rows.items():
+        for key, value in zip(KEYS, row, strict=True):
+            mean, deviation = value if isinstance(value, tuple) else (value, None)
+            for found, number in ((means, mean), (deviations, deviation)):
+                if number is not None:
+                    found.setdefault(name, {})[key] = number / 100
+    return {"source": source, "made": made, "rows": means, "deviations": deviations}

@@ -48,7 +48,7 @@ class ForgetStudy(Prepared):
         forget_seed: seed that the random share is drawn with for every run; None for the run's own.
         models: files of trained models; those that they lack are trained.
         attack: membership attack that the gap averages, ``"salun"`` or ``"ssd"``.
-        slow_measures: whether measures are taken that train models further, or run another one.
+        slow_measures: whether the report has ``zrf`` and ``relearn_time``, which cost as much as a quick method.
         budget: most gradients that a method should evaluate, as a share of retraining's; None for any number.
         preset: name of the protocol, for the report.
         published: results that the report shows beside these.

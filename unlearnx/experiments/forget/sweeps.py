@@ -62,7 +62,7 @@ class Sweep:
         points = []
         for value, name in zip(self.values, self.variants(methods), strict=True):
             entries = [by_name[name] for by_name in trials]
-            means = {key: interval([e["measures"][key] for e in entries])["mean"] for key in entries[0]["measures"]}
+            means = {key: interval([e["measures"].get(key) for e in entries])["mean"] for key in entries[0]["measures"]}
             everywhere = all(e["applied"] for e in entries)
             points.append({"value": value, "measures": means, "applied": everywhere})
         return {"method": self.method, "parameter": self.parameter, "points": points}

@@ -127,7 +127,10 @@ def _beside(result: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
 
     def cell(name: str, key: str) -> tuple[str, str]:
         ours, unit = Estimate.find(result, name, key), result["measures"][key]["unit"]
-        return shown(None if ours is None else ours.mean, unit), shown(table["rows"][name].get(key), unit)
+        theirs = shown(table["rows"][name].get(key), unit)
+        if deviation := shown(table.get("deviations", {}).get(name, {}).get(key), unit):
+            theirs = f"{theirs} \N{PLUS-MINUS SIGN} {deviation}"
+        return shown(None if ours is None else ours.mean, unit), theirs
 
     rows = [(name, name in result["summary"], [cell(name, key) for key in keys]) for name in table["rows"]]
     return {**table, "columns": [result["measures"][key] for key in keys], "rows": rows}

@@ -13,6 +13,7 @@ from tests.tiny_lm import tiny_llama, tiny_tokenizer
 from unlearnx.data.tofu import Question, Tofu, load_tofu, split_tofu
 from unlearnx.experiments import report, tofu
 from unlearnx.experiments.text_measures import told_apart
+from unlearnx.experiments.text_samples import dataset_of, padded, tokens_of
 from unlearnx.experiments.tofu import TOFU, measures
 from unlearnx.experiments.tofu.choice import best, distance
 from unlearnx.experiments.tofu.files import write_files
@@ -27,7 +28,7 @@ from unlearnx.experiments.tofu.measures import (
 )
 from unlearnx.experiments.tofu.methods import candidates
 from unlearnx.experiments.tofu.study import winner
-from unlearnx.experiments.tofu.texts import PROMPT, dataset_of, in_batches, padded, some_of, text_of, tokens_of
+from unlearnx.experiments.tofu.texts import PROMPT, in_batches, some_of, text_of
 from unlearnx.metrics import answer_probability, model_utility
 from unlearnx.models import Training
 

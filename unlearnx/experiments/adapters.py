@@ -8,11 +8,8 @@ import torch
 from torch import nn
 
 from unlearnx._blocks import blocks_of
-from unlearnx._copies import merged
 from unlearnx._extras import extra
 from unlearnx._random import forked_random
-
-__all__ = ["merged", "with_lora"]
 
 ALPHA = 2  # of a fresh adapter, over its rank
 

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from unlearnx._copies import independent
+from unlearnx._copies import independent, merged
 from unlearnx._data import Data, drawn, size
 from unlearnx._losses import Loss
-from unlearnx.experiments.adapters import merged
 from unlearnx.metrics.robustness import few_and_rest, linear_probe, relearn_, rounded_weights
 
 BITS = (8, 4)

@@ -12,7 +12,8 @@ from unlearnx._blocks import blocks_of
 from unlearnx._checks import model_device
 from unlearnx._copies import independent, lent
 from unlearnx._modes import evaluating
-from unlearnx.experiments.tofu.texts import Sample, in_order_of_length, padded
+from unlearnx.experiments.text_samples import Sample, padded
+from unlearnx.experiments.tofu.texts import in_order_of_length
 from unlearnx.methods.hidden_states import HiddenStates
 
 BATCH_SIZE = 32  # texts in a pass through the first blocks

@@ -18,17 +18,9 @@ from unlearnx.data.tofu import Question
 from unlearnx.experiments.adapters import with_lora
 from unlearnx.experiments.robustness import BITS, COUNTS, Robustness
 from unlearnx.experiments.text_measures import told_apart
+from unlearnx.experiments.text_samples import Sample, dataset_of, tokens_of
 from unlearnx.experiments.tofu.halves import Halves
-from unlearnx.experiments.tofu.texts import (
-    PROMPT,
-    Sample,
-    dataset_of,
-    in_batches,
-    in_order_of_length,
-    some_of,
-    text_of,
-    tokens_of,
-)
+from unlearnx.experiments.tofu.texts import PROMPT, in_batches, in_order_of_length, some_of, text_of
 from unlearnx.losses import causal_lm
 from unlearnx.metrics import answer_probability, forget_quality, model_utility, rouge_l
 from unlearnx.metrics.language import (

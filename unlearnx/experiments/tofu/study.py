@@ -18,12 +18,13 @@ from unlearnx.experiments.comparison import medians
 from unlearnx.experiments.run_store import Recipe, RunStore
 from unlearnx.experiments.runs import default_device, describe, slug
 from unlearnx.experiments.study import Prepared
+from unlearnx.experiments.text_samples import Sample, tokens_of
 from unlearnx.experiments.tofu.choice import RULE
 from unlearnx.experiments.tofu.files import write_files
 from unlearnx.experiments.tofu.halves import Halves
 from unlearnx.experiments.tofu.measures import STAY, TofuMeasures, described
 from unlearnx.experiments.tofu.methods import Candidate
-from unlearnx.experiments.tofu.texts import Sample, some_of, text_of, tokens_of
+from unlearnx.experiments.tofu.texts import some_of, text_of
 from unlearnx.experiments.tofu.trials import ADDED, SeedTrials, measures_of
 from unlearnx.methods import Method
 from unlearnx.models import Training

@@ -11,19 +11,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unlearnx.data import Text
 from unlearnx.data.tofu import Question
-from unlearnx.experiments.text_samples import Sample, dataset_of, padded, tokens_of
-
-__all__ = [
-    "PROMPT",
-    "Sample",
-    "dataset_of",
-    "in_batches",
-    "in_order_of_length",
-    "padded",
-    "some_of",
-    "text_of",
-    "tokens_of",
-]
 
 PROMPT = "Question: {}\nAnswer:"
 

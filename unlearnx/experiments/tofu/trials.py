@@ -17,10 +17,11 @@ from unlearnx.experiments.outcomes import describe_outcome
 from unlearnx.experiments.refusals import REFUSALS
 from unlearnx.experiments.run_store import Entry, Recipe, RunStore
 from unlearnx.experiments.runs import describe
+from unlearnx.experiments.text_samples import dataset_of
 from unlearnx.experiments.tofu.choice import best, distance
 from unlearnx.experiments.tofu.measures import TofuMeasures
 from unlearnx.experiments.tofu.methods import Candidate
-from unlearnx.experiments.tofu.texts import dataset_of, some_of
+from unlearnx.experiments.tofu.texts import some_of
 from unlearnx.losses import causal_lm
 from unlearnx.methods import IDK, Method, Request
 from unlearnx.methods.stored import FromFactors

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from math import log2
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -241,6 +242,29 @@ def canary() -> str:
         rows.append([label, *bits, f"{s['contains']} of {runs}", percent(s["accuracy"], 1), seconds, faster])
     head = ["model", "exposure, bits", "log-perplexity of the number, bits", "models that write it"]
     return markdown([*head, "training accuracy", "seconds", "faster than retraining"], rows)
+
+
+def canary_lm() -> str:
+    """A number that a pretrained language model learned by heart, forgotten, and what of it comes back."""
+    result = read("canary-lm")
+    runs = len(result["runs"])
+    space = result["canary"]["length"] * log2(10)  # no number has more: an estimate may say so of one known by heart
+    bits = ("exposure", "rounded_8", "rounded_4", "paraphrased", "relearned")
+    rows = []
+    for name, s in result["summary"].items():
+        label = {"before": "trained with the number", "retrained": "retrained without the number"}.get(name, name)
+        cells = [f"{s['contains']} of {runs}", *(f"{min(s[key], space):.1f}" for key in bits)]
+        cells += [f"{s[f'{part}_perplexity']:.1f}" for part in ("learned", "unseen")]
+        seconds = f"{s['seconds']:.0f}" if s["seconds"] else ""
+        rows.append([label, *cells, seconds, times(s["speedup"]) if name in result["methods"] else ""])
+    head = ["model", "models that write it", "exposure, bits", "8-bit weights", "4-bit weights", "in other words"]
+    head += ["second half relearned", "perplexity, learned", "unseen", "seconds", "faster than retraining"]
+    return f"*{processor(result)}, threads: {threads(result)}.*\n\n{markdown(head, rows)}"
+
+
+def threads(result: dict[str, Any]) -> int:
+    """How many threads a study ran on."""
+    return int(result["environment"]["unlearnx"]["threads"])
 
 
 def exposure_bits(summary: dict[str, Any]) -> float:
@@ -608,6 +632,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "repair-mnist": repair,
     "features-drebin": features,
     "canary-alice": canary,
+    "canary-lm": canary_lm,
     "fisher": fisher,
     "curvature": lambda: curvature("curvature"),
     "kronecker": kronecker,

@@ -334,7 +334,7 @@ class Scores(TorchDispatchMode):
 
 def test_scores_of_a_wide_head_are_not_copied(monkeypatch):
     """They are there once, and so are their gradients, which are worked out in blocks."""
-    monkeypatch.setattr("unlearnx.curvature.rules.losses.BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr("unlearnx.curvature.blocks.BLOCK_BYTES", 1 << 14)
     torch.manual_seed(0)
     tokens, length = 3000, 5
     model = nn.Sequential(nn.Embedding(tokens, 4), nn.Tanh(), nn.Linear(4, tokens, bias=False)).double()

@@ -1,7 +1,7 @@
 """Tables and the plot of the committed results, for README.md and the pages under docs.
 
-    python benchmarks/report.py             writes them anew from benchmarks/results
-    python benchmarks/report.py --check     writes nothing, and exits with 1 where a page says something else
+    python -m benchmarks.report             writes them anew from benchmarks/results
+    python -m benchmarks.report --check     writes nothing, and exits with 1 where a page says something else
 
 A page takes a table between ``<!-- results: NAME -->`` and ``<!-- end -->``; NAME is one of TABLES below, or that of a
 file of pytest-benchmark's results, such as ``ops-cpu``. docs/benchmarks.svg shows costs in passes over the data.
@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from benchmarks.untuned.rows import rows_of
 from unlearnx.experiments.forget.published import published
 from unlearnx.experiments.report.table_columns import speedup
 
@@ -508,7 +509,7 @@ def untuned() -> str:
 def untuned_methods() -> str:
     """For every method, on how many cells it comes near to retraining at little cost, and what its verdicts say."""
     by_method: dict[str, list[dict[str, Any]]] = {}
-    for row in read("untuned")["rows"]:
+    for row in rows_of(read("untuned")):
         by_method.setdefault(row["method"], []).append(row)
 
     def near(own: list[dict[str, Any]], is_class: bool) -> str:
@@ -557,7 +558,7 @@ def untuned_cifar() -> str:
             *(percent(row[when]["test"], 1) for when in ("before", "after")),
             *(f'"{row["forgotten"]}"', *(f"{row[name]:,.0f} s" for name in ("seconds", "retraining_seconds"))),
         ]
-        for row in read("untuned-cifar")["rows"]
+        for row in rows_of(read("untuned-cifar"))
     ]
     head = ["model, what is forgotten", "before", "retrained", "`forget`", "test before", "after", "verdict"]
     return markdown([*head, "seconds", "of retraining"], rows)
@@ -566,7 +567,7 @@ def untuned_cifar() -> str:
 def untuned_cells() -> list[list[dict[str, Any]]]:
     """The rows of each cell."""
     cells: dict[str, list[dict[str, Any]]] = {}
-    for row in read("untuned")["rows"]:
+    for row in rows_of(read("untuned")):
         cells.setdefault(row["cell"], []).append(row)
     return list(cells.values())
 
@@ -709,7 +710,7 @@ def main() -> None:
     stale = {file: text for file, text in with_tables(before).items() if text != before[file]}
     if check:
         for file in stale:
-            print(f"{file.relative_to(ROOT)}: differs from benchmarks/results; run python benchmarks/report.py")
+            print(f"{file.relative_to(ROOT)}: differs from benchmarks/results; run python -m benchmarks.report")
         sys.exit(bool(stale))
     for file, text in stale.items():
         file.write_text(text)

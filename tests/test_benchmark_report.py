@@ -14,7 +14,7 @@ README = report.ROOT / "README.md"
 def test_pages_hold_the_committed_results():
     pages = report.pages()
     for file, text in report.with_tables(pages).items():
-        assert pages[file] == text, f"{file.relative_to(report.ROOT)}: run python benchmarks/report.py"
+        assert pages[file] == text, f"{file.relative_to(report.ROOT)}: run python -m benchmarks.report"
 
 
 def test_runs_as_a_script_from_anywhere(tmp_path):

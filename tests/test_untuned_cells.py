@@ -5,6 +5,8 @@ import torch
 
 from benchmarks.unseen_level import HARD, summary
 from benchmarks.untuned import CELLS, Missing, Sources
+from benchmarks.untuned.rows import cases_of, rows_of
+from benchmarks.untuned.study import judged
 from unlearnx.data import load_digits
 from unlearnx.metrics import unseen_level
 from unlearnx.models import Training, digits_cnn
@@ -94,3 +96,20 @@ def test_errors_of_the_unseen_level_are_summed_up_by_kind():
     assert [(line["kind"], line["cases"], line["right"]) for line in lines] == [("class", 1, 1), ("samples", 2, 1)]
     assert lines[1]["mean_error"] == pytest.approx(0.1)
     assert lines[1]["mean_width"] == pytest.approx(0.2)
+
+
+def test_rows_come_back_from_their_file():
+    def row(method, seed, **more):
+        known = {"cell": "lstm-class", "what": "a class", "is_class": True, "seed": seed, "method": method}
+        accuracy = {"before": {"forget": 1.0, "test": 0.9}, "retrained": {"forget": 0.0, "test": 0.8 + seed / 10}}
+        found = {**known, **accuracy, "retraining_seconds": 2.0, **more}
+        return {**found, **judged(found, is_class=True)}
+
+    after = {"after": {"forget": 0.01, "test": 0.89}, "forgotten": "yes"}
+    rows = [row("ssd", 0, **after), row("auto", 0, refused="no"), row("ssd", 1, **after)]
+    cases = cases_of(rows)
+    assert [(case["seed"], len(case["rows"])) for case in cases] == [(0, 2), (1, 1)]
+    assert not {"before", "near"} & cases[0]["rows"][0].keys()
+    assert rows_of({"cases": cases}) == rows
+    with pytest.raises(ValueError, match="rows of lstm-class, seed 0: are of several models"):
+        cases_of([rows[0], {**rows[0], "retraining_seconds": 3.0}])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.result_file import write_result
 from benchmarks.untuned.cells import CELLS
+from benchmarks.untuned.rows import cases_of
 from benchmarks.untuned.sources import Sources
 from benchmarks.untuned.study import MAKERS, methods, run, summary
 
@@ -28,7 +29,7 @@ def main() -> None:
     found = summary(rows)
     print(json.dumps(found, indent=1))
     if given.out is not None:
-        write_result(given.out, {**found, "rows": rows})
+        write_result(given.out, {**found, "cases": cases_of(rows)})
 
 
 if __name__ == "__main__":

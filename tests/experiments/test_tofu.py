@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from tests.experiments.tables import in_80_columns
 from tests.tiny_lm import tiny_llama, tiny_tokenizer
 from unlearnx.data.tofu import Question, Tofu, load_tofu, split_tofu
 from unlearnx.experiments import report, tofu
+from unlearnx.experiments.run_store import differing
 from unlearnx.experiments.text_measures import told_apart
 from unlearnx.experiments.text_samples import dataset_of, padded, tokens_of
 from unlearnx.experiments.tofu import TOFU, measures
@@ -182,10 +184,10 @@ def test_the_rule_by_hand():
 
 def test_strengths_lie_on_a_grid():
     for candidate in candidates(8).values():
-        values = [getattr(candidate.at(k, 3), candidate.strength) for k in range(3)]
+        values = [candidate.value(method) for method in candidate.tried(3)]
         assert values[1] == getattr(candidate.method, candidate.strength)
         assert values[2] / values[1] == pytest.approx(candidate.factor, rel=0.01)
-        assert candidate.at(0, 1) == candidate.method
+        assert candidate.tried(1) == [candidate.method]
 
 
 def test_winner():
@@ -337,10 +339,84 @@ def test_the_same_seed_gives_the_same_numbers(study, tmp_path):
     assert without_times(first) == without_times(second)
 
 
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from unlearnx.methods import FineTune, FisherMasking, Method, Pipeline
+
+@dataclass
+class Shrink(Method):
+    _per: ClassVar[str] = "token"
+    _strength: ClassVar[str] = "share"
+    share: float = 0.1
+
+    def _apply(self, work, info):
+        for name, p in work.model.named_parameters():
+            p.data.mul_(1 - self.share if name in work.names else 1.0)
+
+HALF = FisherMasking(ratio=0.5)
+LONG = FineTune(epochs=2)
+both = BOTH = Pipeline([Shrink(), FineTune(epochs=1)])
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a module of methods, one of which is a plug-in."""
+    (tmp_path / "own_texts.py").write_text(OWN)
+    info = tmp_path / "their_methods-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-methods\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[unlearnx.methods]\nshrink = own_texts:Shrink\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("own_texts", None)
+
+
+def test_methods_from_elsewhere(folder, study, own, tmp_path):
+    names = ["shrink", "own_texts:BOTH", "own_texts:LONG", "ssd", "neg-grad"]
+    made = tofu(folder, authors=4, forget=25, blocks=1, strengths=2, questions=4, methods=names, progress=False).methods
+    shrink, both, long, _, auto = (made[name] for name in names)
+    assert [(c.strength, len(c.tried(2))) for c in (shrink, both, long, auto)] == [
+        ("share", 2),
+        (None, 1),
+        ("epochs", 2),
+        (None, 1),
+    ]
+    assert [method.share for method in shrink.tried(2)] == [0.0577, 0.173]
+    assert [method.epochs for method in long.tried(3)] == [1, 2, 6]
+    assert [method.loss_fn.keywords["per"] for method in (shrink.method, *both.method.stages)] == [
+        "token",
+        "token",
+        "sample",
+    ]
+    assert {method.batch_size for method in (shrink.method, *both.method.stages, auto.method)} == {8}
+    assert [c.method.max_increase for c in (shrink, both, auto)] == [math.inf, math.inf, None]
+    few = replace(study, methods={name: made[name] for name in names[:2]})
+    result = few.run([0], tmp_path / "run")
+    assert [len(result["chosen"][name]["tried"]) for name in names[:2]] == [2, 1]
+    assert result["chosen"]["own_texts:BOTH"]["value"] is None
+    assert [result["runs"][0]["methods"][name]["applied"] for name in names[:2]] == [True, True]
+    result["command"], result["environment"] = "unlearnx compare tofu", report.environment()
+    assert "its own" in report.write(result, TOFU.page, tmp_path / "run").read_text()
+    before = few.recipe("shrink", 0, shrink.method)
+    with (own / "own_texts.py").open("a") as file:
+        file.write("# changed\n")
+    assert differing(few.recipe("shrink", 0, shrink.method), before) == ["sources"]
+
+
+def test_strengths_and_names_that_do_not_fit_are_refused_before_any_work(folder, own):
+    some = {"authors": 4, "forget": 25, "progress": False}
+    with pytest.raises(ValueError, match=r"methods: own_texts:HALF cannot be tried at 3 strengths: ratio is 1\.5"):
+        tofu(folder, methods=["own_texts:HALF"], **some)
+    with pytest.raises(ValueError, match="methods: some names give the same file"):
+        tofu(folder, methods=["own_texts:BOTH", "own_texts:both"], **some)
+
+
 def test_wrong_options(folder):
     with pytest.raises(ValueError, match="preset is 'best', expected one of 'default', 'reference'"):
         tofu(folder, preset="best")
-    with pytest.raises(ValueError, match="methods: 'npu' is unknown, expected some of npo, simnpo"):
+    with pytest.raises(ValueError, match=r"methods: 'npu' is unknown, expected names among npo, .*, or module:Method"):
         tofu(folder, methods=["npu"])
     with pytest.raises(ValueError, match="authors is 40, expected an even number"):
         tofu(folder)

@@ -66,6 +66,23 @@ def to_recipe(value: Any, name: str = "value") -> Any:
     )
 
 
+def sources(method: methods.Method | methods.Pipeline) -> list[str]:
+    """The SHA-256 of the file of each method from elsewhere, as recipes have it: of a method, or a pipeline's stages.
+
+    Raises:
+        ValueError: a method is in no file that it can be imported from.
+    """
+    parts = [method, *method.stages] if isinstance(method, methods.Pipeline) else [method]
+    kinds = [kind for kind in map(type, parts) if _public(methods, kind.__name__) is not kind]
+    found = []
+    for kind in kinds:
+        source = _source(kind)
+        if source is None:
+            raise ValueError(f"methods: {_path(kind)} can be imported from no file, expected a class of a module")
+        found.append(source)
+    return found
+
+
 def from_recipe(recipe: Any) -> Any:
     """The value that :func:`to_recipe` wrote.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,6 +146,17 @@ def _finite(value: Any) -> Any:
 def slug(name: str) -> str:
     """`name` as part of a file's name: lower case, letters, digits and hyphens."""
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+
+
+def check_files(names: Iterable[str]) -> None:
+    """Refuse names of models of which two would have the same file.
+
+    Raises:
+        ValueError: two have.
+    """
+    files = [slug(name) for name in names]
+    if len(set(files)) < len(files):
+        raise ValueError(f"methods: some names give the same file, expected different ones, got {', '.join(files)}")
 
 
 def describe(method: Method | Pipeline | Training) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unlearnx._files import check_room
 from unlearnx.curvature import Factors
@@ -25,10 +24,10 @@ from unlearnx.experiments.audit import check_takes_factors, moved, of_run
 from unlearnx.experiments.output_folder import MIN_ROOM, claimed
 from unlearnx.experiments.refusals import REFUSALS, read_refusals, refused
 from unlearnx.experiments.runs import chosen_device
+from unlearnx.experiments.text_loss import with_text_loss
 from unlearnx.experiments.text_measures import TextMeasures, judge_by_retrained
 from unlearnx.experiments.text_samples import Sample, dataset_of, tokens_of
 from unlearnx.experiments.weights import state_tensors, tensor_hash
-from unlearnx.losses import causal_lm
 from unlearnx.methods import IDK, Method, Request, judge
 from unlearnx.methods.evidence import too_much
 from unlearnx.models.language import ADAPTER, dtype_of, load_lm, place_of, positions_of
@@ -114,8 +113,7 @@ def unlearn_texts(
         original: nn.Module = adapted.to(where)
         if factors is not None:
             method = replace(method, factors=Factors.load(Path(factors), original))  # type: ignore[call-arg]
-        if method.loss_fn is F.cross_entropy:
-            method = replace(method, loss_fn=causal_lm(per=method._per))
+        method = with_text_loss(method)
         tokens, *rest = (tokens_of(read, tokenizer, positions_of(original)) for read in (texts, *more.values()))
         others = dict(zip(more, rest, strict=True))
         request = Request.remove(dataset_of(tokens), chosen)

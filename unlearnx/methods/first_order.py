@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from unlearnx._data import size
 from unlearnx._vectors import Vector
 from unlearnx.methods.base import Work
 from unlearnx.methods.influence import InfluenceUpdate
-from unlearnx.methods.step_size import check_size
 
 
 @dataclass
@@ -41,15 +40,10 @@ class FirstOrder(InfluenceUpdate):
         True
     """
 
+    _strength: ClassVar[str | None] = "tau"
+
     tau: float | str = "auto"
     steps: int = field(default=10, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_size("tau", self.tau)
-
-    def _fixed_step(self) -> float | None:
-        return check_size("tau", self.tau)
 
     def _first_guess(self, work: Work) -> float:
         return 1.0 / size(work.target)

@@ -23,7 +23,7 @@ from unlearnx._vectors import Vector, scaled
 from unlearnx.curvature import grad_difference
 from unlearnx.methods.base import Method, NotApplied, Work, allowed_increase, chance_loss
 from unlearnx.methods.chosen_parameters import ChosenParameters
-from unlearnx.methods.step_size import StepTaker
+from unlearnx.methods.step_size import StepTaker, check_size
 from unlearnx.metrics import mean_loss
 from unlearnx.metrics.outputs import each_batch
 
@@ -35,9 +35,9 @@ LINE_SEARCH_SAMPLES = 10_000  # most samples of the corrected data (or retain se
 class InfluenceUpdate(Method):
     """Steps ``theta <- theta - step * direction``, with a direction from the gradient difference of the forget set.
 
-    Subclasses define the direction and the step size. A step after which the loss on the corrected data (or the retain
-    set) is not finite, or not lower, is undone and ends the run. In a removal with a given step size, or with steps
-    towards ``forget_loss``, the loss may rise by ``max_increase``.
+    Subclasses define the direction and name the field of the step size. A step after which the loss on the corrected
+    data (or the retain set) is not finite, or not lower, is undone and ends the run. In a removal with a given step
+    size, or with steps towards ``forget_loss``, the loss may rise by ``max_increase``.
     """
 
     _exact: ClassVar[bool] = True
@@ -53,10 +53,12 @@ class InfluenceUpdate(Method):
             raise ValueError(f"points is {self.points!r}, expected 'predicted' or 'forget'")
         check_at_least_one(steps=self.steps, points_per_step=self.points_per_step)
         check_at_least_zero(forget_loss=self.forget_loss)
+        self._fixed_step()  # refuses what is no step size
 
     def _fixed_step(self) -> float | None:
         """The step size given by the user; None for a line search."""
-        raise NotImplementedError
+        assert self._strength is not None, "subclasses name the field"
+        return check_size(self._strength, getattr(self, self._strength))
 
     def _first_guess(self, work: Work) -> float:
         """The step size at which the first line search starts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from unlearnx._checks import check_at_least_zero
 from unlearnx._data import size
@@ -15,7 +15,6 @@ from unlearnx.methods.base import Work
 from unlearnx.methods.importance import diagonal, mean_entry
 from unlearnx.methods.influence import InfluenceUpdate
 from unlearnx.methods.solving import check_solver, curvature_operator, solved_direction
-from unlearnx.methods.step_size import check_size
 
 DIAGONAL = "diagonal"
 
@@ -53,6 +52,8 @@ class NewtonRepair(InfluenceUpdate):
         True
     """
 
+    _strength: ClassVar[str | None] = "gamma"
+
     gamma: float | str = "auto"
     kind: str = "ggn"
     damping: float | None = None
@@ -61,14 +62,10 @@ class NewtonRepair(InfluenceUpdate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("gamma", self.gamma)
         check_at_least_zero(damping=self.damping)
         if self.kind not in (*CURVATURE_KINDS, DIAGONAL):
             raise ValueError(f"kind is {self.kind!r}, expected one of {', '.join(CURVATURE_KINDS)} and {DIAGONAL}")
         check_solver(self.solver, None if self.kind == DIAGONAL else self.damping)
-
-    def _fixed_step(self) -> float | None:
-        return check_size("gamma", self.gamma)
 
     def _first_guess(self, work: Work) -> float:
         return 1.0

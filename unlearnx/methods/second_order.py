@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -29,7 +29,6 @@ from unlearnx.methods.influence import InfluenceUpdate
 from unlearnx.methods.outcome import Outcome
 from unlearnx.methods.request import Request
 from unlearnx.methods.solving import check_solver, checked_direction, curvature_operator, damping_of, solved_direction
-from unlearnx.methods.step_size import check_size
 from unlearnx.methods.stored import FromFactors, training_samples
 
 
@@ -70,6 +69,8 @@ class SecondOrder(InfluenceUpdate, FromFactors):
         True
     """
 
+    _strength: ClassVar[str | None] = "step"
+
     solver: Solver = field(default_factory=lambda: LiSSA(damping=1e-2, batch_size=None, recursion_depth=20))
     kind: str = "ggn"
     damping: float | None = None
@@ -79,16 +80,12 @@ class SecondOrder(InfluenceUpdate, FromFactors):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("step", self.step)
         check_curvature(self.kind, self.damping)
         if self.factors is None:
             check_solver(self.solver, self.damping)
         else:
             check_above_zero(damping=self.damping)
         check_at_least_one(curvature_samples=self.curvature_samples)
-
-    def _fixed_step(self) -> float | None:
-        return check_size("step", self.step)
 
     def _first_guess(self, work: Work) -> float:
         return 1.0

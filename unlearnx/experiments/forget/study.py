@@ -24,7 +24,7 @@ from unlearnx.experiments.forget.trials import REFERENCES, SeedTrials
 from unlearnx.experiments.measures import ATTACKS, described
 from unlearnx.experiments.recipes import to_recipe
 from unlearnx.experiments.run_store import Recipe, RunStore
-from unlearnx.experiments.runs import default_device, describe, room_for, slug
+from unlearnx.experiments.runs import check_files, default_device, describe, room_for
 from unlearnx.experiments.study import Prepared
 from unlearnx.experiments.weights import Weights
 from unlearnx.methods import Method, Pipeline
@@ -86,9 +86,7 @@ class ForgetStudy(Prepared):
             )
         if self.share is not None and not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}, expected a number between 0 and 1")
-        files = [slug(name) for name in (*REFERENCES, *self.methods)]
-        if len(set(files)) < len(files):
-            raise ValueError(f"methods: some names give the same file, expected different ones, got {', '.join(files)}")
+        check_files([*REFERENCES, *self.methods])
 
     def check_sizes(self) -> None:
         """Refuse sets that are too small to be measured, before any model is trained.

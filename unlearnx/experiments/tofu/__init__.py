@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 from unlearnx.data.tofu import load_tofu
+from unlearnx.experiments.named_methods import method_with_arguments
 from unlearnx.experiments.report import tofu as report
 from unlearnx.experiments.study import Data, Epochs, Preset, Study
-from unlearnx.experiments.tofu.methods import candidates
+from unlearnx.experiments.tofu.methods import candidate, candidates
 from unlearnx.experiments.tofu.study import TofuStudy
 from unlearnx.losses import causal_lm
 from unlearnx.models import Training, load_lm
@@ -60,27 +61,31 @@ def tofu(
         strengths: how many are tried of each method, in a geometric grid about its own.
         questions: most that are measured of each set, of the forget set in writing; 40, or all with the preset
             ``"reference"``.
-        methods: names of those to compare; all where not given.
+        methods: names of those to compare; all of the study where not given. Others of unlearnx, plug-ins and a user's
+            own, ``module:Method``, are taken with their own arguments, but for the loss, where it is the default, and
+            the batch size.
         epochs: of each training; 3, or 5 with the preset ``"reference"``.
         preset: ``"default"``, for two cores; ``"reference"``, the published sizes and settings, for a GPU.
         progress: show progress bars.
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: there is no such preset or method, or the authors cannot be divided so.
+        ValueError: there is no such preset or method, a strength is out of the method's range, or the authors cannot be
+            divided so.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
     chosen = PRESETS[preset]
-    offered = candidates(int(chosen["batch_size"]))
-    names = list(offered) if methods is None else list(methods)
-    for name in names:
-        if name not in offered:
-            raise ValueError(f"methods: {name!r} is unknown, expected some of {', '.join(offered)}")
+    batch_size = int(chosen["batch_size"])
+    offered = candidates(batch_size)
+    compared = {
+        name: offered[name] if name in offered else candidate(method_with_arguments(name, offered), batch_size)
+        for name in (offered if methods is None else methods)
+    }
     training = Training(
         int(chosen["epochs"]) if epochs is None else epochs,
         lr=chosen["lr"],
-        batch_size=int(chosen["batch_size"]),
+        batch_size=batch_size,
         weight_decay=0.01,
         loss_fn=causal_lm(),
     )
@@ -94,13 +99,13 @@ def tofu(
         partial(load_lm, source),
         int(chosen["blocks"]) if blocks is None else blocks,
         training,
-        {name: offered[name] for name in names},
+        compared,
         strengths,
         most if questions is None else questions,
         source=source,
         progress=progress,
     )
-    study.split  # noqa: B018 (which refuses what does not fit before any work)
+    study.check()
     return study
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unlearnx.experiments.text_loss import with_text_loss
 from unlearnx.losses import causal_lm
 from unlearnx.methods import (
     IDK,
@@ -19,6 +21,7 @@ from unlearnx.methods import (
     FisherMasking,
     Method,
     NegGrad,
+    Pipeline,
     SecondOrder,
     SimNPO,
     TaskVector,
@@ -27,16 +30,30 @@ from unlearnx.methods import (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method with the field that is its strength, and how far apart the values are that are tried."""
+    """A method with the field that is its strength, and how far apart the values are that are tried.
 
-    method: Method
-    strength: str
+    Without a strength, it is tried as it is.
+    """
+
+    method: Method | Pipeline
+    strength: str | None
     factor: float = 3.0
 
-    def at(self, k: int, trials: int) -> Method:
-        """The method at the k-th of so many strengths: a geometric grid about its own, in which steps are `factor`."""
-        own = float(getattr(self.method, self.strength))
-        changed: dict[str, Any] = {self.strength: float(f"{own * self.factor ** (k - (trials - 1) / 2):.3g}")}
+    def tried(self, trials: int) -> list[Method | Pipeline]:
+        """The method at so many strengths: a geometric grid about its own, in which steps are `factor`."""
+        if self.strength is None:
+            return [self.method]
+        return [self._with(self.factor ** (k - (trials - 1) / 2)) for k in range(trials)]
+
+    def value(self, method: Method | Pipeline) -> float | None:
+        """The strength that the method has."""
+        return None if self.strength is None else getattr(method, self.strength)
+
+    def _with(self, factor: float) -> Method | Pipeline:
+        assert self.strength is not None
+        own = getattr(self.method, self.strength)
+        value = float(f"{own * factor:.3g}")
+        changed: dict[str, Any] = {self.strength: max(1, round(value)) if isinstance(own, int) else value}
         if self.strength == "lr" and isinstance(self.method, SCRUB):
             changed["max_lr"] = 2 * changed["lr"]
         return replace(self.method, **changed)
@@ -63,3 +80,19 @@ def candidates(batch_size: int) -> Mapping[str, Candidate]:
         "scrub": Candidate(SCRUB(epochs=epochs, max_epochs=2, lr=3e-4, max_lr=6e-4, **mean), "lr"),
         "fine-tuning": Candidate(FineTune(epochs=epochs, lr=3e-4, **mean), "lr"),
     }
+
+
+def candidate(method: Method | Pipeline, batch_size: int) -> Candidate:
+    """A method that is not among these, with the loss of texts: what is tried is its strength, if that is a number.
+
+    A strength of ``"auto"`` is found by the method itself, within the harm that its ``max_increase`` allows.
+    """
+    if isinstance(method, Pipeline):
+        stages = [replace(with_text_loss(stage), batch_size=batch_size) for stage in method.stages]
+        return Candidate(replace(method, stages=stages, max_increase=math.inf), None)
+    made, name = replace(with_text_loss(method), batch_size=batch_size), method._strength
+    if made._finds_strength:
+        return Candidate(made, None)
+    value = None if name is None else getattr(made, name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return Candidate(replace(made, max_increase=math.inf), name if is_number else None)

@@ -15,8 +15,9 @@ from torch import nn
 from unlearnx import __version__
 from unlearnx.data.tofu import QUESTIONS, Question, Tofu, TofuSplit, split_tofu
 from unlearnx.experiments.comparison import medians
+from unlearnx.experiments.recipes import sources
 from unlearnx.experiments.run_store import Recipe, RunStore
-from unlearnx.experiments.runs import default_device, describe, slug
+from unlearnx.experiments.runs import check_files, default_device, describe, slug
 from unlearnx.experiments.study import Prepared
 from unlearnx.experiments.text_samples import Sample, tokens_of
 from unlearnx.experiments.tofu.choice import RULE
@@ -26,7 +27,7 @@ from unlearnx.experiments.tofu.measures import STAY, TofuMeasures, described
 from unlearnx.experiments.tofu.methods import Candidate
 from unlearnx.experiments.tofu.texts import some_of, text_of
 from unlearnx.experiments.tofu.trials import ADDED, SeedTrials, measures_of
-from unlearnx.methods import Method
+from unlearnx.methods import Method, Pipeline
 from unlearnx.models import Training
 
 KEPT = 0.95  # of the retrained model's utility, that of a method that can win
@@ -134,8 +135,24 @@ class TofuStudy(Prepared):
     def _known(self) -> dict[tuple[str, str], Sample]:
         return {}
 
-    def recipe(self, model: str, seed: int, method: Method | None) -> Recipe:
+    def check(self) -> None:
+        """Refuse what does not fit before any work: authors, files of the same name, and strengths out of range.
+
+        Raises:
+            ValueError: something does not.
+        """
+        assert self.split
+        check_files([*ADDED, *self.methods])
+        for name, candidate in self.methods.items():
+            sources(candidate.method)
+            try:
+                candidate.tried(self.trials)
+            except ValueError as error:
+                raise ValueError(f"methods: {name} cannot be tried at {self.trials} strengths: {error}") from error
+
+    def recipe(self, model: str, seed: int, method: Method | Pipeline | None) -> Recipe:
         """What makes a model, and its numbers, again."""
+        own = [] if method is None else sources(method)
         learned = repr([q.pair for q in self.split.learned]).encode()
         return {
             "experiment": self.name,
@@ -151,6 +168,7 @@ class TofuStudy(Prepared):
             "data": hashlib.sha256(learned).hexdigest()[:16],
             "model": model,
             "method": None if method is None else describe(method),
+            **({"sources": own} if own else {}),
             "seed": seed,
             "versions": {"unlearnx": __version__, "torch": torch.__version__},
         }

@@ -23,7 +23,7 @@ from unlearnx.experiments.tofu.measures import TofuMeasures
 from unlearnx.experiments.tofu.methods import Candidate
 from unlearnx.experiments.tofu.texts import some_of
 from unlearnx.losses import causal_lm
-from unlearnx.methods import IDK, Method, Request
+from unlearnx.methods import IDK, Method, Pipeline, Request
 from unlearnx.methods.stored import FromFactors
 
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ class SeedTrials:
         study, reference = self.study, self._reference("validation")
         found = {}
         for name, candidate in study.methods.items():
-            tried = [self._tried(name, candidate, k, reference) for k in range(study.trials)]
+            methods = candidate.tried(study.trials)
+            tried = [self._tried(f"{name} {k}", candidate, method, reference) for k, method in enumerate(methods)]
             k = best(tried)
-            method = candidate.at(k, study.trials)
             found[name] = {
-                "method": describe(method),
+                "method": describe(methods[k]),
                 "strength": candidate.strength,
-                "value": getattr(method, candidate.strength),
+                "value": tried[k]["value"],
                 "chosen": k,
                 "tried": tried,
             }
@@ -70,7 +70,7 @@ class SeedTrials:
         retrained = self._reference("retrained")
         entries = {"original": self._reference("original")}
         for name, candidate in self.study.methods.items():
-            entries[name] = self._unlearned(name, candidate.at(chosen[name]["chosen"], self.study.trials))
+            entries[name] = self._unlearned(name, candidate.tried(self.study.trials)[chosen[name]["chosen"]])
         entries["retrained"] = retrained
         for entry in entries.values():
             entry["measures"]["seconds"] = entry["seconds"]
@@ -85,23 +85,20 @@ class SeedTrials:
             "methods": shown,
         }
 
-    def _tried(self, name: str, candidate: Candidate, k: int, reference: Entry) -> Entry:
+    def _tried(self, name: str, candidate: Candidate, method: Method | Pipeline, reference: Entry) -> Entry:
         """The trial of a strength on the validation authors."""
-        study, method = self.study, candidate.at(k, self.study.trials)
-        recipe = study.recipe(f"{name} {k}", self.seed, method)
+        study, value = self.study, candidate.value(method)
+        recipe = study.recipe(name, self.seed, method)
         entry = self.store.find(recipe)
         if entry is None:
             upper, made = self._applied(method, study.split.validation)
             found = distance(study.validation.quick(upper), reference["quick"])
             entry = self.store.save(recipe, {**found, "seconds": made["seconds"], "applied": made["applied"]}, None)
-            study.log(
-                f"validation, {name}, {candidate.strength}={getattr(method, candidate.strength):g}: "
-                f"{found['ks']:.2f} + {found['lost']:.2f}"
-            )
-        value = getattr(method, candidate.strength)
+            strength = "" if value is None else f", {candidate.strength}={value:g}"
+            study.log(f"validation, {name}{strength}: {found['ks']:.2f} + {found['lost']:.2f}")
         return {"value": value, **{key: entry[key] for key in ("ks", "lost", "score", "seconds", "applied")}}
 
-    def _unlearned(self, name: str, method: Method) -> Entry:
+    def _unlearned(self, name: str, method: Method | Pipeline) -> Entry:
         recipe = self.study.recipe(name, self.seed, method)
         entry = self.store.find(recipe)
         if entry is None:
@@ -118,7 +115,7 @@ class SeedTrials:
             f"{entry['seconds']:.0f} s"
         )
 
-    def _applied(self, method: Method, forget: Sequence[Question]) -> tuple[nn.Module, dict[str, Any]]:
+    def _applied(self, method: Method | Pipeline, forget: Sequence[Question]) -> tuple[nn.Module, dict[str, Any]]:
         """The model that a method makes of the original one, and its outcome, with the seconds of its factors."""
         original, seconds = self._model("original"), 0.0
         if isinstance(method, FromFactors):

@@ -491,7 +491,11 @@ def calls(folder: str) -> dict[str, Any]:
         "u_lira": of(metrics.u_lira, unlearned),
         "rmia": of(metrics.rmia, references),
         "klom": of(metrics.klom, lambda: {"unlearned": torch.randn(9, 4), "retrained": torch.randn(8, 4)}),
+        "klom_interval": of(
+            metrics.klom_interval, lambda: {"unlearned": torch.randn(9, 4), "retrained": torch.randn(8, 4)}
+        ),
         "rf_jsd": of(metrics.rf_jsd, two("model", "original", forget=data, unseen=data)),
+        "rf_jsd_interval": of(metrics.rf_jsd_interval, two("model", "original", forget=data, unseen=data)),
         "unlearned_shadows": of(
             metrics.unlearned_shadows,
             lambda: {

@@ -8,7 +8,7 @@ from scipy.special import rel_entr
 from scipy.stats import norm
 from torch import nn
 
-from unlearnx.metrics import klom, rf_jsd, rmia, u_lira
+from unlearnx.metrics import klom, klom_interval, rf_jsd, rf_jsd_interval, rmia, u_lira
 from unlearnx.metrics.margins import FLOOR
 
 
@@ -96,6 +96,43 @@ def test_klom_by_histograms():
     assert klom(torch.ones(4, 1), torch.ones(5, 1)).item() == pytest.approx(0, abs=1e-12)  # no width at all
 
 
+def test_the_interval_of_klom_by_a_loop():
+    generator = torch.Generator().manual_seed(3)
+    unlearned = torch.randn(12, 5, generator=generator, dtype=torch.float64) + 1
+    retrained = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    values = klom(unlearned, retrained, bins=6)
+    mean = float(values.mean())
+    variance = sum((float(v) - mean) ** 2 for v in values) / 4 / 5
+    for n, without in (
+        (12, lambda k: klom(unlearned[[i for i in range(12) if i != k]], retrained, bins=6)),
+        (9, lambda k: klom(unlearned, retrained[[i for i in range(9) if i != k]], bins=6)),
+    ):
+        left_out = [float(without(k).mean()) for k in range(n)]
+        variance += (n - 1) / n * sum((v - sum(left_out) / n) ** 2 for v in left_out)
+    found = klom_interval(unlearned, retrained, bins=6)
+    assert found.value == pytest.approx(mean, rel=1e-12)
+    assert found.high - found.value == pytest.approx(1.96 * math.sqrt(variance), rel=1e-12)
+    assert found.low == pytest.approx(max(0.0, 2 * mean - found.high), rel=1e-12)
+    assert klom_interval(retrained, retrained).low == 0
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7])  # by how much a model's margins vary together
+def test_intervals_of_klom_hold_what_other_models_and_samples_give(shared):
+    generator = torch.Generator().manual_seed(4)
+
+    def margins(hard, shift):
+        own, together = (torch.randn(20, n, generator=generator, dtype=torch.float64) for n in (30, 1))
+        return hard + shift + own + shared * together
+
+    def drawn():
+        hard, odd = (torch.randn(30, generator=generator, dtype=torch.float64) for _ in range(2))
+        return margins(2 * hard, 2 + odd), margins(2 * hard, 0.0)
+
+    expected = sum(float(klom(*drawn()).mean()) for _ in range(200)) / 200
+    found = [klom_interval(*drawn()) for _ in range(40)]
+    assert sum(low <= expected <= high for _, low, high in found) >= 35
+
+
 class Table(nn.Module):
     """Answers with logarithms of given probabilities."""
 
@@ -123,6 +160,38 @@ def test_rf_jsd_by_hand():
         rf_jsd(model, original, forget, (x[:2], torch.tensor([0, 0])))
 
 
+def test_the_interval_of_rf_jsd_by_hand():
+    """Of one class: 1/2 KL + 1/2 KL of the means, and these without each sample."""
+    p, q = [[0.8, 0.2], [0.6, 0.4], [0.7, 0.3]], [[0.5, 0.5], [0.3, 0.7]]
+    forget, unseen = ((torch.arange(n)[:, None], torch.zeros(n, dtype=torch.long)) for n in (3, 2))
+
+    def js(a, b):
+        return sum(x * math.log(2 * x / (x + y)) / 2 for s, t in ((a, b), (b, a)) for x, y in zip(s, t, strict=True))
+
+    without = [js([m, 1 - m], [0.4, 0.6]) for m in (0.65, 0.75, 0.7)], [js([0.7, 0.3], [m, 1 - m]) for m in (0.3, 0.5)]
+    variance = sum((len(v) - 1) / len(v) * sum((x - sum(v) / len(v)) ** 2 for x in v) for v in without)
+    found = rf_jsd_interval(Table(p), Table(q), forget, unseen)
+    assert found.value == pytest.approx(js([0.7, 0.3], [0.4, 0.6]), rel=1e-12)
+    assert found.high - found.value == pytest.approx(1.96 * math.sqrt(variance), rel=1e-9)
+    assert found.low == max(0.0, 2 * found.value - found.high)
+
+
+def test_the_interval_of_rf_jsd_is_of_the_mean_over_classes():
+    p = torch.rand(24, 3, dtype=torch.float64) + 0.1
+    model, original = Table((p / p.sum(1, keepdim=True)).tolist()), Table((p / p.sum(1, keepdim=True)).flip(1).tolist())
+    x, y = torch.arange(24)[:, None], torch.arange(24) % 3
+    found = rf_jsd_interval(model, original, (x, y), (x, y), batch_size=7)
+    assert found.value == pytest.approx(rf_jsd(model, original, (x, y), (x, y)), rel=1e-12)
+    classes = [rf_jsd_interval(model, original, *[(x[y == c], y[y == c])] * 2) for c in range(3)]
+    widths = [own.high - own.value for own in classes]
+    assert found.high - found.value == pytest.approx(math.sqrt(sum(w * w for w in widths)) / 3, rel=1e-9)
+    with pytest.raises(ValueError, match="unseen: has one sample of class 2, expected 2 of each or more"):
+        rf_jsd_interval(model, original, (x, y), (x[:5], y[:5]))
+    certain = Table([[1.0, 0.0]] * 4)
+    same = x[:4], torch.zeros(4, dtype=torch.long)
+    assert rf_jsd_interval(certain, certain, same, same) == (0.0, 0.0, 0.0)
+
+
 def test_clear_errors():
     p, seen, members = torch.full((4,), 0.5), torch.zeros(2, 4, dtype=torch.bool), torch.arange(4) < 2
     right = (p, p.expand(2, 4), seen, members, p, p.expand(2, 4))
@@ -141,3 +210,5 @@ def test_clear_errors():
         klom(torch.randn(5, 4), torch.randn(5, 3))
     with pytest.raises(ValueError, match="unlearned: has shape"):
         klom(torch.randn(1, 4), torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"unlearned: has shape \[4, 1\], expected two samples or more"):
+        klom_interval(torch.randn(4, 1), torch.randn(5, 1))

@@ -1,6 +1,6 @@
 """Measures of unlearning: did the model forget, is it still good, and was it cheaper than retraining."""
 
-from unlearnx.metrics.agreement import activation_distance, js_divergence, rf_jsd, zrf
+from unlearnx.metrics.agreement import activation_distance, js_divergence, zrf
 from unlearnx.metrics.classification import (
     ClassReport,
     accuracy,
@@ -16,12 +16,13 @@ from unlearnx.metrics.forgetting_quality import ForgettingQuality, forgetting_qu
 from unlearnx.metrics.language import answer_probability, extraction_strength, min_k, truth_ratio
 from unlearnx.metrics.levels import Level, UnseenLevel
 from unlearnx.metrics.lira import Estimate, LiRA, lira
-from unlearnx.metrics.margins import klom
+from unlearnx.metrics.margins import klom, klom_interval
 from unlearnx.metrics.membership import mia
 from unlearnx.metrics.memorization import CharacterModel, Exposure, complete, exposure, log_perplexity
 from unlearnx.metrics.outputs import logit_confidence, probabilities
 from unlearnx.metrics.over_forgetting import over_forgetting
 from unlearnx.metrics.relearning import RelearnTime, relearn_time
+from unlearnx.metrics.retrain_free import rf_jsd, rf_jsd_interval
 from unlearnx.metrics.robustness import linear_probe, relearn_curve, rounded_weights
 from unlearnx.metrics.saliency import saliency
 from unlearnx.metrics.sample_memorization import MemorizationScores, memorization_scores
@@ -59,6 +60,7 @@ __all__ = [
     "interclass_confusion",
     "js_divergence",
     "klom",
+    "klom_interval",
     "lds",
     "linear_probe",
     "lira",
@@ -78,6 +80,7 @@ __all__ = [
     "relearn_curve",
     "relearn_time",
     "rf_jsd",
+    "rf_jsd_interval",
     "rmia",
     "rouge_l",
     "rounded_weights",

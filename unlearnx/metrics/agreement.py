@@ -13,7 +13,7 @@ from unlearnx._arguments import checked
 from unlearnx._batches import scores
 from unlearnx._checks import known_as
 from unlearnx._data import Data, size
-from unlearnx.metrics.outputs import each_batch, log_probabilities, of_labels
+from unlearnx.metrics.outputs import each_batch, log_probabilities
 
 VARIANTS = ("standard", "bad_teacher")
 
@@ -91,7 +91,7 @@ def js_divergence(
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)
         return (_relative(log_m, log_p) + _relative(log_m, log_q)).mean(1).clamp(min=0) / 2
 
-    return _mean(a, b, data, batch_size, autocast, _divergence if variant == "standard" else bad_teacher)
+    return _mean(a, b, data, batch_size, autocast, divergence if variant == "standard" else bad_teacher)
 
 
 @checked
@@ -133,76 +133,7 @@ def zrf(
         return 1 - js_divergence(model, random_model, forget, variant=variant, batch_size=batch_size, autocast=autocast)
 
 
-@checked
-def rf_jsd(
-    model: nn.Module,
-    original: nn.Module,
-    forget: Data,
-    unseen: Data,
-    *,
-    batch_size: int | None = None,
-    autocast: torch.dtype | None = None,
-) -> float:
-    """Retrain-free Jensen-Shannon divergence, in nats, from 0 to ln 2: is the forget set taken for unseen data?
-
-    For each class of the forget set, the mean of the unlearned model's probabilities over its samples is compared with
-    that of the original model over unseen samples of the class; the value is the mean over the classes. Near 0, the
-    model does on average with forgotten samples what it did with samples that it never saw. Single samples may still
-    differ, and a whole class that was forgotten never is near 0.
-
-    Args:
-        model: the unlearned model; maps x to class scores (N, classes).
-        original: the model before unlearning.
-        forget: samples (x, y) that were to be forgotten.
-        unseen: samples that neither model was trained on, of each class of `forget`.
-        batch_size: samples in one forward pass.
-        autocast: dtype for the layers that mixed precision speeds up; None keeps the model's own dtype.
-
-    Raises:
-        ValueError: outputs are not scores (N, classes) or not finite, or a class of `forget` is not in `unseen`.
-
-    Source: Spartalis et al., "LoTUS: Large-Scale Machine Unlearning with a Taste of Uncertainty", CVPR 2025, section 4.
-    Its code clamps, takes the divergence with its arguments swapped, and divides by the sum over all classes.
-
-    Example:
-        >>> x, y = torch.randn(20, 8), torch.arange(20) % 3
-        >>> model = nn.Linear(8, 3)
-        >>> rf_jsd(model, model, (x, y), (x, y))
-        0.0
-    """
-    settings = {"batch_size": batch_size, "autocast": autocast}
-    with known_as(data="forget"):
-        own = _class_means(model, forget, "model", settings)
-    with known_as(data="unseen"):
-        others = _class_means(original, unseen, "original", settings)
-    lacking = sorted(own.keys() - others.keys())
-    if lacking:
-        raise ValueError(f"unseen: has no sample of class {lacking[0]}, expected some of each class of forget")
-    p, q = (torch.stack([means[c] for c in sorted(own)]) for means in (own, others))
-    if p.shape != q.shape:
-        raise ValueError(f"original: returned {q.shape[1]} scores, expected {p.shape[1]} as from model")
-    return float(_divergence(p.log(), q.log()).mean())
-
-
-def _class_means(model: nn.Module, data: Data, name: str, settings: dict[str, Any]) -> dict[int, Tensor]:
-    """The mean probabilities over the samples of each class, float64 (classes,)."""
-    sums: dict[int, Tensor] = {}
-    counts: dict[int, int] = {}
-
-    def add(output: Any, y: Any) -> None:
-        p = log_probabilities(output).exp().cpu()
-        of_labels(p, y.cpu())  # refuses what are no classes
-        for c in y.unique().tolist():
-            own = p[(y == c).cpu()]
-            sums[c] = sums.get(c, 0) + own.sum(0)
-            counts[c] = counts.get(c, 0) + len(own)
-
-    with known_as(model=name):
-        each_batch((model,), data, settings["batch_size"], settings["autocast"], add, names=(name,))
-    return {c: total / counts[c] for c, total in sums.items()}
-
-
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """The Jensen-Shannon divergence of each row, from log-probabilities (N, classes), (N,)."""
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     return (_relative(log_p, log_m) + _relative(log_q, log_m)).sum(1).clamp(min=0) / 2

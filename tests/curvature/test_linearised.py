@@ -108,6 +108,52 @@ def test_second_derivatives(name, last):
     assert all(map(torch.equal, before, changes))
 
 
+DEPENDENT = {
+    "product with itself": lambda x: x * x,
+    "gate": lambda x: x * torch.tanh(x),
+    "entropy": lambda x: -x.softmax(-1) * x.log_softmax(-1),
+    "focal loss": lambda x: (1 - x.softmax(-1)).pow(2) * x.log_softmax(-1),
+    "attention to itself": lambda x: attention(*(x.view(1, 1, 3, 4),) * 3),
+    "norm with a weight from the input": lambda x: F.layer_norm(x, (4,), x.mean(0)),
+}
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_inputs_that_depend_on_each_other(name):
+    """What a function gives one input does not count what reaches it by another."""
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 4, dtype=torch.float64)
+
+    def derivatives():
+        y = DEPENDENT[name](x).view(3, 4)
+        (slope,) = torch.autograd.grad((y * weight).sum(), x, create_graph=True)
+        return slope, *torch.autograd.grad(slope.pow(3).sum(), x)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = derivatives()
+        with TwiceDifferentiable(Derivatives(Recording())):
+            found = derivatives()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_a_loss_of_products(kind):
+    """Focal loss with a confidence penalty, against the dense matrix; softmax regression, of which both are equal."""
+
+    def loss_fn(output, y):
+        log_p = output.log_softmax(1)
+        p = log_p.exp()
+        losses = F.cross_entropy(output, y, reduction="none")
+        return (1 - (-losses).exp()) ** 2 * losses + 0.1 * (p * log_p).sum(1)
+
+    model = torch.nn.Linear(3, 4).double()
+    x, y = torch.randn(9, 3, dtype=torch.float64), torch.arange(9) % 4
+    w, v = model.weight.detach(), torch.randn(4, 3, dtype=torch.float64)
+    expected = torch.autograd.functional.hvp(lambda w: loss_fn(F.linear(x, w, model.bias.detach()), y).mean(), w, v)[1]
+    operator = CurvatureOperator(model, loss_fn, (x, y), kind=kind, params=["weight"])
+    torch.testing.assert_close(operator.matvec({"weight": v})["weight"], expected)
+
+
 def test_attention_is_kept_by_its_inputs():
     """Neither its weights, which grow with the square of the length, nor their gradients are in the graph."""
 

@@ -58,7 +58,9 @@ def apply_linearised(function: Linearised, flags: Recording, *xs: Tensor | None)
 def torch_gradients(function: Linearised, dy: Tensor, xs: Optional, needed: Sequence[bool], *, again: bool) -> Optional:
     """The gradients by autograd, from the function's own value; `again`: to be differentiated again."""
     with torch.enable_grad():
-        if not again:
+        if again:  # as tensors of their own: one input may depend on another, which is not this function's to follow
+            xs = [x if x is None else x.view_as(x) for x in xs]
+        else:
             xs = [x if x is None else x.detach().requires_grad_(need) for x, need in zip(xs, needed, strict=True)]
         chosen = [x for x, need in zip(xs, needed, strict=True) if need and x is not None]
         found = iter(torch.autograd.grad(function.value(*xs), chosen, dy, create_graph=again))

@@ -31,9 +31,9 @@ from unlearnx.methods import (
     SalUn,
     SimNPO,
     StochasticTeacher,
+    label_free,
 )
 from unlearnx.methods.distillation import Teacher, random_network
-from unlearnx.methods.importance import output_sqnorm
 from unlearnx.metrics import accuracy, mean_loss
 from unlearnx.models import Training
 
@@ -147,8 +147,30 @@ def test_label_free_importance_ignores_labels(study):
     relabelled = Request.remove((x, (y + 1) % 4), request.forget)
     first, second = (SSD(alpha=3.0, fisher_type="label_free")(model, r).info["dampened"] for r in (request, relabelled))
     assert first == second
-    output = torch.randn(5, 3)
-    assert torch.allclose(output_sqnorm(output, torch.zeros(5)), (output**2).sum(1))
+
+
+@pytest.mark.parametrize("memory", [label_free.MEMORY, 1])
+def test_label_free_importance_is_that_of_the_paper(study, monkeypatch, memory):
+    """Mean over the samples of the absolute gradient of the squared norm of the output, one sample at a time."""
+    monkeypatch.setattr(label_free, "MEMORY", memory)
+    model, request, _ = study
+    model, (x, y) = copy.deepcopy(model).double(), request.dataset.tensors
+    x, request = x[:60].double(), Request.remove((x[:60].double(), y[:60]), range(12))
+
+    def importance(rows):
+        total = [torch.zeros_like(p) for p in model.parameters()]
+        for row in rows:
+            gradients = torch.autograd.grad(model(row[None]).square().sum(), list(model.parameters()))
+            total = [t + g.abs() for t, g in zip(total, gradients, strict=True)]
+        return [t / len(rows) for t in total]
+
+    full, forget = importance(x), importance(x[:12])
+    outcome = SSD(alpha=1.2, lam=0.5, fisher_type="label_free", batch_size=7, max_increase=math.inf)(model, request)
+    assert outcome.applied
+    assert outcome.gradient_evaluations == 60
+    for p, new, d, f in zip(model.parameters(), outcome.model.parameters(), full, forget, strict=True):
+        expected = torch.where(f > 1.2 * d, p * (0.5 * d / f).clamp(max=1), p)
+        torch.testing.assert_close(new, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_divergence_is_that_of_hinton():

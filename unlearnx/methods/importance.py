@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from unlearnx._batches import scores
 from unlearnx._data import Data, drawn, size
-from unlearnx._losses import Loss
-from unlearnx._per_sample import per_sample
 from unlearnx._vectors import Vector
 from unlearnx.curvature.fisher import FISHER_TYPES, fisher_diagonal
 from unlearnx.methods.base import Method, Work
+from unlearnx.methods.label_free import label_free_importance
 from unlearnx.methods.stored import training_samples
 
-IMPORTANCES = (*FISHER_TYPES, "label_free")
+LABEL_FREE = "label_free"
+IMPORTANCES = (*FISHER_TYPES, LABEL_FREE)
 MOST_SAMPLES = 10_000  # of a set, that importances are measured on where the strength is to be found
 
 
@@ -49,20 +46,22 @@ class Importance:
             method: its loss, batch size, seed and progress are used.
             work: the model and the request.
             fisher_type: that of the method's factors where it has some; else as in
-                :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``: the squared gradient of the squared
-                norm of a sample's output, which needs no labels. ``"batch"`` takes a second pass over all data, since
+                :func:`unlearnx.curvature.fisher_diagonal`, or ``"label_free"``, see :func:`label_free_importance`.
+                ``"batch"`` takes a second pass over all data, since
                 their batches differ from those of the two sets.
         """
         request, n, factors = work.request, training_samples(work), method._stored
         m = len(request.forget)
 
-        def read(data: Data) -> Data:
-            if not method._finds_strength:
-                return data
-            return drawn(data, MOST_SAMPLES, torch.Generator().manual_seed(method.seed))
+        def mean(data: Data, kind: str) -> Vector:
+            if method._finds_strength:
+                data = drawn(data, MOST_SAMPLES, torch.Generator().manual_seed(method.seed))
+            return (
+                label_free_importance(work, data) if kind == LABEL_FREE else diagonal(method, work, data, kind, "mean")
+            )
 
         if factors is not None:
-            forget = diagonal(method, work, read(request.forget_set), factors.info["fisher_type"], "mean")
+            forget = mean(request.forget_set, factors.info["fisher_type"])
             full = factors.fisher_diagonal
             if full is None:
                 raise ValueError("factors: hold no exact diagonal, expected those of fit(..., diagonal=True)")
@@ -74,22 +73,10 @@ class Importance:
                 for data in (request.forget_set, request.retain_set, request.dataset)
             )
             return cls(forget, retain, full)
-        forget, retain = (
-            diagonal(method, work, read(data), fisher_type, "mean") for data in (request.forget_set, request.retain_set)
-        )
+        forget, retain = (mean(data, fisher_type) for data in (request.forget_set, request.retain_set))
         share = m / n
         full = {name: share * forget[name] + (1 - share) * retain[name] for name in work.names}
         return cls(forget, retain, full)
-
-
-@per_sample
-def output_sqnorm(output: Any, _: Any) -> Tensor:
-    """Squared norm of each sample's scores, (N,).
-
-    Source: Aljundi et al., "Memory Aware Synapses", ECCV 2018; Foster et al., "Loss-Free Machine Unlearning", 2024.
-    """
-    values = scores(output)
-    return values.square().reshape(len(values), -1).sum(1)
 
 
 def mean_entry(vector: Vector) -> float:
@@ -101,14 +88,12 @@ def mean_entry(vector: Vector) -> float:
 def diagonal(method: Method, work: Work, data: Data, fisher_type: str, reduction: str) -> Vector:
     """Importances over one set, as the mean or sum of squared gradients (see :meth:`Importance.measure`)."""
     work.gradient_evaluations += size(data)
-    label_free = fisher_type == "label_free"
-    loss: Loss = output_sqnorm if label_free else method.loss_fn
     return fisher_diagonal(
         work.model,
-        loss,
+        method.loss_fn,
         data,
         params=work.names,
-        fisher_type="empirical" if label_free else fisher_type,
+        fisher_type=fisher_type,
         reduction=reduction,
         batch_size=method.batch_size,
         compute_dtype=work.pace.autocast,

@@ -31,8 +31,9 @@ class SSD(FromFactors):
             dampened.
         lam: dampening constant.
         fisher_type: importance measure, as in :func:`unlearnx.curvature.fisher_diagonal`; ``"batch"`` is that of the
-            published code, and depends on ``batch_size``; ``"label_free"`` is the squared gradient of the squared norm
-            of the output, which needs no labels. With `factors`, theirs is taken.
+            published code, and depends on ``batch_size``; ``"label_free"`` is the mean absolute gradient of the squared
+            norm of a sample's output, ``|d ||f(x)||^2 / d theta|`` (LFSSD): it needs no labels, and the time of the
+            gradients of single samples. With `factors`, theirs is taken.
         factors: of the training data, whose diagonal then stands for the importance to them; no retain set is needed.
 
     Raises:
@@ -40,7 +41,7 @@ class SSD(FromFactors):
 
     Source: Foster, Schoepf and Brintrup, AAAI 2024; ``"adaptive"``: Schoepf, Foster and Brintrup, "Parameter-Tuning-
     Free Data Entry Error Unlearning with Adaptive Selective Synaptic Dampening", 2024; ``"label_free"``: Foster et al.,
-    "Loss-Free Machine Unlearning", 2024 (LFSSD), which averages absolute gradients instead of their squares.
+    "Loss-Free Machine Unlearning", ICLR 2024 (tiny papers); its code takes the absolute value of batch means.
 
     Example:
         >>> x, y = torch.randn(60, 8), torch.arange(60) % 3

@@ -17,7 +17,10 @@ from unlearnx.methods import Method, Pipeline
 SEED = 1000  # of the models of a search: runs have seeds from 0 on
 HELD_OUT = 0.1  # of the training images, in the place of test images
 FACTOR = 10.0  # between a value and the ends of the range in which others are tried
-SEARCHED = ("lr", "max_lr", "repair_lr", "alpha", "gamma", "bound", "step", "beta", "sigma")
+SEARCHED = {
+    *("lr", "max_lr", "repair_lr", "erase_lr"),
+    *("alpha", "beta", "bound", "factor", "gamma", "lam", "ratio", "sigma", "step", "strength", "tau", "weight"),
+}  # besides the field that a method names as its strength
 
 
 def tune(study: ForgetStudy, trials: int, folder: Path) -> dict[str, Any]:
@@ -25,8 +28,8 @@ def tune(study: ForgetStudy, trials: int, folder: Path) -> dict[str, Any]:
 
     Models are trained on the first nine tenths of the training images, with a seed that no run has; the others stand
     for test images, which are not looked at. Learning rates and strengths, as far as they are numbers, are tried from a
-    tenth to ten times their value, by Optuna's tree-structured Parzen estimator on a logarithmic scale, as often for
-    each method. The first trial is that of the values as they are.
+    tenth to ten times their value, a share to one at most, by Optuna's tree-structured Parzen estimator on a
+    logarithmic scale, as often for each method. The first trial is that of the values as they are.
 
     Every trial is kept under `folder`: a search that was stopped goes on.
 
@@ -51,10 +54,11 @@ def tune(study: ForgetStudy, trials: int, folder: Path) -> dict[str, Any]:
     for name, method in study.methods.items():
         search = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
         start, tried = numbers(method), []
+        highest = {key: _highest(method, key, value) for key, value in start.items()}
         search.enqueue_trial(start)
         for k in range(trials if start else 1):
             asked = search.ask()
-            values = {key: asked.suggest_float(key, v / FACTOR, v * FACTOR, log=True) for key, v in start.items()}
+            values = {key: asked.suggest_float(key, v / FACTOR, highest[key], log=True) for key, v in start.items()}
             entry = models.trial(f"{name} {k}", with_numbers(method, values))
             gap = entry["measures"]["gap"]
             search.tell(asked, gap)
@@ -87,8 +91,19 @@ def numbers(method: Method | Pipeline) -> dict[str, float]:
     if isinstance(method, Pipeline):
         stages = [numbers(stage) for stage in method.stages]
         return {f"{k}.{key}": value for k, own in enumerate(stages) for key, value in own.items()}
-    given = {field.name: getattr(method, field.name) for field in fields(method) if field.name in SEARCHED}
+    searched = {*SEARCHED, method._strength}
+    names = [own.name for own in fields(method) if own.name in searched and "float" in str(own.type)]
+    given = {name: getattr(method, name) for name in names}
     return {name: float(v) for name, v in given.items() if isinstance(v, (int, float)) and v > 0}
+
+
+def _highest(method: Method | Pipeline, key: str, value: float) -> float:
+    """Up to where a number is tried: a method that does not take ten times its value takes a share."""
+    try:
+        with_numbers(method, {key: FACTOR * value})
+    except ValueError:
+        return 1.0
+    return FACTOR * value
 
 
 def with_numbers(method: Method | Pipeline, values: dict[str, float]) -> Method | Pipeline:

@@ -77,6 +77,14 @@ class SingleLogit(nn.Module):
         return self.body(x).squeeze(1)
 
 
+def adapted() -> nn.Module:
+    """A frozen network with an adapter of peft that has been trained, which alone may change."""
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False)
+    return peft.get_peft_model(odd.network(), config)
+
+
 def rows(*shape: int) -> Tensor:
     return torch.randn(N, *shape, generator=torch.Generator().manual_seed(0))
 
@@ -100,6 +108,7 @@ class Kind:
     build: Callable[[], nn.Module]
     data: Callable[[], Any] = lambda: (rows(6), classes())
     loss_fn: Loss = F.cross_entropy
+    needs: str | None = None  # a library
 
     def called(self, model: nn.Module) -> Any:
         """What the model returns for all samples."""
@@ -122,4 +131,5 @@ KINDS = {
     "compiled": Kind(lambda: torch.compile(odd.network(), backend="aot_eager")),
     "`DataParallel`": Kind(lambda: nn.DataParallel(odd.network())),
     "old `weight_norm`": Kind(lambda: odd.used(odd.old_weight_norm())),
+    "LoRA": Kind(adapted, needs="peft"),
 }

@@ -17,6 +17,7 @@ from unlearnx import Request
 from unlearnx._batches import count, take
 from unlearnx._data import materialize
 from unlearnx.methods import METHODS, BadTeacher, Retrain, StochasticTeacher
+from unlearnx.methods.untrained import initialise_anew, trained_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 SETTINGS = {"fisher-masking": {"ratio": 0.1}}
@@ -49,23 +50,32 @@ def result(method, kind):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert list(outcome.model.state_dict()) == list(before)
     assert type(outcome.model) is type(model)
-    moved = any(not torch.equal(p, before[name]) for name, p in outcome.model.named_parameters())
-    assert moved == outcome.applied
+    moved = {name for name, p in outcome.model.named_parameters() if not torch.equal(p, before[name])}
+    assert bool(moved) == outcome.applied
+    assert not any(name in moved and not p.requires_grad for name, p in model.named_parameters())
     assert outcome.applied or outcome.reason
     kind.called(outcome.model)
     return "works"
 
 
 def table():
-    head = ["method", *KINDS]
-    rows = [[METHODS[name].__name__, *(result(name, kind) for kind in KINDS)] for name in METHODS]
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join(lines)
+    """The table of the page: what happens by kind and by method."""
+    lines = PAGE.read_text().partition("\n| method | pair |")[2].partition("\n\n")[0].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines)
+    return {kind: {row[0]: row[k] for row in rows} for k, kind in enumerate(["pair", *head], 1)}
+
+
+def test_the_table_in_the_docs_has_all_methods_and_kinds():
+    assert list(table()) == list(KINDS)
+    assert list(table()["pair"]) == [method.__name__ for method in METHODS.values()]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_table_in_the_docs_is_what_happens():
-    assert table() in PAGE.read_text()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_in_the_docs_is_what_happens(kind):
+    if KINDS[kind].needs is not None:
+        pytest.importorskip(KINDS[kind].needs)
+    assert {METHODS[name].__name__: result(name, kind) for name in METHODS} == table()[kind]
 
 
 @pytest.mark.parametrize("method", [Retrain(epochs=1), BadTeacher(epochs=1), StochasticTeacher(epochs=1)])
@@ -124,6 +134,26 @@ def test_a_model_that_tells_how_it_was_built_is_built_anew():
     data = odd.samples(odd.network())
     for method in (Retrain(epochs=1), BadTeacher(max_increase=9.0), StochasticTeacher(max_increase=9.0)):
         assert method(model, Request.remove(data, range(3))).applied
+
+
+def test_an_adapter_is_trained_anew_on_what_it_was_put_on():
+    pytest.importorskip("peft")
+    model = KINDS["LoRA"].build().eval()
+    before, names = dict(model.named_parameters()), trained_names(model)
+    fresh = copy.deepcopy(model)
+    initialise_anew(fresh, None, 0, names=names)
+    again = copy.deepcopy(model)
+    initialise_anew(again, None, 0, names=names)
+    assert names == [name for name in before if "lora" in name]
+    for name, p in fresh.named_parameters():
+        assert torch.equal(p, before[name]) == (name not in names)
+        assert torch.equal(p, again.get_parameter(name))
+        assert "lora_B" not in name or not p.any()  # as peft begins: the model does what it did without it
+    x, y = KINDS["LoRA"].data()
+    request = Request.remove((x, y), range(3))
+    found, other = (Retrain(epochs=1)(trained, request).model for trained in (model, fresh))
+    torch.testing.assert_close(found(x), other(x))  # nothing is left of what the adapter had learned
+    assert type(found) is type(model)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,12 +10,14 @@ from torch import nn
 
 from unlearnx.methods.base import Work
 from unlearnx.methods.training_method import TrainedMethod
-from unlearnx.methods.untrained import initialise_anew
+from unlearnx.methods.untrained import initialise_anew, trained_names
 
 
 @dataclass
 class Retrain(TrainedMethod):
     """Train the model from scratch on the corrected data, or on the retain set.
+
+    Of a model with adapters of peft, these are trained from scratch: what they were put on stays as it is.
 
     Args:
         epochs: passes over the data.
@@ -44,10 +46,10 @@ class Retrain(TrainedMethod):
     def _names(self, model: nn.Module) -> list[str]:
         if self.params is not None:
             raise ValueError(f"params is {self.params!r}, expected None: Retrain trains the whole model")
-        return [name for name, _ in model.named_parameters()]
+        return trained_names(model)
 
     def _apply(self, work: Work, info: dict[str, Any]) -> None:
-        initialise_anew(work.model, self.factory, self.seed)
+        initialise_anew(work.model, self.factory, self.seed, names=work.names)
         self._train(work, info, self.epochs, self.lr)
 
     def _final_loss(self, work: Work) -> float:

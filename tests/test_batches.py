@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import UserDict
+from collections import OrderedDict, UserDict
 from dataclasses import dataclass
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from unlearnx._batches import changed, count, joined, rows, scores, take, tensors
 from unlearnx._data import as_dataset, batches, materialize, size
@@ -60,8 +60,30 @@ class Result:
     loss: float | None = None
 
 
+@dataclass(slots=True)
+class Slots:
+    logits: torch.Tensor
+    loss: float | None = None
+
+
+class Both(OrderedDict):
+    """Entries that are attributes too, as many a configuration class has them."""
+
+    def __init__(self, **entries):
+        super().__init__(entries)
+        self.__dict__.update(entries)
+
+
 @pytest.mark.parametrize(
-    "output", [torch.ones(3, 2), (torch.ones(3, 2), None), {"logits": torch.ones(3, 2)}, Result(torch.ones(3, 2))]
+    "output",
+    [
+        torch.ones(3, 2),
+        (torch.ones(3, 2), None),
+        {"logits": torch.ones(3, 2)},
+        Result(torch.ones(3, 2)),
+        Slots(torch.ones(3, 2)),
+        Both(logits=torch.ones(3, 2)),
+    ],
 )
 def test_outputs(output):
     assert scores(output).shape == (3, 2)
@@ -69,6 +91,12 @@ def test_outputs(output):
     assert scores(changed(output, torch.neg)).sum() == -6
     assert scores(output).sum() == 6  # a frozen dataclass is copied, not written to
     assert rows(output, 3) is output
+
+
+def test_entries_and_attributes_stay_the_same():
+    other = changed(Both(logits=torch.ones(2), note="text"), torch.neg)
+    assert other.logits is other["logits"]
+    assert other.note == "text"
 
 
 def test_a_squeezed_sample_gets_its_row_back():
@@ -93,6 +121,16 @@ def test_mappings_are_samples():
     assert [y.tolist() for _, y in batches(as_dataset(data), 3)] == [[0, 1, 2], [3]]
 
 
+class Stream(IterableDataset):
+    """Has a length, and no samples by index."""
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return iter([(torch.ones(2), i) for i in range(4)])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -106,11 +144,26 @@ def test_mappings_are_samples():
         (({"ids": torch.ones(4)}, torch.ones(5)), "got 4 samples in x and 5 in y"),
         (({"flag": True}, torch.ones(5)), "expected tensors with a row a sample in x"),
         ((torch.ones(4), [0, 1, 2, 3]), "expected tensors with a row a sample in y"),
+        (Stream(), "data: Stream is an IterableDataset, whose samples cannot be read by their index"),
+        (DataLoader(Stream()), "data: Stream is an IterableDataset"),
     ],
 )
 def test_what_is_no_batch(data, message):
     with pytest.raises(ValueError, match=message):
         size(data)
+
+
+@pytest.mark.parametrize("read", [lambda x, y: (x, y), TensorDataset, lambda x, y: DataLoader(TensorDataset(x, y), 3)])
+def test_what_is_read_has_no_history(read):
+    """Inputs that require gradients, as for saliency, get none; tensors of inference mode can be saved for a backward
+    pass."""
+    leaf = torch.ones(5, 2, requires_grad=True)
+    with torch.inference_mode():
+        made = torch.ones(5)
+    for x, y in [*batches(read(leaf, made)), *batches(read(leaf * 2, made), 2), materialize(read(leaf, made))]:
+        assert not x.requires_grad
+        assert not y.is_inference()
+    assert leaf.requires_grad
 
 
 def test_samples_of_different_lengths_need_padding():

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unlearnx import losses
+from unlearnx import Request, losses
 from unlearnx._losses import SampleLoss
+from unlearnx.curvature import fisher_diagonal, grad_difference
+from unlearnx.methods import FineTune
 
 N, C, T = 12, 5, 4
 WEIGHT = torch.tensor([0.1, 1.0, 5.0, 2.0, 0.0], dtype=torch.float64)
@@ -151,11 +153,35 @@ def test_outputs_and_labels_of_any_form():
         ),
         (lambda o, y: o.flatten(), r"returned shape \[60\] for 12 samples"),
         (lambda o, y: 1.0, "returned float"),
+        (lambda o, y: F.cross_entropy(o.mul_(2), y), "loss_fn: writes to the outputs that it is given"),
     ],
 )
 def test_losses_that_are_no_sums_over_samples(loss, message):
     with pytest.raises(ValueError, match=message):
-        SampleLoss(loss).total(scores(C), classes())
+        SampleLoss(loss).total(scores(C) * 1, classes())
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda o, y: (o.argmax(1) != y).float().mean(), "loss_fn: returned a value without a gradient"),
+        (lambda o, y: F.cross_entropy(o.detach(), y), "loss_fn: returned a value without a gradient"),
+        (lambda o, y: F.cross_entropy(o.clamp_(-9, 9), y), "loss_fn: writes to the outputs that it is given"),
+        (lambda o, y: F.cross_entropy(F.dropout(o), y), "loss_fn: gave another value for the same outputs and labels"),
+    ],
+)
+def test_losses_that_give_no_gradient_or_a_random_one(loss, message):
+    model, data = torch.nn.Linear(3, C), (torch.randn(9, 3), torch.arange(9) % C)
+    calls = [
+        lambda: fisher_diagonal(model, loss, data),
+        lambda: grad_difference(model, loss, data),
+        lambda: FineTune(loss_fn=loss)(model, Request.remove(data, [1])),
+    ]
+    before = torch.get_rng_state()
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            call()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_every_batch_is_compared():

@@ -24,7 +24,7 @@ def taken_apart(nest: Nest) -> tuple[list[Any], Rebuild]:
     """The leaves of a nest, and a function that makes the nest of other leaves.
 
     Objects that ``torch.utils._pytree`` does not know, such as what a model returns, are made of their entries where
-    they are mappings, and otherwise of their attributes.
+    they are mappings, and otherwise of their attributes. Attributes that are entries of a mapping change with these.
     """
     if isinstance(nest, Tensor):
         return [nest], lambda leaves: leaves[0]
@@ -32,21 +32,33 @@ def taken_apart(nest: Nest) -> tuple[list[Any], Rebuild]:
     if not (len(leaves) == 1 and leaves[0] is nest):
         return leaves, spec.unflatten
     is_mapping = isinstance(nest, Mapping)
-    fields = dict(nest) if is_mapping else dict(getattr(nest, "__dict__", {}))
+    attributes = _attributes(nest)
+    fields = dict(nest) if is_mapping else attributes
     if not fields:
         return leaves, spec.unflatten
     leaves, spec = tree_flatten(list(fields.values()))
 
     def made(leaves: Sequence[Any]) -> Nest:
         other = copy.copy(nest)
-        for name, value in zip(fields, spec.unflatten(leaves), strict=True):
-            if is_mapping:
+        values = dict(zip(fields, spec.unflatten(leaves), strict=True))
+        if is_mapping:
+            for name, value in values.items():
                 other[name] = value
-            else:
-                object.__setattr__(other, name, value)  # also of a frozen dataclass
+            new = {id(fields[name]): value for name, value in values.items()}
+            values = {name: new[id(value)] for name, value in attributes.items() if id(value) in new}
+        for name, value in values.items():
+            object.__setattr__(other, name, value)  # also of a frozen dataclass
         return other
 
     return leaves, made
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object, whether it keeps them in a dictionary or in slots."""
+    slots = [names for cls in type(value).__mro__ if (names := vars(cls).get("__slots__"))]
+    named = [name for names in slots for name in ([names] if isinstance(names, str) else names)]
+    held = {name: getattr(value, name) for name in named if name != "__dict__" and hasattr(value, name)}
+    return {**held, **getattr(value, "__dict__", {})}
 
 
 def tensors(nest: Nest) -> Iterator[Tensor]:
@@ -142,6 +154,13 @@ def replaced(nest: Nest, index: Index, rows: Nest) -> Nest:
 def moved(nest: Nest, device: torch.device | str | None) -> Nest:
     """The batch on a device."""
     return nest.to(device) if isinstance(nest, Tensor) else changed(nest, lambda t: t.to(device))
+
+
+def constant(nest: Nest) -> Nest:
+    """The batch as values to compute with: no gradient reaches them, and they may be in the graph of others'."""
+    if any(t.requires_grad or t.is_inference() for t in tensors(nest)):
+        return changed(nest, lambda t: t.clone() if t.is_inference() else t.detach())
+    return nest
 
 
 def joined(parts: Sequence[Nest]) -> Nest:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unlearnx._batches import Nest, call, changed, count, described, moved, rows, take
+from unlearnx._batches import Nest, call, changed, count, described, moved, rows, take, tensors
 from unlearnx._checks import check_deterministic, known_as, model_device, named
 from unlearnx._copies import lent
 from unlearnx._data import Data
 from unlearnx._functional import functional_call
+from unlearnx._kept import ParametersKept
 from unlearnx._losses import Loss, SampleLoss
-from unlearnx._models import Buffers, all_finite, check_model, check_repeatable
+from unlearnx._models import Buffers, alike, all_finite, check_model, check_repeatable
 from unlearnx._modes import modes_kept
-from unlearnx._random import undisturbed
+from unlearnx._random import random_states, undisturbed
 from unlearnx._remembered import Remembered
 from unlearnx._sources import Samples
 
@@ -79,48 +80,75 @@ def _try(
     penalty: bool,
 ) -> None:
     twin = lent(model)
+    tried: list[Any] = []
+    known = False  # whether the model has been tried before
 
     def output(x: Nest, buffers: Buffers) -> Any:
-        found = run(lambda *args, **named: functional_call(twin, buffers, args, named), x)
+        with ParametersKept(twin) as values:
+            found = run(lambda *args, **named: functional_call(twin, {**values, **buffers}, args, named), x)
+        if deterministic and not known:
+            _refuse_reentrant(found)
         return changed(found, Tensor.detach)
 
     with torch.enable_grad(), undisturbed(device), modes_kept(twin):
         if deterministic:
-            tried: list[Any] = []
 
             def repeatable() -> bool | None:
                 tried.append(check_repeatable(output, twin, x, device))
                 return all_finite(tried[0]) or None  # otherwise nothing was compared
 
             _repeatable.of(model, x, None, repeatable)
-            if not tried:
+            known = not tried
+            if known:
                 x, y = take(x, slice(0, 1)), take(y, slice(0, 1))
-            first = tried[0] if tried else output(x, {})
+            first = output(x, {}) if known else tried[0]
         else:
             twin.eval()  # a BatchNorm in train mode may not take as few samples
             first = output(x, {})
     if loss is None:
         return
-    with torch.enable_grad():
-        value = loss.value(first, y)
-    if not penalty and _leaves(value) & {id(p) for p in model.parameters()}:
+    with torch.enable_grad(), undisturbed(device):
+        given = changed(first, lambda t: t.requires_grad_().clone() if t.is_floating_point() else t)
+        before = random_states(device)
+        value = loss.value(given, y)
+        if random_states(device) != before and not alike(loss.value(given, y), value):
+            raise ValueError(
+                "loss_fn: gave another value for the same outputs and labels when called again, expected the same; "
+                "draw random numbers before, as part of the data"
+            )
+    reached = _leaves(value)
+    if not reached:
+        raise ValueError(
+            "loss_fn: returned a value without a gradient, such as a count or what was detached, expected one that "
+            "depends on the outputs"
+        )
+    if not penalty and reached & {id(p) for p in model.parameters()}:
         raise ValueError(
             "loss_fn: depends on the model's parameters themselves, as a penalty on weights does, expected a function "
             "of outputs and labels alone"
         )
 
 
+def _refuse_reentrant(output: Any) -> None:
+    if any(node.name() == "CheckpointFunctionBackward" for t in tensors(output) for node in _nodes(t)):
+        raise ValueError(
+            "model: calls torch.utils.checkpoint with use_reentrant=True, which torch.autograd.grad cannot "
+            "differentiate, expected use_reentrant=False"
+        )
+
+
 def _leaves(value: Tensor) -> set[int]:
     """Ids of the tensors that a backward pass from `value` would reach."""
-    found, seen, stack = set(), set(), [value.grad_fn]
-    if value.requires_grad and value.is_leaf:
-        found.add(id(value))
+    found = {id(node.variable) for node in _nodes(value) if hasattr(node, "variable")}
+    return found | {id(value)} if value.requires_grad and value.is_leaf else found
+
+
+def _nodes(value: Tensor) -> Iterator[Any]:
+    """The nodes of the graph of `value`."""
+    seen, stack = set(), [value.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        stack += [following for following, _ in node.next_functions]
-    return found
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [following for following, _ in node.next_functions]

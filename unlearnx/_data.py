@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from unlearnx import _distributed as distributed
-from unlearnx._batches import Nest, count, joined, moved, nbytes, take
+from unlearnx._batches import Nest, constant, count, joined, moved, nbytes, take
 from unlearnx._checks import check_at_least_one
 from unlearnx._pairs import Pair, checked, size
 from unlearnx._progress import passing
@@ -76,8 +76,6 @@ def materialize(data: Data, batch_size: int | None = None) -> Pair:
     size(data)
     if isinstance(data, DataLoader):
         check_visits_all(data)
-    elif isinstance(data, (tuple, list, Mapping)):
-        return checked(data)
     samples = Samples(data)
     if samples.in_memory or _pads(data):
         return samples.read(slice(None))
@@ -139,7 +137,7 @@ def check_same_in_every_process(name: str, data: Data) -> None:
 def _split(loader: DataLoader[Any], batch_size: int | None) -> Iterator[tuple[int, Nest, Nest]]:
     position = 0
     for batch in loader:
-        x, y = checked(batch)
+        x, y = map(constant, checked(batch))
         n = count(y)
         for i in range(0, n, batch_size or max(n, 1)):
             part = slice(i, i + (batch_size or n))

@@ -127,8 +127,15 @@ class SampleLoss:
         return torch.stack([self._call(take(output, s), take(y, s)).sum() for s in parts])
 
     def _call(self, output: Any, y: Nest) -> Tensor:
+        before = _versions(output)
         with self._naming_misfits(output, y):
-            return self.loss_fn(output, changed(y, Tensor.clone))
+            value = self.loss_fn(output, changed(y, Tensor.clone))
+        if _versions(output) != before:
+            raise ValueError(
+                "loss_fn: writes to the outputs that it is given, expected one that leaves them as they are, with "
+                "`output - 1` in place of `output -= 1`"
+            )
+        return value
 
     @contextmanager
     def _naming_misfits(self, output: Any, y: Nest) -> Iterator[None]:
@@ -139,6 +146,11 @@ class SampleLoss:
 
         with named(misfit):
             yield
+
+
+def _versions(output: Any) -> list[int]:
+    """How often each tensor of an output has been written to."""
+    return [t._version for t in tensors(output) if not t.is_inference()]
 
 
 def _one_each(value: Tensor, n: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from unlearnx._batches import Nest, count, taken_apart
 
@@ -27,6 +27,11 @@ def size(data: Any) -> int:
     readable = batch or isinstance(source, Dataset) or hasattr(source, "__getitem__")
     if not readable or isinstance(source, (Tensor, str)):
         raise ValueError(f"data: expected a pair (x, y), a Dataset or a DataLoader, got {type(source).__name__}")
+    if isinstance(source, IterableDataset):
+        raise ValueError(
+            f"data: {type(source).__name__} is an IterableDataset, whose samples cannot be read by their index, "
+            "expected a Dataset with __getitem__ and __len__"
+        )
     if not hasattr(source, "__len__"):
         raise ValueError(f"data: {type(source).__name__} has no length, expected a Dataset with __len__")
     n = count(checked(source)[1]) if batch else len(source)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
-from unlearnx._batches import Index, Nest, count, joined, nbytes, one, take
+from unlearnx._batches import Index, Nest, constant, count, joined, nbytes, one, take
 from unlearnx._memory import give_back
 from unlearnx._pairs import Pair, checked, size
 
@@ -111,7 +111,7 @@ class Samples:
         Args:
             seed: what the workers' random numbers start from.
         """
-        return self._source.batches(indices, seed)
+        return ((constant(x), constant(y)) for x, y in self._source.batches(indices, seed))
 
 
 class _Source(Protocol):

@@ -403,6 +403,19 @@ def test_rank_deficient_and_repeated_eigenvalues():
         torch.testing.assert_close(t, v[n], rtol=1e-8, atol=1e-8)
 
 
+def test_layers_of_two_dtypes():
+    class Wide(torch.nn.Module):
+        def forward(self, x):
+            return x.double()
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), Wide(), torch.nn.Linear(5, 3).double())
+    factors = EKFAC().fit(model, F.cross_entropy, (torch.randn(9, 4), torch.arange(9) % 3), fisher_type="exact")
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    for name, t in factors.solve(factors.matvec(v, 0.1), 0.1).items():
+        assert t.dtype == v[name].dtype
+        torch.testing.assert_close(t, v[name], rtol=1e-4, atol=1e-5)
+
+
 def test_single_precision_is_close():
     model, x, y = build("residual")
     fit = EKFAC(fisher_type="exact").fit

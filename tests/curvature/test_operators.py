@@ -397,6 +397,21 @@ def test_linear_losses_have_no_curvature():
     assert flat(operator.matvec(v)).abs().max() == 0
 
 
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [
+        (torch.nn.Linear(3, 4), torch.nn.MultiMarginLoss()),
+        (torch.nn.EmbeddingBag(5, 4, mode="sum"), F.cross_entropy),
+    ],
+)
+def test_functions_that_torch_does_not_differentiate_twice(model, loss, kind):
+    x = torch.randn(6, 3) if isinstance(model, torch.nn.Linear) else torch.randint(5, (6, 3))
+    operator = CurvatureOperator(model, loss, (x, torch.arange(6) % 4), kind=kind)
+    with pytest.raises(ValueError, match=r"^model: it, or loss_fn, calls a function that torch cannot differentiate"):
+        operator.matvec({k: torch.randn_like(p) for k, p in model.named_parameters()})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -82,6 +82,16 @@ class Remembers(TwoLayers):
         return self.b(self.seen)
 
 
+class TakesGradients(TwoLayers):
+    """The frozen layer's output is that of a gradient."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            h = self.a(x).detach().requires_grad_()
+            (slope,) = torch.autograd.grad(h.pow(2).sum(), h)
+        return self.b(slope)
+
+
 class Tied(nn.Module):
     """The decoder's weight is also the embedding's: the embedding is no part of the prefix."""
 
@@ -95,7 +105,7 @@ class Tied(nn.Module):
         return self.decoder(self.up(self.embedding(x)))
 
 
-@pytest.mark.parametrize("kind", [Dynamic, SkipsAhead, TypeDependent, Overwrites, Remembers])
+@pytest.mark.parametrize("kind", [Dynamic, SkipsAhead, TypeDependent, Overwrites, Remembers, TakesGradients])
 def test_models_that_cannot_be_cut_stay_whole(kind):
     model, data = kind(), (torch.randn(9, 6), torch.zeros(9))
     attributes = set(vars(model))

@@ -40,6 +40,15 @@ def test_salun_against_scikit_learn(predictions):
     )
 
 
+@pytest.mark.parametrize("protocol", ["salun", "ssd", "starter_kit"])
+def test_numpys_random_numbers_go_on_as_before(predictions, protocol):
+    model, data, *_ = predictions
+    before = np.random.get_state()  # noqa: NPY002
+    mia(model, **data, protocol=protocol)
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+    assert np.random.get_state()[2:] == before[2:]  # noqa: NPY002
+
+
 def test_salun_on_many_samples(stored):
     """Probabilities of four digits, equal ones merged: the same answers but for those that the tolerance decides."""
     n, shift = 2100, {"forget": 5.0, "retain": 7.0, "test": 4.0}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 
 class Layers(nn.Module):
@@ -202,6 +203,47 @@ class OwnGenerator(Layers):
 
     def hidden(self, x):
         return self.a(x) + 0.1 * torch.randn(8, generator=self.generator)
+
+
+class LongRows(nn.Module):
+    """Rows that every call makes shorter."""
+
+    def __init__(self, longest=1.0):
+        super().__init__()
+        self.e, self.b = nn.Embedding(9, 8, max_norm=longest), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.b(self.e((3 * x.abs()).long().clamp(max=8)).mean(1))
+
+
+def sparse():
+    model = LongRows()
+    model.e.max_norm, model.e.sparse = None, True
+    return model
+
+
+class Constrained(Layers):
+    """Keeps the rows of its weight short, as networks for EEG do."""
+
+    def __init__(self, longest=0.1):
+        super().__init__()
+        self.longest = longest
+
+    def hidden(self, x):
+        self.a.weight.data = self.a.weight.data.renorm(2, 0, self.longest)
+        return self.a(x)
+
+
+class ConstrainedInPlace(Constrained):
+    def hidden(self, x):
+        with torch.no_grad():
+            self.a.weight.renorm_(2, 0, self.longest)
+        return self.a(x)
+
+
+class Reentrant(Layers):
+    def hidden(self, x):
+        return checkpoint(torch.tanh, self.a(x), use_reentrant=True)
 
 
 class Remembers(Layers):

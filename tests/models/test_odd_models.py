@@ -25,6 +25,8 @@ SAME = {
     "activations kept in an object": (lambda: odd.used(odd.KeepsInObject()), odd.Layers),
     "locks and modules": (odd.Locked, odd.Layers),
     "counter": (odd.Counts, odd.Layers),
+    "constraint that is met": (lambda: odd.Constrained(9.0), odd.Layers),
+    "constraint in place that is met": (lambda: odd.ConstrainedInPlace(9.0), odd.Layers),
     "compiled": (lambda: odd.compiled(odd.network()), odd.network),
     "compiled in place": (odd.compiled_in_place, odd.network),
     "compiled part": (lambda: odd.Around(odd.compiled), lambda: odd.Around(lambda module: module)),
@@ -114,6 +116,10 @@ REFUSED = {
     "own generator": (odd.OwnGenerator, "gave other outputs for the same samples"),
     "running mean": (odd.Remembers, "writes to its buffer 'mean'"),
     "mean of the batch": (odd.BatchMean, "for a sample alone than together with others"),
+    "long rows": (odd.LongRows, "changes its parameter 'e.weight' when called"),
+    "constraint": (odd.Constrained, "changes its parameter 'a.weight' when called"),
+    "constraint in place": (odd.ConstrainedInPlace, "changes its parameter 'a.weight' when called"),
+    "reentrant checkpoint": (odd.Reentrant, "calls torch.utils.checkpoint with use_reentrant=True"),
     "complex": (odd.Complex, "parameter 'weight' is of torch.complex64"),
     "inference": (odd.made_in_inference_mode, "parameter '0.weight' was made inside torch.inference_mode"),
     "meta": (lambda: odd.network().to("meta"), "parameter '0.weight' is on the meta device"),
@@ -132,10 +138,13 @@ def test_what_has_no_right_answer_is_refused(kind):
     make, message = REFUSED[kind]
     model = make().eval()
     data = odd.samples(odd.Layers())
+    before = None if kind in ("meta", "lazy") else state(model)
     calls = [*list(ENGINES.values())[:6], lambda m, d: SSD(alpha=2.0)(m, Request.remove(d, range(3)))]
     for call in calls:
         with pytest.raises(ValueError, match=f"^model: .*{message}"):
             call(model, data)
+    if before is not None:
+        assert_unchanged(model, before)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +178,17 @@ def test_gradients_are_those_of_autograd(make):
     for k, name in enumerate(names):
         expected = torch.stack([row[k] for row in rows]).square().mean(0)
         torch.testing.assert_close(got[name], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_embeddings_with_sparse_gradients_train_and_have_a_curvature():
+    model = odd.sparse().eval()
+    dense = copy.deepcopy(model)
+    dense.e.sparse = False
+    data = odd.samples(model)
+    for engine in ("hessian", "ggn", "fine-tuning", "second order"):
+        got, expected = ENGINES[engine](model, data), ENGINES[engine](dense, data)
+        for name, value in got.items():
+            torch.testing.assert_close(value, expected[name])
 
 
 def test_a_hook_on_a_container_counts_in_what_is_kept_of_a_frozen_prefix():

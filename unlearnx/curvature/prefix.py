@@ -176,7 +176,10 @@ def _split_model(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Modu
     boundary = [node for node in graph.nodes if node not in head and any(user in head for user in node.users)]
     if len(boundary) != 1 or boundary[0].op in ("placeholder", "get_attr"):
         return None
-    if not _gives_same_output(copied, *_parts(copied, graph, head, boundary[0]), x):
+    try:
+        if not _gives_same_output(copied, *_parts(copied, graph, head, boundary[0]), x):
+            return None
+    except Exception:  # a graph leaves out what the code does besides calls, such as taking gradients in forward()
         return None
     parts = _parts(model, graph, head, boundary[0])
     # A chosen parameter that the output does not depend on is in neither part: then there is no split.

@@ -91,7 +91,7 @@ class CurvatureRows:
         snapshot = self._shared.snapshot()
         totals: list[list[Tensor]] = []
         mine = distributed.local_range(len(self))
-        with passing("curvature product", len(mine)) as advance:
+        with passing("curvature product", len(mine)) as advance, _naming_what_has_no_second_derivative():
             for start in range(mine.start, mine.stop, self.batch_size):
                 stop = min(start + self.batch_size, mine.stop)
                 batch = self._batch(start, stop, snapshot)
@@ -212,3 +212,16 @@ class CurvatureRows:
         start = distributed.broadcast_(torch.randn(self.layout.size, generator=generator).to(self.layout.like()))
         with self.fixed():
             return lanczos(lambda row: self.products(row[None])[0], start, iterations, tolerance)
+
+
+@contextmanager
+def _naming_what_has_no_second_derivative() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "derivative for" not in str(error) or "not implemented" not in str(error):
+            raise
+        raise ValueError(
+            "model: it, or loss_fn, calls a function that torch cannot differentiate twice, expected others in its "
+            f"place, since products with a curvature are second derivatives: {error}"
+        ) from error

@@ -127,7 +127,7 @@ def _salun(read: Read, forget: Data, retain: Data, test: Data, seed: int) -> flo
     if len(x) > MAX_UNROUNDED_SAMPLES:  # equal samples are merged into one, with their number as its weight
         rows, weight = np.unique(np.column_stack([x.round(ROUNDED_DECIMALS), y]), axis=0, return_counts=True)
         x, y = rows[:, :1], rows[:, 1]
-    svm = SVC(C=3, gamma="auto", kernel="rbf").fit(x, y, sample_weight=weight)
+    svm = SVC(C=3, gamma="auto", kernel="rbf", random_state=seed).fit(x, y, sample_weight=weight)
     return 1 - float(svm.predict(read("forget", forget)).mean())
 
 

@@ -15,6 +15,7 @@ from unlearnx._batches import call, moved
 from unlearnx._checks import check_at_least_one, check_at_least_zero, model_device
 from unlearnx._copies import independent
 from unlearnx._data import Data
+from unlearnx._gradients import densify_gradients
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._models import check_gradients_possible
@@ -150,4 +151,5 @@ def _losses(
                 output = call(model, order(x))
             optimizer.zero_grad(set_to_none=True)
             loss.total(output, y).div(len(index)).backward()
+        densify_gradients(model)
         optimizer.step()

@@ -28,6 +28,7 @@ from unlearnx._checks import (
 )
 from unlearnx._data import Data, check_visits_all, size
 from unlearnx._files import write_atomically
+from unlearnx._gradients import densify_gradients
 from unlearnx._known_labels import all_labels
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory_order import ImageOrder
@@ -251,6 +252,7 @@ class _Run:
                 objective = objective + self.training.anchor / 2 * (p - p0).square().sum()
             self.optimizer.zero_grad(set_to_none=True)
             objective.backward()
+        densify_gradients(self.model)
         self.optimizer.step()
         self.schedule.step()
         return mean.detach()

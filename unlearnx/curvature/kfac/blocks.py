@@ -34,10 +34,12 @@ class KroneckerBlock:
 
     def apply(self, function: Callable[[Tensor], Tensor], v: Vector) -> Vector:
         """``U f(values) U^T v`` for K vectors, a tensor (K, *shape) for each parameter."""
-        m = self.out.mT @ self.layer.matrices(v)
-        m = m if self.into is None else m @ self.into
-        m = self.out @ m.mul_(function(self.values))
-        return self.layer.tensors(m if self.into is None else m @ self.into.mT)
+        m = self.layer.matrices(v)
+        out, into = self.out.to(m), None if self.into is None else self.into.to(m)  # vectors may have more digits
+        m = out.mT @ m
+        m = m if into is None else m @ into
+        m = out @ m.mul_(function(self.values))
+        return self.layer.tensors(m if into is None else m @ into.mT)
 
     def diagonal(self) -> Vector:
         """The diagonal in the basis of the parameters."""

@@ -43,7 +43,7 @@ class Embedding(Rule):
         return tape.watch(output, (weight,), contributions)
 
     def twice(self, derivatives: Derivatives) -> Any:
-        if self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
+        if self.max_norm is not None or self.scale_grad_by_freq:
             return NotImplemented
         padding_idx = None if self.padding_idx is None else self.padding_idx % len(self.weight)
         return derivatives.of_parameter(_Rows(self.input, padding_idx), self.weight)

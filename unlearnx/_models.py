@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from unlearnx._batches import Nest, count, split_rows, take, tensors
+from unlearnx._batches import Nest, count, has_rows, take, taken_apart, tensors
 from unlearnx._checks import module_label
 from unlearnx._random import random_states
 
@@ -122,8 +122,7 @@ def check_repeatable(call: Callable[[Nest, Buffers], Any], model: nn.Module, x: 
         return first
     n, one = count(x), slice(0, 1)
     alone = call(take(x, one), buffers()) if n > 1 else first
-    single, together = (split_rows(out, rows)[0] for out, rows in ((alone, min(n, 1)), (first, n)))
-    together = [t[:1] for t in together]
+    single, together = _of_the_first(alone, first, n)
     # A sample alone that gives what it gave among others shows both, that outputs repeat and that samples do not mix.
     again = TRIES if drawn else 0 if n > 1 and alike(single, together) else 2
     for _ in range(again):
@@ -144,6 +143,15 @@ def check_repeatable(call: Callable[[Nest, Buffers], Any], model: nn.Module, x: 
             "the sample only; call model.eval() first, and let no layer use statistics of the batch"
         )
     return first
+
+
+def _of_the_first(alone: Any, first: Any, n: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of a sample in outputs for it alone, and for `n` samples; not those that are the same for all."""
+    (a, _), (b, _) = taken_apart(alone), taken_apart(first)
+    if len(a) != len(b):
+        return [t for t in a if isinstance(t, Tensor)], [t for t in b if isinstance(t, Tensor)]
+    places = [i for i, (s, t) in enumerate(zip(a, b, strict=True)) if has_rows(s, min(n, 1)) and has_rows(t, n)]
+    return [a[i] for i in places], [b[i][:1] for i in places]
 
 
 def alike(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:

@@ -1,10 +1,13 @@
+import argparse
 import copy
 import hashlib
 import io
 import json
 import os
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -189,6 +192,47 @@ def test_tensors_that_share_their_memory(tmp_path):
     assert Weights.read(written.file).tensors.keys() == weights.tensors.keys()
     torch.save(model.state_dict(), tmp_path / "a.pt")
     Weights.read(tmp_path / "a.pt").load_into(Tied())
+
+
+def test_weights_beside_others(tmp_path):
+    """Those of a loss beside a Lightning module's network, the count beside averaged weights."""
+    model = network()
+    averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    with_loss = {**{f"net.{name}": t for name, t in model.state_dict().items()}, "criterion.weight": torch.ones(4)}
+    for state, unused in ((averaged, "n_averaged"), (with_loss, "criterion.weight")):
+        other = network()
+        torch.save(state, tmp_path / "a.pt")
+        weights = Weights.read(tmp_path / "a.pt")
+        weights.load_into(other)
+        assert all(torch.equal(t, model.state_dict()[key]) for key, t in other.state_dict().items())
+        assert weights.described(other).endswith(f"not used: {unused}")
+        assert Weights.read(weights.write(other, tmp_path / "b").file).tensors.keys() == state.keys() - {unused}
+    twice = {f"{head}.{name}": t for head in ("model", "ema") for name, t in model.state_dict().items()}
+    torch.save(twice, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="several times, under model, ema, expected once"):
+        Weights.read(tmp_path / "a.pt").load_into(network())
+    torch.save({"params": model.state_dict(), "params_ema": model.state_dict()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="holds several state dicts, params, params_ema, expected one"):
+        Weights.read(tmp_path / "a.pt")
+
+
+def test_files_without_counters_of_batches(tmp_path):
+    model, other = network(), network()
+    torch.save({k: t for k, t in model.state_dict().items() if "num_batches" not in k}, tmp_path / "a.pt")
+    weights = Weights.read(tmp_path / "a.pt")
+    weights.load_into(other)
+    assert torch.equal(other[1].running_mean, model[1].running_mean)
+    assert Weights.read(weights.write(other, tmp_path / "b").file).tensors.keys() == weights.tensors.keys()
+
+
+def test_what_training_scripts_keep_beside_weights(tmp_path):
+    model, other = network(), network()
+    beside = {"args": argparse.Namespace(lr=0.1, out=Path("a/b")), "best": np.float64(91.5), "classes": np.int64(4)}
+    torch.save({"model": model.state_dict(), **beside}, tmp_path / "a.pt")
+    weights = Weights.read(tmp_path / "a.pt")
+    weights.load_into(other)
+    assert weights.left_out == tuple(beside)
+    assert all(torch.equal(t, model.state_dict()[key]) for key, t in other.state_dict().items())
 
 
 class Malicious:

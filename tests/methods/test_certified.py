@@ -209,6 +209,7 @@ def test_budget_below_what_training_reaches_is_refused():
         (lambda x, y: (x[:, 0], y), "x: has shape"),
         (lambda x, y: (x, y[1:]), "y: has 399 labels, expected 400"),
         (lambda x, y: (x, y.double()), "y: is torch.float64"),
+        (lambda x, y: (x, ["a"] * len(y)), "^y is "),
         (lambda x, y: (x, 0 * y), "y: has 1 class"),
         (lambda x, y: (x * float("nan"), y), "values are NaN"),
     ],

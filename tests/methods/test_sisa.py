@@ -322,6 +322,17 @@ def test_bad_arguments(tmp_path, options, message):
         small(tmp_path, **options)
 
 
+@pytest.mark.parametrize("x", [(torch.zeros(9, 4), torch.zeros(9, 4)), {"a": torch.zeros(9, 4)}])
+def test_data_are_tensors(x, tmp_path):
+    with pytest.raises(ValueError, match=r"^data: has x of type (tuple|dict), expected one tensor of all samples"):
+        SISA(lambda: nn.Linear(4, 3), tmp_path, shards=2, slices=2).fit((x, torch.arange(9) % 3))
+
+
+def test_factories_of_lazy_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^factory: parameter 'weight' is not initialised yet"):
+        SISA(lambda: nn.LazyLinear(3), tmp_path)
+
+
 def test_one_model_is_no_factory(tmp_path):
     model = nn.Linear(64, 10)
     with pytest.raises(ValueError, match=r"^factory: returned the same model twice"):

@@ -176,6 +176,17 @@ def used(model):
     return model.eval()
 
 
+class Prototypes(Layers):
+    """Returns besides what it has for all samples, as many rows as samples are tried."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("prototypes", torch.arange(12.0).view(3, 4))
+
+    def forward(self, x):
+        return super().forward(x), self.prototypes
+
+
 class FunctionalDropout(Layers):
     def hidden(self, x):
         return F.dropout(self.a(x), 0.5)

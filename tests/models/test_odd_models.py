@@ -213,6 +213,15 @@ def test_hooks_on_parameters_mask_gradients_of_the_copy_too():
     assert not torch.equal(result[2].weight, model[2].weight)
 
 
+def test_outputs_that_are_the_same_for_all_samples_are_not_compared():
+    model, plain = odd.Prototypes().eval(), odd.Layers().eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    data = odd.samples(model)
+    got = fisher_diagonal(model, lambda output, y: F.cross_entropy(output[0], y), data)
+    for name, expected in fisher_diagonal(plain, F.cross_entropy, data).items():
+        torch.testing.assert_close(got[name], expected)
+
+
 def test_random_numbers_that_change_nothing_are_no_reason_to_refuse():
     class Draws(odd.Layers):
         def hidden(self, x):

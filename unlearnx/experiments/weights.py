@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +27,12 @@ IN_FOLDERS = (  # the names that HuggingFace gives the file of a model in its fo
     *("model.safetensors", f"model.safetensors{INDEX}"),
     *("pytorch_model.bin", f"pytorch_model.bin{INDEX}"),
 )
+COUNTER = "num_batches_tracked"  # of a BatchNorm; files older than torch 1.0 have none, and outputs do not depend on it
+# What training scripts keep beside weights, such as their arguments and best accuracy. None of it runs code when read.
+PLAIN: list[Any] = [argparse.Namespace, np.dtype]
+PLAIN += [type(np.dtype(kind)) for kind in (np.bool_, np.int32, np.int64, np.float32, np.float64)]
+PLAIN += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+PLAIN += [(pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")]
 MAX_LISTED_NAMES = 5  # in an error
 
 
@@ -106,25 +115,42 @@ class Weights:
         said = [f"the weights are its entry {self.nest!r}"] if self.nest else []
         if renamed:
             said.append(f"{renamed[0]!r} is the model's {names[renamed[0]]!r}, and so on")
-        if self.left_out:
-            said.append(f"not used: {_listed(self.left_out)}")
+        unused = [*self.left_out, *(name for name in self.tensors if name not in names)]
+        if unused:
+            said.append(f"not used: {_listed(unused)}")
         return f"{self.file}: {'; '.join(said)}" if said else None
 
     def _names(self, own: Mapping[str, Tensor]) -> dict[str, str]:
-        """The model's name for each of the file's: wrappers are taken off, and a prefix that all names share."""
+        """The model's name for each of the file's: wrappers are taken off, and a prefix that all names share.
+
+        Where all the model's weights are below one of several prefixes, the names with that one: those of a loss, or
+        the count of an average, may be beside them.
+        """
         known = {_unwrapped(name): name for name in own}
         if all(name.startswith("module.") for name in known):  # the model is a DataParallel
             known |= {name.removeprefix("module."): original for name, original in known.items()}
         plain = {name: _unwrapped(name) for name in self.tensors}
         best, most = plain, -1
-        for depth in range(1 + min(name.count(".") for name in plain.values())):
-            heads = {tuple(name.split(".")[:depth]) for name in plain.values()}
-            if len(heads) > 1:
-                break
-            shorter = {name: known.get(short := ".".join(p.split(".")[depth:]), short) for name, p in plain.items()}
-            fitting = sum(name in own for name in shorter.values())
-            if fitting > most:
-                best, most = shorter, fitting
+        for depth in range(1 + max(name.count(".") for name in plain.values())):
+            below: dict[str, dict[str, str]] = {}
+            for name, p in plain.items():
+                *prefix, last = p.split(".", depth)
+                if len(prefix) == depth:
+                    below.setdefault(".".join(prefix), {})[name] = known.get(last, last)
+            if any(len(names) == len(plain) for names in below.values()):
+                (shorter,) = below.values()
+                fitting = sum(name in own for name in shorter.values())
+                if fitting > most:
+                    best, most = shorter, fitting
+            elif _lacking(own, best.values()):
+                whole = [prefix for prefix, names in below.items() if not _lacking(own, names.values())]
+                if len(whole) > 1:
+                    raise ValueError(
+                        f"{self.file}: holds the weights of the model several times, under {_listed(whole)}, expected "
+                        "once; save those that are meant by themselves"
+                    )
+                if whole:
+                    return below[whole[0]]
         return best if most else {name: name for name in self.tensors}
 
     def load_into(self, model: nn.Module) -> None:
@@ -140,9 +166,7 @@ class Weights:
         tensors = {known: self.tensors[name] for name, known in names.items()}
         if len(tensors) < len(names):
             raise ValueError(f"{self.file}: does not fit the model: some of its weights have the same name there")
-        # Where tensors share their memory, a safetensors file holds only one of them.
-        held = {_place(own[name]) for name in tensors if name in own}
-        missing = [name for name, t in own.items() if name not in tensors and _place(t) not in held]
+        missing = _lacking(own, tensors)
         unexpected = [name for name, known in names.items() if known not in own]
         for wrong, what in ((missing, "it lacks the weights"), (unexpected, "the model has no weights")):
             if wrong:
@@ -230,7 +254,8 @@ def _safetensors() -> Any:
 
 def _read_torch(file: Path, content: bytes) -> Any:
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # of any kind: the file may hold anything
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it refers to {found[1]}, which could run code" if found else str(error).splitlines()[0]
@@ -249,6 +274,15 @@ def _unnested(content: Any) -> tuple[Any, str | None, tuple[str, ...]]:
         if len(states) == 1 and not any(isinstance(value, Tensor) for value in content.values()):
             return content[states[0]], states[0], tuple(str(key) for key in content if key != states[0])
     return content, None, ()
+
+
+def _lacking(own: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
+    """What of a model's own state dict is not among the names."""
+    given = set(names)
+    # Where tensors share their memory, a safetensors file holds only one of them.
+    held = {_place(own[name]) for name in given if name in own}
+    missing = [name for name, t in own.items() if name not in given and _place(t) not in held]
+    return [name for name in missing if name.split(".")[-1] != COUNTER]
 
 
 def _is_state(value: Any) -> bool:
@@ -272,6 +306,9 @@ def _checked(file: Path, state: Any) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state:
         what = "no weights" if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"{file}: holds {what}, expected a state dict")
+    several = [str(name) for name, value in state.items() if _is_state(value)]
+    if len(several) > 1:
+        raise ValueError(f"{file}: holds several state dicts, {_listed(several)}, expected one; save it by itself")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             kind = type(value).__name__ if not isinstance(value, Tensor) else value.layout

@@ -185,7 +185,10 @@ class CertifiedRemoval:
                 row's norm exceeds 1 or training cannot reach a gradient within the budget.
         """
         design = as_design(x)
-        labels = torch.as_tensor(y)
+        try:
+            labels = torch.as_tensor(y)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"y is {shown(y)}, expected integers (n,)") from error
         if labels.is_floating_point() or labels.dim() != 1:
             raise ValueError(f"y: is {labels.dtype} of shape {list(labels.shape)}, expected integers (n,)")
         if len(labels) != design.shape[0]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._files import write_atomically
+from unlearnx._models import check_has_values
 from unlearnx._random import forked_random
 from unlearnx.methods.untrained import Factory, made_by
 from unlearnx.models.training import Training
@@ -112,6 +113,7 @@ def build(factory: Factory, seed: int, device: torch.device | str | None) -> nn.
         model = made_by(factory)
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise ValueError(f"factory: returned {type(model).__name__}, expected a module with parameters")
+    check_has_values("factory", model)
     return model.to(device)
 
 

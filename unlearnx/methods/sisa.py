@@ -227,7 +227,7 @@ class SISA:
         )
         with distributed.failing_together(sisa._device):
             sisa._check_recipe(recipe)
-            x, y = Samples(data).read(slice(None))
+            x, y = _tensors(data)
             if len(x) != state["points"]:
                 raise ValueError(f"data: has {len(x)} samples, expected the {state['points']} of {folder}")
             fitted = sisa._divided(x, y, digests(x, y), frozenset(state["removed"]))
@@ -255,7 +255,7 @@ class SISA:
         with self._first_process_only() as first:
             if first and self._file.exists():
                 raise FileExistsError(f"{self._file.parent} holds an ensemble already; load it by SISA.open")
-            x, y = Samples(data).read(slice(None))
+            x, y = _tensors(data)
             if len(x) < self.shards * self.slices:
                 raise ValueError(
                     f"data: has {len(x)} samples, expected at least shards * slices = {self.shards} * {self.slices}"
@@ -496,6 +496,15 @@ class SISA:
 
         probabilities, scores = zip(*each_batch(models, (x, x), PREDICTION_BATCH_SIZE, None, aggregate), strict=True)
         return torch.cat(probabilities), torch.cat(scores)
+
+
+def _tensors(data: Data) -> tuple[Tensor, Tensor]:
+    """All samples."""
+    x, y = Samples(data).read(slice(None))
+    for name, nest in (("x", x), ("y", y)):
+        if not isinstance(nest, Tensor):
+            raise ValueError(f"data: has {name} of type {type(nest).__name__}, expected one tensor of all samples")
+    return x, y
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import network_that_knows_digits
-from unlearnx import Request
+from unlearnx import Request, losses
 from unlearnx._data import batches, materialize
 from unlearnx.data import load_digits
 from unlearnx.methods import CT, MSG, UNSIR, BoundaryShrink, FineTune, JiT, L1Sparse, RandomLabels, SalUn, WoodFisher
@@ -35,6 +35,32 @@ def test_a_class_is_forgotten_with_nothing_tuned(digits, method):
     assert accuracy(outcome.model, request.forget_set) < 0.1
     stays = y != 1
     assert accuracy(outcome.model, (x[stays], y[stays])) > 0.9
+
+
+@pytest.mark.parametrize(
+    "loss_fn", [F.cross_entropy, losses.cross_entropy, lambda output, y: -(y * output.log_softmax(1)).sum(1)]
+)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_probabilities_of_classes_move_to_others(loss_fn, smoothing, monkeypatch):
+    """One-hot rows are no answers of yes and no to each class where the loss takes a softmax."""
+    seen = []
+    own = RandomLabels._other_labels
+
+    def spy(self, example, index, labels):
+        seen.append((labels, own(self, example, index, labels)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(RandomLabels, "_other_labels", spy)
+    x, classes = torch.randn(30, 6), torch.arange(30) % 4
+    y = F.one_hot(classes, 4) * (1 - smoothing) + smoothing / 4
+    SalUn(epochs=1, max_increase=9.0, loss_fn=loss_fn)(torch.nn.Linear(6, 4), Request.remove((x, y), range(9)))
+    for before, after in seen:
+        torch.testing.assert_close(after.sort(1).values, before.sort(1).values)
+        assert (after.argmax(1) != before.argmax(1)).all()
+    answers = RandomLabels(epochs=1, loss_fn=F.binary_cross_entropy_with_logits, max_increase=9.0)
+    answers(torch.nn.Linear(6, 4), Request.remove((x, F.one_hot(classes, 4).float()), range(9)))
+    before, after = seen[-1]
+    assert torch.equal(after, 1 - before)
 
 
 def test_random_labels_are_salun_on_all_weights(digits):

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from unlearnx._batches import Nest, call, count, moved, rows, scores
+from unlearnx._batches import Nest, call, changed, count, moved, rows, scores
 from unlearnx._checks import model_device
 from unlearnx._copies import independent, lent
 from unlearnx._data import KEPT_BYTES
 from unlearnx._labels import class_axis, following, is_binary, is_causal
-from unlearnx._losses import Loss, SampleLoss, torch_loss
+from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory_order import ImageOrder
 from unlearnx._pairs import Pair
 from unlearnx._per_sample import per_sample
@@ -120,12 +120,17 @@ class Teacher:
 def axis_of_classes(output: Any, y: Tensor, loss_fn: Loss) -> int | None:
     """The dimension of the classes in the scores of an output, as :func:`class_axis` finds it; None where y are none.
 
-    Numbers of the scores' shape are probabilities of the classes for torch's cross-entropy, and answers or values for
-    other losses.
+    Numbers of the scores' shape are probabilities of the classes where the loss takes a softmax, which adding the same
+    to all scores does not change, and answers or values for other losses.
     """
-    known = torch_loss(loss_fn)
-    one_hot = y.is_floating_point() and not (known is not None and known[0] is F.cross_entropy)
-    return None if one_hot else class_axis(output, y)
+    axis = class_axis(output, y)
+    if axis is None or not y.is_floating_point():
+        return axis
+    values, loss = scores(output), SampleLoss(loss_fn)
+    raised = changed(output, lambda t: t + 1 if t is values else t)
+    with torch.no_grad():
+        losses, others = loss.each(output, y), loss.each(raised, y)
+    return axis if torch.allclose(losses, others, rtol=1e-3, atol=1e-5) else None
 
 
 def lessons(

@@ -11,11 +11,12 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from unlearnx._batches import Nest, count, replaced, scores, take
 from unlearnx._data import size
-from unlearnx._labels import class_axis, counted, is_binary
+from unlearnx._labels import counted, is_binary
 from unlearnx._losses import SampleLoss
 from unlearnx._pairs import Pair
 from unlearnx._sources import Changed
 from unlearnx.methods.base import Work, first_output
+from unlearnx.methods.distillation import axis_of_classes
 from unlearnx.methods.rounds import Train
 from unlearnx.methods.training_method import TrainedMethod
 
@@ -25,8 +26,8 @@ class RandomLabels(TrainedMethod):
     """Train on the retain set, and on the forget set with random labels other than its own.
 
     Labels that do not count stay as they are; answers of yes and no (0 and 1 for single logits, or for each of several)
-    become the other one; values of a regression are refused. In a correction, the corrected labels are used instead of
-    random ones.
+    become the other one; probabilities of classes, where the loss takes a softmax, move on to other classes together;
+    values of a regression are refused. In a correction, the corrected labels are used instead of random ones.
 
     Args:
         epochs: passes over all samples.
@@ -88,23 +89,32 @@ class RandomLabels(TrainedMethod):
             raise ValueError(f"request: has labels of type {type(labels).__name__}, expected class indices to relabel")
         output, first = example
         ignored = SampleLoss(self.loss_fn).ignore_index
-        axis = None if labels.is_floating_point() else class_axis(output, first)
+        axis = axis_of_classes(output, first, self.loss_fn)
         if axis is None:
             one_each = scores(output)[:1].expand(len(labels), *scores(output).shape[1:])
             if not is_binary(one_each, labels, ignored):
                 raise ValueError(f"request: has labels of dtype {labels.dtype}, expected class indices to relabel")
             return (1 - labels).where(labels != ignored, labels)
         classes = scores(output).shape[axis]
+        if labels.is_floating_point():  # a probability for each class: those of the classes are moved on
+            own = labels.movedim(axis, -1)
+            shift = self._shifts(index, own.shape[:-1], classes).to(labels.device)
+            order = (torch.arange(classes, device=labels.device) - shift[..., None]) % classes
+            return own.gather(-1, order).movedim(-1, axis)
         has_label = counted(labels, classes, ignored)
         own = labels.where(has_label, 0)
         if 0 <= ignored < classes:  # a class that stands for none is not drawn
             own, classes = own - (own > ignored).long(), classes - 1
         if classes < 2:
             raise ValueError(f"request: has {classes} class to choose from, expected at least two to relabel")
-        shift = torch.empty(labels.shape, dtype=torch.int64)
-        for row, i in zip(shift, index.tolist(), strict=True):
-            row.random_(1, classes, generator=torch.Generator().manual_seed(hash((self.seed, i)) % 2**63))
-        other = (own + shift.to(labels.device)) % classes
+        other = (own + self._shifts(index, labels.shape, classes).to(labels.device)) % classes
         if 0 <= ignored <= classes:
             other = other + (other >= ignored).long()
         return other.where(has_label, labels)
+
+    def _shifts(self, index: Tensor, shape: torch.Size, classes: int) -> Tensor:
+        """How many classes on the new label of each sample or position is, from 1 to ``classes - 1``."""
+        shift = torch.empty(shape, dtype=torch.int64)
+        for row, i in zip(shift, index.tolist(), strict=True):
+            row.random_(1, classes, generator=torch.Generator().manual_seed(hash((self.seed, i)) % 2**63))
+        return shift

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from unlearnx._checks import check_deterministic, known_as, model_device, named
 from unlearnx._copies import lent
 from unlearnx._data import Data
 from unlearnx._functional import functional_call
+from unlearnx._graphs import nodes
 from unlearnx._kept import ParametersKept
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._models import Buffers, alike, all_finite, check_model, check_repeatable
@@ -130,7 +131,7 @@ def _try(
 
 
 def _refuse_reentrant(output: Any) -> None:
-    if any(node.name() == "CheckpointFunctionBackward" for t in tensors(output) for node in _nodes(t)):
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes(tensors(output))):
         raise ValueError(
             "model: calls torch.utils.checkpoint with use_reentrant=True, which torch.autograd.grad cannot "
             "differentiate, expected use_reentrant=False"
@@ -139,16 +140,5 @@ def _refuse_reentrant(output: Any) -> None:
 
 def _leaves(value: Tensor) -> set[int]:
     """Ids of the tensors that a backward pass from `value` would reach."""
-    found = {id(node.variable) for node in _nodes(value) if hasattr(node, "variable")}
+    found = {id(node.variable) for node in nodes([value]) if hasattr(node, "variable")}
     return found | {id(value)} if value.requires_grad and value.is_leaf else found
-
-
-def _nodes(value: Tensor) -> Iterator[Any]:
-    """The nodes of the graph of `value`."""
-    seen, stack = set(), [value.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            stack += [following for following, _ in node.next_functions]

@@ -219,6 +219,8 @@ def _reason_samples_interact(module: nn.Module) -> str | None:
         return batch if module.training else None
     random = isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
     rate = getattr(module, "p", None) if random else getattr(module, "dropout", None)
+    if getattr(module, "scale_grad_by_freq", False):
+        return "scales gradients by how often a token is in the batch, expected scale_grad_by_freq=False"
     if isinstance(module, nn.RReLU):
         rate = 1.0
     elif not random and not isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):

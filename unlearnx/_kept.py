@@ -55,7 +55,7 @@ class ParametersKept(TorchFunctionMode):
         copies: list[tuple[Tensor, Tensor, str]] = []
 
         def copied(t: Any) -> Any:
-            owner = self._names.get(t.untyped_storage().data_ptr()) if isinstance(t, Tensor) else None
+            owner = self._names.get(_memory(t)) if isinstance(t, Tensor) else None
             if owner is None:
                 return t
             copies.append((t, t.detach().clone(), owner))
@@ -68,3 +68,11 @@ class ParametersKept(TorchFunctionMode):
             return func(*args, **kwargs)
         self._changed = changed[0]
         return result
+
+
+def _memory(t: Tensor) -> int | None:
+    """Where a tensor is; None of one that stands for others, as inside of torch.func's transforms."""
+    try:
+        return t.untyped_storage().data_ptr()
+    except RuntimeError:
+        return None

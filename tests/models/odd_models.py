@@ -227,6 +227,12 @@ class LongRows(nn.Module):
         return self.b(self.e((3 * x.abs()).long().clamp(max=8)).mean(1))
 
 
+def scaled_by_frequency():
+    model = LongRows()
+    model.e.max_norm, model.e.scale_grad_by_freq = None, True
+    return model
+
+
 def sparse():
     model = LongRows()
     model.e.max_norm, model.e.sparse = None, True
@@ -255,6 +261,27 @@ class ConstrainedInPlace(Constrained):
 class Reentrant(Layers):
     def hidden(self, x):
         return checkpoint(torch.tanh, self.a(x), use_reentrant=True)
+
+
+class Once(torch.autograd.Function):
+    """A tangent hyperbolic whose backward pass has no derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return dy * (1 - y * y)
+
+
+class DifferentiableOnce(Layers):
+    def hidden(self, x):
+        return Once.apply(self.a(x))
 
 
 class Remembers(Layers):

@@ -120,6 +120,7 @@ REFUSED = {
     "constraint": (odd.Constrained, "changes its parameter 'a.weight' when called"),
     "constraint in place": (odd.ConstrainedInPlace, "changes its parameter 'a.weight' when called"),
     "reentrant checkpoint": (odd.Reentrant, "calls torch.utils.checkpoint with use_reentrant=True"),
+    "scaled by frequency": (odd.scaled_by_frequency, "scales gradients by how often a token is in the batch"),
     "complex": (odd.Complex, "parameter 'weight' is of torch.complex64"),
     "inference": (odd.made_in_inference_mode, "parameter '0.weight' was made inside torch.inference_mode"),
     "meta": (lambda: odd.network().to("meta"), "parameter '0.weight' is on the meta device"),
@@ -178,6 +179,34 @@ def test_gradients_are_those_of_autograd(make):
     for k, name in enumerate(names):
         expected = torch.stack([row[k] for row in rows]).square().mean(0)
         torch.testing.assert_close(got[name], expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["hessian", "ggn"])
+def test_products_need_second_derivatives(engine):
+    """torch leaves out what a function that is differentiable once adds to a second derivative, and says nothing."""
+    model = odd.DifferentiableOnce().eval()
+    data = odd.samples(model)
+    with pytest.raises(ValueError, match=r"^model: it, or loss_fn, calls a function that is marked as once_different"):
+        ENGINES[engine](model, data)
+    assert fisher_diagonal(model, F.cross_entropy, data).keys() == dict(model.named_parameters()).keys()
+
+
+def test_transforms_inside_of_the_model():
+    class Slopes(odd.Layers):
+        def hidden(self, x):
+            return torch.vmap(torch.func.grad(lambda h: h.pow(3).sum()))(self.a(x))
+
+    class Same(odd.Layers):
+        def hidden(self, x):
+            return 3 * self.a(x).square()
+
+    model, plain = Slopes().eval(), Same().eval()
+    plain.load_state_dict(model.state_dict())
+    data = odd.samples(model)
+    for engine in ("fisher", "hessian", "ggn", "fine-tuning"):
+        got, expected = ENGINES[engine](model, data), ENGINES[engine](plain, data)
+        for name, value in got.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
 
 
 def test_embeddings_with_sparse_gradients_train_and_have_a_curvature():

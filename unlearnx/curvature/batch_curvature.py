@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unlearnx._batches import Nest, arguments, count, rows, split_rows
 from unlearnx._functional import functional_call
+from unlearnx._graphs import nodes
 from unlearnx._losses import SampleLoss
 from unlearnx.curvature.double_backward import TwiceDifferentiable
 from unlearnx.curvature.layers import Derivatives
@@ -114,6 +115,18 @@ class RecordedBatch(BatchCurvature):
     def roots(self) -> list[Tensor]:
         """The tensors that hold the graph."""
         raise NotImplementedError
+
+    def check_twice_differentiable(self) -> None:
+        """Refuse a graph without the derivatives of a function that has first ones only: products leave them out.
+
+        Raises:
+            ValueError: there is such a function.
+        """
+        if any(node.name() == "torch::autograd::Error" for node in nodes(self.roots())):
+            raise ValueError(
+                "model: it, or loss_fn, calls a function that is marked as once_differentiable, expected others in its "
+                "place, since products with a curvature are second derivatives"
+            )
 
     def bytes(self) -> int:
         return saved_bytes(self.roots(), [*self.snapshot.leaves.values(), *self.snapshot.rest.values()])
@@ -219,16 +232,9 @@ CURVATURE_KINDS: dict[str, type[RecordedBatch]] = {"hessian": Hessian, "ggn": Ga
 
 def saved_bytes(roots: Sequence[Tensor], others: Sequence[Tensor]) -> int:
     """Memory of all tensors saved in the graphs of `roots`; each storage counts once, storages of `others` do not."""
-    seen: set[object] = set()
     storages: dict[int, int] = {}
     known = {t.untyped_storage().data_ptr() for t in others}
-    stack = [t.grad_fn for t in roots]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        stack += [following for following, _ in node.next_functions]
+    for node in nodes(roots):
         for t in _saved(node):
             storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
     return sum(size for pointer, size in storages.items() if pointer not in known)

@@ -44,6 +44,7 @@ class SharedState:
         self._snapshot: Snapshot | None = None
         self._image_order = ImageOrder(self._lent)
         self._use_channels_last = True
+        self._looked_into = False  # whether a graph was found to have all second derivatives
         self._kept: weakref.WeakKeyDictionary[BatchCurvature, int] = weakref.WeakKeyDictionary()  # with their bytes
         self._bytes_per_sample: float | None = None
         self._budget = 0.0
@@ -83,7 +84,14 @@ class SharedState:
         closed_form = SoftmaxRegression.of(snapshot, x, y, samples) if self.softmax else None
         if closed_form is not None:
             return closed_form
-        if not (self._use_channels_last and device.type == "cpu" and self._image_order.taken(x)):
+        batch = self._recorded(kind, snapshot, x, y, samples)
+        if not self._looked_into:
+            batch.check_twice_differentiable()
+            self._looked_into = True
+        return batch
+
+    def _recorded(self, kind: type[RecordedBatch], snapshot: Snapshot, x: Nest, y: Nest, samples: int) -> RecordedBatch:
+        if not (self._use_channels_last and model_device(self.model).type == "cpu" and self._image_order.taken(x)):
             return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=False)
         try:
             return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=True)

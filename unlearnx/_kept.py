@@ -28,7 +28,7 @@ class ParametersKept(TorchFunctionMode):
         self._changed: str | None = None
         self._own = dict(model.named_parameters())
         self._values = {name: p.view_as(p) for name, p in self._own.items()}
-        self._names = {p.untyped_storage().data_ptr(): name for name, p in self._own.items()}
+        self._names: dict[int | None, str] = {p.untyped_storage().data_ptr(): name for name, p in self._own.items()}
 
     def __enter__(self) -> dict[str, Tensor]:
         super().__enter__()

@@ -122,7 +122,7 @@ def check_repeatable(call: Callable[[Nest, Buffers], Any], model: nn.Module, x: 
         return first
     n, one = count(x), slice(0, 1)
     alone = call(take(x, one), buffers()) if n > 1 else first
-    single, together = _of_the_first(alone, first, n)
+    single, together = _of_samples(alone, first, one, n)
     # A sample alone that gives what it gave among others shows both, that outputs repeat and that samples do not mix.
     again = TRIES if drawn else 0 if n > 1 and alike(single, together) else 2
     for _ in range(again):
@@ -137,7 +137,11 @@ def check_repeatable(call: Callable[[Nest, Buffers], Any], model: nn.Module, x: 
             f"model: writes to its buffer {changed[0]!r} when called, and gives other outputs the next time, expected "
             "the same; call model.eval() first, or let the forward pass only read the buffer in eval mode"
         )
-    if not alike(single, together, ROUNDING):
+    apart = alike(single, together, ROUNDING)
+    if apart and n > 1:  # the others without the first, which may be the one that they depend on
+        others = slice(1, n)
+        apart = alike(*_of_samples(call(take(x, others), buffers()), first, others, n), ROUNDING)
+    if not apart:
         raise ValueError(
             "model: gave another output for a sample alone than together with others, expected one that depends on "
             "the sample only; call model.eval() first, and let no layer use statistics of the batch"
@@ -145,13 +149,13 @@ def check_repeatable(call: Callable[[Nest, Buffers], Any], model: nn.Module, x: 
     return first
 
 
-def _of_the_first(alone: Any, first: Any, n: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors of a sample in outputs for it alone, and for `n` samples; not those that are the same for all."""
-    (a, _), (b, _) = taken_apart(alone), taken_apart(first)
+def _of_samples(part: Any, whole: Any, chosen: slice, n: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of some samples in outputs for these, and for all `n`; not those that are the same for all."""
+    (a, _), (b, _), k = taken_apart(part), taken_apart(whole), len(range(n)[chosen])
     if len(a) != len(b):
         return [t for t in a if isinstance(t, Tensor)], [t for t in b if isinstance(t, Tensor)]
-    places = [i for i, (s, t) in enumerate(zip(a, b, strict=True)) if has_rows(s, min(n, 1)) and has_rows(t, n)]
-    return [a[i] for i in places], [b[i][:1] for i in places]
+    places = [i for i, (s, t) in enumerate(zip(a, b, strict=True)) if has_rows(s, k) and has_rows(t, n)]
+    return [a[i] for i in places], [b[i][chosen] for i in places]
 
 
 def alike(a: Any, b: Any, tolerance: float = TOLERANCE) -> bool:

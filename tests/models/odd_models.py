@@ -303,6 +303,20 @@ class BatchMean(Layers):
         return h - h.mean(0)
 
 
+class BatchMax(Layers):
+    """The largest entry may be that of the very sample that is looked at."""
+
+    def hidden(self, x):
+        h = self.a(x)
+        return h / h.abs().max()
+
+
+class FirstSample(Layers):
+    def hidden(self, x):
+        h = self.a(x)
+        return h + h[:1]
+
+
 class Complex(nn.Module):
     def __init__(self):
         super().__init__()

@@ -116,6 +116,8 @@ REFUSED = {
     "own generator": (odd.OwnGenerator, "gave other outputs for the same samples"),
     "running mean": (odd.Remembers, "writes to its buffer 'mean'"),
     "mean of the batch": (odd.BatchMean, "for a sample alone than together with others"),
+    "maximum of the batch": (odd.BatchMax, "for a sample alone than together with others"),
+    "first of the batch": (odd.FirstSample, "for a sample alone than together with others"),
     "long rows": (odd.LongRows, "changes its parameter 'e.weight' when called"),
     "constraint": (odd.Constrained, "changes its parameter 'a.weight' when called"),
     "constraint in place": (odd.ConstrainedInPlace, "changes its parameter 'a.weight' when called"),

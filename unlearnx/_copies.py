@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnx._checks import module_label
+from unlearnx._closures import rebind
 from unlearnx._wrappers import Unwrapped, inner_name
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
@@ -98,7 +99,10 @@ def _copied(model: nn.Module, known: dict[int, Any]) -> nn.Module:
         entry = inner_name(module)
         if entry is not None:
             known[id(module)] = Unwrapped(module, copy.deepcopy(module.get_submodule(entry), known))
-    return copy.deepcopy(model, known)
+    twin = copy.deepcopy(model, known)
+    for module in twin.modules():
+        rebind(module, known)
+    return twin
 
 
 def _copied_by_parts(model: nn.Module) -> nn.Module:
@@ -141,7 +145,7 @@ def _culprit(model: nn.Module, known: dict[int, Any]) -> str:
 
 def _is_uncopyable(part: Any) -> bool:
     """Whether ``copy.deepcopy`` fails at the object itself, rather than at something it holds."""
-    if isinstance(part, Tensor) or hasattr(part, "__deepcopy__"):
+    if isinstance(part, Tensor) or hasattr(type(part), "__deepcopy__"):
         return False
     try:
         part.__reduce_ex__(4)

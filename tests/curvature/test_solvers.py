@@ -338,6 +338,14 @@ def test_clear_errors(options, message):
         LiSSA(**options)
 
 
+def test_what_is_no_vector_or_operator():
+    operator, v = problem()
+    with pytest.raises(TypeError, match=r"^v is of type tuple, expected a mapping of names"):
+        ConjugateGradient().solve(operator, tuple(v.values()))
+    with pytest.raises(TypeError, match=r"^operator is "):
+        Direct().solve(torch.nn.Linear(2, 2), v)
+
+
 def test_more_clear_errors():
     operator, v = problem()
     for solver in (ConjugateGradient, NystromPCG):

@@ -105,6 +105,22 @@ class Counts(Layers):
         return self.a(x)
 
 
+class Recorder(Layers):
+    """A hook of its own keeps a mean of activations in a buffer, and the last ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.kept = {}
+
+        def hook(module, args, output):
+            self.mean += output.detach().mean(0)
+            self.kept["last"] = output
+            self.last = output.detach()
+
+        self.a.register_forward_hook(hook)
+
+
 class Around(nn.Module):
     """A network with a part in a wrapper."""
 
@@ -157,6 +173,33 @@ def hooked():
     model = network()
     model[0].register_forward_hook(lambda module, args, output: 2 * output)
     return model
+
+
+def patched():
+    """Methods that were assigned from outside, as functions that hold the model or its layers."""
+    model = network()
+    model[0].forward = lambda x, model=model: F.linear(x, model[0].weight, model[0].bias)
+    model.forward = lambda x: model[2](model[1](model[0](x)))
+    return model
+
+
+def patched_by_name():
+    """The same with the model as a global variable, as in a notebook."""
+    scope = {"model": network()}
+    exec("model.forward = lambda x: model[2](model[1](model[0](x)))", scope)
+    return scope["model"]
+
+
+class Configuration(dict):
+    """Has no attribute that is no entry, not even the methods that copy.deepcopy looks for."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Configured(Layers):
+    def __init__(self):
+        super().__init__()
+        self.settings = Configuration(width=8)
 
 
 def samples(model):

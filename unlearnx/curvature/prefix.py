@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from unlearnx._arguments import checked
 from unlearnx._batches import Nest, joined, tensors
 from unlearnx._checks import Params, model_device, select_params
+from unlearnx._closures import hooks_hold
 from unlearnx._copies import lent
 from unlearnx._data import Data, as_dataset, batches, dataset_of, size
 from unlearnx._memory_order import ImageOrder
@@ -167,6 +168,8 @@ def _split_model(model: nn.Module, names: set[str], data: Data) -> tuple[nn.Modu
     ran = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     if any(_has_hooks(module) for name, module in model.named_modules() if _SCOPE + name not in ran):
         return None  # these modules do not run as such in a graph of their parts
+    if hooks_hold(model):
+        return None  # they would go on to write to the model, which the parts are not
     named = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
     if any(not str(node.target).startswith(_SCOPE) for node in named):
         return None  # the model is a single layer, or its forward creates tensors

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnx._arguments import check_fields
+from unlearnx._arguments import check_fields, checked
 from unlearnx._vectors import Vector
 from unlearnx.curvature.operators import CurvatureOperator
 from unlearnx.curvature.rows import CurvatureRows
@@ -132,6 +132,7 @@ class Solver:
         """Whether the operator must have a damping > 0."""
         return False
 
+    @checked
     def solve(self, operator: CurvatureOperator, v: Vector) -> Solution:
         """Solve for `v`, a tensor for each parameter, or for K of them along a first dimension.
 

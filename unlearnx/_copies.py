@@ -65,11 +65,30 @@ def independent(model: nn.Module) -> nn.Module:
         twin = _copied(model, {id(t): t.detach().clone() for t in _tensors(model) if not t.is_leaf})
     except Exception:  # this copies objects of the user's, whose code may raise anything
         twin = _copied_by_parts(model)
+    _check_copy(model, twin)
     for parameter, own in zip(model.parameters(), twin.parameters(), strict=True):
         for hook in (parameter._backward_hooks or {}).values():
             if own.requires_grad:
                 own.register_hook(hook)
     return twin
+
+
+def _check_copy(model: nn.Module, twin: nn.Module) -> None:
+    """Refuse a copy with other parameters, as classes make that say themselves how they are copied."""
+    reason = "cannot be copied, expected a model that can: methods work on a copy; what copies it"
+    given, copies = dict(model.named_parameters()), list(twin.parameters())
+    if len(given) != len(copies):
+        raise ValueError(f"model: {reason} gives {len(copies)} parameters in place of {len(given)}")
+    own_rules = any(hasattr(type(module), "__deepcopy__") for module in model.modules())
+    for (name, parameter), copied in zip(given.items(), copies, strict=True):
+        if parameter.requires_grad and parameter.numel() and parameter.data_ptr() == copied.data_ptr():
+            raise ValueError(f"model: {reason} gives the same memory for the parameter {name!r}")
+        if own_rules and not torch.equal(parameter, copied):
+            raise ValueError(f"model: {reason} gives other values of the parameter {name!r}")
+    buffers = {b.data_ptr() for b in twin.buffers() if b.numel()}
+    for name, buffer in model.named_buffers():
+        if buffer.numel() and buffer.data_ptr() in buffers:
+            raise ValueError(f"model: {reason} gives the same memory for the buffer {name!r}")
 
 
 def merged(model: nn.Module) -> nn.Module:

@@ -13,18 +13,19 @@ IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "
 
 
 class ParametersKept(TorchFunctionMode):
-    """Refuses calls of a model that change its parameters, and leaves these as they are.
+    """Refuses calls of a model that change its parameters, or make modules, and leaves parameters as they are.
 
     As a context it gives the values to call the model with: the parameters, each as a tensor of its own on the same
     memory. What is written without a change, such as a row of an embedding that is no longer than ``max_norm``, does no
     harm.
 
     Raises:
-        ValueError: a parameter would be changed.
+        ValueError: a parameter would be changed, or a module was made.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
+        self._model, self._modules = model, {name for name, _ in model.named_modules()}
         self._changed: str | None = None
         self._own = dict(model.named_parameters())
         self._values = {name: p.view_as(p) for name, p in self._own.items()}
@@ -36,6 +37,11 @@ class ParametersKept(TorchFunctionMode):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
+        made = [name for name, _ in self._model.named_modules() if name not in self._modules]
+        if made:
+            raise ValueError(
+                f"model: makes its module {made[0]!r} when it is called, expected all that it has; call it on a batch first"
+            )
         for name, value in self._values.items():
             own = self._own[name]
             if value.data_ptr() != own.data_ptr() and not torch.equal(value, own):  # ``weight.data = ...``

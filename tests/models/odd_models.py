@@ -375,6 +375,36 @@ class Iterates(Layers):
         self.stream = (i for i in range(3))
 
 
+class Same(nn.Linear):
+    """As a large frozen part may be shared by copies; this one is not frozen."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Anew(nn.Linear):
+    def __deepcopy__(self, memo):
+        return Anew(self.in_features, self.out_features)
+
+
+class Forgetful(nn.Linear):
+    def __getstate__(self):
+        return {**vars(self), "_parameters": {}}
+
+
+def with_part(kind):
+    return Around(lambda _: nn.Sequential(kind(6, 8), nn.Tanh()))
+
+
+class BuiltWhenCalled(Layers):
+    """Makes a layer when its input is there, as many did before torch had lazy modules."""
+
+    def hidden(self, x):
+        if not hasattr(self, "more"):
+            self.more = nn.Linear(x.shape[1], 8)
+        return self.a(x) + self.more(x)
+
+
 class NeverCopied(Layers):
     def __deepcopy__(self, memo):
         raise RuntimeError("not to be copied")

@@ -40,7 +40,8 @@ class ParametersKept(TorchFunctionMode):
         made = [name for name, _ in self._model.named_modules() if name not in self._modules]
         if made:
             raise ValueError(
-                f"model: makes its module {made[0]!r} when it is called, expected all that it has; call it on a batch first"
+                f"model: makes its module {made[0]!r} when it is called, expected all modules to be there; call it "
+                "on a batch first"
             )
         for name, value in self._values.items():
             own = self._own[name]

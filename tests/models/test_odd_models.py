@@ -178,6 +178,16 @@ def test_what_cannot_be_copied_is_named(make, message):
             method(model, Request.remove(data, range(3)))
 
 
+def test_a_frozen_part_may_be_shared_by_copies():
+    model = odd.with_part(odd.Same).eval()
+    model.body.requires_grad_(False)
+    data, before = odd.samples(model), state(model)
+    result = FineTune(epochs=1, max_increase=9.0)(model, Request.remove(data, range(3))).model
+    assert result.body[0] is model.body[0]
+    assert not torch.equal(result.head.weight, model.head.weight)
+    assert_unchanged(model, before)
+
+
 @pytest.mark.parametrize(
     "make",
     [odd.old_weight_norm, odd.weight_norm, odd.spectral_norm, odd.hooked],

@@ -8,7 +8,7 @@ from torch.func import jvp, vjp
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from unlearnx.curvature import CurvatureOperator, blocks
+from unlearnx.curvature import CurvatureOperator, blocks, fisher_diagonal
 from unlearnx.curvature.double_backward import TwiceDifferentiable
 from unlearnx.curvature.layers import Derivatives
 from unlearnx.losses import causal_lm
@@ -152,6 +152,20 @@ def test_a_loss_of_products(kind):
     expected = torch.autograd.functional.hvp(lambda w: loss_fn(F.linear(x, w, model.bias.detach()), y).mean(), w, v)[1]
     operator = CurvatureOperator(model, loss_fn, (x, y), kind=kind, params=["weight"])
     torch.testing.assert_close(operator.matvec({"weight": v})["weight"], expected)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_a_loss_that_runs_under_vmap_itself(kind):
+    def each(output, y):
+        return torch.vmap(lambda o, t: F.cross_entropy(o[None], t[None]))(output, y)
+
+    model, data = torch.nn.Linear(3, 4), (torch.randn(9, 3), torch.arange(9) % 4)
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    expected = CurvatureOperator(model, F.cross_entropy, data, kind=kind).matvec(v)
+    for name, t in CurvatureOperator(model, each, data, kind=kind).matvec(v).items():
+        torch.testing.assert_close(t, expected[name])
+    fisher = fisher_diagonal(model, each, data)
+    torch.testing.assert_close(fisher["bias"], fisher_diagonal(model, F.cross_entropy, data)["bias"])
 
 
 def test_attention_is_kept_by_its_inputs():

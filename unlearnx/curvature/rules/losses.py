@@ -38,9 +38,9 @@ class CrossEntropy(Rule):
 
     def twice(self, derivatives: Derivatives) -> Any:
         plain = self.weight is None and self.size_average is None and self.reduce is None and not self.label_smoothing
-        if not plain or self.input.dim() < 2 or self.target.is_floating_point() or not self._labels_fit():
+        if not plain or not self.input.requires_grad or not can_differentiate(self.input):
             return NotImplemented
-        if not self.input.requires_grad or not can_differentiate(self.input):
+        if self.input.dim() < 2 or self.target.is_floating_point() or not self._labels_fit():
             return NotImplemented
         counted = self.target != self.ignore_index
         losses = _Losses.apply(self.input.movedim(1, -1), self.target.where(counted, 0), counted)

@@ -322,9 +322,29 @@ class Once(torch.autograd.Function):
         return dy * (1 - y * y)
 
 
+class InNumpy(Once):
+    """The same, with a backward pass that torch does not see."""
+
+    @staticmethod
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return torch.from_numpy(dy.detach().numpy() * (1 - y.detach().numpy() ** 2))
+
+
+class InTorch(Once):
+    @staticmethod
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return dy * (1 - y * y)
+
+
 class DifferentiableOnce(Layers):
+    def __init__(self, function=Once):
+        super().__init__()
+        self.function = function
+
     def hidden(self, x):
-        return Once.apply(self.a(x))
+        return self.function.apply(self.a(x))
 
 
 class Remembers(Layers):

@@ -205,13 +205,37 @@ def test_gradients_are_those_of_autograd(make):
 
 
 @pytest.mark.parametrize("engine", ["hessian", "ggn"])
-def test_products_need_second_derivatives(engine):
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (odd.Once, "^model: it, or loss_fn, calls a function that is marked as once_differentiable"),
+        (odd.InNumpy, "^model: calls an autograd function of its own whose backward pass has no derivative"),
+    ],
+)
+def test_products_need_second_derivatives(engine, function, message):
     """torch leaves out what a function that is differentiable once adds to a second derivative, and says nothing."""
-    model = odd.DifferentiableOnce().eval()
+    model = odd.DifferentiableOnce(function).eval()
     data = odd.samples(model)
-    with pytest.raises(ValueError, match=r"^model: it, or loss_fn, calls a function that is marked as once_different"):
+    with pytest.raises(ValueError, match=message):
         ENGINES[engine](model, data)
+    operator = CurvatureOperator(model, F.cross_entropy, data, kind=engine, params=["a.weight"])
+    with pytest.raises(ValueError, match=message):
+        operator.matvec({"a.weight": torch.ones(8, 6)})
     assert fisher_diagonal(model, F.cross_entropy, data).keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("engine", ["fisher", "hessian", "ggn"])
+def test_functions_with_second_derivatives_are_taken(engine):
+    class Ordinary(odd.Layers):
+        def hidden(self, x):
+            return self.a(x).tanh()
+
+    model, ordinary = odd.DifferentiableOnce(odd.InTorch).eval(), Ordinary().eval()
+    ordinary.load_state_dict(model.state_dict())
+    data = odd.samples(model)
+    got, expected = ENGINES[engine](model, data), ENGINES[engine](ordinary, data)
+    for name, value in got.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
 
 
 def test_transforms_inside_of_the_model():

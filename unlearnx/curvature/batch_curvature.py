@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from unlearnx._batches import Nest, arguments, count, rows, split_rows
+from unlearnx._batches import Nest, arguments, count, rows, split_rows, tensors
 from unlearnx._functional import functional_call
 from unlearnx._graphs import nodes
 from unlearnx._losses import SampleLoss
@@ -72,7 +72,12 @@ class BatchCurvature:
 
 
 class RecordedBatch(BatchCurvature):
-    """A batch whose autograd graph is recorded once, in the constructor, and differentiated by every product."""
+    """A batch whose autograd graph is recorded once, in the constructor, and differentiated by every product.
+
+    Attributes:
+        calls_own_functions: whether the model calls autograd functions of the user's; False where nobody asked for a
+            ``look``.
+    """
 
     linear = False  # whether the model is differentiated only once
 
@@ -85,6 +90,7 @@ class RecordedBatch(BatchCurvature):
         y: Nest,
         samples: int,
         use_channels_last: bool,
+        look: bool = False,
     ):
         super().__init__(snapshot, samples)
         self.leaves = list(snapshot.leaves.values())
@@ -93,6 +99,7 @@ class RecordedBatch(BatchCurvature):
         with torch.enable_grad(), _differentiable_attention():
             with TwiceDifferentiable(derivatives):
                 output = rows(functional_call(model, (snapshot.leaves, snapshot.rest), *arguments(x)), count(y))
+            self.calls_own_functions = look and any(map(_is_own, nodes(tensors(output))))
             self.flags.recording = True
             self._record(output, loss, y)
 
@@ -203,8 +210,40 @@ class GaussNewton(RecordedBatch):
         directions = [_filled(t, u) for t, u in zip(curved, self.u, strict=True)]
         return list(self._backward(self.outputs, self.leaves, directions, keep=keep))
 
+    def check_transposed(self) -> None:
+        """Refuse a model where J v is not the transpose of ``J^T u``: a backward pass in it has no derivative.
+
+        Raises:
+            ValueError: they differ by more than rounding.
+        """
+        generator = torch.Generator().manual_seed(0)
+        u, v = ([torch.randn(t.shape, generator=generator).to(t) for t in ts] for ts in (self.outputs, self.leaves))
+        gradients = self._backward(self.outputs, self.leaves, u, keep=True)
+        self.flags.tangents = True
+        tangents = self._backward(self.transposed, self.u, v, keep=True)
+        self.flags.tangents = False
+        (one, scale), (other, _) = _inner(gradients, v), _inner(tangents, u)
+        half = any(t.dtype.itemsize == 2 for t in self.outputs)
+        if abs(one - other) > (5e-2 if half else 1e-3) * scale:
+            raise ValueError(
+                "model: calls an autograd function of its own whose backward pass has no derivative, expected one made "
+                "of functions of torch, since products with a curvature are second derivatives"
+            )
+
     def roots(self) -> list[Tensor]:
         return [t for t in (*self.outputs, *self.output_gradients, *self.transposed) if t is not None]
+
+
+def _inner(found: Sequence[Tensor | None], given: Values) -> tuple[float, float]:
+    """An inner product, and what it would be if nothing in it cancelled."""
+    products = [(a.double() * b.double()) for a, b in zip(found, given, strict=True) if a is not None]
+    return sum(float(p.sum()) for p in products), sum(float(p.abs().sum()) for p in products)
+
+
+def _is_own(node: Any) -> bool:
+    """Whether a node is of an autograd function that is neither torch's nor ours."""
+    function = getattr(type(node), "_forward_cls", None)
+    return function is not None and not function.__module__.startswith(("torch.", "unlearnx."))
 
 
 class _WithoutValue(torch.autograd.Function):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import weakref
+from functools import partial
 
 from torch import nn
 
 from unlearnx import _distributed as distributed
-from unlearnx._batches import Nest, moved
+from unlearnx._batches import Nest, moved, take
 from unlearnx._checks import check_deterministic, model_device
 from unlearnx._copies import lent
 from unlearnx._losses import Loss, SampleLoss
 from unlearnx._memory import free_bytes
 from unlearnx._memory_order import ImageOrder
 from unlearnx._models import check_gradients_possible
-from unlearnx.curvature.batch_curvature import BatchCurvature, RecordedBatch, Snapshot
+from unlearnx.curvature.batch_curvature import BatchCurvature, GaussNewton, RecordedBatch, Snapshot
 from unlearnx.curvature.softmax_head import SoftmaxRegression, is_softmax_regression
 
 # Part of the free memory that the batches' graphs may take. While they do, there is room for another batch at work: its
@@ -87,16 +88,22 @@ class SharedState:
         batch = self._recorded(kind, snapshot, x, y, samples)
         if not self._looked_into:
             batch.check_twice_differentiable()
+            if batch.calls_own_functions:
+                one = slice(0, 1)
+                GaussNewton(
+                    self._lent, self.loss, snapshot.with_own_leaves(), take(x, one), take(y, one), 1, False
+                ).check_transposed()
             self._looked_into = True
         return batch
 
     def _recorded(self, kind: type[RecordedBatch], snapshot: Snapshot, x: Nest, y: Nest, samples: int) -> RecordedBatch:
+        record = partial(kind, self._lent, self.loss, snapshot, x, y, samples, look=not self._looked_into)
         if not (self._use_channels_last and model_device(self.model).type == "cpu" and self._image_order.taken(x)):
-            return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=False)
+            return record(use_channels_last=False)
         try:
-            return kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=True)
+            return record(use_channels_last=True)
         except RuntimeError:  # some models need contiguous inputs
-            batch = kind(self._lent, self.loss, snapshot, x, y, samples, use_channels_last=False)
+            batch = record(use_channels_last=False)
             self._use_channels_last = False  # set only here: without channels-last the same batch worked
             return batch
 

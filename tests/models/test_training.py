@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from unlearnx import Request
+from unlearnx.methods import SCRUB, FineTune
 from unlearnx.metrics import accuracy
 from unlearnx.models import ImageTraining, Training, digits_cnn, fast_dtype, vgg_cifar10
 
@@ -151,3 +153,18 @@ def test_the_published_recipe_keeps_its_numbers():
     )
     with pytest.raises(ValueError, match="momentum is 2"):
         ImageTraining(1, momentum=2.0)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+def test_a_single_sample_is_left_over(norm):
+    """It joins the step before where a BatchNorm could not be trained on it alone."""
+    model = nn.Sequential(nn.Linear(4, 6), norm(6), nn.Linear(6, 3))
+    sizes = []
+    model.register_forward_hook(lambda module, args, output: sizes.append(len(output)) if module.training else None)
+    data = torch.randn(17, 4), torch.arange(17) % 3
+    Training(epochs=2, batch_size=8).run(model, data)
+    assert sizes == ([8, 9] if norm is nn.BatchNorm1d else [8, 8, 1]) * 2
+    model.eval()
+    request = Request.remove((torch.cat([data[0], data[0][:1]]), torch.arange(18) % 3), [17])
+    for kind in (FineTune, SCRUB):
+        assert kind(epochs=1, batch_size=8, max_increase=9.0)(model, request).applied

@@ -27,6 +27,7 @@ from unlearnx._checks import (
     select_params,
 )
 from unlearnx._data import Data, check_visits_all, size
+from unlearnx._epochs import joins_last, steps_of_epoch
 from unlearnx._files import write_atomically
 from unlearnx._gradients import densify_gradients
 from unlearnx._known_labels import all_labels
@@ -191,7 +192,7 @@ class _Run:
         self.names = select_params(model, training.params)
         self.chosen = [own[name] for name in self.names]
         self.origin = [p.detach().clone() for p in self.chosen] if training.anchor else []
-        self.batches = -(-self.n // training.batch_size)
+        self.batches = -(-self.n // training.batch_size) - joins_last(self.n, training.batch_size, model)
         self.optimizer, self.schedule = training.optimizer(self.chosen, max(2, self.batches * training.epochs))
         self.epoch, self.seconds = 0, 0.0
         self.key = "" if checkpoint is None else self._key(data)
@@ -227,7 +228,7 @@ class _Run:
 
     def _run_epoch(self, advance) -> None:
         start = time.perf_counter()
-        order = torch.randperm(self.n).split(self.training.batch_size)
+        order = steps_of_epoch(self.n, self.training.batch_size, self.model)
         seed = hash((self.training.seed, self.epoch)) % 2**63  # of the workers; drawn, it would change later numbers
         mean = torch.zeros((), device=self.device)
         for x, y in self.samples.batches(order, seed):

@@ -1,6 +1,7 @@
 """K-FAC and EK-FAC against dense matrices, made of the gradients of single samples, in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -401,6 +402,27 @@ def test_rank_deficient_and_repeated_eigenvalues():
     back = factors.matvec(factors.solve(v, 1e-3), 1e-3)
     for n, t in back.items():
         torch.testing.assert_close(t, v[n], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+def test_one_token_a_sample(approximation):
+    """As the users and items of a recommender, with and without a dimension for it."""
+
+    class Items(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.o = torch.nn.Embedding(5, 4, padding_idx=1), torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.o(self.e(x).view(len(x), 4).tanh())
+
+    model, x, y = Items().double(), torch.arange(12) % 5, torch.arange(12) % 3
+    fit = partial(EKFAC(approximation=approximation).fit, model, F.cross_entropy, fisher_type="exact")
+    one, other = fit((x, y)).diagonal(), fit((x[:, None], y)).diagonal()
+    exact = fisher_diagonal(model, F.cross_entropy, (x, y), fisher_type="exact")
+    for name, t in one.items():
+        torch.testing.assert_close(t, other[name])
+    torch.testing.assert_close(sum(t.sum() for t in one.values()), sum(t.sum() for t in exact.values()))
 
 
 def test_layers_of_two_dtypes():

@@ -100,8 +100,8 @@ class Covariances:
         self.counted += count
 
     def _add_embedding(self, contribution: EmbeddingWeight, weight: Tensor | None, inputs: bool) -> None:
-        tokens, dy = contribution.x.flatten(1), contribution.dy.flatten(1, -2)
-        dy = dy.to(self.outputs.dtype)
+        n, d = len(contribution.x), contribution.dy.shape[-1]
+        tokens, dy = contribution.x.reshape(n, -1), contribution.dy.reshape(n, -1, d).to(self.outputs.dtype)
         if contribution.padding_idx is not None:
             dy = dy.masked_fill((tokens == contribution.padding_idx)[..., None], 0)
         counted = (dy != 0).any(2)

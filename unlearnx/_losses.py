@@ -89,7 +89,7 @@ class SampleLoss:
             ValueError: it returns something else, or does not take the labels with these outputs.
         """
         n = count(y)
-        output = rows(output, n)
+        output = wide(rows(output, n))
         losses = self._in_closed_form(output, y)
         return self._returned(output, y, n) if losses is None else losses
 

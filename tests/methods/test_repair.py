@@ -178,6 +178,15 @@ def test_energy_alignment_keeps_what_the_repaired_model_says(study):
     assert (probabilities(aligned, request.forget_set).argmax(1) == said).double().mean() > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_energy_alignment_in_other_dtypes(dtype):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype).eval()
+    request = Request.remove((torch.randn(30, 6, dtype=dtype), torch.arange(30) % 3), range(4))
+    outcome = EnergyAlignment(epochs=1, max_increase=9.0)(model, request)
+    assert outcome.applied
+    assert {p.dtype for p in outcome.model.parameters()} == {dtype}
+
+
 def test_corrections(study):
     model, request, test = study
     (x, given), (_, fixed) = materialize(request.dataset), materialize(request.dataset)

@@ -310,9 +310,10 @@ def test_several_processes(calls, monkeypatch):
     ours, theirs, v = both()
     monkeypatch.setattr(rows.distributed, "processes", lambda: 2)
     monkeypatch.setattr(rows.distributed, "all_reduce_", list)  # as if the other process had no samples
-    close(ours.matmat(v), theirs.matmat(v), 0)
+    # Torch itself differentiates the loss that is not recognised, and may round the last digit differently.
+    close(ours.matmat(v), theirs.matmat(v), 1e-14)
     solver = LiSSA(scale=2.0, batch_size=16)
-    close(solver.solve(ours, v).x, solver.solve(theirs, v).x, 0)
+    close(solver.solve(ours, v).x, solver.solve(theirs, v).x, 1e-14)
     assert not calls
 
 

@@ -263,6 +263,35 @@ def canary_lm() -> str:
     return f"*{processor(result)}, threads: {threads(result)}.*\n\n{markdown(head, rows)}"
 
 
+def tofu() -> str:
+    """Fictitious authors that a language model forgets, and what of them comes back."""
+    result = read("tofu")
+    measures = {
+        "forget_quality": ("forget quality", ".2g"),
+        "utility": ("utility", ".3f"),
+        "forget_truth_ratio": ("truth ratio", ".2f"),
+        "forget_probability": ("probability", ".2f"),
+        "forget_rouge": ("ROUGE-L", ".2f"),
+        "mia_min_k": ("attack, Min-K%", ".2f"),
+        "paraphrased_probability": ("in other words", ".2f"),
+        "rounded_4": ("4-bit weights", ".2f"),
+        "relearned_10": ("10 texts relearned", ".2f"),
+        "seconds": ("seconds", ".0f"),
+    }
+    rows = []
+    for name, s in result["summary"].items():
+        label = f"`{name}`, {strength}" if (strength := chosen_strength(result, name)) else name
+        rows.append([label, *(f"{s[key]:{form}}" for key, (_, form) in measures.items())])
+    table = markdown(["model", *(title for title, _ in measures.values())], rows)
+    return f"*{processor(result)}, threads: {threads(result)}.*\n\n{table}"
+
+
+def chosen_strength(result: dict[str, Any], method: str) -> str:
+    """The strength of a method that was found on other authors; nothing for a model that none made."""
+    found = result["chosen"].get(method)
+    return f"{found['strength']} = {found['value']:g}" if found else ""
+
+
 def threads(result: dict[str, Any]) -> int:
     """How many threads a study ran on."""
     return int(result["environment"]["unlearnx"]["threads"])
@@ -634,6 +663,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "features-drebin": features,
     "canary-alice": canary,
     "canary-lm": canary_lm,
+    "tofu": tofu,
     "fisher": fisher,
     "curvature": lambda: curvature("curvature"),
     "kronecker": kronecker,

@@ -538,7 +538,7 @@ def untuned() -> str:
 def untuned_methods() -> str:
     """For every method, on how many cells it comes near to retraining at little cost, and what its verdicts say."""
     by_method: dict[str, list[dict[str, Any]]] = {}
-    for row in rows_of(read("untuned")):
+    for row in (row for result in untuned_results() for row in rows_of(result)):
         by_method.setdefault(row["method"], []).append(row)
 
     def near(own: list[dict[str, Any]], is_class: bool) -> str:
@@ -557,11 +557,12 @@ def untuned_methods() -> str:
 
 def untuned_verdicts() -> str:
     """Verdicts against the distance to the retrained model's accuracy on the forget set."""
-    found = read("untuned")["verdicts"]
     distances = ("within 5 points", "5 to 10", "more than 10")
-    rows = [
-        [f'"{name}"', *(str(found[name].get(d, 0)) for d in distances)] for name in ("yes", "partly", "unknown", "no")
-    ]
+
+    def count(verdict: str, distance: str) -> int:
+        return sum(result["verdicts"].get(verdict, {}).get(distance, 0) for result in untuned_results())
+
+    rows = [[f'"{name}"', *(str(count(name, d)) for d in distances)] for name in ("yes", "partly", "unknown", "no")]
     return markdown(["verdict", *distances], rows)
 
 
@@ -591,6 +592,11 @@ def untuned_cifar() -> str:
     ]
     head = ["model, what is forgotten", "before", "retrained", "`forget`", "test before", "after", "verdict"]
     return markdown([*head, "seconds", "of retraining"], rows)
+
+
+def untuned_results() -> tuple[dict[str, Any], dict[str, Any]]:
+    """What methods do where nothing is tuned: twenty of them, and ten that were measured later on another processor."""
+    return read("untuned"), read("untuned-newer")
 
 
 def untuned_cells() -> list[list[dict[str, Any]]]:
@@ -635,6 +641,20 @@ def datamodelling() -> str:
     return markdown(["scores", *head], rows)
 
 
+def u_lira() -> str:
+    """What attackers find of what each method was to remove: who know a sample, and who see outputs alone."""
+
+    def area(found: dict[str, float]) -> str:
+        return f"{found['mean']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+    rows = sorted(read("u-lira")["rows"].items(), key=lambda entry: entry[1]["u_lira"]["mean"])
+    body = [
+        [name if name in ("untouched", "retrained") else f"`{name}`", area(row["u_lira"]), area(row["population"])]
+        for name, row in rows
+    ]
+    return markdown(["model", "U-LiRA", "population attack"], body)
+
+
 def stable_abi() -> str:
     """What calls of the ops cost before and after they moved to torch's stable ABI."""
     result = read("stable-abi")
@@ -676,6 +696,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "untuned-verdicts": untuned_verdicts,
     "untuned-cifar": untuned_cifar,
     "strength-cost": strength_cost,
+    "u-lira": u_lira,
 }
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from benchmarks.u_lira import RETRAINED, UNTOUCHED
 from benchmarks.untuned.rows import rows_of
+from benchmarks.untuned.study import summary
 from unlearnx.experiments.forget.published import published
 from unlearnx.experiments.report.table_columns import speedup
 
@@ -54,6 +56,11 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f}{NBSP}%"
+
+
+def ranged(value: float, low: float, high: float) -> str:
+    """A value with its interval or range."""
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def times(ratio: float) -> str:
@@ -538,7 +545,7 @@ def untuned() -> str:
 def untuned_methods() -> str:
     """For every method, on how many cells it comes near to retraining at little cost, and what its verdicts say."""
     by_method: dict[str, list[dict[str, Any]]] = {}
-    for row in (row for result in untuned_results() for row in rows_of(result)):
+    for row in untuned_rows():
         by_method.setdefault(row["method"], []).append(row)
 
     def near(own: list[dict[str, Any]], is_class: bool) -> str:
@@ -557,12 +564,11 @@ def untuned_methods() -> str:
 
 def untuned_verdicts() -> str:
     """Verdicts against the distance to the retrained model's accuracy on the forget set."""
+    found = summary(untuned_rows())["verdicts"]
     distances = ("within 5 points", "5 to 10", "more than 10")
-
-    def count(verdict: str, distance: str) -> int:
-        return sum(result["verdicts"].get(verdict, {}).get(distance, 0) for result in untuned_results())
-
-    rows = [[f'"{name}"', *(str(count(name, d)) for d in distances)] for name in ("yes", "partly", "unknown", "no")]
+    rows = [
+        [f'"{name}"', *(str(found[name].get(d, 0)) for d in distances)] for name in ("yes", "partly", "unknown", "no")
+    ]
     return markdown(["verdict", *distances], rows)
 
 
@@ -594,9 +600,9 @@ def untuned_cifar() -> str:
     return markdown([*head, "seconds", "of retraining"], rows)
 
 
-def untuned_results() -> tuple[dict[str, Any], dict[str, Any]]:
+def untuned_rows() -> list[dict[str, Any]]:
     """What methods do where nothing is tuned: twenty of them, and ten that were measured later on another processor."""
-    return read("untuned"), read("untuned-newer")
+    return rows_of(read("untuned")) + rows_of(read("untuned-newer"))
 
 
 def untuned_cells() -> list[list[dict[str, Any]]]:
@@ -643,13 +649,13 @@ def datamodelling() -> str:
 
 def u_lira() -> str:
     """What attackers find of what each method was to remove: who know a sample, and who see outputs alone."""
-
-    def area(found: dict[str, float]) -> str:
-        return f"{found['mean']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-
     rows = sorted(read("u-lira")["rows"].items(), key=lambda entry: entry[1]["u_lira"]["mean"])
+    attacks = ("u_lira", "population")
     body = [
-        [name if name in ("untouched", "retrained") else f"`{name}`", area(row["u_lira"]), area(row["population"])]
+        [
+            name if name in (UNTOUCHED, RETRAINED) else f"`{name}`",
+            *(ranged(*(row[attack][key] for key in ("mean", "low", "high"))) for attack in attacks),
+        ]
         for name, row in rows
     ]
     return markdown(["model", "U-LiRA", "population attack"], body)
@@ -661,8 +667,7 @@ def stable_abi() -> str:
     rows = []
     for row in result["rows"]:
         ordinary, small = row["ordinary"], row["small"]
-        low, high = ordinary["range"]
-        cells = [f"{1e3 * ordinary['before']:.3g}", f"{ordinary['ratio']:.2f} ({low:.2f} to {high:.2f})"]
+        cells = [f"{1e3 * ordinary['before']:.3g}", ranged(ordinary["ratio"], *ordinary["range"])]
         rows.append(
             [f"`{row['row']}`", row["sizes"], *cells, *(f"{1e6 * small[side]:.0f}" for side in ("before", "after"))]
         )

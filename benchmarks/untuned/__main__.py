@@ -14,6 +14,7 @@ from benchmarks.untuned.cells import CELLS
 from benchmarks.untuned.rows import cases_of
 from benchmarks.untuned.sources import Sources
 from benchmarks.untuned.study import MAKERS, methods, run, summary
+from unlearnx.experiments.report import environment
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     found = summary(rows)
     print(json.dumps(found, indent=1))
     if given.out is not None:
-        write_result(given.out, {**found, "cases": cases_of(rows)})
+        write_result(given.out, {**found, "cases": cases_of(rows), "environment": environment()})
 
 
 if __name__ == "__main__":
